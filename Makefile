@@ -1,0 +1,41 @@
+# The project's commands. Each sets up what it needs: an environment in .venv, with this package in it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test check format clean
+
+help:
+	@echo "make quickstart  set up, run the quickstart sweep, print its tables and plot"
+	@echo "make test        set up, run the tests"
+	@echo "make check       set up, then format, lint and types"
+	@echo "make format      put the code into the format that check wants"
+	@echo "make clean       remove the environment and what tools left behind"
+
+quickstart: $(VENV)/installed
+	$(BIN)/python -m domainbed_ext.sweep launch
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n $$(nproc 2>/dev/null || echo 2)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,11 @@
+"""Domain generalisation of parameter-efficient fine-tuning, in DomainBed's protocol.
+
+    python -m domainbed_ext.sweep launch                 # the quickstart: five methods, four environments
+    python -m domainbed_ext.train --help                 # one run
+    python -m domainbed_ext.collect_results --input_dir DIR
+
+The protocol (splits, seeds, records, model selection, tables) is that of DomainBed: Gulrajani and Lopez-Paz,
+"In Search of Lost Domain Generalization", ICLR 2021.
+"""
+
+__version__ = "0.1.0"

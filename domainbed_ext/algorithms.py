@@ -1,0 +1,243 @@
+"""The methods, as DomainBed algorithms: `BA`, `BOnly`, `AOnly`, `LP`, `FullFT`; and DomainBed's `ERM`.
+
+A new method is one class and one line in `ALGORITHMS`:
+
+    class MyMethod(Algorithm):
+        def prepare(self, backbone, hparams):
+            for name, parameter in backbone.named_parameters():
+                parameter.requires_grad = "norm" in name or "head" in name
+
+    ALGORITHMS["MyMethod"] = MyMethod
+
+A name may fix hyperparameters, as in `BOnly@rank=16,lr=0.001`, and is then a row of its own in every table.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from domainbed_ext import backbones, hparams_registry, precision
+from domainbed_ext.data import Minibatch
+from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.seeds import seed_hash
+from vitlorafa import AdapterConfig, AdapterError, inject, load_adapter, save_adapter
+
+
+class Algorithm(nn.Module):
+    """Empirical risk minimisation over whatever `prepare` leaves trainable, by AdamW at a constant rate.
+
+    Args:
+        input_shape: (channels, height, width) of an image.
+        num_classes: of the head.
+        num_domains: number of training environments.
+        hparams: see `domainbed_ext.hparams_registry`.
+    """
+
+    def __init__(
+        self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.hparams = hparams
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.precision = precision.resolve(hparams["precision"], self.device)
+        self.backbone = backbones.create(
+            hparams["backbone"], hparams["weights"], num_classes, image_size=hparams["image_size"]
+        )
+        self.prepare(self.backbone, hparams)
+        self.to(self.device)
+        self.optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad], hparams)
+
+    def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
+        """Adapts the backbone in place and chooses what trains, by `requires_grad`.
+
+        Args:
+            backbone: a timm model with a fresh head.
+            hparams: the run's.
+        """
+        raise TypeError(f"{type(self).__name__} does not say what it trains")
+
+    def make_optimizer(self, parameters: list[nn.Parameter], hparams: dict[str, Any]) -> torch.optim.Optimizer:
+        """The optimizer of what trains."""
+        return torch.optim.AdamW(parameters, lr=hparams["lr"], weight_decay=hparams["weight_decay"])
+
+    def update(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, float]:
+        """One step on the mean cross-entropy over all environments' images.
+
+        Args:
+            minibatches: (images [batch, channels, height, width], labels [batch]), one a training environment.
+            unlabeled: images of the test environments; not used.
+
+        Returns:
+            The step's loss.
+        """
+        self.train()
+        images = torch.cat([x for x, _ in minibatches]).to(self.device, non_blocking=True)
+        labels = torch.cat([y for _, y in minibatches]).to(self.device, non_blocking=True)
+        with precision.autocast(self.precision, self.device):
+            loss = F.cross_entropy(self.logits(images), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.item()}
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[batch, channels, height, width] → [batch, num_classes], for training."""
+        return self.backbone(images)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """[batch, channels, height, width] → logits [batch, num_classes]."""
+        with precision.autocast(self.precision, self.device):
+            return self.backbone(x.to(self.device, non_blocking=True)).float()
+
+    def save(self, folder: Path) -> None:
+        """Writes what was trained (not the backbone it started from) into a folder, as safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {n: p.detach().cpu().contiguous() for n, p in self.backbone.named_parameters() if p.requires_grad}
+        save_file(trained, folder / "trained.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote into an algorithm of the same arguments."""
+        self.backbone.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
+
+
+class FullFT(Algorithm):
+    """Full fine-tuning: every weight trains."""
+
+    def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
+        """Leaves everything trainable."""
+
+
+class ERM(FullFT):
+    """DomainBed's ERM: full fine-tuning by Adam, at DomainBed's hyperparameters."""
+
+    def make_optimizer(self, parameters: list[nn.Parameter], hparams: dict[str, Any]) -> torch.optim.Optimizer:
+        """Adam, whose weight decay is an L2 penalty."""
+        return torch.optim.Adam(parameters, lr=hparams["lr"], weight_decay=hparams["weight_decay"])
+
+
+class LP(Algorithm):
+    """Linear probing: the head trains on frozen features."""
+
+    def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
+        """Freezes all but the head."""
+        backbone.requires_grad_(False)
+        backbones.classifier(backbone).requires_grad_(True)
+
+
+class BA(Algorithm):
+    """LoRA (Hu et al., 2021): both factors train."""
+
+    TRAIN: ClassVar[Literal["B", "A", "BA"]] = "BA"
+
+    def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
+        """Adds the adapters; they and the head train."""
+        try:
+            config = AdapterConfig(
+                rank=hparams["rank"],
+                alpha=hparams["alpha"],
+                train=self.TRAIN,
+                targets=hparams["targets"],
+                dropout=hparams["adapter_dropout"],
+            )
+            inject(backbone, config, train_head=True)
+        except AdapterError as error:
+            raise BenchmarkError(f"{type(self).__name__} on {hparams['backbone']}: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        """Writes the adapter and the head, in vitlorafa's format."""
+        save_adapter(self.backbone, folder, head=True)
+
+    def load(self, folder: Path) -> None:
+        """Reads the adapter and the head."""
+        load_adapter(self.backbone, folder)
+
+
+class BOnly(BA):
+    """B̂A_rand of the asymmetry paper (Zhu et al., 2024), or LoRA-FA: A is a frozen random orthonormal
+    projection, B trains."""
+
+    TRAIN = "B"
+
+
+class AOnly(BA):
+    """B_randÂ of the asymmetry paper: B is frozen with random orthonormal columns, A trains."""
+
+    TRAIN = "A"
+
+
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "BA": BA,
+    "BOnly": BOnly,
+    "AOnly": AOnly,
+    "LP": LP,
+    "FullFT": FullFT,
+    "ERM": ERM,
+}
+
+
+def parse_name(name: str) -> tuple[str, dict[str, Any]]:
+    """Takes `BOnly@rank=16,targets="q,v"` apart.
+
+    Args:
+        name: of an algorithm, with fixed hyperparameters or none.
+
+    Returns:
+        The registered name, and the fixed hyperparameters.
+
+    Raises:
+        BenchmarkError: unknown algorithm, or a part that is not `hyperparameter=value`.
+    """
+    base, _, fixed = name.partition("@")
+    if base not in ALGORITHMS:
+        raise unknown("algorithm", base, ALGORITHMS)
+    hparams = {}
+    for part in fixed.split(",") if fixed else ():
+        key, equals, value = part.partition("=")
+        if not (key and equals and value):
+            raise BenchmarkError(f"{name!r}: {part!r} is not hyperparameter=value, as in {base}@rank=16")
+        try:
+            hparams[key] = json.loads(value)
+        except json.JSONDecodeError:
+            hparams[key] = value.replace("+", ",")  # targets=q+v: a comma parts hyperparameters
+    return base, hparams
+
+
+def get_algorithm_class(name: str) -> type[Algorithm]:
+    """The class behind a name.
+
+    Args:
+        name: with or without fixed hyperparameters.
+
+    Raises:
+        BenchmarkError: unknown algorithm; names the nearest.
+    """
+    return ALGORITHMS[parse_name(name)[0]]
+
+
+def get_hparams(name: str, dataset: str, hparams_seed: int = 0, trial_seed: int = 0) -> dict[str, Any]:
+    """The hyperparameters of an algorithm on a data set, those in its name included.
+
+    Args:
+        name: of the algorithm, with or without fixed hyperparameters.
+        dataset: name.
+        hparams_seed: 0 for the defaults, else of the random draw.
+        trial_seed: number of the trial.
+
+    Returns:
+        Name to plain Python value.
+
+    Raises:
+        BenchmarkError: unknown algorithm, or a fixed hyperparameter it does not have.
+    """
+    base, fixed = parse_name(name)
+    if hparams_seed == 0:
+        hparams = hparams_registry.default_hparams(base, dataset)
+    else:
+        hparams = hparams_registry.random_hparams(base, dataset, seed_hash(hparams_seed, trial_seed))
+    hparams_registry.apply(hparams, fixed, f"the name {name!r}")
+    return hparams

@@ -1,0 +1,42 @@
+"""The data sets by name. A new one is a class and a line here."""
+
+from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
+from domainbed_ext.datasets.digits_shift import DigitsShift
+from domainbed_ext.datasets.folders import (
+    PACS,
+    VLCS,
+    DomainNet,
+    ImageFolderDomains,
+    OfficeHome,
+    TerraIncognita,
+)
+from domainbed_ext.errors import unknown
+
+__all__ = ["DATASETS", "Environment", "MultipleDomainDataset", "get_dataset_class"]
+
+DATASETS: dict[str, type[MultipleDomainDataset]] = {
+    "DigitsShift": DigitsShift,
+    "VLCS": VLCS,
+    "PACS": PACS,
+    "OfficeHome": OfficeHome,
+    "TerraIncognita": TerraIncognita,
+    "DomainNet": DomainNet,
+    "ImageFolderDomains": ImageFolderDomains,
+}
+
+
+def get_dataset_class(name: str) -> type[MultipleDomainDataset]:
+    """The data set of a name.
+
+    Args:
+        name: a key of `DATASETS`.
+
+    Returns:
+        Its class.
+
+    Raises:
+        BenchmarkError: unknown; names the nearest.
+    """
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    return DATASETS[name]

@@ -1,0 +1,169 @@
+"""Data sets that are folders: `<root>/<data set>/<environment>/<class>/<image>`.
+
+Environments and classes are the sorted sub-folders, as in DomainBed. Unlike DomainBed, a stray folder is
+refused rather than taken for an environment, and so are classes that differ between environments: either
+would shift every index silently.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
+from domainbed_ext.errors import BenchmarkError
+
+
+class FolderEnvironment(Environment):
+    """The images of one folder, by class. Listed as torchvision's `ImageFolder` lists them, so that index i is
+    DomainBed's index i."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            listing = ImageFolder(str(path))
+        except FileNotFoundError as error:  # torchvision's sentence lists every extension it knows
+            empty = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir() and not _has_image(folder)]
+            where = f"class folder(s) {', '.join(empty)} of {path}" if empty else f"domain folder {path}"
+            raise BenchmarkError(
+                f"no image in {where}: it should be <domain>/<class>/<image>; put the images there"
+            ) from error
+        self.name = path.name
+        self.classes: list[str] = listing.classes
+        self.paths = [file for file, _ in listing.samples]
+        self.targets = listing.targets
+
+    def load(self, index: int) -> Image.Image:
+        """Decodes an image file to RGB."""
+        try:
+            with Image.open(self.paths[index]) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises, by format, on a broken file
+            raise unreadable([self.paths[index]]) from error
+
+    def verify(self) -> list[str]:
+        """Runs `PIL.Image.verify` on every file."""
+        broken = []
+        for path in self.paths:
+            try:
+                with Image.open(path) as image:
+                    image.verify()
+            except (OSError, SyntaxError, ValueError):
+                broken.append(path)
+        return broken
+
+
+def _has_image(folder: Path) -> bool:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return any(file.suffix.lower() in IMG_EXTENSIONS for file in folder.rglob("*"))
+
+
+def unreadable(paths: Sequence[str]) -> BenchmarkError:
+    """The error for image files that cannot be read; names the first five."""
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    return BenchmarkError(f"not a readable image: {', '.join(paths[:5])}{more}; replace or delete such files")
+
+
+class ImageFolderDomains(MultipleDomainDataset):
+    """Any folder of domains: `--dataset ImageFolderDomains --data_dir FOLDER`, with
+    `FOLDER/<environment>/<class>/<image>`.
+
+    Raises:
+        BenchmarkError: no such folder, fewer than two domains, an empty one, or classes that differ.
+    """
+
+    CHECKPOINT_FREQ: ClassVar[int] = 300
+    FOLDER: ClassVar[str] = ""
+    DOMAINS: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
+        super().__init__(root, test_envs, hparams)
+        name = type(self).__name__
+        if root is None:
+            raise BenchmarkError(f"{name} needs its images: add --data_dir with the folder that holds {self.layout()}")
+        folder = Path(root).expanduser() / self.FOLDER
+        if not folder.is_dir():
+            raise BenchmarkError(f"{name}: no folder {folder}; --data_dir should hold {self.layout()}")
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if self.DOMAINS:
+            missing = [domain for domain in self.DOMAINS if domain not in found]
+            stray = [domain for domain in found if domain not in self.DOMAINS]
+            if missing:
+                raise BenchmarkError(f"{name}: missing domain folder(s) {', '.join(missing)} in {folder}; add them")
+            if stray:
+                raise BenchmarkError(
+                    f"{name}: stray folder(s) {', '.join(stray)} in {folder} would count as domains; move them away"
+                )
+        elif len(found) < 2:
+            raise BenchmarkError(f"{name}: {folder} holds {len(found)} domain folder(s), but it takes at least two")
+        self.domains = found
+        self.datasets: list[FolderEnvironment] = [FolderEnvironment(folder / domain) for domain in found]
+        self.classes = self.datasets[0].classes
+        for environment in self.datasets[1:]:
+            _check_same_classes(name, self.datasets[0], environment)
+
+    @classmethod
+    def layout(cls) -> str:
+        """How the data should lie, in words."""
+        return "/".join(part for part in (cls.FOLDER, "<domain>", "<class>", "<image>") if part)
+
+    @property
+    def environments(self) -> tuple[str, ...]:
+        """DomainBed's short labels, or the folders' names where there are none."""
+        return self.ENVIRONMENTS or tuple(self.domains)
+
+
+def _check_same_classes(dataset: str, first: FolderEnvironment, other: FolderEnvironment) -> None:
+    if first.classes == other.classes:
+        return
+    differing = []
+    for here, there in ((first, other), (other, first)):
+        only = sorted(set(here.classes) - set(there.classes))
+        if only:
+            differing.append(f"{', '.join(only)} only in {here.name}")
+    raise BenchmarkError(
+        f"{dataset}: classes differ between domains ({'; '.join(differing)}): give every domain the same class folders"
+    )
+
+
+class VLCS(ImageFolderDomains):
+    """VLCS (Fang et al., 2013): photographs from four data sets, 5 classes."""
+
+    ENVIRONMENTS = ("C", "L", "S", "V")
+    FOLDER = "VLCS"
+    DOMAINS = ("Caltech101", "LabelMe", "SUN09", "VOC2007")
+
+
+class PACS(ImageFolderDomains):
+    """PACS (Li et al., 2017): art, cartoons, photographs and sketches, 7 classes."""
+
+    ENVIRONMENTS = ("A", "C", "P", "S")
+    FOLDER = "PACS"
+    DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
+
+
+class OfficeHome(ImageFolderDomains):
+    """OfficeHome (Venkateswara et al., 2017): art, clipart, product shots and photographs, 65 classes."""
+
+    ENVIRONMENTS = ("A", "C", "P", "R")
+    FOLDER = "office_home"
+    DOMAINS = ("Art", "Clipart", "Product", "Real World")
+
+
+class TerraIncognita(ImageFolderDomains):
+    """TerraIncognita (Beery et al., 2018): camera traps at four locations, 10 classes."""
+
+    ENVIRONMENTS = ("L100", "L38", "L43", "L46")
+    FOLDER = "terra_incognita"
+    DOMAINS = ("location_100", "location_38", "location_43", "location_46")
+
+
+class DomainNet(ImageFolderDomains):
+    """DomainNet (Peng et al., 2019): six styles, 345 classes."""
+
+    CHECKPOINT_FREQ = 1000
+    ENVIRONMENTS = ("clip", "info", "paint", "quick", "real", "sketch")
+    FOLDER = "domain_net"
+    DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")

@@ -1,0 +1,44 @@
+"""What a user did wrong, said in one sentence: what, where, and what to do."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class BenchmarkError(Exception):
+    """A mistake in the input. Its message is one sentence for the user; the command line prints no traceback."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> BenchmarkError:
+    """The error for a name that is not in a registry, with the nearest right one.
+
+    Args:
+        kind: what the name should be, e.g. "algorithm".
+        name: the name given.
+        known: the right names.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    names = sorted(known)
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    near = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.4)
+    hint = f"did you mean {by_lower[near[0]]!r}?" if near else f"choose one of {', '.join(names[:20])}."
+    return BenchmarkError(f"unknown {kind} {name!r}: {hint}")
+
+
+def exit_cleanly(main: Callable[[], int | None]) -> None:
+    """Runs a command's `main` and exits: a `BenchmarkError` becomes one line on stderr and exit code 2.
+
+    Args:
+        main: the command; its return value is the exit code (None is 0).
+    """
+    try:
+        code = main() or 0
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
+        code = 130
+    sys.exit(code)

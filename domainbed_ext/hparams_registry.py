@@ -1,0 +1,179 @@
+"""Hyperparameters: what each algorithm has, its default, and where a random value is drawn from.
+
+A random value comes from a generator seeded by the seed and the hyperparameter's name, as in DomainBed, so it
+does not depend on the order of this file.
+
+Why these defaults. The factors of an adapter start at zero or at random and must move far in few steps, and
+Adam's step has the size of the learning rate, so they want a rate 20 to 100 times that of the pretrained
+weights (LoRA: Hu et al. 2021, table 9 onwards); ours were chosen on DigitsShift and PACS with ViT-Ti. Full
+fine-tuning keeps DomainBed's rate, under which pretrained weights stay near their start. A linear probe is a
+convex problem, for which a large rate is safe. The weight decay is DomainBed's: zero.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.random import RandomState
+
+from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.seeds import seed_hash
+
+SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST", "DigitsShift")
+_ADAPTERS = ("BA", "BOnly", "AOnly")
+_OURS = (*_ADAPTERS, "LP", "FullFT")
+
+Draw = Callable[[RandomState], Any]
+Entry = tuple[Any, Draw]  # default, random
+
+
+def _choice(*options: Any) -> Draw:
+    return lambda r: r.choice(options)
+
+
+def _fixed(value: Any) -> Entry:
+    return value, lambda r: value
+
+
+def _log10(low: float, high: float) -> Draw:
+    return lambda r: 10 ** r.uniform(low, high)
+
+
+def _entries(algorithm: str, dataset: str) -> dict[str, Entry]:
+    """Every hyperparameter of an algorithm on a data set."""
+    small = dataset in SMALL_IMAGES
+    entries: dict[str, Entry] = {
+        "backbone": _fixed("vit_pico_patch8_32" if small else "vit_base_patch16_224.augreg_in21k"),
+        "weights": _fixed("pretrained"),
+        "precision": _fixed("auto"),
+        "image_size": _fixed(None),
+        "data_augmentation": _fixed(True),
+        "class_balanced": _fixed(False),
+    }
+    # DomainBed's own: its learning rate, decay and batch size.
+    entries["lr"] = (1e-3, _log10(-4.5, -2.5)) if small else (5e-5, _log10(-5, -3.5))
+    entries["weight_decay"] = _fixed(0.0) if small else (0.0, _log10(-6, -2))
+    if small:
+        entries["batch_size"] = (64, lambda r: int(2 ** r.uniform(3, 9)))
+    else:
+        largest = 5.0 if dataset == "DomainNet" else 5.5
+        entries["batch_size"] = (32, lambda r: int(2 ** r.uniform(3, largest)))
+
+    if algorithm == "ERM":
+        entries["resnet_dropout"] = (0.0, _choice(0.0, 0.1, 0.5))
+        entries["vit_dropout"] = (0.0, _choice(0.0, 0.1, 0.5))
+        entries["nonlinear_classifier"] = _fixed(False)
+    elif algorithm in _ADAPTERS:
+        entries["lr"] = (2e-3, _log10(-3.5, -2))
+        entries["rank"] = (8, lambda r: int(2 ** r.randint(2, 6)))
+        entries["alpha"] = _fixed(None)  # 2·rank
+        entries["targets"] = _fixed("all" if small else "q,v")  # the paper's parameter counts imply q and v
+        entries["adapter_dropout"] = (0.0, _choice(0.0, 0.1))
+    elif algorithm == "LP":
+        entries["lr"] = (3e-3, _log10(-3.5, -2))
+    elif algorithm == "FullFT":
+        entries["lr"] = (3e-4, _log10(-4.5, -3)) if small else (5e-5, _log10(-5, -3.5))
+    if algorithm in _OURS and small:
+        # Environments of some 450 images: a holdout has 90.
+        entries["batch_size"] = (16, lambda r: int(2 ** r.uniform(3, 6)))
+    return entries
+
+
+def _plain(value: Any) -> Any:
+    """A plain Python value: a NumPy scalar would change seeds and break JSON."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
+    """The default hyperparameters (`hparams_seed` 0).
+
+    Args:
+        algorithm: name, without "@".
+        dataset: name.
+
+    Returns:
+        Name to plain Python value.
+    """
+    return {name: default for name, (default, _) in _entries(algorithm, dataset).items()}
+
+
+def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
+    """Random hyperparameters, as DomainBed draws them.
+
+    Args:
+        algorithm: name, without "@".
+        dataset: name.
+        seed: `seed_hash(hparams_seed, trial_seed)`.
+
+    Returns:
+        Name to plain Python value.
+    """
+    return {
+        name: _plain(draw(RandomState(seed_hash(seed, name))))
+        for name, (_, draw) in _entries(algorithm, dataset).items()
+    }
+
+
+def parse_hparams(text: str | None) -> dict[str, Any]:
+    """Reads `--hparams`.
+
+    Args:
+        text: a JSON object, or nothing.
+
+    Returns:
+        Its content.
+
+    Raises:
+        BenchmarkError: it is not one.
+    """
+    if not text:
+        return {}
+    try:
+        hparams = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BenchmarkError(f"--hparams is not JSON ({error}): write it like '{{\"rank\": 16}}'") from error
+    if not isinstance(hparams, dict):
+        raise BenchmarkError(f"--hparams is not a JSON object but {text}: write it like '{{\"rank\": 16}}'")
+    return hparams
+
+
+def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str) -> None:
+    """Sets hyperparameters in place.
+
+    Args:
+        hparams: an algorithm's.
+        overrides: new values.
+        source: where these come from, for the error.
+
+    Raises:
+        BenchmarkError: the algorithm has no such hyperparameter, or the value has another type than the default.
+    """
+    for name, value in overrides.items():
+        if name not in hparams:
+            raise unknown(f"hyperparameter in {source}:", name, hparams)
+        current = hparams[name]
+        number = isinstance(current, (int, float)) and not isinstance(current, bool)
+        given_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if current is not None and (number != given_number or not (number or isinstance(value, type(current)))):
+            raise BenchmarkError(
+                f"hyperparameter {name} in {source} should be a {type(current).__name__}, not {value!r}"
+            )
+        hparams[name] = value
+
+
+def check(hparams: Mapping[str, Any]) -> None:
+    """Checks the values that every algorithm has.
+
+    Args:
+        hparams: final hyperparameters.
+
+    Raises:
+        BenchmarkError: one is out of range; says which and what it may be.
+    """
+    if not isinstance(hparams["batch_size"], int) or hparams["batch_size"] < 1:
+        raise BenchmarkError(f"batch_size {hparams['batch_size']} should be a whole number from 1 on")
+    if not hparams["lr"] > 0:
+        raise BenchmarkError(f"lr {hparams['lr']} should be above 0")
+    if not hparams["weight_decay"] >= 0:
+        raise BenchmarkError(f"weight_decay {hparams['weight_decay']} should be 0 or more")

@@ -1,0 +1,48 @@
+"""In which number format the products of a run are computed."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+PRECISIONS = ("auto", "bf16", "float32")
+
+
+def resolve(precision: str, device: torch.device) -> str:
+    """What "auto" means here: bf16 where the processor multiplies it natively, else float32.
+
+    A CPU without AVX512-BF16 or AMX emulates bf16 more slowly than it computes float32.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        device: where the run computes.
+
+    Returns:
+        "bf16" or "float32".
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bf16" if _cpu_has_bf16() else "float32"
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities:
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    older = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch 2.6 and before have no public word
+    return bool(older and older())
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context in which a model computes.
+
+    Args:
+        precision: "bf16" or "float32".
+        device: where.
+
+    Returns:
+        torch's autocast, switched off for float32.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,362 @@
+"""A sweep: which runs there are, how far each is, and launching what is missing.
+
+python -m domainbed_ext.sweep launch                       # the quickstart
+python -m domainbed_ext.sweep launch --sweep FILE.yaml     # a definition, arguments overriding it
+python -m domainbed_ext.sweep launch --datasets PACS --algorithms BA BOnly --data_dir D --output_dir O
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from domainbed_ext import resources, train
+from domainbed_ext.algorithms import parse_name
+from domainbed_ext.collect_results import collect
+from domainbed_ext.datasets import DATASETS, get_dataset_class
+from domainbed_ext.errors import BenchmarkError, exit_cleanly, unknown
+from domainbed_ext.launchers import LAUNCHERS, get_launcher
+from domainbed_ext.records import RunFolder, State, not_writable
+from domainbed_ext.seeds import seed_hash
+
+QUICKSTART = "quickstart.yaml"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep.
+
+    Attributes:
+        train_args: arguments of `domainbed_ext.train` that say what is computed; DomainBed's names.
+        sweep_dir: folder of the sweep.
+        extra_args: arguments that change no number, e.g. the worker count, and so no identity.
+    """
+
+    train_args: dict[str, Any]
+    sweep_dir: Path
+    extra_args: dict[str, Any]
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder, named by DomainBed's hash of the arguments."""
+        text = json.dumps(self.train_args, sort_keys=True)
+        return RunFolder(self.sweep_dir / hashlib.md5(text.encode("utf-8")).hexdigest())
+
+    @property
+    def argv(self) -> list[str]:
+        """Arguments of `domainbed_ext.train`."""
+        argv = []
+        arguments = {**self.train_args, **self.extra_args, "output_dir": str(self.folder.path)}
+        for name, value in sorted(arguments.items()):
+            if value is None or value is False:
+                continue
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            argv += [f"--{name}", *map(str, values)]
+        return argv
+
+    @property
+    def command(self) -> str:
+        """The shell command that runs it."""
+        return shlex.join([sys.executable, "-m", "domainbed_ext.train", *self.argv])
+
+    def __str__(self) -> str:
+        names = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
+        return " ".join(f"{name}={self.train_args[name]}" for name in names)
+
+
+def test_env_combinations(count: int, single: bool) -> Iterator[list[int]]:
+    """The sets of held-out environments, in DomainBed's order.
+
+    Args:
+        count: number of environments.
+        single: each alone; else every pair too, which leave-one-domain-out cross-validation needs.
+
+    Yields:
+        Indices.
+    """
+    for i in range(count):
+        yield [i]
+        if not single:
+            for j in range(i + 1, count):
+                yield [i, j]
+
+
+def make_jobs(args: argparse.Namespace) -> list[Job]:
+    """The runs of a sweep, in DomainBed's order.
+
+    Args:
+        args: of `make_parser`, complete.
+
+    Returns:
+        The jobs.
+
+    Raises:
+        BenchmarkError: unknown data set or algorithm.
+    """
+    for algorithm in args.algorithms:
+        parse_name(algorithm)
+    numbers = {name: getattr(args, name) for name in train.NUMBERS if getattr(args, name) is not None}
+    extra = {
+        "workers": args.workers,
+        "verify_images": args.verify_images,
+        "skip_model_save": args.skip_model_save,
+    }
+    jobs = []
+    for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), args.datasets, args.algorithms):
+        for test_envs in test_env_combinations(_environment_count(dataset, args.data_dir), args.single_test_envs):
+            for hparams_seed in range(args.n_hparams_from, args.n_hparams):
+                train_args = {
+                    "dataset": dataset,
+                    "algorithm": algorithm,
+                    "test_envs": test_envs,
+                    "holdout_fraction": args.holdout_fraction,
+                    "hparams_seed": hparams_seed,
+                    "data_dir": args.data_dir,
+                    "task": args.task,
+                    "trial_seed": trial_seed,
+                    "seed": seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
+                }
+                optional = {"steps": args.steps, "hparams": args.hparams}
+                train_args |= {name: value for name, value in optional.items() if value is not None}
+                jobs.append(Job(train_args | numbers, Path(args.output_dir), extra))
+    return jobs
+
+
+def _environment_count(dataset: str, data_dir: str | None) -> int:
+    known = get_dataset_class(dataset).ENVIRONMENTS
+    return len(known) if known else len(get_dataset_class(dataset)(data_dir, [], {}))
+
+
+def check(jobs: Sequence[Job]) -> None:
+    """Sets up one run of every kind, so that a mistake is told before anything runs.
+
+    Args:
+        jobs: of a sweep.
+
+    Raises:
+        BenchmarkError: what would stop a run, in one sentence.
+    """
+    kinds = {(job.train_args["dataset"], job.train_args["algorithm"]): job for job in reversed(jobs)}
+    for job in reversed(kinds.values()):
+        args = train.make_parser().parse_args(job.argv)
+        train.set_up(args).make_algorithm(args)
+
+
+def launch(jobs: Sequence[Job], launcher: str, parallel: int, console: Console) -> list[Job]:
+    """Runs the jobs and marks those that died without a word as failed.
+
+    Args:
+        jobs: what is missing.
+        launcher: a name in `LAUNCHERS`.
+        parallel: how many at once; 0 leaves it to the launcher.
+        console: for the progress bar, which a pipe does not get.
+
+    Returns:
+        The jobs that failed.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs, {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as bar:
+        task = bar.add_task("sweep", total=len(jobs), rate="starting")
+        shares = [0.0] * len(jobs)
+
+        def progress(index: int, share: float) -> None:
+            shares[index] = share
+            elapsed = bar.tasks[task].elapsed or 0.0
+            rate = 60 * sum(shares) / elapsed if elapsed else 0.0
+            bar.update(task, completed=round(sum(shares), 2), rate=f"{rate:.1f} a minute")
+
+        codes = get_launcher(launcher)([job.command for job in jobs], parallel, progress)
+    for job, code in zip(jobs, codes, strict=True):
+        if code and job.folder.state not in (State.DONE, State.FAILED):
+            job.folder.path.mkdir(parents=True, exist_ok=True)
+            how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            job.folder.fail(f"the run was {how}" if code < 0 else f"the run {how}", code)
+    return [job for job in jobs if job.folder.state is State.FAILED]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line: DomainBed's arguments, `--sweep`, and the runs' options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m domainbed_ext.sweep",
+        description="Launches every run of a sweep that is not done yet, and prints the tables.",
+        epilog="examples: `launch` runs the quickstart; `launch --sweep sweeps/pacs_vit_tiny.yaml --data_dir data "
+        "--weights vit_tiny.safetensors`; `launch --dry_run` shows what would run",
+    )
+    parser.add_argument("command", choices=["launch", "delete_incomplete"])
+    parser.add_argument(
+        "--sweep",
+        help="a YAML file of the arguments below, which override it; a bare name is looked up among the packaged "
+        f"ones (default: {QUICKSTART}, unless --datasets or --algorithms is given)",
+    )
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="e.g. BA BOnly BOnly@rank=16 AOnly LP FullFT")
+    parser.add_argument("--task", default="domain_generalization")
+    parser.add_argument("--n_hparams_from", type=int, default=0)
+    parser.add_argument("--n_hparams", type=int, default=20, help="hparams seeds per setting; 1: the defaults alone")
+    parser.add_argument("--output_dir", help="the sweep's folder")
+    parser.add_argument("--data_dir", help="folder that holds the data sets")
+    parser.add_argument("--seed", type=int, default=0, help="accepted for DomainBed's sake; it seeds nothing there")
+    parser.add_argument("--n_trials", type=int, default=3)
+    parser.add_argument("--command_launcher", default="local", metavar="NAME", help=", ".join(LAUNCHERS))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--hparams", help="JSON, for every run")
+    parser.add_argument("--holdout_fraction", type=float, default=0.2)
+    parser.add_argument("--single_test_envs", action="store_true", help="hold out one environment at a time, no pairs")
+    parser.add_argument("--skip_confirmation", action="store_true", help="never ask")
+    parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
+    parser.add_argument("--jobs", type=int, default=0, help="runs at once (default: one a core)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare a run's images")
+    parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands that would run, and touch nothing")
+    train.add_number_options(parser)
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line over the sweep's definition.
+
+    Args:
+        argv: of the command; None for the process's.
+
+    Returns:
+        Complete arguments.
+
+    Raises:
+        BenchmarkError: a definition that cannot be read, or an argument that is missing.
+    """
+    parser = make_parser()
+    given = parser.parse_args(argv)
+    name = given.sweep or (None if given.datasets or given.algorithms else QUICKSTART)
+    if name:
+        parser.set_defaults(**_read_definition(_find_definition(name), vars(given)))
+    args = parser.parse_args(argv)
+    for needed in ("datasets", "algorithms", "output_dir"):
+        if not getattr(args, needed):
+            raise BenchmarkError(f"--{needed} is missing: give it, or a --sweep FILE.yaml that does")
+    if args.hparams is not None and not isinstance(args.hparams, str):
+        args.hparams = json.dumps(args.hparams)  # YAML's mapping; the command line's is text
+    if args.n_hparams <= args.n_hparams_from or args.n_trials < 1:
+        raise BenchmarkError(
+            "this sweep has no run: --n_hparams should be above --n_hparams_from, --n_trials at least 1"
+        )
+    return args
+
+
+def _find_definition(name: str) -> Path:
+    packaged = resources.sweeps() / name
+    for path in (Path(name).expanduser(), packaged, packaged.with_suffix(".yaml")):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in resources.sweeps().glob("*.yaml")))
+    raise BenchmarkError(f"no sweep definition {name}: give --sweep a YAML file, or one of {known}")
+
+
+def _read_definition(path: Path, known: dict[str, Any]) -> dict[str, Any]:
+    try:
+        definition = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise BenchmarkError(f"{path}{where} is not YAML ({getattr(error, 'problem', error)}): mend it") from error
+    if not isinstance(definition, dict):
+        raise BenchmarkError(f"{path} is not a list of `argument: value` lines: see {resources.sweeps() / QUICKSTART}")
+    for name in definition:
+        if name not in known or name in ("command", "sweep"):
+            raise unknown(f"argument in {path}:", str(name), set(known) - {"command", "sweep"})
+    for name in ("datasets", "algorithms"):
+        if isinstance(definition.get(name), str):
+            definition[name] = [definition[name]]
+    return definition
+
+
+def _confirm(question: str, args: argparse.Namespace) -> bool:
+    """Asks, where there is somebody to answer. The quickstart's 5 minutes need no question."""
+    if args.skip_confirmation or not sys.stdin.isatty():
+        return True
+    return input(f"{question} (y/n) ").strip().lower().startswith("y")
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise not_writable(path, error) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: `python -m domainbed_ext.sweep`."""
+    args = parse(argv)
+    jobs = make_jobs(args)
+    states = [job.folder.state for job in jobs]
+    counts = Counter(states)
+    summary = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
+    print(f"{len(jobs)} runs in {args.output_dir}: {summary}")
+    if args.command == "delete_incomplete":
+        return _delete([job for job, state in zip(jobs, states, strict=True) if state is State.INCOMPLETE], args)
+
+    get_launcher(args.command_launcher)
+    check(jobs)
+    missing = [job for job, state in zip(jobs, states, strict=True) if state is not State.DONE]
+    if args.dry_run:
+        LAUNCHERS["dummy"]([job.command for job in missing], 0, lambda index, share: None)
+        return 0
+    _check_writable(Path(args.output_dir))
+    if missing and not _confirm(f"Launch {len(missing)} runs?", args):
+        print("Nothing launched.")
+        return 0
+    failed = launch(missing, args.command_launcher, args.jobs, Console(stderr=True)) if missing else []
+    if any(job.folder.state is State.DONE for job in jobs):
+        collect(args.output_dir)
+    for job in failed:
+        print(f"failed: {job}: {job.folder.failure()} (log: {job.folder.path / 'err.txt'})", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} runs failed; the same command runs them again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _delete(jobs: Sequence[Job], args: argparse.Namespace) -> int:
+    if args.dry_run or not jobs:
+        for job in jobs:
+            print(f"would delete {job.folder.path}")
+        return 0
+    if _confirm(f"Delete {len(jobs)} incomplete runs?", args):
+        for job in jobs:
+            shutil.rmtree(job.folder.path)
+        print(f"Deleted {len(jobs)} runs.")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,34 @@
+"""Fixtures that both packages' tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def pytest_configure(config):
+    # Tests run side by side, one process a core: more threads each would only get in each other's way.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("pacs") and not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason="needs the PACS images and ViT-Ti/16 weights"))
+
+
+@pytest.fixture
+def shared_data():
+    return SHARED

@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from domainbed_ext.algorithms import ALGORITHMS, Algorithm, get_algorithm_class, get_hparams, parse_name
+from domainbed_ext.errors import BenchmarkError
+
+SHAPE = (3, 32, 32)
+
+
+def make(name, **hparams):
+    torch.manual_seed(0)
+    settings = {**get_hparams(name, "DigitsShift"), "weights": "none", "precision": "float32", **hparams}
+    return get_algorithm_class(name)(SHAPE, 10, 3, settings)
+
+
+def batches():
+    draw = torch.Generator().manual_seed(0)
+    return [(torch.randn(4, *SHAPE, generator=draw), torch.arange(4)) for _ in range(3)]
+
+
+def trained_names(algorithm):
+    before = {name: p.detach().clone() for name, p in algorithm.backbone.named_parameters()}
+    for _ in range(2):
+        algorithm.update(batches())
+    return {name for name, p in algorithm.backbone.named_parameters() if not torch.equal(before[name], p)}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_loss_falls_and_logits_have_their_shape(name):
+    algorithm = make(name, lr=3e-3)
+    losses = [algorithm.update(batches())["loss"] for _ in range(12)]
+    assert losses[-1] < losses[0]
+    assert algorithm.predict(torch.randn(5, *SHAPE)).shape == (5, 10)
+
+
+def test_each_method_trains_what_its_name_says():
+    head = {"head.weight", "head.bias"}
+    assert trained_names(make("LP")) == head
+    for name, factors in {"BOnly": {"lora_B"}, "AOnly": {"lora_A"}, "BA": {"lora_A", "lora_B"}}.items():
+        names = trained_names(make(name)) - head
+        assert {n.rsplit(".", 1)[1] for n in names} == factors
+        assert {n.split(".")[1] for n in names} == {"0", "1", "2", "3"}  # every block
+    full = make("FullFT")
+    assert trained_names(full) == {name for name, _ in full.backbone.named_parameters()}
+
+
+def test_bonly_starts_from_a_random_orthonormal_a():
+    A = make("BOnly").backbone.blocks[0].attn.qkv.lora_A[0]
+    torch.testing.assert_close(A @ A.T, torch.eye(8), atol=1e-5, rtol=0)
+
+
+def test_the_same_seed_gives_the_same_run():
+    first, second = make("BA"), make("BA")
+    assert [first.update(batches()) for _ in range(3)] == [second.update(batches()) for _ in range(3)]
+
+
+@pytest.mark.parametrize("name", ["BA", "BOnly@rank=4", "AOnly", "LP", "FullFT"])
+def test_what_was_saved_predicts_the_same(name, tmp_path):
+    algorithm, images = make(name), torch.randn(3, *SHAPE)
+    algorithm.update(batches())
+    algorithm.save(tmp_path)
+    fresh = make(name)  # same random start, which is the backbone's
+    fresh.load(tmp_path)
+    assert torch.equal(algorithm.eval().predict(images), fresh.eval().predict(images))
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors"}
+
+
+def test_an_adapter_is_kilobytes(tmp_path):
+    make("BOnly").save(tmp_path)
+    backbone = sum(p.numel() * 4 for p in make("LP").parameters())
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < backbone / 10
+
+
+def test_a_method_of_ones_own_is_a_class_and_a_line(monkeypatch):
+    class Norms(Algorithm):
+        def prepare(self, backbone, hparams):
+            for name, parameter in backbone.named_parameters():
+                parameter.requires_grad = "norm" in name or "head" in name
+
+    monkeypatch.setitem(ALGORITHMS, "Norms", Norms)
+    assert {name.split(".")[-2] for name in trained_names(make("Norms"))} == {"norm1", "norm2", "norm", "head"}
+
+
+def test_a_rank_over_the_width_gets_a_sentence():
+    with pytest.raises(BenchmarkError, match="BOnly on vit_pico_patch8_32: .*rank 4096"):
+        make("BOnly@rank=4096")
+    with pytest.raises(BenchmarkError, match="rank must be a whole number of at least 1, not 0"):
+        make("BOnly@rank=0")
+
+
+def test_names_are_taken_apart():
+    assert parse_name("BOnly") == ("BOnly", {})
+    assert parse_name("BA@rank=4,alpha=8.5") == ("BA", {"rank": 4, "alpha": 8.5})

@@ -1,0 +1,114 @@
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from domainbed_ext import backbones
+from domainbed_ext.data import IMAGENET_MEAN
+from domainbed_ext.errors import BenchmarkError
+
+NAME = "test_vit"  # timm's own tiny model, 160 px
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(timm.create_model(NAME, num_classes=1000).state_dict(), path)
+    return path
+
+
+def test_weights_of_a_file_are_loaded_but_for_the_head(weights):
+    model = backbones.create(NAME, str(weights), num_classes=7)
+    state, saved = model.state_dict(), load_file(weights)
+    assert state["head.weight"].shape[0] == 7
+    assert all(torch.equal(state[key], saved[key]) for key in state if not key.startswith("head."))
+    assert model(torch.zeros(1, 3, 160, 160)).shape == (1, 7)
+
+
+def test_the_head_is_fresh_even_with_as_many_classes(weights):
+    torch.manual_seed(1)
+    model = backbones.create(NAME, str(weights), num_classes=1000)
+    assert not torch.equal(model.head.weight, load_file(weights)["head.weight"])
+
+
+def test_the_embedded_backbone_comes_with_the_package():
+    name = "vit_pico_patch8_32"
+    first, second = (backbones.create(name, "pretrained", num_classes=10) for _ in range(2))
+    assert torch.equal(first.blocks[0].attn.qkv.weight, second.blocks[0].attn.qkv.weight)
+    assert backbones.inputs(name).shape == (3, 32, 32)
+
+
+def test_input_statistics_are_the_backbones_own_or_imagenets():
+    assert backbones.inputs("vit_tiny_patch16_224").mean == (0.5, 0.5, 0.5)
+    assert backbones.inputs("vit_tiny_patch16_224", stats="imagenet").mean == IMAGENET_MEAN
+    assert backbones.inputs("vit_base_patch16_clip_224.openai").mean[0] == pytest.approx(0.481, abs=1e-3)
+    assert backbones.inputs("vit_tiny_patch16_224", image_size=96).size == (96, 96)
+
+
+def test_another_image_size_resamples_the_position_embedding(weights):
+    model = backbones.create(NAME, str(weights), num_classes=3, image_size=64)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def spoil(path, change):
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: s.pop("cls_token"), "does not fit test_vit: cls_token is missing"),
+        (lambda s: s.update(extra=torch.zeros(1)), "extra is not in the model"),
+        (lambda s: s.update({"cls_token": torch.zeros(1, 1, 3)}), r"cls_token is \[1, 1, 3\] instead of \[1, 1, 64\]"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(weights, change, sentence):
+    spoil(weights, change)
+    with pytest.raises(BenchmarkError, match=sentence):
+        backbones.create(NAME, str(weights), 7)
+
+
+def test_weights_of_another_architecture_get_a_sentence(weights):
+    with pytest.raises(BenchmarkError, match="does not fit vit_pico_patch8_32: .*; and [0-9]+ more; give the file"):
+        backbones.create("vit_pico_patch8_32", str(weights), 7)
+
+
+def test_files_that_are_no_weights_get_a_sentence(tmp_path):
+    with pytest.raises(BenchmarkError, match="no weights file"):
+        backbones.create(NAME, str(tmp_path / "none.safetensors"), 7)
+    (tmp_path / "torn.safetensors").write_bytes(b"\x08")
+    with pytest.raises(BenchmarkError, match="not a whole .safetensors file"):
+        backbones.create(NAME, str(tmp_path / "torn.safetensors"), 7)
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(BenchmarkError, match="not a .safetensors file: convert it"):
+        backbones.create(NAME, str(tmp_path / "weights.pth"), 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("vit_tinny_patch16_224", "unknown backbone 'vit_tinny_patch16_224': did you mean 'vit_tiny_patch16_224'"),
+        ("vit_tiny_patch16_224.augrag_in21k", "did you mean 'vit_tiny_patch16_224.augreg_in21k'"),
+    ],
+)
+def test_an_unknown_backbone_gets_the_nearest_name(name, sentence):
+    with pytest.raises(BenchmarkError, match=sentence):
+        backbones.create(name, "none", 7)
+
+
+def test_weights_that_the_hub_does_not_give_get_a_sentence(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("the network is unreachable")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(BenchmarkError, match="could not get the weights of test_vit .the network is unreachable."):
+        backbones.create(NAME, "pretrained", 7)
+
+
+@pytest.mark.pacs
+def test_the_real_vit_tiny_loads(shared_data):
+    path = shared_data / "vit_tiny_patch16_224.safetensors"
+    model = backbones.create("vit_tiny_patch16_224", str(path), num_classes=7)
+    assert torch.equal(model.state_dict()["norm.weight"], load_file(path)["norm.weight"])

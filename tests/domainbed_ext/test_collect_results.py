@@ -1,0 +1,277 @@
+import csv
+import io
+import json
+import random
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from domainbed_ext.collect_results import collect, main
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.model_selection import LEAVE_ONE_DOMAIN_OUT, ORACLE, TRAINING_DOMAIN
+from domainbed_ext.tables import (
+    Results,
+    algorithm_order,
+    all_tables,
+    averages_table,
+    domain_table,
+    generalisation_table,
+    latex,
+)
+
+ENVIRONMENTS = ["plain", "rotated", "sketch_ed"]
+
+
+def run_records(algorithm, test_env, trial_seed, out_of_domain, in_domain=0.8, train=0.9, extra=None, **args):
+    """A run on three environments: a poor step 0, then step 10 with the accuracies given."""
+    args = {
+        "dataset": "Toy",
+        "algorithm": algorithm,
+        "test_envs": [test_env],
+        "trial_seed": trial_seed,
+        "hparams_seed": 0,
+        **args,
+    }
+    records = []
+    for step, scale in ((0, 0.5), (10, 1)):
+        record = {"args": args, "hparams": {"lr": 0.001}, "step": step}
+        for env in range(3):
+            record[f"env{env}_in_acc"] = scale * (out_of_domain if env == test_env else train)
+            record[f"env{env}_out_acc"] = scale * (out_of_domain if env == test_env else in_domain)
+        records.append({**record, "environments": ENVIRONMENTS, **(extra or {})})
+    return records
+
+
+def two_algorithms():
+    """Runs by folder: BOnly whole, LP without its second trial's last environment."""
+    runs = {}
+    for trial, figures in enumerate([(0.50, 0.60, 0.70), (0.54, 0.60, 0.76)]):
+        for env, figure in enumerate(figures):
+            size = {"trainable_parameters": 1500, "total_parameters": 100_000}
+            runs[f"b{trial}{env}"] = run_records("BOnly", env, trial, figure, extra=size)
+            if (trial, env) != (1, 2):
+                runs[f"l{trial}{env}"] = run_records("LP", env, trial, figure - 0.1, 0.7, 0.7)
+    return runs
+
+
+def named(runs):
+    return [{**record, "run": run} for run, records in runs.items() for record in records]
+
+
+def write(folder, runs, done=True):
+    for run, records in runs.items():
+        (folder / run).mkdir(parents=True)
+        lines = [json.dumps(record, sort_keys=True) + "\n" for record in records]
+        (folder / run / "results.jsonl").write_text("".join(lines))
+        if done:
+            (folder / run / "done").write_text("done")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "sweep", two_algorithms())
+
+
+def test_domain_table_by_hand():
+    table = domain_table(Results(named(two_algorithms())), TRAINING_DOMAIN, "Toy")
+    assert table.columns == ["Algorithm", *ENVIRONMENTS, "Avg"]
+    # 50 and 54: mean 52, standard deviation 2, error 2 / sqrt(2) = 1.4. Average (52 + 60 + 73) / 3 = 61.7.
+    assert table.rows[0] == ["BOnly", "52.0 +/- 1.4", "60.0 +/- 0.0", "73.0 +/- 2.1", "61.7"]
+    # 60 alone in the last column; average (42 + 50 + 60) / 3.
+    assert table.rows[1] == ["LP", "42.0 +/- 1.4", "50.0 +/- 0.0", "60.0 +/- 0.0", "50.7"]
+    assert table.best == {(0, 1), (0, 2), (0, 3), (0, 4)}
+    assert "Incomplete: LP (5 of 6 results)." in table.caption
+
+
+def test_averages_table_by_hand():
+    table = averages_table(Results(named(two_algorithms())), TRAINING_DOMAIN)
+    # Trials: (50 + 60 + 70) / 3 = 60 and (54 + 60 + 76) / 3 = 63.33; LP: 50 and (44 + 50) / 2 = 47.
+    assert table.rows == [["BOnly", "61.7 +/- 1.2", "61.7"], ["LP", "48.5 +/- 1.1", "48.5"]]
+    assert table.best == set()  # a mean over fewer environments is not to be compared
+
+
+def test_generalisation_table_by_hand():
+    table = generalisation_table(Results(named(two_algorithms())), TRAINING_DOMAIN, "Toy")
+    # Gap to the target: 90 - 60 and 90 - 63.33.
+    assert table.rows[0] == [
+        "BOnly",
+        "1,500 (1.5%)",
+        "80.0 +/- 0.0",
+        "61.7 +/- 1.2",
+        "90.0 +/- 0.0",
+        "10.0 +/- 0.0",
+        "28.3 +/- 1.2",
+    ]
+    assert table.rows[1][:4] == ["LP (5 of 6 results)", "-", "70.0 +/- 0.0", "48.5 +/- 1.1"]
+
+
+def test_a_missing_environment_is_said():
+    records = [record for record in named(two_algorithms()) if record["run"] not in ("l02", "l12")]
+    results = Results(records)
+    assert domain_table(results, ORACLE, "Toy").rows[1][3:] == ["X", "X"]
+    assert generalisation_table(results, ORACLE, "Toy").rows[1][0] == "LP (2 of 3 environments)"
+
+
+def test_one_trial_has_no_error():
+    table = generalisation_table(Results(named({"a": run_records("BA", 0, 0, 0.5)})), TRAINING_DOMAIN, "Toy")
+    assert table.rows == [["BA (1 of 3 environments)", "-", "80.0", "50.0", "90.0", "10.0", "40.0"]]
+    assert "One trial only" in table.caption
+
+
+def test_train_accuracy_of_a_share_is_said():
+    whole, part = run_records("BA", 0, 0, 0.5), run_records("LP", 0, 0, 0.5, train_eval_share=0.1)
+    caption = generalisation_table(Results(named({"a": whole, "b": part})), ORACLE, "Toy").caption
+    assert "Train: on the 80 % trained on (estimated from 10 % or 100 % of it)." in caption
+    assert "estimated" not in generalisation_table(Results(named({"a": whole})), ORACLE, "Toy").caption
+
+
+def test_variants_are_rows_in_order():
+    names = ["ZNet", "LP", "BOnly@rank=16", "ERM", "BOnly@rank=8", "FullFT", "BOnly", "AOnly", "BA"]
+    assert sorted(names, key=algorithm_order) == [
+        "BA",
+        "BOnly",
+        "BOnly@rank=8",
+        "BOnly@rank=16",
+        "AOnly",
+        "LP",
+        "FullFT",
+        "ERM",
+        "ZNet",
+    ]
+    runs = {name: run_records(name, 0, 0, 0.5) for name in names}
+    rows = domain_table(Results(named(runs)), TRAINING_DOMAIN, "Toy").rows
+    assert [row[0] for row in rows] == sorted(names, key=algorithm_order)
+
+
+def test_parameters_may_differ_between_trials():
+    runs = {
+        str(trial): run_records("BOnly", 0, trial, 0.5, extra={"trainable_parameters": size, "total_parameters": 1000})
+        for trial, size in enumerate([100, 25, 50])
+    }
+    assert generalisation_table(Results(named(runs)), ORACLE, "Toy").rows[0][1] == "25 to 100 (2.5 to 10%)"
+
+
+def test_records_of_upstream_have_their_environments_named():
+    runs = {"a": run_records("ERM", 0, 0, 0.5, dataset="VLCS"), "b": run_records("ERM", 0, 0, 0.5)}
+    for record in (records := named(runs)):
+        del record["environments"]
+        if record["args"]["dataset"] == "VLCS":
+            record |= {"env3_in_acc": 0.1, "env3_out_acc": 0.1}
+    assert Results(records).environments == {"VLCS": ["C", "L", "S", "V"], "Toy": ["env0", "env1", "env2"]}
+
+
+def test_environments_that_disagree_are_refused():
+    runs = {"a": run_records("BA", 0, 0, 0.5), "b": run_records("BA", 1, 0, 0.5, extra={"environments": ["x"]})}
+    with pytest.raises(BenchmarkError, match="a and b disagree on the environments of Toy"):
+        Results(named(runs))
+
+
+def test_leave_one_domain_out_only_where_it_can_be():
+    runs = two_algorithms()
+    assert Results(named(runs)).methods == [TRAINING_DOMAIN, ORACLE]
+    runs["pair"] = run_records("BOnly", 0, 0, 0.5, test_envs=[0, 1])
+    results = Results(named(runs))
+    assert results.methods == [TRAINING_DOMAIN, LEAVE_ONE_DOMAIN_OUT, ORACLE]
+    assert domain_table(results, LEAVE_ONE_DOMAIN_OUT, "Toy").rows[0][1:] == ["X"] * 4
+
+
+def test_runs_that_nothing_tells_apart_are_said():
+    runs = {"a": run_records("BA", 0, 0, 0.5), "b": run_records("BA", 0, 0, 0.6)}
+    assert "runs a, b have the same" in Results(named(runs)).duplicates()
+    assert not Results(named(two_algorithms())).duplicates()
+
+
+def test_the_order_of_records_changes_nothing():
+    records = named(two_algorithms())
+    shuffled = random.Random(0).sample(records, len(records))
+    assert all_tables(Results(records)) == all_tables(Results(shuffled))
+    pd.testing.assert_frame_equal(Results(records).tidy(), Results(shuffled).tidy())
+
+
+def test_files(folder):
+    text = io.StringIO()
+    paths = collect(folder, console=Console(file=text, width=500))
+    assert [path.name for path in paths] == [
+        "results.txt",
+        "results.md",
+        "results.tex",
+        "results.csv",
+        "selected.csv",
+        "plot.png",
+        "plot.svg",
+    ]
+    assert set(paths) == set((folder / "tables").iterdir())  # no partial file is left
+    before = {path: path.read_bytes() for path in paths}
+    assert text.getvalue().startswith(before[paths[0]].decode().split("\n")[0])
+    assert text.getvalue().rstrip().endswith(str(paths[-1]))
+    assert "| BOnly | **52.0 +/- 1.4** |" in before[paths[1]].decode()
+    # Again, with the tables' own folder among the runs: the same bytes.
+    assert collect(folder, console=Console(quiet=True)) == paths
+    assert {path: path.read_bytes() for path in paths} == before
+
+
+def test_csv_holds_every_figure_and_where_it_is_from(folder, tmp_path):
+    collect(folder, tmp_path / "out", ["oracle"], console=Console(quiet=True))
+    frame = pd.read_csv(tmp_path / "out" / "results.csv").set_index(["algorithm", "metric", "environment"])
+    assert set(frame["selection"]) == {"oracle"}
+    assert frame.loc[("BOnly", "out_of_domain", "plain"), "mean"] == pytest.approx(52)
+    assert frame.loc[("BOnly", "gap_target", "Avg"), "err"] == pytest.approx(5 / 3 / 2**0.5)
+    assert not frame.loc[("LP", "in_domain", "Avg"), "complete"]
+    assert frame.loc[("BOnly", "trainable_parameters", "Avg"), "mean"] == 1500
+    with (tmp_path / "out" / "selected.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert (first["run"], first["step"], first["hparams"]) == ("b00", "10", '{"lr": 0.001}')
+
+
+def test_latex_is_escaped():
+    runs = {"a": run_records("BOnly@drop_path=0.1", 0, 0, 0.5), "b": run_records("LP", 0, 0, 0.4)}
+    text = latex(all_tables(Results(named(runs))))
+    assert r"BOnly@drop\_path=0.1 & \textbf{50.0 $\pm$ 0.0} & X & X & X \\" in text
+    assert r"sketch\_ed" in text and r"\%" in text
+    assert text.count(r"\begin{table}") == text.count(r"\end{tabular}}") == 5
+
+
+def test_unfinished_runs_count_only_when_asked(tmp_path):
+    write(tmp_path, {"a": run_records("BA", 0, 0, 0.5)}, done=False)
+    with pytest.raises(BenchmarkError):
+        collect(tmp_path, console=Console(quiet=True))
+    assert collect(tmp_path, unfinished=True, console=Console(quiet=True))
+
+
+def test_nothing_but_pair_runs(tmp_path):
+    write(tmp_path, {"a": run_records("BA", 0, 0, 0.5, test_envs=[0, 1])})
+    text = io.StringIO()
+    assert collect(tmp_path, console=Console(file=text, width=500))
+    assert "X" in text.getvalue()
+
+
+def test_bad_input(folder, tmp_path):
+    with pytest.raises(BenchmarkError, match="did you mean 'oracle'"):
+        collect(folder, selections=["oracel"])
+    with pytest.raises(BenchmarkError):
+        collect(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BenchmarkError, match="cannot write"):
+        collect(folder, tmp_path / "file", console=Console(quiet=True))
+
+
+def test_latex_to_standard_output(folder, capsys):
+    main(["--input_dir", str(folder), "--latex"])
+    out, err = capsys.readouterr()
+    assert out == (folder / "tables" / "results.tex").read_text()
+    assert "results.tex" in err
+
+
+def test_piped_output_is_neither_wrapped_nor_cut(folder, tmp_path):
+    long = "BOnly@" + "very_long_hyperparameter=1," * 6
+    write(folder, {"long": run_records(long, 0, 0, 0.5)})
+    command = [sys.executable, "-m", "domainbed_ext.collect_results", "--input_dir", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert any(long in line and "50.0 +/- 0.0" in line for line in done.stdout.splitlines())
+    assert "\x1b" not in done.stdout and "…" not in done.stdout
+    failed = subprocess.run([*command[:-1], tmp_path / "nowhere"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2 and failed.stderr.count("\n") == 1

@@ -1,0 +1,115 @@
+"""The packaged backbone: its file, its registration, what its features are worth, and the script that makes it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from sklearn.linear_model import LogisticRegression
+
+from domainbed_ext import pretrain
+from domainbed_ext.datasets.digits import ENVIRONMENTS, NUM_CLASSES, digits_environments
+from domainbed_ext.datasets.glyphs import CLASSES, draw, render
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.tiny_vit import NAME, WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def features():
+    """The frozen features [n, 128] and classes of each environment."""
+    model = timm.create_model(NAME, pretrained=True, num_classes=0).eval()
+    with torch.inference_mode():
+        return {
+            name: (model(torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1).numpy(), labels)
+            for name, (images, labels) in digits_environments().items()
+        }
+
+
+def test_weights_are_small_and_those_of_the_record():
+    data = WEIGHTS.read_bytes()
+    record = json.loads(WEIGHTS.with_suffix(".json").read_text())
+    assert len(data) <= 2_000_000
+    assert record["sha256"] == hashlib.sha256(data).hexdigest()
+    assert record["model"] == NAME
+    assert record["steps"] > 0 and record["made_by"].startswith("python -m domainbed_ext.pretrain")
+
+
+def test_weights_fit_strictly_without_a_head():
+    with safe_open(WEIGHTS, "pt") as file:
+        names = set(file.keys())
+        assert {file.get_tensor(name).dtype for name in names} == {torch.float16}
+    model = timm.create_model(NAME, pretrained=True)
+    assert set(model.state_dict()) == names  # num_classes is 0 by default, and the load is then strict
+    assert set(timm.create_model(NAME, num_classes=10).state_dict()) - names == {"head.weight", "head.bias"}
+
+
+def test_timm_loads_the_weights_below_any_head():
+    bare = timm.create_model(NAME, pretrained=True)
+    model = timm.create_model(NAME, pretrained=True, num_classes=7)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model.forward_head(model.forward_features(images), pre_logits=True), bare(images))
+    assert model(images).shape == (2, 7)
+    assert NAME in timm.list_models(pretrained=True, include_tags=False) or NAME in timm.list_models()
+
+
+def test_own_input_statistics():
+    config = timm.data.resolve_model_data_config(timm.create_model(NAME))
+    assert config["input_size"] == (3, 32, 32)
+    assert config["mean"] == config["std"] == (0.5, 0.5, 0.5)
+
+
+def test_other_input_size_resamples_positions():
+    model = timm.create_model(NAME, pretrained=True, img_size=64, num_classes=3)
+    assert model(torch.rand(1, 3, 64, 64)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("test_env", ENVIRONMENTS)
+def test_linear_probing_transfers_and_leaves_a_gap(features, test_env):
+    sources = [features[name] for name in ENVIRONMENTS if name != test_env]
+    x, y = (np.concatenate(parts) for parts in zip(*sources, strict=True))
+    held_out = np.arange(len(y)) % 5 == 0
+    probe = LogisticRegression(C=0.1, max_iter=300).fit(x[~held_out], y[~held_out])
+    in_domain, out_of_domain = probe.score(x[held_out], y[held_out]), probe.score(*features[test_env])
+    assert 2.5 / NUM_CLASSES < out_of_domain < in_domain
+
+
+def test_glyphs_have_variants_and_follow_the_generator():
+    bank = render()
+    assert len(bank.count) == len(CLASSES) == len(set(CLASSES)) and int(bank.count.min()) >= 3
+    assert int(bank.count.sum()) == len(bank.masks) and bool((bank.masks.amax((1, 2, 3)) > 0.5).all())
+    images, labels = draw(bank, 16, torch.Generator().manual_seed(3))
+    again, _ = draw(bank, 16, torch.Generator().manual_seed(3))
+    assert torch.equal(images, again)
+    assert images.shape == (16, 3, 32, 32) and labels.shape == (16,)
+    assert 0 <= float(images.min()) and float(images.max()) <= 1
+
+
+def test_pretraining_repeats_to_the_byte(tmp_path):
+    outs = [tmp_path / "a.safetensors", tmp_path / "deeper" / "b.safetensors"]
+    for out in outs:
+        pretrain.main(["--steps", "3", "--batch_size", "16", "--threads", "1", "--out", str(out)])
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    record = json.loads(outs[0].with_suffix(".json").read_text())
+    assert record["steps"] == 3 and record["sha256"] == hashlib.sha256(outs[0].read_bytes()).hexdigest()
+    timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(outs[0])})
+
+
+@pytest.mark.parametrize("argument", ["--steps", "--batch_size", "--threads"])
+def test_pretraining_refuses_nothing_to_do(argument, tmp_path):
+    with pytest.raises(BenchmarkError, match="at least 1"):
+        pretrain.main([argument, "0", "--out", str(tmp_path / "x.safetensors")])
+
+
+def test_pretraining_says_what_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "x.safetensors"
+    command = [sys.executable, "-m", "domainbed_ext.pretrain", "--steps", "1", "--batch_size", "1", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write") and "Traceback" not in done.stderr

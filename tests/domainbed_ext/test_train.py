@@ -1,0 +1,158 @@
+import json
+
+import pytest
+import torch
+
+from domainbed_ext import train
+from domainbed_ext.algorithms import get_algorithm_class
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.records import RunFolder, State
+
+
+def run(args):
+    shares = []
+    code = train.run(args, shares.append)
+    return RunFolder(args.output_dir), code, shares
+
+
+def test_a_run_writes_domainbeds_files_and_fields(make_args):
+    folder, code, shares = run(make_args(checkpoint_freq=2, steps=4, trial_seed=1))
+    assert (code, folder.state, shares) == (0, State.DONE, [0.25, 0.5, 0.75, 1.0])
+    assert {"results.jsonl", "out.txt", "err.txt", "done", "selected"} == {p.name for p in folder.path.iterdir()}
+    records = folder.records()
+    assert [record["step"] for record in records] == [0, 2, 3]
+    accuracies = {f"env{i}_{split}_acc" for i in range(4) for split in ("in", "out")}
+    assert accuracies | {"args", "hparams", "epoch", "loss", "step_time", "mem_gb"} <= set(records[0])
+    assert all(0 <= records[-1][name] <= 1 for name in accuracies)
+    assert records[-1]["args"]["test_envs"] == [0] and records[-1]["args"]["hparams"] is None
+    assert records[-1]["environments"] == ["blended", "plain", "rotated", "sketched"]
+    assert records[-1]["epoch"] == pytest.approx(3 / (359 / 16), rel=0.02)
+
+
+def test_options_that_change_numbers_are_in_every_record(make_args):
+    folder, *_ = run(make_args(input_stats="imagenet", steps=1))
+    record = folder.records()[0]
+    assert set(train.NUMBERS) <= set(record["args"])
+    assert record["args"]["input_stats"] == "imagenet"
+    assert record["precision"] in ("bf16", "float32")
+    assert {"backbone", "weights", "batch_size", "lr"} <= set(record["hparams"])
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def stripped(folder):
+    return [{k: v for k, v in r.items() if k not in ("args", "step_time", "run")} for r in folder.records()]
+
+
+def test_the_same_seed_gives_the_same_records_and_adapter(make_args, tmp_path):
+    first, *_ = run(make_args(algorithm="BA", output_dir=str(tmp_path / "1")))
+    torch.rand(7)  # whatever the process did in between
+    second, *_ = run(make_args(algorithm="BA", output_dir=str(tmp_path / "2"), workers=1))
+    assert stripped(first) == stripped(second)
+    files = [sorted((f.path / "selected").iterdir()) for f in (first, second)]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))
+
+
+def test_the_selected_adapter_gives_the_recorded_accuracies_again(make_args):
+    args = make_args(steps=12, checkpoint_freq=4, train_eval_share=1.0)
+    folder, *_ = run(args)
+    validation = [sum(r[f"env{i}_out_acc"] for i in (1, 2, 3)) for r in folder.records()]
+    selected = folder.records()[validation.index(max(validation))]
+    setup = train.set_up(args)
+    algorithm = setup.make_algorithm(args)
+    algorithm.load(folder.path / "selected")
+    for name, split in setup.splits.items():
+        assert train.accuracy(algorithm, split, setup.inputs) == selected[f"{name}_acc"]
+
+
+def test_every_checkpoint_or_none_is_saved_when_asked(make_args, tmp_path):
+    folder, *_ = run(make_args(checkpoint_freq=2, save_model_every_checkpoint=True, output_dir=str(tmp_path / "1")))
+    assert (folder.path / "step_0").is_dir() and (folder.path / "step_2").is_dir()
+    folder, *_ = run(make_args(skip_model_save=True, output_dir=str(tmp_path / "2")))
+    assert not (folder.path / "selected").exists()
+
+
+def test_train_accuracy_is_measured_on_a_fixed_share(make_args, monkeypatch):
+    sizes = {}
+    monkeypatch.setattr(train, "accuracy", lambda algorithm, split, *_: sizes.setdefault(id(split), len(split)) and 0.5)
+    run(make_args(train_eval_share=0.1, steps=1))
+    # env 0 is held out and measured whole; the others' `in` at a tenth, their `out` whole
+    assert sorted(sizes.values()) == [36, 36, 36, 89, 89, 89, 90, 360]
+
+
+def test_splits_are_domainbeds(make_args):
+    setup = train.set_up(make_args(test_envs=[1], uda_holdout_fraction=0.5))
+    sizes = {name: len(split) for name, split in setup.splits.items()}
+    total = len(setup.dataset[1])
+    assert sizes["env1_out"] == int(0.2 * total)
+    assert sizes["env1_uda"] == int(0.5 * (total - sizes["env1_out"]))
+    parts = [set(setup.splits[f"env1_{name}"].keys) for name in ("in", "out", "uda")]
+    assert set.union(*parts) == set(range(total)) and sum(map(len, parts)) == total
+
+
+def test_learning_happens(make_args):
+    folder, *_ = run(make_args(steps=60, test_envs=[3], algorithm="BA"))
+    record = folder.records()[-1]
+    assert record["env1_out_acc"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"test_envs": [4]}, "--test_envs 4: there are 4 environments .0 blended, 1 plain"),
+        ({"test_envs": [0, 1, 2, 3]}, "names all 4 environments"),
+        ({"hparams": '{"batch_size": 512}'}, "batch_size 512 is larger than the 3[0-9]+ training images of environment"),
+        ({"algorithm": "Bonly"}, "did you mean 'BOnly'"),
+        ({"dataset": "DigitShift"}, "did you mean 'DigitsShift'"),
+        ({"backbone": "vit_pico"}, "unknown backbone 'vit_pico': did you mean"),
+        ({"holdout_fraction": 1.0}, "--holdout_fraction 1.0 is out of range"),
+        ({"holdout_fraction": 0.001}, "too few for a holdout"),
+        ({"steps": 0}, "--steps and --threads start at 1"),
+        ({"task": "domain_adaptation"}, "no algorithm here uses unlabelled images"),
+        ({"dataset": "PACS"}, "PACS needs its images: add --data_dir"),
+    ],
+)
+def test_bad_input_gets_a_sentence(make_args, overrides, sentence):
+    with pytest.raises(BenchmarkError, match=sentence):
+        train.set_up(make_args(**overrides))
+
+
+def test_a_mistake_marks_the_run_failed_and_exits_with_2(make_args, capsys):
+    folder, code, _ = run(make_args(algorithm="BOnly@rank=4096"))
+    assert (code, folder.state) == (2, State.FAILED)
+    assert "rank 4096" in folder.failure()
+    assert "Traceback" not in (folder.path / "err.txt").read_text()
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_crash_is_logged_with_its_traceback(make_args, monkeypatch):
+    def crash(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(get_algorithm_class("BOnly"), "update", crash)
+    folder, code, _ = run(make_args())
+    assert (code, folder.failure()) == (1, "RuntimeError: out of memory")
+    assert "Traceback" in (folder.path / "err.txt").read_text()
+    assert json.loads((folder.path / "failed").read_text())["log"].endswith("err.txt")
+
+
+def test_a_finished_run_is_not_overwritten(make_args):
+    folder, *_ = run(make_args(steps=1))
+    before = (folder.path / "results.jsonl").read_bytes()
+    with pytest.raises(BenchmarkError, match="holds a finished run"):
+        run(make_args(steps=1))
+    assert (folder.path / "results.jsonl").read_bytes() == before
+
+
+def test_verify_images_names_the_broken_before_the_start(make_args, pacs_like):
+    (pacs_like / "PACS" / "photo" / "dog" / "pic_003.png").write_text("hello")
+    args = make_args(dataset="PACS", data_dir=str(pacs_like), backbone="test_vit", weights="none",
+                     hparams='{"batch_size": 4}', verify_images=True)
+    with pytest.raises(BenchmarkError, match="not a readable image: .*pic_003.png"):
+        train.set_up(args)
+
+
+def test_a_run_on_image_folders(make_args, pacs_like):
+    folder, code, _ = run(make_args(dataset="PACS", data_dir=str(pacs_like), backbone="test_vit", weights="none",
+                                    hparams='{"batch_size": 4, "image_size": 48}', algorithm="BOnly@rank=2"))
+    assert (code, folder.state) == (0, State.DONE)
+    assert folder.records()[-1]["environments"] == ["A", "C", "P", "S"]

@@ -1,0 +1,168 @@
+import json
+
+import pytest
+import torch
+from conftest import build, images, perturb
+from safetensors.torch import load_file, save_file
+
+import vitlorafa
+from vitlorafa import AdapterConfig, AdapterError, adapter_layers, inject, load_adapter, save_adapter
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with an adapter and head of test_vit, and the model."""
+    model = inject(build("test_vit"), AdapterConfig(rank=2, seed=0), train_head=True)
+    perturb(model)
+    torch.nn.init.normal_(model.head.weight)
+    return save_adapter(model, tmp_path / "a" / "b", head=True, metadata={"step": 3}), model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("train", ["B", "A", "BA"])
+def test_round_trip(architecture, all_targets, tmp_path, train):
+    model = inject(build(architecture), all_targets(train=train))
+    perturb(model)
+    save_adapter(model, tmp_path)
+    other = load_adapter(build(architecture), tmp_path)
+    assert torch.equal(other(images(model)), model(images(model)))
+    assert {n: p.requires_grad for n, p in other.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
+
+
+@torch.no_grad()
+def test_head(saved):
+    folder, model = saved
+    x = images(model)
+    for head in ("auto", True):
+        other = load_adapter(build("test_vit"), folder, head=head)
+        assert torch.equal(other(x), model(x)) and other.head.weight.requires_grad
+    other = load_adapter(build("test_vit"), folder, head=False)
+    assert torch.equal(other.forward_features(x), model.forward_features(x))
+    assert not torch.equal(other.head.weight, model.head.weight) and not other.head.weight.requires_grad
+    headless = build("test_vit")
+    headless.reset_classifier(0)
+    load_adapter(headless, folder, head=False)
+    assert torch.equal(headless.forward_features(x), model.forward_features(x))
+
+
+def test_files(saved):
+    folder, model = saved
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter.json", "adapter.safetensors"]
+    description = json.loads((folder / "adapter.json").read_text())
+    assert description["architecture"] == "test_vit"
+    assert description["metadata"] == {"step": 3}
+    assert description["layers"]["blocks.0.attn.qkv"] == ["q", "v"]
+    assert description["head"] == ["head.weight", "head.bias"]
+    assert description["config"]["rank"] == 2
+    tensors = load_file(folder / "adapter.safetensors")
+    assert tensors.keys() == {"head.weight", "head.bias"} | {
+        f"{name}.lora_{factor}" for name, _ in adapter_layers(model) for factor in "AB"
+    }
+
+
+@torch.no_grad()
+def test_into_an_adapted_model(saved):
+    folder, model = saved
+    other = inject(build("test_vit"), AdapterConfig(rank=2, train="BA"))
+    vitlorafa.merge(other)
+    load_adapter(other, folder)
+    torch.testing.assert_close(other(images(model)), model(images(model)), atol=1e-4, rtol=1e-4)
+    vitlorafa.unmerge(other)
+    assert torch.equal(other(images(model)), model(images(model)))
+    assert all(layer.lora_A.requires_grad for _, layer in adapter_layers(other))
+    save_adapter(other, folder)  # over the old one
+    load_adapter(build("test_vit"), folder, head=False)
+
+
+@pytest.mark.parametrize(
+    ("build_model", "kwargs", "message"),
+    [
+        (lambda: build("vit_small_patch16_224"), {"head": False}, "saved from test_vit, does not fit this vit_small_"),
+        (
+            lambda: build("test_vit", depth=4),
+            {"head": False},
+            "in 8 places: blocks.4.attn.qkv.lora_A is unknown to the model",
+        ),
+        (
+            lambda: build("vit_tiny_patch16_224", depth=6),
+            {"head": False},
+            r"in 12 places: blocks.0.attn.qkv.lora_A is \[2, 2, 64\] in the file and \[2, 2, 192\] in the model",
+        ),
+        (
+            lambda: build("vit_tiny_patch16_224", depth=7),
+            {"head": False},
+            r"in 14 places: blocks.0.*; \.\.\.",
+        ),
+        (lambda: build("test_vit", num_classes=7), {}, "the saved head has 5 classes and the model 7: create"),
+        (lambda: build("test_vit", num_classes=0), {}, "no head"),
+        (
+            lambda: inject(build("test_vit"), AdapterConfig(rank=2, alpha=1)),
+            {},
+            "was trained with scale 2, the model has 0.5",
+        ),
+        (
+            lambda: inject(build("test_vit"), AdapterConfig(rank=2, targets="q,k")),
+            {},
+            r"blocks.0.attn.qkv adapts \['q', 'v'\] in the file and \['q', 'k'\] in the model",
+        ),
+        (
+            lambda: inject(build("test_vit"), AdapterConfig(rank=2, targets="q,v,proj")),
+            {},
+            "blocks.0.attn.proj.lora_A is missing in the file",
+        ),
+    ],
+)
+def test_wrong_model(saved, build_model, kwargs, message):
+    model = build_model()
+    before = {name: (p.clone(), p.requires_grad) for name, p in model.named_parameters()}
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(model, saved[0], **kwargs)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(t, after[n]) and r == after[n].requires_grad for n, (t, r) in before.items())
+
+
+def test_no_head_saved(saved, tmp_path):
+    save_adapter(saved[1], tmp_path)
+    with pytest.raises(AdapterError, match="holds no head"):
+        load_adapter(build("test_vit"), tmp_path, head=True)
+    load_adapter(build("test_vit"), tmp_path)
+
+
+def edit(folder, **changes):
+    path = folder / "adapter.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "adapter.json").unlink(), "no adapter can be read from"),
+        (lambda f: (f / "adapter.safetensors").unlink(), "no adapter can be read from"),
+        (lambda f: (f / "adapter.json").write_text("{"), "no adapter can be read from"),
+        (lambda f: (f / "adapter.json").write_text("[]"), "not of adapter format 1"),
+        (lambda f: (f / "adapter.json").write_text('{"format": 1}'), "lacks config, layers, head, sha256"),
+        (lambda f: edit(f, format=2), "not of adapter format 1"),
+        (lambda f: edit(f, config={"rnk": 2}), "unknown field of AdapterConfig 'rnk': did you mean 'rank'"),
+        (lambda f: (f / "adapter.safetensors").write_bytes(b"x"), "is damaged or of another save"),
+        (lambda f: save_file({"a": torch.ones(1)}, f / "adapter.safetensors"), "is damaged or of another save"),
+    ],
+)
+def test_damaged(saved, damage, message):
+    damage(saved[0])
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(build("test_vit"), saved[0])
+
+
+def test_refuses_to_save_what_is_not_there(tmp_path):
+    model = build("test_vit", num_classes=0)
+    with pytest.raises(AdapterError, match="not adapted"):
+        save_adapter(model, tmp_path / "none")
+    inject(model, AdapterConfig(rank=2))
+    with pytest.raises(AdapterError, match="no head"):
+        save_adapter(model, tmp_path / "none", head=True)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_adapter(model, tmp_path / "none", metadata={"x": object()})
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,49 @@
+"""LoRA with one factor frozen, for timm vision transformers.
+
+model = timm.create_model("vit_small_patch16_224", pretrained=True, num_classes=7)
+vitlorafa.inject(model, vitlorafa.AdapterConfig(rank=8, train="B", targets="all"), train_head=True)
+train(model)  # as any other: AdamW over the parameters that require a gradient
+vitlorafa.save_adapter(model, "adapter", head=True)
+vitlorafa.merge_and_unload(model)  # a plain timm model again
+"""
+
+from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
+from vitlorafa.errors import AdapterError
+from vitlorafa.init import INITS
+from vitlorafa.inject import (
+    adapter_layers,
+    disable_adapter,
+    inject,
+    merge,
+    merge_and_unload,
+    remove,
+    unmerge,
+)
+from vitlorafa.io import load_adapter, save_adapter
+from vitlorafa.layers import LoRALinear
+from vitlorafa.ops import lora_linear
+from vitlorafa.report import count_parameters, print_trainable_parameters, summary
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "INITS",
+    "TARGETS",
+    "TRAIN",
+    "AdapterConfig",
+    "AdapterError",
+    "LoRALinear",
+    "adapter_layers",
+    "count_parameters",
+    "disable_adapter",
+    "inject",
+    "load_adapter",
+    "lora_linear",
+    "merge",
+    "merge_and_unload",
+    "print_trainable_parameters",
+    "remove",
+    "save_adapter",
+    "summary",
+    "unmerge",
+]

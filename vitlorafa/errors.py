@@ -1,0 +1,25 @@
+"""The one exception of the package."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AdapterError(ValueError):
+    """Something about an adapter cannot be done; one sentence says what, where and what to do instead."""
+
+
+def unknown(what: str, name: object, choices: Iterable[str]) -> AdapterError:
+    """An error for a name that is not among the `choices`, suggesting the nearest one.
+
+    Args:
+        what: What the name stands for, as in "initialisation".
+        name: The name that was given.
+        choices: The names that exist.
+
+    Returns:
+        The error, for the caller to raise.
+    """
+    choices = list(choices)
+    near = get_close_matches(str(name), choices, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "choose from " + ", ".join(choices)
+    return AdapterError(f"unknown {what} {name!r}: {hint}")

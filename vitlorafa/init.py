@@ -1,0 +1,76 @@
+"""How the factors A [r, d_in] and B [d_out, r] start.
+
+Every initialisation is written once, for a matrix of r rows as wide as a weight's input. B is the same on the
+transposed weight: its columns are what A's rows are. All are drawn on the CPU in float32 or better, so that a
+seed gives the same factors on every device and for every precision of the model.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+# (rank, weight [*, width], fan_in, generator) -> [rank, width]
+Init = Callable[[int, Tensor, int, Generator], Tensor]
+
+
+def orthonormal(rank: int, weight: Tensor, fan_in: int, generator: Generator) -> Tensor:
+    """Orthonormal rows, uniform over all such frames: A Aᵀ = I, Bᵀ B = I.
+
+    The Q of a Gaussian matrix's QR is uniform (Haar) only once R's diagonal is made positive (Mezzadri 2007,
+    "How to generate random matrices from the classical compact groups").
+    """
+    frame, triangle = torch.linalg.qr(gaussian(rank, weight, fan_in, generator).T)
+    return (frame * triangle.diagonal().sign()).T
+
+
+def gaussian(rank: int, weight: Tensor, fan_in: int, generator: Generator) -> Tensor:
+    """Independent normal entries of standard deviation 1/√width: rows have length one in the mean."""
+    width = weight.shape[1]
+    return torch.randn(rank, width, dtype=_dtype(weight), generator=generator) / math.sqrt(width)
+
+
+def kaiming_uniform(rank: int, weight: Tensor, fan_in: int, generator: Generator) -> Tensor:
+    """Uniform within ±1/√fan_in, as `nn.Linear` (Kaiming with a = √5) and so PEFT's LoRA start."""
+    entries = torch.rand(rank, weight.shape[1], dtype=_dtype(weight), generator=generator)
+    return (2 * entries - 1) / math.sqrt(fan_in)
+
+
+def singular(rank: int, weight: Tensor, fan_in: int, generator: Generator) -> Tensor:
+    """The weight's leading singular vectors: right ones for A, left ones for B."""
+    return torch.linalg.svd(weight.detach().to("cpu", _dtype(weight)), full_matrices=False).Vh[:rank]
+
+
+def zero(rank: int, weight: Tensor, fan_in: int, generator: Generator) -> Tensor:
+    """All zero: the update starts as nothing."""
+    return torch.zeros(rank, weight.shape[1], dtype=_dtype(weight))
+
+
+INITS: dict[str, Init] = {
+    function.__name__: function for function in (orthonormal, gaussian, kaiming_uniform, singular, zero)
+}
+
+
+def initialise(factor: str, name: str, rank: int, weight: Tensor, generator: Generator) -> Tensor:
+    """A start for one factor.
+
+    Args:
+        factor: "A" or "B".
+        name: A name of `INITS`.
+        rank: Rank r, at most d_in and d_out.
+        weight: The pretrained weight, [d_out, d_in].
+        generator: A generator on the CPU.
+
+    Returns:
+        A, [r, d_in], or B, [d_out, r], on the weight's device.
+    """
+    if factor == "A":
+        start = INITS[name](rank, weight, weight.shape[1], generator)
+    else:
+        start = INITS[name](rank, weight.T, rank, generator).T
+    return start.contiguous().to(weight.device)
+
+
+def _dtype(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)

@@ -1,0 +1,189 @@
+"""Adapters on disk: a folder with `adapter.safetensors` and `adapter.json`, kilobytes beside the backbone."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from vitlorafa.config import AdapterConfig
+from vitlorafa.errors import AdapterError
+from vitlorafa.inject import adapted_state, adapter_layers, head_parameters, inject, remove
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    head: bool = False,
+    metadata: dict[str, Any] | None = None,
+) -> Path:
+    """Writes the adapter, and the head if asked, without the backbone.
+
+    Each file appears whole or not at all, the description last and with the tensors' checksum: a crash leaves
+    what was there before, or something that `load_adapter` refuses.
+
+    Args:
+        model: An adapted model, merged or not.
+        folder: Where to; made if needed.
+        head: Whether to save the classifier too.
+        metadata: Anything else that JSON can hold, kept under "metadata".
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterError: If the model is not adapted, or has no head to save.
+    """
+    tensors = _factors(model)
+    heads = head_parameters(model) if head else {}
+    data = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors | heads).items()}
+    )
+    description = {
+        "format": FORMAT,
+        "architecture": _architecture(model),
+        "config": adapted_state(model).config.to_dict(),
+        "layers": {name: list(layer.projections) for name, layer in adapter_layers(model)},
+        "head": list(heads),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "metadata": metadata or {},
+    }
+    text = json.dumps(description, indent=2) + "\n"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / TENSORS, data)
+    _write(folder / DESCRIPTION, text.encode())
+    return folder
+
+
+def load_adapter(
+    model: nn.Module, folder: str | os.PathLike[str], *, head: bool | Literal["auto"] = "auto"
+) -> nn.Module:
+    """Loads what `save_adapter` wrote, exactly.
+
+    A model without adapters gets them by the saved config, and a trainable head if one is loaded. An adapted
+    one keeps its config, for instance to go on training the other factor.
+
+    Args:
+        model: The architecture that the adapter was saved from.
+        folder: Where from.
+        head: Whether to load the classifier too; "auto" does if one was saved.
+
+    Returns:
+        The same model.
+
+    Raises:
+        AdapterError: If the files are missing or damaged, or do not fit the model, naming the tensors that do
+            not. The model is then as before.
+    """
+    folder = Path(folder)
+    description, tensors = _read(folder)
+    if head == "auto":
+        head = bool(description["head"])
+    elif head and not description["head"]:
+        raise AdapterError(f"{folder} holds no head: save_adapter(..., head=True), or load with head=False")
+    if not head:
+        for name in description["head"]:
+            tensors.pop(name, None)
+
+    fresh = not hasattr(model, "_vitlorafa")
+    if fresh:
+        inject(model, AdapterConfig.from_dict(description["config"]), train_head=head)
+    try:
+        _check_fit(model, folder, description, tensors, head)
+    except AdapterError:
+        if fresh:
+            remove(model)
+        raise
+    parameters = dict(model.named_parameters())
+    merged = [layer for _, layer in adapter_layers(model) if layer.merged]
+    with torch.no_grad():
+        for layer in merged:
+            layer.unmerge()
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+        for layer in merged:
+            layer.merge()
+    return model
+
+
+def _factors(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{name}.{factor}": getattr(layer, factor)
+        for name, layer in adapter_layers(model)
+        for factor in ("lora_A", "lora_B")
+    }
+
+
+def _architecture(model: nn.Module) -> str | None:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return cfg.get("architecture")
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        data = (folder / TENSORS).read_bytes()
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"no adapter can be read from {folder}: {error}") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise AdapterError(f"{folder / DESCRIPTION} is not of adapter format {FORMAT}")
+    missing = [key for key in ("config", "layers", "head", "sha256") if key not in description]
+    if missing:
+        raise AdapterError(f"{folder / DESCRIPTION} lacks {', '.join(missing)}")
+    if hashlib.sha256(data).hexdigest() != description["sha256"]:
+        raise AdapterError(f"{folder / TENSORS} is damaged or of another save than {DESCRIPTION}: save it again")
+    try:
+        return description, safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise AdapterError(f"{folder / TENSORS} cannot be read: {error}") from None
+
+
+def _check_fit(
+    model: nn.Module, folder: Path, description: dict[str, Any], tensors: dict[str, Tensor], head: bool
+) -> None:
+    saved, here = AdapterConfig.from_dict(description["config"]), adapted_state(model).config
+    if saved.scale != here.scale:
+        raise AdapterError(f"{folder} was trained with scale {saved.scale:g}, the model has {here.scale:g}")
+    expected: dict[str, Tensor] = _factors(model)
+    if head:
+        for name, parameter in head_parameters(model).items():
+            expected[name] = parameter
+            classes = len(tensors.get(name, parameter))
+            if classes != len(parameter):
+                raise AdapterError(
+                    f"the saved head has {classes} classes and the model {len(parameter)}: create the model with "
+                    f"num_classes={classes}, or load with head=False"
+                )
+    misfits = [f"{name} is missing in the file" for name in expected.keys() - tensors]
+    misfits += [f"{name} is unknown to the model" for name in tensors.keys() - expected]
+    misfits += [
+        f"{name} is {list(tensors[name].shape)} in the file and {list(tensor.shape)} in the model"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    for name, layer in adapter_layers(model):
+        projections = description["layers"].get(name, list(layer.projections))
+        if projections != list(layer.projections):
+            misfits.append(f"{name} adapts {projections} in the file and {list(layer.projections)} in the model")
+    if misfits:
+        first = "; ".join(sorted(misfits)[:3]) + ("; ..." if len(misfits) > 3 else "")
+        raise AdapterError(
+            f"{folder}, saved from {description.get('architecture')}, does not fit this "
+            f"{_architecture(model) or type(model).__name__} in {len(misfits)} places: {first}"
+        )

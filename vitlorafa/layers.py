@@ -1,0 +1,144 @@
+"""The adapted linear layer."""
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from vitlorafa.config import AdapterConfig
+from vitlorafa.errors import AdapterError
+from vitlorafa.init import initialise
+from vitlorafa.ops import autocast_dtype, lora_linear
+
+QKV = ("q", "k", "v")  # the order in which a fused qkv stacks its outputs
+
+
+class LoRALinear(nn.Module):
+    """A linear layer with low-rank updates W + s·B·A (LoRA, Hu et al. 2021), one per adapted projection.
+
+    Args:
+        base: The pretrained layer. It stays this object, unchanged and frozen by whoever adapts the model.
+        config: Rank, scaling, start and which factor trains.
+        projections: What is adapted: one name, or any of q, k, v in this order if `fused`.
+        fused: Whether `base` stacks q, k and v, a third of its outputs each.
+        generator: Source of the factors' start, on the CPU; the config's if None.
+
+    Attributes:
+        lora_A: Stacked factors A, [k, r, d_in], for k projections.
+        lora_B: Stacked factors B, [k, m, r], with m outputs per projection. Factors are float32 or better,
+            whatever the weight's precision: small steps of an optimizer must not be rounded away.
+        starts: First output of each projection.
+        merged: Whether the update is added to `base.weight`.
+        disabled: Whether the layer does as `base` alone.
+
+    Raises:
+        AdapterError: If the rank is over the width of a projection.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        config: AdapterConfig,
+        projections: tuple[str, ...],
+        fused: bool = False,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        m = base.out_features // 3 if fused else base.out_features
+        if config.rank > min(m, base.in_features):
+            raise AdapterError(f"rank {config.rank} is over the layer's width {min(m, base.in_features)}")
+        generator = generator or config.generator()
+        self.base = base
+        self.projections = projections
+        self.starts = tuple(QKV.index(name) * m for name in projections) if fused else (0,)
+        self.scale = config.scale
+        self.dropout = config.dropout
+        self.merged = False
+        self.disabled = False
+        weights = [base.weight[start : start + m] for start in self.starts]
+        A = torch.stack([initialise("A", config.init_A, config.rank, W, generator) for W in weights])
+        B = torch.stack([initialise("B", config.init_B, config.rank, W, generator) for W in weights])
+        self.lora_A = nn.Parameter(A, requires_grad="A" in config.train)
+        self.lora_B = nn.Parameter(B, requires_grad="B" in config.train)
+        self._unmerged: Tensor | None = None  # the pretrained weight, while merged
+        self._cast: tuple[Any, Tensor, Tensor | None] | None = None  # see _frozen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The adapted layer: [..., d_in] -> [..., d_out]."""
+        if self.merged or self.disabled:
+            return self.base(x)
+        weight, bias = self._frozen(autocast_dtype(x))
+        dropout = self.dropout if self.training else 0.0
+        return lora_linear(x, weight, bias, self.lora_A, self.lora_B, self.scale, starts=self.starts, dropout=dropout)
+
+    def _frozen(self, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
+        """The base's weight and bias for autocast's dtype, cast once for as long as they stay the same."""
+        weight, bias = self.base.weight, self.base.bias
+        params = [weight] if bias is None else [weight, bias]
+        if dtype in (None, weight.dtype) or any(p.requires_grad or p.is_inference() for p in params):
+            return weight, bias
+        state = (dtype, weight.device, *((p.data_ptr(), p._version) for p in params))
+        if self._cast is None or self._cast[0] != state:
+            # Made outside of inference mode, for training cannot use a tensor that was made in it.
+            with torch.inference_mode(False), torch.no_grad():
+                self._cast = (state, weight.to(dtype), None if bias is None else bias.to(dtype))
+        return self._cast[1:]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LoRALinear":
+        self._cast = None  # moved or converted: free the old cast at once
+        return super()._apply(fn, recurse)
+
+    def delta_weight(self) -> Tensor:
+        """The update s·B·A of all projections, [d_out, d_in], differentiable, in the factors' dtype."""
+        delta = self.lora_A.new_zeros(self.base.weight.shape)
+        for start, A, B in zip(self.starts, self.lora_A, self.lora_B, strict=True):
+            delta[start : start + len(B)] = self.scale * (B @ A)
+        return delta
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Adds the update to `base.weight`, so that the layer costs what the pretrained one does.
+
+        The pretrained weight is kept beside it, so that `unmerge` is exact in every precision.
+        """
+        if not self.merged:
+            self._unmerged = self.base.weight.detach().clone()
+            self.base.weight.copy_(self.base.weight + self.delta_weight())
+            self.merged = True
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Puts the pretrained weight back, bit for bit."""
+        if self._unmerged is not None:
+            self.base.weight.copy_(self._unmerged)
+            self._unmerged = None
+            self.merged = False
+
+    # The rest makes the layer pass for an nn.Linear where a model reads one's attributes. An attention that
+    # computes F.linear(x, qkv.weight, ...) itself so gets the update too, without dropout and keeping x.
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in effect, [d_out, d_in], differentiable."""
+        weight = self.base.weight
+        return weight if self.merged or self.disabled else (weight + self.delta_weight()).to(weight.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias, [d_out] or None."""
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        """The base's input width d_in."""
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        """The base's output width d_out."""
+        return self.base.out_features
+
+    def extra_repr(self) -> str:
+        """What `print(model)` says of the layer beside its base."""
+        trained = "".join(name for name in "BA" if getattr(self, f"lora_{name}").requires_grad)
+        return f"{', '.join(self.projections)}, rank={self.lora_A.shape[1]}, trained={trained or 'none'}"

@@ -1,0 +1,11 @@
+"""The one layer kernel, y = x Wᵀ + b + s (x Aᵀ) Bᵀ.
+
+Every backend takes the same arguments. Shapes: x [..., d_in]; weight [d_out, d_in]; A [k, r, d_in] and
+B [k, m, r] stack k projections that share one linear layer. Projection j adds s (x A_jᵀ) B_jᵀ to the m outputs
+from starts[j] on. A plain linear layer is k = 1, m = d_out, starts = (0,); the q and v slices of a fused qkv of
+width d are k = 2, m = d, starts = (0, 2d).
+"""
+
+from vitlorafa.ops.dispatch import autocast_dtype, lora_linear
+
+__all__ = ["autocast_dtype", "lora_linear"]
