@@ -16,6 +16,7 @@ from domainbed_ext import plots, tables
 from domainbed_ext.errors import exit_cleanly
 from domainbed_ext.model_selection import SELECTION_METHODS, method
 from domainbed_ext.records import load_records, not_writable
+from domainbed_ext.scores import Results
 
 # Wider than any table: what is piped or written to a file must be neither wrapped nor cut off.
 UNLIMITED_WIDTH = 10_000
@@ -58,7 +59,7 @@ def collect(
     """
     # A method named twice is one method.
     methods = list(dict.fromkeys(method(name) for name in selections)) if selections else None
-    results = tables.Results(load_records(input_dir, unfinished), methods)
+    results = Results(load_records(input_dir, unfinished), methods)
     shown = tables.all_tables(results)
     console = console or _standard_output()
     tables.show(console, results, shown)

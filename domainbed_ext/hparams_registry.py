@@ -11,7 +11,7 @@ convex problem, for which a large rate is safe. The weight decay is DomainBed's:
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -138,20 +138,28 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
     return hparams
 
 
-def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str) -> None:
+def names(dataset: str) -> set[str]:
+    """The hyperparameters that any algorithm has on a data set."""
+    return set().union(*(_entries(algorithm, dataset) for algorithm in (*_OURS, "ERM")))
+
+
+def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, others: Collection[str] = ()) -> None:
     """Sets hyperparameters in place.
 
     Args:
         hparams: an algorithm's.
         overrides: new values.
         source: where these come from, for the error.
+        others: names that are other algorithms' and passed over, so that one `--hparams` serves a whole sweep.
 
     Raises:
         BenchmarkError: the algorithm has no such hyperparameter, or the value has another type than the default.
     """
     for name, value in overrides.items():
         if name not in hparams:
-            raise unknown(f"hyperparameter in {source}:", name, hparams)
+            if name in others:
+                continue
+            raise unknown(f"hyperparameter in {source}:", name, {*hparams, *others})
         current = hparams[name]
         number = isinstance(current, (int, float)) and not isinstance(current, bool)
         given_number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from domainbed_ext.tables import ALGORITHMS, Results, Summary
+from domainbed_ext.scores import ALGORITHMS, Results, Summary
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; variants of an algorithm share its colour.
 COLOURS = dict(zip(ALGORITHMS, ["#0072B2", "#D55E00", "#009E73", "#7A7A7A", "#CC79A7"], strict=True))

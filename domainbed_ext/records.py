@@ -114,13 +114,17 @@ class RunFolder:
             error: why, in one sentence.
             exit_code: of the run; negative for the signal that killed it.
         """
-        log = str(self.path / "err.txt")
-        reason = {"error": error, "exit_code": exit_code, "log": log}
-        write_atomically(self.path / "failed", json.dumps(reason, indent=2) + "\n")
+        reason = {"error": error, "exit_code": exit_code, "log": str(self.path / "err.txt")}
+        with contextlib.suppress(OSError):  # if nothing can be written here, that is why it failed
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "failed", json.dumps(reason, indent=2) + "\n")
 
     def failure(self) -> str:
-        """The sentence that `fail` was given."""
-        return str(json.loads((self.path / "failed").read_text(encoding="utf-8"))["error"])
+        """Why the run failed, in one sentence."""
+        try:
+            return str(json.loads((self.path / "failed").read_text(encoding="utf-8"))["error"])
+        except OSError:
+            return f"cannot write to {self.path}"
 
     @contextlib.contextmanager
     def log(self) -> Iterator[None]:

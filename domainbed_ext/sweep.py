@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ from domainbed_ext.collect_results import collect
 from domainbed_ext.datasets import DATASETS, get_dataset_class
 from domainbed_ext.errors import BenchmarkError, exit_cleanly, unknown
 from domainbed_ext.launchers import LAUNCHERS, get_launcher
-from domainbed_ext.records import RunFolder, State, not_writable
+from domainbed_ext.provenance import provenance
+from domainbed_ext.records import RunFolder, State, not_writable, write_atomically
 from domainbed_ext.seeds import seed_hash
 
 QUICKSTART = "quickstart.yaml"
@@ -162,7 +164,7 @@ def check(jobs: Sequence[Job]) -> None:
         train.set_up(args).make_algorithm(args)
 
 
-def launch(jobs: Sequence[Job], launcher: str, parallel: int, console: Console) -> list[Job]:
+def launch(jobs: Sequence[Job], launcher: str, parallel: int, console: Console) -> list[tuple[Job, str]]:
     """Runs the jobs and marks those that died without a word as failed.
 
     Args:
@@ -172,7 +174,7 @@ def launch(jobs: Sequence[Job], launcher: str, parallel: int, console: Console) 
         console: for the progress bar, which a pipe does not get.
 
     Returns:
-        The jobs that failed.
+        The jobs that failed, each with the reason in one sentence.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -195,12 +197,14 @@ def launch(jobs: Sequence[Job], launcher: str, parallel: int, console: Console) 
             bar.update(task, completed=round(sum(shares), 2), rate=f"{rate:.1f} a minute")
 
         codes = get_launcher(launcher)([job.command for job in jobs], parallel, progress)
+    failed = []
     for job, code in zip(jobs, codes, strict=True):
-        if code and job.folder.state not in (State.DONE, State.FAILED):
-            job.folder.path.mkdir(parents=True, exist_ok=True)
-            how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            job.folder.fail(f"the run was {how}" if code < 0 else f"the run {how}", code)
-    return [job for job in jobs if job.folder.state is State.FAILED]
+        if code:
+            if job.folder.state is not State.FAILED:  # it died without a word
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                job.folder.fail(f"the run {how}", code)
+            failed.append((job, job.folder.failure()))
+    return failed
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -317,6 +321,7 @@ def _check_writable(path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.sweep`."""
+    start = time.monotonic()
     args = parse(argv)
     jobs = make_jobs(args)
     states = [job.folder.state for job in jobs]
@@ -339,11 +344,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = launch(missing, args.command_launcher, args.jobs, Console(stderr=True)) if missing else []
     if any(job.folder.state is State.DONE for job in jobs):
         collect(args.output_dir)
-    for job in failed:
-        print(f"failed: {job}: {job.folder.failure()} (log: {job.folder.path / 'err.txt'})", file=sys.stderr)
+        words = sys.argv[1:] if argv is None else argv
+        _write_provenance(Path(args.output_dir) / "tables" / "provenance.json", words, time.monotonic() - start)
+    for job, reason in failed:
+        print(f"failed: {job}: {reason} (log: {job.folder.path / 'err.txt'})", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(jobs)} runs failed; the same command runs them again", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _write_provenance(path: Path, argv: Sequence[str], seconds: float) -> None:
+    """Appends this launch to the list of those that the tables come from."""
+    launches = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    launches.append({**provenance("domainbed_ext.sweep", argv), "seconds": round(seconds)})
+    write_atomically(path, json.dumps(launches, indent=2) + "\n")
 
 
 def _delete(jobs: Sequence[Job], args: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ python -m domainbed_ext.train --algorithm BOnly --test_envs 0 --output_dir runs/
 
 import argparse
 import json
-import platform
 import random
 import shutil
 import sys
@@ -18,22 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import timm
 import torch
-import torchvision
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import domainbed_ext
 from domainbed_ext import backbones, hparams_registry, precision
 from domainbed_ext.algorithms import Algorithm, get_algorithm_class, get_hparams
 from domainbed_ext.data import Inputs, Minibatches, Split, evaluation_stream, training_stream, transform
 from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
 from domainbed_ext.datasets.folders import unreadable
 from domainbed_ext.errors import BenchmarkError, exit_cleanly
+from domainbed_ext.provenance import machine, versions
 from domainbed_ext.records import RunFolder, State
 from domainbed_ext.seeds import holdout_split, seed_hash, split
+from vitlorafa import count_parameters
 
 EVALUATION_BATCH = 64  # as upstream; fixed, since another batch shape may round differently
 
@@ -157,7 +154,8 @@ def set_up(args: argparse.Namespace) -> Setup:
     hparams = get_hparams(args.algorithm, args.dataset, args.hparams_seed, args.trial_seed)
     given = {name: getattr(args, name) for name in ("backbone", "weights", "precision")}
     hparams_registry.apply(hparams, {k: v for k, v in given.items() if v is not None}, "the arguments")
-    hparams_registry.apply(hparams, hparams_registry.parse_hparams(args.hparams), "--hparams")
+    others = hparams_registry.names(args.dataset)
+    hparams_registry.apply(hparams, hparams_registry.parse_hparams(args.hparams), "--hparams", others)
     hparams_registry.check(hparams)
     if args.task != "domain_generalization":
         raise BenchmarkError("--task domain_adaptation: no algorithm here uses unlabelled images; leave --task out")
@@ -261,14 +259,16 @@ def train(args: argparse.Namespace, setup: Setup, folder: RunFolder, progress: C
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     hparams, train_envs = setup.hparams, setup.train_envs(args.test_envs)
     algorithm = setup.make_algorithm(args)
+    trainable, total = count_parameters(algorithm)
     facts = {
         "args": vars(args),
         "hparams": hparams,
         "environments": list(setup.dataset.environments),
         "precision": algorithm.precision,
-        "trainable_parameters": sum(p.numel() for p in algorithm.parameters() if p.requires_grad),
-        "total_parameters": sum(p.numel() for p in algorithm.parameters()),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
         "versions": versions(),
+        "machine": machine(),
     }
     print(json.dumps(facts, indent=2, sort_keys=True))
 
@@ -336,21 +336,6 @@ def _save(algorithm: Algorithm, path: Path) -> None:
     algorithm.save(partial)
     shutil.rmtree(path, ignore_errors=True)
     partial.replace(path)
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers depend on, and the device."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {
-        "python": platform.python_version(),
-        "domainbed_ext": domainbed_ext.__version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "numpy": np.__version__,
-        "safetensors": safetensors.__version__,
-        "device": device,
-    }
 
 
 def run(args: argparse.Namespace, progress: Callable[[float], None]) -> int:

@@ -170,19 +170,20 @@ def _check_fit(
                     f"the saved head has {classes} classes and the model {len(parameter)}: create the model with "
                     f"num_classes={classes}, or load with head=False"
                 )
-    misfits = [f"{name} is missing in the file" for name in expected.keys() - tensors]
-    misfits += [f"{name} is unknown to the model" for name in tensors.keys() - expected]
-    misfits += [
-        f"{name} is {list(tensors[name].shape)} in the file and {list(tensor.shape)} in the model"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
+    misfits = []
+    for name, tensor in expected.items():
+        if name not in tensors:
+            misfits.append(f"{name} is missing in the file")
+        elif tensor.shape != tensors[name].shape:
+            shapes = f"{list(tensors[name].shape)} in the file and {list(tensor.shape)} in the model"
+            misfits.append(f"{name} is {shapes}")
+    misfits += [f"{name} is unknown to the model" for name in sorted(tensors.keys() - expected.keys())]
     for name, layer in adapter_layers(model):
         projections = description["layers"].get(name, list(layer.projections))
         if projections != list(layer.projections):
             misfits.append(f"{name} adapts {projections} in the file and {list(layer.projections)} in the model")
     if misfits:
-        first = "; ".join(sorted(misfits)[:3]) + ("; ..." if len(misfits) > 3 else "")
+        first = "; ".join(misfits[:3]) + ("; ..." if len(misfits) > 3 else "")
         raise AdapterError(
             f"{folder}, saved from {description.get('architecture')}, does not fit this "
             f"{_architecture(model) or type(model).__name__} in {len(misfits)} places: {first}"

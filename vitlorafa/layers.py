@@ -91,8 +91,9 @@ class LoRALinear(nn.Module):
     def delta_weight(self) -> Tensor:
         """The update s·B·A of all projections, [d_out, d_in], differentiable, in the factors' dtype."""
         delta = self.lora_A.new_zeros(self.base.weight.shape)
-        for start, A, B in zip(self.starts, self.lora_A, self.lora_B, strict=True):
-            delta[start : start + len(B)] = self.scale * (B @ A)
+        with torch.autocast(delta.device.type, enabled=False):  # merging must not depend on where it is called
+            for start, A, B in zip(self.starts, self.lora_A, self.lora_B, strict=True):
+                delta[start : start + len(B)] = self.scale * (B @ A)
         return delta
 
     @torch.no_grad()

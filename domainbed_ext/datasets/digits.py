@@ -87,9 +87,7 @@ def _blended(ink: list[Image.Image], rng: np.random.RandomState) -> list[Image.I
     blended = []
     for image in ink:
         photograph = photographs[rng.randint(len(photographs))]
-        side = rng.randint(
-            SIZE, 3 * SIZE + 1
-        )  # px: near and far, so that patches have coarse and fine detail
+        side = rng.randint(SIZE, 3 * SIZE + 1)  # px: near and far, so that patches have coarse and fine detail
         left, top = (rng.randint(length - side + 1) for length in photograph.size)
         patch = photograph.resize((SIZE, SIZE), Image.Resampling.BOX, (left, top, left + side, top + side))
         blended.append(ImageChops.difference(patch, image.convert("RGB")))

@@ -65,7 +65,7 @@ def render() -> Bank:
             name
             for name in _FONTS
             if ord(character) in known[name]
-            and (name not in _ASCII_FONTS or character.isalnum() and character.isascii())
+            and (name not in _ASCII_FONTS or (character.isalnum() and character.isascii()))
         ]
         masks.append([_glyph(character, fonts[name], stroke) for name in usable for stroke in _STROKES])
     count = torch.tensor([len(variants) for variants in masks])
@@ -79,9 +79,7 @@ def _glyph(character: str, font: ImageFont.FreeTypeFont, stroke: int) -> np.ndar
     ink = Image.new("L", (int(right - left), int(bottom - top)))
     ImageDraw.Draw(ink).text((-left, -top), character, 255, font, stroke_width=stroke)
     scale = (_CANVAS - 8) / max(ink.size)
-    ink = ink.resize(
-        (max(3, round(ink.width * scale)), max(3, round(ink.height * scale))), Image.Resampling.BICUBIC
-    )
+    ink = ink.resize((max(3, round(ink.width * scale)), max(3, round(ink.height * scale))), Image.Resampling.BICUBIC)
     canvas = Image.new("L", (_CANVAS, _CANVAS))
     canvas.paste(ink, ((_CANVAS - ink.width) // 2, (_CANVAS - ink.height) // 2))
     return np.asarray(canvas)
@@ -101,21 +99,23 @@ class _Dice:
         return self.uniform(0, 1, 1, 1, 1) < share
 
 
-def draw(bank: Bank, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw(bank: Bank, n: int, generator: torch.Generator, styled: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Draws a batch.
 
     Args:
         bank: the rendered glyphs.
         n: number of images.
         generator: the only source of randomness, on the CPU.
+        styled: share of images in any style; the others are white on black.
 
     Returns:
-        Images [n, 3, 32, 32] in [0, 1] and their classes [n].
+        Images [n, 3, 32, 32] in [0, 1], the ink alone [n, 1, 32, 32] in [0, 1], and the classes [n].
     """
     dice = _Dice(n, generator)
     labels = torch.randint(len(bank.count), (n,), generator=generator)
     variant = (dice.uniform(0, 1) * bank.count[labels]).long()
     ink = F.grid_sample(bank.masks[bank.first[labels] + variant].float(), _bend(dice), align_corners=False)
+    shape = ink
     coarse = F.interpolate(F.avg_pool2d(ink, 4), scale_factor=4.0, mode="bicubic").clamp(0, 1)
     ink = torch.where(dice.some(0.3), coarse, ink)
     outline = F.max_pool2d(ink, 3, 1, 1) + F.max_pool2d(-ink, 3, 1, 1)
@@ -127,8 +127,9 @@ def draw(bank: Bank, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor
     paint = torch.where(alike, (paint + 0.5) % 1, paint)
     over = ground + (paint - ground) * ink
     images = torch.where(dice.some(0.25), (ground - paint * ink).abs(), over)
-    noise = torch.randn(images.shape, generator=generator)
-    return (images + noise * dice.uniform(0, 0.08, 1, 1, 1)).clamp(0, 1), labels
+    images = images + torch.randn(images.shape, generator=generator) * dice.uniform(0, 0.08, 1, 1, 1)
+    images = torch.where(dice.some(styled), images.clamp(0, 1), shape)
+    return images, shape, labels
 
 
 def _bend(dice: _Dice) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.text import Annotation, Text
 
 from domainbed_ext.plots import generalisation_plot, render
-from domainbed_ext.tables import Results
+from domainbed_ext.scores import Results
 
 
 def records(algorithms, dataset="PACS", trials=2, seed=0, spread=0.3):

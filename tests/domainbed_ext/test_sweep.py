@@ -1,15 +1,15 @@
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from domainbed_ext import resources, sweep, train
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.records import RunFolder, State
+from domainbed_ext.records import State
 
 SMALL = ["--datasets", "DigitsShift", "--n_hparams", "1", "--n_trials", "1", "--single_test_envs", "--steps", "2",
          "--checkpoint_freq", "0", "--train_eval_share", "0.05", "--skip_confirmation", "--skip_model_save"]  # fmt: skip
@@ -198,9 +198,6 @@ def test_a_run_killed_without_a_word_is_marked_failed(tmp_path, monkeypatch):
     job = sweep.make_jobs(sweep.parse(small(tmp_path)))[0]
     job.folder.start()
     monkeypatch.setattr(sweep, "get_launcher", lambda name: lambda commands, jobs, progress: [-9])
-    console = Namespace(is_terminal=False)
-    from rich.console import Console
-
-    assert sweep.launch([job], "local", 1, Console(stderr=True)) == [job]
-    assert RunFolder(job.folder.path).failure() == "the run was killed by signal 9"
-    assert console.is_terminal is False
+    failed = sweep.launch([job], "local", 1, Console(stderr=True))
+    assert failed == [(job, "the run was killed by signal 9")]
+    assert job.folder.state is State.FAILED

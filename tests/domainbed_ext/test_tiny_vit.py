@@ -83,11 +83,13 @@ def test_glyphs_have_variants_and_follow_the_generator():
     bank = render()
     assert len(bank.count) == len(CLASSES) == len(set(CLASSES)) and int(bank.count.min()) >= 3
     assert int(bank.count.sum()) == len(bank.masks) and bool((bank.masks.amax((1, 2, 3)) > 0.5).all())
-    images, labels = draw(bank, 16, torch.Generator().manual_seed(3))
-    again, _ = draw(bank, 16, torch.Generator().manual_seed(3))
+    images, ink, labels = draw(bank, 16, torch.Generator().manual_seed(3))
+    again, _, _ = draw(bank, 16, torch.Generator().manual_seed(3))
     assert torch.equal(images, again)
-    assert images.shape == (16, 3, 32, 32) and labels.shape == (16,)
-    assert 0 <= float(images.min()) and float(images.max()) <= 1
+    assert images.shape == (16, 3, 32, 32) and ink.shape == (16, 1, 32, 32) and labels.shape == (16,)
+    assert float(images.min()) >= 0 and float(images.max()) <= 1
+    plain, ink, _ = draw(bank, 16, torch.Generator().manual_seed(3), styled=0)
+    assert torch.equal(plain, ink.expand_as(plain))
 
 
 def test_pretraining_repeats_to_the_byte(tmp_path):

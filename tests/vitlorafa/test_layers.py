@@ -79,6 +79,16 @@ def test_factors_stay_in_float32_beside_a_half_precision_weight():
     assert y.dtype == torch.bfloat16 and adapted.lora_B.grad.dtype == torch.float32
 
 
+def test_merging_under_autocast_is_the_same():
+    adapted = layer()
+    adapted.merge()
+    weight = adapted.base.weight.clone()
+    adapted.unmerge()
+    with torch.autocast("cpu", torch.bfloat16):
+        adapted.merge()
+    assert torch.equal(adapted.base.weight, weight)
+
+
 class CountCasts(torch.overrides.TorchFunctionMode):
     def __init__(self, shape):
         super().__init__()

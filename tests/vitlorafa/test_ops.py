@@ -37,7 +37,7 @@ def run(function, args, g, **kwargs):
 def test_is_the_definition(train, starts, dropout):
     args = tensors(starts, train=train)
     g = torch.randn(3, 5, 21, dtype=torch.float64)
-    kwargs = dict(starts=starts, dropout=dropout, seed=5)
+    kwargs = {"starts": starts, "dropout": dropout, "seed": 5}
     ours, expected = run(lora_linear, args, g, **kwargs), run(reference.lora_linear, args, g, **kwargs)
     torch.testing.assert_close(ours, expected)
 

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from conftest import build
+from small_models import build
 
 from vitlorafa import AdapterConfig, count_parameters, inject, print_trainable_parameters, summary
 

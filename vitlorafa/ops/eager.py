@@ -55,8 +55,8 @@ def lora_linear(
 class _LoRALinear(torch.autograd.Function):
     """N rows through the layer. x Aᵀ is a second output, for only inputs and outputs can be kept.
 
-    Projections are taken one by one: a batched product over slices of the output does not take
-    the fast bf16 path on a CPU, and is up to a hundred times slower.
+    Projections are taken one by one: a batched product over slices of the output does not take the fast bf16
+    path on a CPU, and is up to a hundred times slower.
     """
 
     @staticmethod

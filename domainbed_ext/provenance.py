@@ -1,0 +1,54 @@
+"""Where numbers come from: versions, machine, command and date."""
+
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import timm
+import torch
+import torchvision
+
+import domainbed_ext
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that the numbers depend on."""
+    packages = (domainbed_ext, torch, torchvision, timm, np, safetensors)
+    return {"python": platform.python_version(), **{package.__name__: package.__version__ for package in packages}}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and GPU."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": models[0] if models else platform.processor() or "unknown",
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def provenance(module: str, argv: Sequence[str]) -> dict[str, Any]:
+    """All of it, for a JSON file beside results.
+
+    Args:
+        module: what was run with `python -m`.
+        argv: its arguments.
+
+    Returns:
+        "command", "date" (UTC, to the second), "machine" and "versions".
+    """
+    return {
+        "command": shlex.join(["python", "-m", module, *argv]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+    }
