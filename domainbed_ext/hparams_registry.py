@@ -165,7 +165,7 @@ def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ot
         given_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if current is not None and (number != given_number or not (number or isinstance(value, type(current)))):
             raise BenchmarkError(
-                f"hyperparameter {name} in {source} should be a {type(current).__name__}, not {value!r}"
+                f"hyperparameter {name} in {source} should be of type {type(current).__name__}, not {value!r}"
             )
         hparams[name] = value
 
@@ -181,6 +181,9 @@ def check(hparams: Mapping[str, Any]) -> None:
     """
     if not isinstance(hparams["batch_size"], int) or hparams["batch_size"] < 1:
         raise BenchmarkError(f"batch_size {hparams['batch_size']} should be a whole number from 1 on")
+    size = hparams["image_size"]
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise BenchmarkError(f"image_size {size!r} should be a whole number of pixels, or null for the backbone's own")
     if not hparams["lr"] > 0:
         raise BenchmarkError(f"lr {hparams['lr']} should be above 0")
     if not hparams["weight_decay"] >= 0:

@@ -332,8 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _delete([job for job, state in zip(jobs, states, strict=True) if state is State.INCOMPLETE], args)
 
     get_launcher(args.command_launcher)
-    check(jobs)
     missing = [job for job, state in zip(jobs, states, strict=True) if state is not State.DONE]
+    check(missing)
     if args.dry_run:
         LAUNCHERS["dummy"]([job.command for job in missing], 0, lambda index, share: None)
         return 0

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+import torch
+
 _OURS = ("-m", "domainbed_ext.train")
 
 
@@ -31,7 +33,7 @@ def local(commands: Sequence[str], jobs: int, progress: Callable[[int, float], N
     Args:
         commands: `python -m domainbed_ext.train ...`, which run inside warm workers; any other command runs in a
             shell.
-        jobs: how many at once; 0 for one a processor core.
+        jobs: how many at once; 0 for one a processor core, or one in all where there is a GPU to share.
         progress: told each command's index and the share of it that is done.
 
     Returns:
@@ -39,7 +41,8 @@ def local(commands: Sequence[str], jobs: int, progress: Callable[[int, float], N
     """
     codes = [0] * len(commands)
     waiting = list(reversed(range(len(commands))))
-    workers = [_start() for _ in range(min(jobs or available_cores(), len(commands)))]
+    jobs = jobs or (1 if torch.cuda.is_available() else available_cores())
+    workers = [_start() for _ in range(min(jobs, len(commands)))]
     try:
         while waiting or any(worker.command is not None for worker in workers):
             for worker in workers:

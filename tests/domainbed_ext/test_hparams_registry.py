@@ -49,7 +49,7 @@ def test_a_name_fixes_hyperparameters():
         ("BOnyl", "unknown algorithm 'BOnyl': did you mean 'BOnly'"),
         ("BOnly@rnk=16", "unknown hyperparameter.*'rnk': did you mean 'rank'"),
         ("BOnly@16", "'16' is not hyperparameter=value"),
-        ("BOnly@rank=many", "rank in the name .* should be a int, not 'many'"),
+        ("BOnly@rank=many", "rank in the name .* should be of type int, not 'many'"),
         ("LP@rank=8", "unknown hyperparameter"),
     ],
 )
@@ -64,8 +64,20 @@ def test_malformed_hparams_get_a_sentence(text):
         hparams_registry.parse_hparams(text)
 
 
-@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("batch_size", 2.5), ("lr", 0), ("weight_decay", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_size", 0), ("batch_size", 0), ("batch_size", 2.5), ("lr", 0), ("weight_decay", -1)]
+)
 def test_values_out_of_range_get_a_sentence(name, value):
     hparams = {**get_hparams("LP", "PACS"), name: value}
     with pytest.raises(BenchmarkError, match=f"{name} {value} should be"):
         hparams_registry.check(hparams)
+
+
+def test_one_hparams_serves_algorithms_that_differ():
+    others = hparams_registry.names("PACS")
+    for algorithm, rank in (("LP", None), ("BA", 4)):
+        hparams = get_hparams(algorithm, "PACS")
+        hparams_registry.apply(hparams, {"rank": 4, "lr": 0.5}, "--hparams", others)
+        assert (hparams.get("rank"), hparams["lr"]) == (rank, 0.5)
+    with pytest.raises(BenchmarkError, match="unknown hyperparameter in --hparams: 'rnak': did you mean 'rank'"):
+        hparams_registry.apply(get_hparams("LP", "PACS"), {"rnak": 4}, "--hparams", others)

@@ -100,7 +100,10 @@ def test_learning_happens(make_args):
     [
         ({"test_envs": [4]}, "--test_envs 4: there are 4 environments .0 blended, 1 plain"),
         ({"test_envs": [0, 1, 2, 3]}, "names all 4 environments"),
-        ({"hparams": '{"batch_size": 512}'}, "batch_size 512 is larger than the 3[0-9]+ training images of environment"),
+        (
+            {"hparams": '{"batch_size": 512}'},
+            "batch_size 512 is larger than the 3[0-9]+ training images of environment",
+        ),
         ({"algorithm": "Bonly"}, "did you mean 'BOnly'"),
         ({"dataset": "DigitShift"}, "did you mean 'DigitsShift'"),
         ({"backbone": "vit_pico"}, "unknown backbone 'vit_pico': did you mean"),
@@ -145,14 +148,28 @@ def test_a_finished_run_is_not_overwritten(make_args):
 
 def test_verify_images_names_the_broken_before_the_start(make_args, pacs_like):
     (pacs_like / "PACS" / "photo" / "dog" / "pic_003.png").write_text("hello")
-    args = make_args(dataset="PACS", data_dir=str(pacs_like), backbone="test_vit", weights="none",
-                     hparams='{"batch_size": 4}', verify_images=True)
+    args = make_args(
+        dataset="PACS",
+        data_dir=str(pacs_like),
+        backbone="test_vit",
+        weights="none",
+        hparams='{"batch_size": 4}',
+        verify_images=True,
+    )
     with pytest.raises(BenchmarkError, match="not a readable image: .*pic_003.png"):
         train.set_up(args)
 
 
 def test_a_run_on_image_folders(make_args, pacs_like):
-    folder, code, _ = run(make_args(dataset="PACS", data_dir=str(pacs_like), backbone="test_vit", weights="none",
-                                    hparams='{"batch_size": 4, "image_size": 48}', algorithm="BOnly@rank=2"))
+    folder, code, _ = run(
+        make_args(
+            dataset="PACS",
+            data_dir=str(pacs_like),
+            backbone="test_vit",
+            weights="none",
+            hparams='{"batch_size": 4, "image_size": 48}',
+            algorithm="BOnly@rank=2",
+        )
+    )
     assert (code, folder.state) == (0, State.DONE)
     assert folder.records()[-1]["environments"] == ["A", "C", "P", "S"]
