@@ -65,7 +65,7 @@ def _entries(algorithm: str, dataset: str) -> dict[str, Entry]:
         entries["vit_dropout"] = (0.0, _choice(0.0, 0.1, 0.5))
         entries["nonlinear_classifier"] = _fixed(False)
     elif algorithm in _ADAPTERS:
-        entries["lr"] = (2e-3, _log10(-3.5, -2))
+        entries["lr"] = (1e-3 if small else 2e-3, _log10(-3.5, -2))
         entries["rank"] = (8, lambda r: int(2 ** r.randint(2, 6)))
         entries["alpha"] = _fixed(None)  # 2·rank
         entries["targets"] = _fixed("all" if small else "q,v")  # the paper's parameter counts imply q and v

@@ -32,7 +32,7 @@ from rich.progress import (
 )
 
 from domainbed_ext import resources, train
-from domainbed_ext.algorithms import parse_name
+from domainbed_ext.algorithms import ALGORITHMS, parse_name
 from domainbed_ext.collect_results import collect
 from domainbed_ext.datasets import DATASETS, get_dataset_class
 from domainbed_ext.errors import BenchmarkError, exit_cleanly, unknown
@@ -212,33 +212,49 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m domainbed_ext.sweep",
         description="Launches every run of a sweep that is not done yet, and prints the tables.",
-        epilog="examples: `launch` runs the quickstart; `launch --sweep sweeps/pacs_vit_tiny.yaml --data_dir data "
-        "--weights vit_tiny.safetensors`; `launch --dry_run` shows what would run",
+        epilog="""examples:
+  python -m domainbed_ext.sweep launch                       the quickstart
+  python -m domainbed_ext.sweep launch --dry_run             what it would run
+  python -m domainbed_ext.sweep launch --sweep pacs_vit_tiny --data_dir data --weights vit_tiny.safetensors
+  python -m domainbed_ext.sweep launch --datasets PACS VLCS --algorithms BA BOnly@rank=16 LP --n_hparams 1 \\
+    --single_test_envs --data_dir data --output_dir runs/mine""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=["launch", "delete_incomplete"])
     parser.add_argument(
         "--sweep",
-        help="a YAML file of the arguments below, which override it; a bare name is looked up among the packaged "
-        f"ones (default: {QUICKSTART}, unless --datasets or --algorithms is given)",
+        metavar="FILE",
+        help="YAML of the arguments below, which override it; a bare name is looked up among the packaged ones "
+        f"({QUICKSTART}, unless --datasets or --algorithms is given)",
     )
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help=", ".join(DATASETS))
-    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="e.g. BA BOnly BOnly@rank=16 AOnly LP FullFT")
-    parser.add_argument("--task", default="domain_generalization")
-    parser.add_argument("--n_hparams_from", type=int, default=0)
-    parser.add_argument("--n_hparams", type=int, default=20, help="hparams seeds per setting; 1: the defaults alone")
-    parser.add_argument("--output_dir", help="the sweep's folder")
-    parser.add_argument("--data_dir", help="folder that holds the data sets")
-    parser.add_argument("--seed", type=int, default=0, help="accepted for DomainBed's sake; it seeds nothing there")
-    parser.add_argument("--n_trials", type=int, default=3)
-    parser.add_argument("--command_launcher", default="local", metavar="NAME", help=", ".join(LAUNCHERS))
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--hparams", help="JSON, for every run")
-    parser.add_argument("--holdout_fraction", type=float, default=0.2)
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16")
+    parser.add_argument("--task", default="domain_generalization", metavar="NAME", help="%(default)s")
+    parser.add_argument("--n_hparams_from", type=int, default=0, metavar="N", help="first hparams seed (%(default)s)")
+    parser.add_argument(
+        "--n_hparams",
+        type=int,
+        default=20,
+        metavar="N",
+        help="hparams seeds end before this; 1: the defaults alone (20)",
+    )
+    parser.add_argument("--output_dir", metavar="DIR", help="the sweep's folder")
+    parser.add_argument("--data_dir", metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="taken for DomainBed's sake, and unused as there"
+    )
+    parser.add_argument("--n_trials", type=int, default=3, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--command_launcher", default="local", metavar="NAME", help=f"{', '.join(LAUNCHERS)} (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (the data set's)")
+    parser.add_argument("--hparams", metavar="JSON", help="hyperparameters, for every algorithm that has them")
+    parser.add_argument("--holdout_fraction", type=float, default=0.2, metavar="SHARE", help="(%(default)s)")
     parser.add_argument("--single_test_envs", action="store_true", help="hold out one environment at a time, no pairs")
     parser.add_argument("--skip_confirmation", action="store_true", help="never ask")
     parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
-    parser.add_argument("--jobs", type=int, default=0, help="runs at once (default: one a core)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare a run's images")
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at once (one a core; one on a GPU)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare a run's images")
     parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
     parser.add_argument("--dry_run", action="store_true", help="print the commands that would run, and touch nothing")
     train.add_number_options(parser)

@@ -13,6 +13,8 @@ from typing import Any
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import checkpoint_filter_fn
 
+__all__ = ["NAME", "WEIGHTS"]  # register_model adds the model
+
 NAME = "vit_pico_patch8_32"
 WEIGHTS = Path(__file__).with_name("datasets") / "assets" / f"{NAME}.safetensors"
 

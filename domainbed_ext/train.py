@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from domainbed_ext import backbones, hparams_registry, precision
-from domainbed_ext.algorithms import Algorithm, get_algorithm_class, get_hparams
+from domainbed_ext.algorithms import ALGORITHMS, Algorithm, get_algorithm_class, get_hparams
 from domainbed_ext.data import Inputs, Minibatches, Split, evaluation_stream, training_stream, transform
-from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
+from domainbed_ext.datasets import DATASETS, MultipleDomainDataset, get_dataset_class
 from domainbed_ext.datasets.folders import unreadable
 from domainbed_ext.errors import BenchmarkError, exit_cleanly
 from domainbed_ext.provenance import machine, versions
@@ -49,27 +49,29 @@ NUMBERS: dict[str, Any] = {
 
 def add_number_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options in `NUMBERS`, which runs and sweeps share."""
-    group = parser.add_argument_group("what else changes the numbers (each is written in every record)")
+    group = parser.add_argument_group("what else changes the numbers, and is written in every record")
     group.add_argument(
-        "--checkpoint_freq", type=int, help="evaluate every N steps and at the last; 0: at the last alone"
+        "--checkpoint_freq", type=int, metavar="N", help="evaluate every N steps and at the last; 0: at the last alone"
     )
-    group.add_argument("--backbone", help="any timm model by name, e.g. vit_tiny_patch16_224")
-    group.add_argument("--weights", help="'pretrained' (timm's own way), 'none', or FILE.safetensors")
+    group.add_argument("--backbone", metavar="NAME", help="any timm model, e.g. vit_tiny_patch16_224")
+    group.add_argument("--weights", metavar="FILE", help="a .safetensors file, 'pretrained' (timm's own way) or 'none'")
     group.add_argument("--precision", choices=precision.PRECISIONS, help="auto: bf16 where the processor has it")
     group.add_argument(
         "--input_stats",
         choices=backbones.INPUT_STATS,
-        help="normalise images with the backbone's own mean and std (default), or ImageNet's as DomainBed does",
+        help="images are normalised by the backbone's own mean and std (so unless told), or ImageNet's as in DomainBed",
     )
     group.add_argument(
         "--train_eval_share",
         type=float,
-        help="share of each training environment's `in` split on which train accuracy is measured (default: all)",
+        metavar="SHARE",
+        help="of each training environment's `in` split, on which train accuracy is measured (1)",
     )
     group.add_argument(
         "--threads",
         type=int,
-        help="CPU threads of a run (default 1: runs go side by side; another number rounds differently)",
+        metavar="N",
+        help="CPU threads of a run (1: runs go side by side instead); another number rounds differently",
     )
 
 
@@ -78,30 +80,35 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m domainbed_ext.train",
         description="Trains one algorithm with some environments held out, as DomainBed does.",
-        epilog="example: python -m domainbed_ext.train --dataset PACS --data_dir data --algorithm BOnly@rank=16 "
-        "--test_envs 3 --steps 300 --output_dir runs/sketch",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        argument_default=None,
+        epilog="example:\n  python -m domainbed_ext.train --dataset PACS --data_dir data --algorithm BOnly@rank=16 "
+        "--test_envs 3 \\\n    --steps 300 --output_dir runs/sketch",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data_dir", help="folder that holds the data sets")
-    parser.add_argument("--dataset", default="DigitsShift")
-    parser.add_argument("--algorithm", default="BOnly", help="name, or name@hyperparameter=value,...")
+    parser.add_argument("--data_dir", metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument("--dataset", default="DigitsShift", metavar="NAME", help=f"{', '.join(DATASETS)} (%(default)s)")
     parser.add_argument(
-        "--task", default="domain_generalization", choices=["domain_generalization", "domain_adaptation"]
+        "--algorithm", default="BOnly", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16 (%(default)s)"
     )
-    parser.add_argument("--hparams", help="hyperparameters as JSON, over the defaults or the random draw")
-    parser.add_argument("--hparams_seed", type=int, default=0, help="0: the default hyperparameters")
-    parser.add_argument("--trial_seed", type=int, default=0, help="of the splits and random hyperparameters")
-    parser.add_argument("--seed", type=int, default=0, help="of everything else")
-    parser.add_argument("--steps", type=int, help="training steps (default: the data set's)")
-    parser.add_argument("--test_envs", type=int, nargs="+", default=[0], help="indices of the held-out environments")
-    parser.add_argument("--output_dir", default="train_output")
-    parser.add_argument("--holdout_fraction", type=float, default=0.2)
-    parser.add_argument("--uda_holdout_fraction", type=float, default=0.0)
+    parser.add_argument("--task", default="domain_generalization", metavar="NAME", help="%(default)s")
+    parser.add_argument("--hparams", metavar="JSON", help="hyperparameters, over the defaults or the random draw")
+    parser.add_argument("--hparams_seed", type=int, default=0, metavar="N", help="0: the defaults (%(default)s)")
+    parser.add_argument("--trial_seed", type=int, default=0, metavar="N", help="of splits and random hyperparameters")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything else")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (the data set's)")
+    parser.add_argument(
+        "--test_envs", type=int, nargs="+", default=[0], metavar="N", help="indices of the held-out environments (0)"
+    )
+    parser.add_argument("--output_dir", default="train_output", metavar="DIR", help="the run's folder (%(default)s)")
+    parser.add_argument("--holdout_fraction", type=float, default=0.2, metavar="SHARE", help="(%(default)s)")
+    parser.add_argument(
+        "--uda_holdout_fraction", type=float, default=0.0, metavar="SHARE", help="of a test environment, kept from `in`"
+    )
     parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
-    parser.add_argument("--save_model_every_checkpoint", action="store_true")
+    parser.add_argument("--save_model_every_checkpoint", action="store_true", help="save it at every evaluation too")
     add_number_options(parser)
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare images; 0: the run itself does")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that prepare images; 0: the run itself does"
+    )
     parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
     parser.set_defaults(**{name: value for name, value in NUMBERS.items() if value is not None})
     return parser
@@ -158,7 +165,7 @@ def set_up(args: argparse.Namespace) -> Setup:
     hparams_registry.apply(hparams, hparams_registry.parse_hparams(args.hparams), "--hparams", others)
     hparams_registry.check(hparams)
     if args.task != "domain_generalization":
-        raise BenchmarkError("--task domain_adaptation: no algorithm here uses unlabelled images; leave --task out")
+        raise BenchmarkError(f"--task {args.task}: no algorithm here uses unlabelled images; leave --task out")
 
     dataset = get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
     _check_range("--holdout_fraction", args.holdout_fraction, 0, 1)

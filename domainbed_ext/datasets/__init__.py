@@ -1,7 +1,7 @@
 """The data sets by name. A new one is a class and a line here."""
 
 from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
-from domainbed_ext.datasets.digits_shift import DigitsShift
+from domainbed_ext.datasets.digits import DigitsShift
 from domainbed_ext.datasets.folders import (
     PACS,
     VLCS,

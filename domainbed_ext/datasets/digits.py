@@ -15,12 +15,17 @@ never change, so the images do not depend on machine or thread count; a Pillow t
 images with another rounding may move a pixel by a grey level.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 from sklearn.datasets import load_digits, load_sample_images
+
+from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
 
 ENVIRONMENTS = ("blended", "plain", "rotated", "sketched")  # sorted, so that name order is index order
 NUM_CLASSES = 10
@@ -29,6 +34,34 @@ SIZE = 32  # px, width and height of an image
 _SEED = 20161  # of the split and of each shift; the data set is one, so this is no option
 _MARGIN = 1  # scan pixels around a digit, which otherwise touches the frame
 _FINE = 4  # outlines are drawn this many times larger and averaged down, to be thin and smooth
+
+
+class DigitsEnvironment(Environment):
+    """One environment of DigitsShift, in memory."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.images, labels = digits_environments()[name]
+        self.targets = labels.tolist()
+
+    def load(self, index: int) -> Image.Image:
+        """The image [32, 32], RGB."""
+        return Image.fromarray(self.images[index])
+
+
+class DigitsShift(MultipleDomainDataset):
+    """Real handwritten digits under four synthetic shifts; needs no `--data_dir`."""
+
+    N_STEPS = 300
+    CHECKPOINT_FREQ = 100
+    ENVIRONMENTS = ENVIRONMENTS
+    INPUT_SHAPE = (3, SIZE, SIZE)
+    AUGMENTATION = "crop"  # a mirrored digit is none
+
+    def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
+        super().__init__(root, test_envs, hparams)
+        self.classes = [str(digit) for digit in range(NUM_CLASSES)]
+        self.datasets = [DigitsEnvironment(name) for name in ENVIRONMENTS]
 
 
 @lru_cache(maxsize=1)

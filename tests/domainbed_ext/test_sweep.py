@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,23 +12,10 @@ from domainbed_ext import resources, sweep, train
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import State
 
-SMALL = [
-    "--datasets",
-    "DigitsShift",
-    "--n_hparams",
-    "1",
-    "--n_trials",
-    "1",
-    "--single_test_envs",
-    "--steps",
-    "2",
-    "--checkpoint_freq",
-    "0",
-    "--train_eval_share",
-    "0.05",
-    "--skip_confirmation",
-    "--skip_model_save",
-]
+SMALL = shlex.split(
+    "--datasets DigitsShift --n_hparams 1 --n_trials 1 --single_test_envs --steps 2 --checkpoint_freq 0 "
+    "--train_eval_share 0.05 --skip_confirmation --skip_model_save"
+)
 
 
 def small(tmp_path, *words, algorithms=("LP",)):

@@ -1,0 +1,38 @@
+"""What the README shows is what was measured, and what it tells people to run is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_its_table_is_the_measured_one():
+    shown = README.split("<!-- quickstart -->")[1].split("<!-- /quickstart -->")[0]
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    measured = (ROOT / "results" / "quickstart" / "results.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) >= 7
+    assert [row for row in rows if row not in measured] == []
+
+
+def test_its_pictures_and_make_targets_exist():
+    pictures = re.findall(r"!\[[^]]*]\(([^)]+)\)", README)
+    assert pictures and all((ROOT / picture).is_file() for picture in pictures)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"\bmake ([a-z]+)", README))
+    assert {"quickstart", "test"} <= targets
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_its_five_lines_adapt_a_model(tmp_path):
+    code = README.split("```python\n")[1].split("```")[0]
+    code = code.replace("pretrained=True", "pretrained=False").replace("vit_small_patch16_224", "test_vit")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert {path.suffix for path in (tmp_path / "my_adapter").iterdir()} == {".json", ".safetensors"}
+
+
+def test_its_own_method_runs():
+    code = README.split("```python\n")[2].split("```")[0]
+    subprocess.run([sys.executable, "-c", code + "\nassert 'Norms' in ALGORITHMS"], check=True, cwd=ROOT)
