@@ -152,18 +152,18 @@ def generalisation_table(results: Results, method: SelectionMethod, dataset: str
         [
             f"{algorithm} ({lack})" if (lack := results.incomplete(method, dataset, algorithm)) else algorithm,
             _parameters(results.scores(method, dataset, algorithm)),
-            *map(_bare_if_alone, cells),
+            *map(_narrow, cells),
         ]
         for algorithm, cells in zip(results.algorithms, grid, strict=True)
     ]
     return Table(
         f"{dataset}, generalisation",
-        ["Algorithm", "Trainable", "In-domain", "Out-of-domain", "Train", "Gap source", "Gap target"],
+        ["Algorithm", "Trainable", "In domain", "Out of domain", "Train", "Gap source", "Gap target"],
         rows,
-        "Trainable: parameters, and their share of all. In-domain: accuracy on the held-out 20 % of the training "
-        "environments. Out-of-domain: on the test environment. Train: on the 80 % trained on"
-        f"{_train_share(results, method, dataset)}. Gap source = train − in-domain, gap target = train − "
-        "out-of-domain. In %, mean +/- standard error over trials of each trial's mean over test environments. "
+        "Trainable: parameters, and their share of all. In domain: accuracy on the held-out 20 % of the training "
+        "environments. Out of domain: on the test environment. Train: on the 80 % trained on"
+        f"{_train_share(results, method, dataset)}. Gap source = train − in domain, gap target = train − "
+        "out of domain. In %, mean +/- standard error over trials of each trial's mean over test environments. "
         f"Selection: {method.description}." + _warning(results, method, [dataset]),
         {(row, column + 2) for row, column in _best([cells[:2] for cells in grid])},
     )
@@ -242,11 +242,11 @@ def _best(grid: list[list[Summary | None]]) -> set[tuple[int, int]]:
     return best
 
 
-def _bare_if_alone(cell: Summary | None) -> str:
-    """A cell without the error that a single trial does not have."""
+def _narrow(cell: Summary | None) -> str:
+    """A cell of a table that is to fit a terminal, without the error that a single trial does not have."""
     if cell is None:
         return MISSING
-    return str(cell) if cell.trials > 1 else f"{cell.mean:.1f}"
+    return f"{cell.mean:.1f}" + (f"±{cell.err:.1f}" if cell.trials > 1 else "")
 
 
 def _warning(results: Results, method: SelectionMethod, datasets: list[str]) -> str:
@@ -292,7 +292,7 @@ def _parameters(scores: list[Score]) -> str:
 
 
 def _latex(text: str) -> str:
-    return text.translate(LATEX_ESCAPES).replace("+/-", r"$\pm$")
+    return text.translate(LATEX_ESCAPES).replace(" +/- ", "±").replace("±", r" $\pm$ ")
 
 
 def _markdown(text: str) -> str:

@@ -93,13 +93,13 @@ def test_generalisation_table_by_hand():
     assert table.rows[0] == [
         "BOnly",
         "1,500 (1.5%)",
-        "80.0 +/- 0.0",
-        "61.7 +/- 1.2",
-        "90.0 +/- 0.0",
-        "10.0 +/- 0.0",
-        "28.3 +/- 1.2",
+        "80.0±0.0",
+        "61.7±1.2",
+        "90.0±0.0",
+        "10.0±0.0",
+        "28.3±1.2",
     ]
-    assert table.rows[1][:4] == ["LP (5 of 6 results)", "-", "70.0 +/- 0.0", "48.5 +/- 1.1"]
+    assert table.rows[1][:4] == ["LP (5 of 6 results)", "-", "70.0±0.0", "48.5±1.1"]
 
 
 def test_a_missing_environment_is_said():
