@@ -12,15 +12,15 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory):
-    """The files of a wheel built from a copy of the sources, without the network."""
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of the sources, without the network."""
     folder = tmp_path_factory.mktemp("wheel")
     skipped = shutil.ignore_patterns(".*", "runs", "scratch", "tests", "__pycache__", "*.egg-info", "build")
     shutil.copytree(ROOT, folder / "source", ignore=skipped)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", str(folder), str(folder / "source")], check=True)
-    (wheel,) = folder.glob("*.whl")
-    return set(zipfile.ZipFile(wheel).namelist())
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
 
 
 def packaged(folder, pattern, package):
@@ -30,7 +30,8 @@ def packaged(folder, pattern, package):
 
 
 @pytest.mark.slow
-def test_code_sweeps_weights_and_tables_are_in_the_wheel(wheel_names):
+def test_code_sweeps_weights_and_tables_are_in_the_wheel(wheel):
+    wheel_names = set(wheel.namelist())
     for package in ("vitlorafa", "domainbed_ext"):
         assert packaged(package, "**/*.py", package) <= wheel_names
         assert f"{package}/py.typed" in wheel_names
@@ -38,6 +39,21 @@ def test_code_sweeps_weights_and_tables_are_in_the_wheel(wheel_names):
     assert packaged("results/paper", "*", "domainbed_ext/results/paper") <= wheel_names
     assert packaged("domainbed_ext/datasets/assets", "*", "domainbed_ext/datasets/assets") <= wheel_names
     assert not [name for name in wheel_names if name.startswith(("tests", "scratch", "runs"))]
+
+
+@pytest.mark.slow
+def test_the_quickstart_is_found_without_a_checkout(wheel, tmp_path):
+    wheel.extractall(tmp_path / "site")
+    process = subprocess.run(
+        [sys.executable, "-m", "domainbed_ext.sweep", "launch", "--dry_run"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site")},
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith("60 runs in runs/quickstart: 60 not launched")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_adapters_need_nothing_of_the_benchmark():
