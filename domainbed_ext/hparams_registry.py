@@ -18,6 +18,7 @@ import numpy as np
 from numpy.random import RandomState
 
 from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.precision import PRECISIONS
 from domainbed_ext.seeds import seed_hash
 
 SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST", "DigitsShift")
@@ -179,6 +180,8 @@ def check(hparams: Mapping[str, Any]) -> None:
     Raises:
         BenchmarkError: one is out of range; says which and what it may be.
     """
+    if hparams["precision"] not in PRECISIONS:
+        raise unknown("precision", str(hparams["precision"]), PRECISIONS)
     if not isinstance(hparams["batch_size"], int) or hparams["batch_size"] < 1:
         raise BenchmarkError(f"batch_size {hparams['batch_size']} should be a whole number from 1 on")
     size = hparams["image_size"]

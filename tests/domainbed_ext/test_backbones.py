@@ -3,7 +3,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from domainbed_ext import backbones
+from domainbed_ext import backbones, precision
 from domainbed_ext.data import IMAGENET_MEAN
 from domainbed_ext.errors import BenchmarkError
 
@@ -112,3 +112,15 @@ def test_the_real_vit_tiny_loads(shared_data):
     path = shared_data / "vit_tiny_patch16_224.safetensors"
     model = backbones.create("vit_tiny_patch16_224", str(path), num_classes=7)
     assert torch.equal(model.state_dict()["norm.weight"], load_file(path)["norm.weight"])
+
+
+def test_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
+    cpu = torch.device("cpu")
+    assert precision.resolve("float32", cpu) == "float32"
+    for capabilities, expected in (
+        ({"avx512_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": False}, "float32"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert precision.resolve("auto", cpu) == expected

@@ -81,3 +81,8 @@ def test_one_hparams_serves_algorithms_that_differ():
         assert (hparams.get("rank"), hparams["lr"]) == (rank, 0.5)
     with pytest.raises(BenchmarkError, match="unknown hyperparameter in --hparams: 'rnak': did you mean 'rank'"):
         hparams_registry.apply(get_hparams("LP", "PACS"), {"rnak": 4}, "--hparams", others)
+
+
+def test_an_unknown_precision_gets_the_nearest():
+    with pytest.raises(BenchmarkError, match="unknown precision 'fp32': did you mean 'float32'"):
+        hparams_registry.check({**get_hparams("LP", "PACS"), "precision": "fp32"})

@@ -105,7 +105,7 @@ def test_unknown_field_names_the_nearest():
         AdapterConfig.from_dict({"ranks": 4})
 
 
-@pytest.mark.parametrize("name", set(INITS) - {"zero"})
+@pytest.mark.parametrize("name", sorted(set(INITS) - {"zero"}))
 def test_any_start_for_a_frozen_factor(name):
     assert AdapterConfig(train="B", init_A=name).init_A == name
     assert AdapterConfig(train="A", init_B=name).init_B == name
