@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from domainbed_ext import plots, tables
-from domainbed_ext.errors import exit_cleanly
+from domainbed_ext.errors import CommandLine, exit_cleanly
 from domainbed_ext.model_selection import SELECTION_METHODS, method
 from domainbed_ext.records import load_records, not_writable
 from domainbed_ext.scores import Results
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command line; by default the process's.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m domainbed_ext.collect_results",
         description=DESCRIPTION,
         epilog=EXAMPLE,

@@ -1,12 +1,22 @@
 """What a user did wrong, said in one sentence: what, where, and what to do."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class BenchmarkError(Exception):
     """A mistake in the input. Its message is one sentence for the user; the command line prints no traceback."""
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser whose errors are sentences like all others, without the usage before them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a `BenchmarkError`."""
+        raise BenchmarkError(f"{message}; see {self.prog} --help")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> BenchmarkError:

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from domainbed_ext.datasets import glyphs
 from domainbed_ext.datasets.digits import digits_environments
-from domainbed_ext.errors import BenchmarkError, exit_cleanly
+from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
 from domainbed_ext.tiny_vit import NAME, WEIGHTS
 
 _TEST_IMAGES = 2048
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: its arguments; those of the process if None.
     """
     description, _, example = (__doc__ or "").partition("\n\n    ")
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m domainbed_ext.pretrain",
         description=description,
         epilog="example:\n  " + example,

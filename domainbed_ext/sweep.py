@@ -35,7 +35,7 @@ from domainbed_ext import resources, train
 from domainbed_ext.algorithms import ALGORITHMS, parse_name
 from domainbed_ext.collect_results import collect
 from domainbed_ext.datasets import DATASETS, get_dataset_class
-from domainbed_ext.errors import BenchmarkError, exit_cleanly, unknown
+from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly, unknown
 from domainbed_ext.launchers import LAUNCHERS, get_launcher
 from domainbed_ext.provenance import provenance
 from domainbed_ext.records import RunFolder, State, not_writable, write_atomically
@@ -209,7 +209,7 @@ def launch(jobs: Sequence[Job], launcher: str, parallel: int, console: Console) 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line: DomainBed's arguments, `--sweep`, and the runs' options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m domainbed_ext.sweep",
         description="Launches every run of a sweep that is not done yet, and prints the tables.",
         epilog="""examples:
@@ -274,20 +274,24 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         BenchmarkError: a definition that cannot be read, or an argument that is missing.
     """
     parser = make_parser()
-    given = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = parser.parse_args(words)
     name = given.sweep or (None if given.datasets or given.algorithms else QUICKSTART)
+    # The definition's arguments first, so that those of the command line override them.
     if name:
-        parser.set_defaults(**_read_definition(_find_definition(name), vars(given)))
-    args = parser.parse_args(argv)
+        words.remove(given.command)
+        args = parser.parse_args([given.command, *_definition(name, vars(given)), *words])
+    else:
+        args = given
     for needed in ("datasets", "algorithms", "output_dir"):
         if not getattr(args, needed):
             raise BenchmarkError(f"--{needed} is missing: give it, or a --sweep FILE.yaml that does")
-    if args.hparams is not None and not isinstance(args.hparams, str):
-        args.hparams = json.dumps(args.hparams)  # YAML's mapping; the command line's is text
     if args.n_hparams <= args.n_hparams_from or args.n_trials < 1:
         raise BenchmarkError(
             "this sweep has no run: --n_hparams should be above --n_hparams_from, --n_trials at least 1"
         )
+    # A name given twice is one row, and must not be run twice in one folder.
+    args.datasets, args.algorithms = list(dict.fromkeys(args.datasets)), list(dict.fromkeys(args.algorithms))
     return args
 
 
@@ -300,7 +304,9 @@ def _find_definition(name: str) -> Path:
     raise BenchmarkError(f"no sweep definition {name}: give --sweep a YAML file, or one of {known}")
 
 
-def _read_definition(path: Path, known: dict[str, Any]) -> dict[str, Any]:
+def _definition(name: str, known: dict[str, Any]) -> list[str]:
+    """A sweep definition as words of a command line, so that both are checked alike."""
+    path = _find_definition(name)
     try:
         definition = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -309,17 +315,19 @@ def _read_definition(path: Path, known: dict[str, Any]) -> dict[str, Any]:
         raise BenchmarkError(f"{path}{where} is not YAML ({getattr(error, 'problem', error)}): mend it") from error
     if not isinstance(definition, dict):
         raise BenchmarkError(f"{path} is not a list of `argument: value` lines: see {resources.sweeps() / QUICKSTART}")
-    for name in definition:
-        if name not in known or name in ("command", "sweep"):
-            raise unknown(f"argument in {path}:", str(name), set(known) - {"command", "sweep"})
-    for name in ("datasets", "algorithms"):
-        if isinstance(definition.get(name), str):
-            definition[name] = [definition[name]]
-    return definition
+    words = []
+    for key, value in definition.items():
+        if key not in known or key in ("command", "sweep"):
+            raise unknown(f"argument in {path}:", str(key), set(known) - {"command", "sweep"})
+        if value is None or value is False:
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [f"--{key}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    return words
 
 
 def _confirm(question: str, args: argparse.Namespace) -> bool:
-    """Asks, where there is somebody to answer. The quickstart's 5 minutes need no question."""
+    """Asks, where there is somebody to answer."""
     if args.skip_confirmation or not sys.stdin.isatty():
         return True
     return input(f"{question} (y/n) ").strip().lower().startswith("y")
@@ -360,6 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = launch(missing, args.command_launcher, args.jobs, Console(stderr=True)) if missing else []
     if any(job.folder.state is State.DONE for job in jobs):
         collect(args.output_dir)
+    if missing:
         words = sys.argv[1:] if argv is None else argv
         _write_provenance(Path(args.output_dir) / "tables" / "provenance.json", words, time.monotonic() - start)
     for job, reason in failed:
@@ -371,6 +380,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write_provenance(path: Path, argv: Sequence[str], seconds: float) -> None:
     """Appends this launch to the list of those that the tables come from."""
+    path.parent.mkdir(exist_ok=True)  # there are no tables where every run failed
     launches = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     launches.append({**provenance("domainbed_ext.sweep", argv), "seconds": round(seconds)})
     write_atomically(path, json.dumps(launches, indent=2) + "\n")

@@ -26,7 +26,7 @@ from domainbed_ext.algorithms import ALGORITHMS, Algorithm, get_algorithm_class,
 from domainbed_ext.data import Inputs, Minibatches, Split, evaluation_stream, training_stream, transform
 from domainbed_ext.datasets import DATASETS, MultipleDomainDataset, get_dataset_class
 from domainbed_ext.datasets.folders import unreadable
-from domainbed_ext.errors import BenchmarkError, exit_cleanly
+from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
 from domainbed_ext.provenance import machine, versions
 from domainbed_ext.records import RunFolder, State
 from domainbed_ext.seeds import holdout_split, seed_hash, split
@@ -77,7 +77,7 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line: DomainBed's arguments, and those in `NUMBERS`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m domainbed_ext.train",
         description="Trains one algorithm with some environments held out, as DomainBed does.",
         epilog="example:\n  python -m domainbed_ext.train --dataset PACS --data_dir data --algorithm BOnly@rank=16 "

@@ -31,8 +31,8 @@ def local(commands: Sequence[str], jobs: int, progress: Callable[[int, float], N
     """Runs commands side by side; see `domainbed_ext.launchers.Launcher`.
 
     Args:
-        commands: `python -m domainbed_ext.train ...`, which run inside warm workers; any other command runs in a
-            shell.
+        commands: `python -m domainbed_ext.train ...`, which run inside warm workers; any other command runs as a
+            process of its own.
         jobs: how many at once; 0 for one a processor core, or one in all where there is a GPU to share.
         progress: told each command's index and the share of it that is done.
 
@@ -105,8 +105,8 @@ def _work(pipe: Connection) -> None:
                 from domainbed_ext import train
                 from domainbed_ext.errors import BenchmarkError
 
-                args = train.make_parser().parse_args(words[3:])
                 try:
+                    args = train.make_parser().parse_args(words[3:])
                     code = train.run(args, lambda share: pipe.send((min(share, 0.999), None)))
                 except BenchmarkError:
                     code = 2

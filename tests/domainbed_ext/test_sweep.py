@@ -120,6 +120,11 @@ def test_arguments_override_the_definition(tmp_path):
     assert (args.datasets, args.steps, args.n_trials, json.loads(args.hparams)) == (["PACS"], 20, 2, {"lr": 0.1})
 
 
+def test_a_name_given_twice_is_run_once(tmp_path):
+    args = sweep.parse(small(tmp_path, algorithms=["LP", "BA", "LP"]))
+    assert args.algorithms == ["LP", "BA"]
+
+
 def test_no_argument_is_the_quickstart():
     args = sweep.parse(["launch"])
     assert args.datasets == ["DigitsShift"] and set(args.algorithms) == {"BA", "BOnly", "AOnly", "LP", "FullFT"}
@@ -149,6 +154,9 @@ def write(tmp_path, text):
         ("datasets: [PACS]", "--algorithms is missing"),
         ("{datasets: [PACS], algorithms: [BA]}", "--output_dir is missing"),
         ("{datasets: [PACS], algorithms: [BA], output_dir: o, n_hparams: 0}", "this sweep has no run"),
+        ("steps: many", "argument --steps: invalid int value: 'many'; see python -m domainbed_ext.sweep --help"),
+        ("n_trials: 2.5", "argument --n_trials: invalid int value: '2.5'"),
+        ("steps: [1, 2]", "unrecognized arguments: 2"),
     ],
 )
 def test_a_malformed_definition_gets_a_sentence(tmp_path, text, sentence):
