@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from domainbed_ext.errors import BenchmarkError
+
 SIZE = 32  # px, width and height of an image
 # One of each group of look-alikes (O and 0, s and S, l and I, ...), as size and place carry no meaning here.
 _LETTERS = "0123456789ABCDEFGHJKLMNPQRSTUVWXYZabdefghijkmnqrty"
@@ -50,15 +52,31 @@ class Bank:
     count: Tensor
 
 
+def _path(font: str) -> Path:
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
+
+
+def missing_fonts() -> list[str]:
+    """The fonts that this matplotlib does not ship."""
+    return [font for font in _FONTS if not _path(font).exists()]
+
+
 def render() -> Bank:
     """Renders every class in every font that has it, in all stroke widths (a few seconds).
 
     Returns:
         The bank, with at least three masks per class.
+
+    Raises:
+        BenchmarkError: matplotlib is too old to have all the fonts; another set would give other weights.
     """
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    fonts = {name: ImageFont.truetype(str(folder / f"{name}.ttf"), 40) for name in _FONTS}
-    known = {name: set(FT2Font(str(folder / f"{name}.ttf")).get_charmap()) for name in _FONTS}
+    if missing := missing_fonts():
+        raise BenchmarkError(
+            f"matplotlib {matplotlib.__version__} has no font {', '.join(missing)}: upgrade it to 3.11 or later "
+            "(Python 3.11 or later)"
+        )
+    fonts = {name: ImageFont.truetype(str(_path(name)), 40) for name in _FONTS}
+    known = {name: set(FT2Font(str(_path(name))).get_charmap()) for name in _FONTS}
     masks: list[list[np.ndarray]] = []
     for character in CLASSES:
         usable = [

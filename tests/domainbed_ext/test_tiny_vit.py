@@ -11,9 +11,11 @@ from safetensors import safe_open
 
 from domainbed_ext import pretrain
 from domainbed_ext.datasets.digits import ENVIRONMENTS, NUM_CLASSES
-from domainbed_ext.datasets.glyphs import CLASSES, draw, render
+from domainbed_ext.datasets.glyphs import CLASSES, draw, missing_fonts, render
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.tiny_vit import NAME, WEIGHTS
+
+all_fonts = pytest.mark.skipif(bool(missing_fonts()), reason="needs the fonts of matplotlib 3.11")
 
 
 def test_weights_are_small_and_those_of_the_record():
@@ -69,6 +71,7 @@ def test_linear_probing_transfers_and_leaves_a_gap():
         assert accuracy == pytest.approx(recorded[left_out], abs=0.02)
 
 
+@all_fonts
 def test_glyphs_have_variants_and_follow_the_generator():
     bank = render()
     assert len(bank.count) == len(CLASSES) == len(set(CLASSES)) and int(bank.count.min()) >= 3
@@ -82,6 +85,7 @@ def test_glyphs_have_variants_and_follow_the_generator():
     assert torch.equal(plain, ink.expand_as(plain))
 
 
+@all_fonts
 def test_pretraining_repeats_to_the_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "linear_probe", lambda model: {})  # slow, and tested above
     monkeypatch.setattr(pretrain, "_TEST_IMAGES", 16)
@@ -105,3 +109,9 @@ def test_pretraining_says_what_cannot_be_written_before_it_starts(tmp_path, monk
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchmarkError, match="cannot write"):
         pretrain.main(["--out", str(tmp_path / "file" / "x.safetensors")])
+
+
+def test_a_font_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr("domainbed_ext.datasets.glyphs._FONTS", ("DejaVuSans", "cmti11"))
+    with pytest.raises(BenchmarkError, match=r"has no font cmti11: upgrade it"):
+        render()
