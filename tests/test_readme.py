@@ -5,14 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_its_table_is_the_measured_one():
-    shown = README.split("<!-- quickstart -->")[1].split("<!-- /quickstart -->")[0]
+@pytest.mark.parametrize("name", ["quickstart", "pacs_vit_tiny"])
+def test_its_tables_are_the_measured_ones(name):
+    shown = README.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
     rows = [line for line in shown.splitlines() if line.startswith("|")]
-    measured = (ROOT / "results" / "quickstart" / "results.md").read_text(encoding="utf-8").splitlines()
+    measured = (ROOT / "results" / name / "results.md").read_text(encoding="utf-8").splitlines()
     assert len(rows) >= 7
     assert [row for row in rows if row not in measured] == []
 
