@@ -26,6 +26,7 @@ from domainbed_ext.data import Minibatch
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.seeds import seed_hash
 from vitlorafa import AdapterConfig, AdapterError, inject, load_adapter, save_adapter
+from vitlorafa.inject import head_parameters
 
 
 class Algorithm(nn.Module):
@@ -126,7 +127,8 @@ class LP(Algorithm):
     def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
         """Freezes all but the head."""
         backbone.requires_grad_(False)
-        backbones.classifier(backbone).requires_grad_(True)
+        for parameter in head_parameters(backbone).values():
+            parameter.requires_grad_(True)
 
 
 class BA(Algorithm):

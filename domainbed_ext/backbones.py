@@ -88,12 +88,6 @@ def create(name: str, weights: str, num_classes: int, image_size: int | None = N
     return model
 
 
-def classifier(model: Any) -> nn.Module:
-    """The head of a timm model: the one layer that maps features to logits."""
-    head: nn.Module = model.get_classifier()
-    return head
-
-
 def _load(model: Any, name: str, path: Path) -> None:
     """Loads a file strictly, but for the head."""
     if not path.is_file():

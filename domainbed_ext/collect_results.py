@@ -5,7 +5,6 @@ Prints DomainBed's tables and one of generalisation, and writes them as text, Ma
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 from domainbed_ext import plots, tables
 from domainbed_ext.errors import CommandLine, exit_cleanly
 from domainbed_ext.model_selection import SELECTION_METHODS, method
-from domainbed_ext.records import load_records, not_writable
+from domainbed_ext.records import load_records, not_writable, write_atomically
 from domainbed_ext.scores import Results
 
 # Wider than any table: what is piped or written to a file must be neither wrapped nor cut off.
@@ -124,9 +123,7 @@ def _write(folder: Path, contents: dict[str, bytes]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in zip(paths, contents.values(), strict=True):
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            partial.write_bytes(content)
-            partial.replace(path)
+            write_atomically(path, content)
     except OSError as error:
         raise not_writable(folder, error) from error
     return paths

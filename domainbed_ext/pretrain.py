@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 

@@ -30,16 +30,16 @@ class State(str, Enum):
     DONE = "done"
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all, also after a power cut.
 
     Args:
         path: the file.
-        text: its content.
+        content: of the file; text is written as UTF-8.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

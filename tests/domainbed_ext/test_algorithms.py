@@ -91,3 +91,10 @@ def test_a_rank_over_the_width_gets_a_sentence():
 def test_names_are_taken_apart():
     assert parse_name("BOnly") == ("BOnly", {})
     assert parse_name("BA@rank=4,alpha=8.5") == ("BA", {"rank": 4, "alpha": 8.5})
+
+
+def test_a_distilled_backbone_has_two_heads_to_probe():
+    heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    settings = {**get_hparams("LP", "PACS"), "backbone": "deit_tiny_distilled_patch16_224", "weights": "none"}
+    probe = get_algorithm_class("LP")((3, 224, 224), 7, 3, settings)
+    assert {name for name, p in probe.backbone.named_parameters() if p.requires_grad} == heads
