@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test check format clean
+.PHONY: help quickstart bench test check format clean
 
 help:
 	@echo "make quickstart  set up, run the quickstart sweep, print its tables and plot"
+	@echo "make bench       set up, time training steps and weigh their memory; BENCH='--help' for its options"
 	@echo "make test        set up, run the tests"
 	@echo "make check       set up, then format, lint and types"
 	@echo "make format      put the code into the format that check wants"
@@ -15,6 +16,9 @@ help:
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m domainbed_ext.sweep launch
+
+bench: $(VENV)/installed
+	$(BIN)/python -m vitlorafa.bench $(BENCH)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $$(nproc 2>/dev/null || echo 2)

@@ -25,7 +25,7 @@ from domainbed_ext import backbones, hparams_registry, precision
 from domainbed_ext.data import Minibatch
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.seeds import seed_hash
-from vitlorafa import AdapterConfig, AdapterError, inject, load_adapter, save_adapter
+from vitlorafa import AdapterConfig, AdapterError, correct_gradients, inject, load_adapter, save_adapter
 from vitlorafa.inject import head_parameters
 
 
@@ -145,10 +145,18 @@ class BA(Algorithm):
                 train=self.TRAIN,
                 targets=hparams["targets"],
                 dropout=hparams["adapter_dropout"],
+                gradient_correction=hparams.get("gradient_correction", False),  # BA has none
             )
             inject(backbone, config, train_head=True)
         except AdapterError as error:
             raise BenchmarkError(f"{type(self).__name__} on {hparams['backbone']}: {error}") from error
+
+    def make_optimizer(self, parameters: list[nn.Parameter], hparams: dict[str, Any]) -> torch.optim.Optimizer:
+        """AdamW, on corrected gradients if `gradient_correction` (theorems 4.1 and A.1 of LoRA-FA)."""
+        optimizer = super().make_optimizer(parameters, hparams)
+        if hparams.get("gradient_correction", False):
+            correct_gradients(optimizer, self.backbone)
+        return optimizer
 
     def save(self, folder: Path) -> None:
         """Writes the adapter and the head, in vitlorafa's format."""

@@ -71,6 +71,8 @@ def _entries(algorithm: str, dataset: str) -> dict[str, Entry]:
         entries["alpha"] = _fixed(None)  # 2·rank
         entries["targets"] = _fixed("all" if small else "q,v")  # the paper's parameter counts imply q and v
         entries["adapter_dropout"] = (0.0, _choice(0.0, 0.1))
+        if algorithm != "BA":
+            entries["gradient_correction"] = _fixed(False)  # for it takes a frozen factor
     elif algorithm == "LP":
         entries["lr"] = (3e-3, _log10(-3.5, -2))
     elif algorithm == "FullFT":

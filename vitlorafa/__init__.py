@@ -22,6 +22,7 @@ from vitlorafa.inject import (
 from vitlorafa.io import load_adapter, save_adapter
 from vitlorafa.layers import LoRALinear
 from vitlorafa.ops import lora_linear
+from vitlorafa.optim import correct_gradients
 from vitlorafa.report import count_parameters, print_trainable_parameters, summary
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "AdapterError",
     "LoRALinear",
     "adapter_layers",
+    "correct_gradients",
     "count_parameters",
     "disable_adapter",
     "inject",

@@ -13,6 +13,7 @@ from vitlorafa.init import INITS
 
 TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
 TRAIN = ("B", "A", "BA")
+COMPUTE = ("folded", "separate")
 
 # Start of (A, B) per trained factor. A frozen factor starts orthonormal: it then only selects a subspace,
 # without stretching it, and the trained one starts at zero.
@@ -46,6 +47,11 @@ class AdapterConfig:
             or "all". Kept as a tuple in that order.
         rank_stabilised: Scale by alpha/√rank (rsLoRA, Kalajdzievski 2023) instead of alpha/rank.
         dropout: Dropout probability on the adapter's input.
+        compute: How a layer computes. "folded": one product with W + s·B·A, formed in float32 once a step and
+            rounded once, as full fine-tuning rounds under autocast. "separate": x Wᵀ and the rank-r update
+            apart, as with dropout it must.
+        gradient_correction: Whether `vitlorafa.correct_gradients` makes the update the closest to full
+            fine-tuning's (LoRA-FA, theorem 4.1; LoRA-FB, theorem A.1). Needs a frozen factor.
         seed: Seed of the factors' start; drawn from torch's global generator if None.
 
     Raises:
@@ -61,6 +67,8 @@ class AdapterConfig:
     targets: tuple[str, ...] = ("q", "v")
     rank_stabilised: bool = False
     dropout: float = 0.0
+    compute: str = "folded"
+    gradient_correction: bool = False
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -76,8 +84,13 @@ class AdapterConfig:
         fill("dropout", _number("dropout", self.dropout))
         if not 0 <= self.dropout < 1:
             raise AdapterError(f"dropout must be at least 0 and below 1, not {self.dropout}")
-        if not isinstance(self.rank_stabilised, bool):
-            raise AdapterError(f"rank_stabilised must be True or False, not {self.rank_stabilised!r}")
+        for name in ("rank_stabilised", "gradient_correction"):
+            if not isinstance(getattr(self, name), bool):
+                raise AdapterError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if self.compute not in COMPUTE:
+            raise unknown("way to compute", self.compute, COMPUTE)
+        if self.gradient_correction and self.train == "BA":
+            raise AdapterError("gradient_correction needs a frozen factor: train 'B' or 'A', or leave it off")
         if self.seed is not None:
             fill("seed", _whole_number("seed", self.seed, at_least=0))
         fill("targets", _targets(self.targets))

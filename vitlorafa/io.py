@@ -1,4 +1,7 @@
-"""Adapters on disk: a folder with `adapter.safetensors` and `adapter.json`, kilobytes beside the backbone."""
+"""Adapters on disk: a folder with `adapter.safetensors` and `adapter.json`, kilobytes beside the backbone.
+
+Or the two files of PEFT, see `vitlorafa.peft_format`.
+"""
 
 import hashlib
 import json
@@ -11,12 +14,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from vitlorafa import peft_format
 from vitlorafa.config import AdapterConfig
-from vitlorafa.errors import AdapterError
+from vitlorafa.errors import AdapterError, unknown
 from vitlorafa.inject import adapted_state, adapter_layers, head_parameters, inject, remove
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+FILES = {"vitlorafa": (TENSORS, DESCRIPTION), "peft": (peft_format.TENSORS, peft_format.CONFIG)}
 
 
 def save_adapter(
@@ -25,53 +30,60 @@ def save_adapter(
     *,
     head: bool = False,
     metadata: dict[str, Any] | None = None,
+    format: str = "vitlorafa",
 ) -> Path:
     """Writes the adapter, and the head if asked, without the backbone.
 
-    Each file appears whole or not at all, the description last and with the tensors' checksum: a crash leaves
-    what was there before, or something that `load_adapter` refuses.
+    Each file appears whole or not at all: a crash leaves what was there before, or something that `load_adapter`
+    refuses. The folder then holds this adapter alone, in this format.
 
     Args:
         model: An adapted model, merged or not.
         folder: Where to; made if needed.
         head: Whether to save the classifier too.
         metadata: Anything else that JSON can hold, kept under "metadata".
+        format: "vitlorafa", or "peft" for a folder that `peft.PeftModel.from_pretrained` loads onto the same timm
+            model, with the same output, and `load_adapter` as it was.
 
     Returns:
         The folder.
 
     Raises:
-        AdapterError: If the model is not adapted, or has no head to save.
+        AdapterError: If the model is not adapted, has no head to save, or has layers that PEFT cannot adapt, or if
+            the format is unknown.
     """
-    tensors = _factors(model)
+    if format not in FILES:
+        raise unknown("adapter format", format, FILES)
     heads = head_parameters(model) if head else {}
-    data = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in (tensors | heads).items()}
-    )
     description = {
         "format": FORMAT,
         "architecture": _architecture(model),
         "config": adapted_state(model).config.to_dict(),
         "layers": {name: list(layer.projections) for name, layer in adapter_layers(model)},
         "head": list(heads),
-        "sha256": hashlib.sha256(data).hexdigest(),
         "metadata": metadata or {},
     }
-    text = json.dumps(description, indent=2) + "\n"
+    encode = peft_format.encode if format == "peft" else _encode
+    files = encode(model, description, heads)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / TENSORS, data)
-    _write(folder / DESCRIPTION, text.encode())
+    if format == "peft":  # whose config has no checksum: without it, the new tensors cannot be taken for the old
+        (folder / peft_format.CONFIG).unlink(missing_ok=True)
+    for name, data in files.items():
+        _write(folder / name, data)
+    for name in {name for names in FILES.values() for name in names} - files.keys():
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 
 def load_adapter(
     model: nn.Module, folder: str | os.PathLike[str], *, head: bool | Literal["auto"] = "auto"
 ) -> nn.Module:
-    """Loads what `save_adapter` wrote, exactly.
+    """Loads what `save_adapter` wrote, exactly, or a LoRA that PEFT saved for a timm vision transformer.
 
     A model without adapters gets them by the saved config, and a trainable head if one is loaded. An adapted
-    one keeps its config, for instance to go on training the other factor.
+    one keeps its config, for instance to go on training the other factor. PEFT does not save which factor trains:
+    both do then, and a LoRA on a fused qkv becomes one for each of q, k and v, with the same output.
 
     Args:
         model: The architecture that the adapter was saved from.
@@ -83,10 +95,15 @@ def load_adapter(
 
     Raises:
         AdapterError: If the files are missing or damaged, or do not fit the model, naming the tensors that do
-            not. The model is then as before.
+            not, or if PEFT's hold more than an AdapterConfig can say. The model is then as before.
     """
     folder = Path(folder)
-    description, tensors = _read(folder)
+    if (folder / peft_format.CONFIG).exists():
+        if (folder / DESCRIPTION).exists():
+            raise AdapterError(f"{folder} holds both {DESCRIPTION} and {peft_format.CONFIG}: delete the stale one")
+        description, tensors = peft_format.read(model, folder)
+    else:
+        description, tensors = _read(folder)
     if head == "auto":
         head = bool(description["head"])
     elif head and not description["head"]:
@@ -127,6 +144,13 @@ def _factors(model: nn.Module) -> dict[str, Tensor]:
 def _architecture(model: nn.Module) -> str | None:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return cfg.get("architecture")
+
+
+def _encode(model: nn.Module, description: dict[str, Any], heads: dict[str, nn.Parameter]) -> dict[str, bytes]:
+    tensors = _factors(model) | heads
+    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    description = description | {"sha256": hashlib.sha256(data).hexdigest()}  # so that neither file goes with another
+    return {TENSORS: data, DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode()}
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -185,6 +209,6 @@ def _check_fit(
     if misfits:
         first = "; ".join(misfits[:3]) + ("; ..." if len(misfits) > 3 else "")
         raise AdapterError(
-            f"{folder}, saved from {description.get('architecture')}, does not fit this "
+            f"{folder}, saved from {description.get('architecture') or 'an unnamed model'}, does not fit this "
             f"{_architecture(model) or type(model).__name__} in {len(misfits)} places: {first}"
         )

@@ -53,6 +53,7 @@ class LoRALinear(nn.Module):
         self.starts = tuple(QKV.index(name) * m for name in projections) if fused else (0,)
         self.scale = config.scale
         self.dropout = config.dropout
+        self.fold = config.compute == "folded"
         self.merged = False
         self.disabled = False
         weights = [base.weight[start : start + m] for start in self.starts]
@@ -67,15 +68,18 @@ class LoRALinear(nn.Module):
         """The adapted layer: [..., d_in] -> [..., d_out]."""
         if self.merged or self.disabled:
             return self.base(x)
-        weight, bias = self._frozen(autocast_dtype(x))
         dropout = self.dropout if self.training else 0.0
-        return lora_linear(x, weight, bias, self.lora_A, self.lora_B, self.scale, starts=self.starts, dropout=dropout)
+        fold = self.fold and not dropout
+        weight, bias = (self.base.weight, self.base.bias) if fold else self._frozen(autocast_dtype(x))
+        return lora_linear(
+            x, weight, bias, self.lora_A, self.lora_B, self.scale, starts=self.starts, dropout=dropout, fold=fold
+        )
 
     def _frozen(self, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
         """The base's weight and bias for autocast's dtype, cast once for as long as they stay the same."""
         weight, bias = self.base.weight, self.base.bias
         params = [weight] if bias is None else [weight, bias]
-        if dtype in (None, weight.dtype) or any(p.requires_grad or p.is_inference() for p in params):
+        if dtype in (None, weight.dtype) or not all(map(_keeps_still, params)):
             return weight, bias
         state = (dtype, weight.device, *((p.data_ptr(), p._version) for p in params))
         if self._cast is None or self._cast[0] != state:
@@ -143,3 +147,16 @@ class LoRALinear(nn.Module):
         """What `print(model)` says of the layer beside its base."""
         trained = "".join(name for name in "BA" if getattr(self, f"lora_{name}").requires_grad)
         return f"{', '.join(self.projections)}, rank={self.lora_A.shape[1]}, trained={trained or 'none'}"
+
+
+def _keeps_still(parameter: Tensor) -> bool:
+    """Whether a cast of the parameter can be kept: it is frozen, and its address and version tell of a change.
+
+    Not so inside a compiler or torch.func's transforms, and for what was made in inference mode.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not parameter.requires_grad
+        and not parameter.is_inference()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(parameter)
+    )

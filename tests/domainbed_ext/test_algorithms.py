@@ -49,12 +49,27 @@ def test_bonly_starts_from_a_random_orthonormal_a():
     torch.testing.assert_close(A @ A.T, torch.eye(8), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("name", "factor"), [("BOnly", "lora_B"), ("AOnly", "lora_A")])
+def test_gradient_correction_reaches_the_optimizer(name, factor):
+    """The frozen factor is orthonormal and the scale 2, so a step sees a quarter of the gradient; the head's stays."""
+    steps = []
+    for algorithm in (make(name), make(f"{name}@gradient_correction=true")):
+        watched = (getattr(algorithm.backbone.blocks[0].attn.qkv, factor), algorithm.backbone.head.weight)
+        seen = []
+        algorithm.optimizer.register_step_pre_hook(lambda *_, s=seen, w=watched: s.extend(p.grad.clone() for p in w))
+        algorithm.update(batches())
+        steps.append(seen)
+    (raw, head), (corrected, same_head) = steps
+    torch.testing.assert_close(corrected, raw / 4, rtol=1e-4, atol=1e-7)
+    assert raw.any() and torch.equal(head, same_head)
+
+
 def test_the_same_seed_gives_the_same_run():
     first, second = make("BA"), make("BA")
     assert [first.update(batches()) for _ in range(3)] == [second.update(batches()) for _ in range(3)]
 
 
-@pytest.mark.parametrize("name", ["BA", "BOnly@rank=4", "AOnly", "LP", "FullFT"])
+@pytest.mark.parametrize("name", ["BA", "BOnly@rank=4", "AOnly@gradient_correction=true", "LP", "FullFT"])
 def test_what_was_saved_predicts_the_same(name, tmp_path):
     algorithm, images = make(name), torch.randn(3, *SHAPE)
     algorithm.update(batches())

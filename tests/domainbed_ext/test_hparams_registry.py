@@ -28,6 +28,23 @@ def test_default_values_of_erm_are_domainbeds():
     assert (small["lr"], small["weight_decay"], small["batch_size"]) == (1e-3, 0.0, 64)
 
 
+def test_random_values_of_ours_stay_what_they_were():
+    drawn = hparams_registry.random_hparams("BOnly", "PACS", seed_hash(1, 0))
+    assert (drawn["lr"], drawn["rank"], drawn["batch_size"]) == (0.0008547298386413518, 8, 39)
+
+
+@pytest.mark.parametrize("hparams_seed", range(3))
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_gradient_correction_is_off_unless_asked_for_and_needs_a_frozen_factor(algorithm, hparams_seed):
+    hparams = get_hparams(algorithm, "PACS", hparams_seed)
+    if algorithm in ("BOnly", "AOnly"):
+        assert hparams["gradient_correction"] is False
+        name = f"{algorithm}@gradient_correction=true"
+        assert get_hparams(name, "PACS", hparams_seed) == {**hparams, "gradient_correction": True}
+    else:
+        assert "gradient_correction" not in hparams
+
+
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_value_is_plain_python_and_valid(algorithm, dataset):
@@ -51,6 +68,8 @@ def test_a_name_fixes_hyperparameters():
         ("BOnly@16", "'16' is not hyperparameter=value"),
         ("BOnly@rank=many", "rank in the name .* should be of type int, not 'many'"),
         ("LP@rank=8", "unknown hyperparameter"),
+        ("BA@gradient_correction=true", "unknown hyperparameter"),
+        ("BOnly@gradient_correction=1", "gradient_correction in the name .* should be of type bool, not 1"),
     ],
 )
 def test_a_wrong_name_gets_a_sentence(name, sentence):

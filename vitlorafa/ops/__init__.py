@@ -1,11 +1,14 @@
 """The one layer kernel, y = x Wᵀ + b + s (x Aᵀ) Bᵀ.
 
-Every backend takes the same arguments. Shapes: x [..., d_in]; weight [d_out, d_in]; A [k, r, d_in] and
-B [k, m, r] stack k projections that share one linear layer. Projection j adds s (x A_jᵀ) B_jᵀ to the m outputs
-from starts[j] on. A plain linear layer is k = 1, m = d_out, starts = (0,); the q and v slices of a fused qkv of
-width d are k = 2, m = d, starts = (0, 2d).
+Shapes: x [..., d_in]; weight [d_out, d_in]; A [k, r, d_in] and B [k, m, r] stack k projections that share one linear
+layer. Projection j adds s (x A_jᵀ) B_jᵀ to the m outputs from starts[j] on, one of d_out/m equal parts. A plain linear
+layer is k = 1, m = d_out, starts = (0,); the q and v slices of a fused qkv of width d are k = 2, m = d,
+starts = (0, 2d).
+
+`reference` is the definition, `autograd` says what is kept between forward and backward, `eager` and `triton` make the
+steps, `dispatch` picks.
 """
 
-from vitlorafa.ops.dispatch import autocast_dtype, lora_linear
+from vitlorafa.ops.dispatch import autocast_dtype, lora_linear, use_backend
 
-__all__ = ["autocast_dtype", "lora_linear"]
+__all__ = ["autocast_dtype", "lora_linear", "use_backend"]

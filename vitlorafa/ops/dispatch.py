@@ -1,12 +1,14 @@
 """The public layer: checks, precision and seed, then the backend. Every adapted layer comes through here."""
 
+import os
+from importlib import import_module
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from vitlorafa.errors import AdapterError
-from vitlorafa.ops import eager
+from vitlorafa.errors import AdapterError, unknown
+from vitlorafa.ops import autograd, reference
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -31,6 +33,7 @@ def lora_linear(
     starts: tuple[int, ...] = (0,),
     dropout: float = 0.0,
     seed: int | None = None,
+    fold: bool = True,
 ) -> Tensor:
     """y = x Wᵀ + b, plus s (x̃ A_jᵀ) B_jᵀ on the outputs of each projection j, with x̃ = dropout(x).
 
@@ -45,10 +48,12 @@ def lora_linear(
         A: [k, r, d_in].
         B: [k, m, r].
         scale: s.
-        starts: First output of each projection, ascending, at distances of at least m.
+        starts: First output of each projection's slice, one of d_out/m equal parts; ascending and evenly spaced.
         dropout: Probability of dropping an element of the adapter's input; 0 when not training.
         seed: Seed of the dropout mask; drawn from torch's global generator if None, so that recomputing the
             layer under gradient checkpointing meets the same mask.
+        fold: Whether to form W + s B A once, in float32 or better, and do one product with it, as long as there is
+            no dropout; else the rank-r update is added apart.
 
     Returns:
         y, [..., d_out], in autocast's dtype if enabled, else in x's.
@@ -59,21 +64,52 @@ def lora_linear(
     _check(x, weight, A, B, starts)
     dtype = autocast_dtype(x)
     if dtype is not None:
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    if dropout and seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
-    return eager.lora_linear(
-        x,
-        weight,
-        bias,
-        A.to(x.dtype),
-        B.to(x.dtype),
-        scale,
-        starts=starts,
-        dropout=dropout,
-        seed=seed or 0,
-    )
+        x = x.to(dtype)
+    mask_seed = None
+    if dropout:
+        mask_seed = torch.randint(2**63 - 1, ()) if seed is None else torch.tensor(seed)
+    if _inside_torch_func():
+        W, A, B = (t.to(x.dtype) for t in (weight, A, B))
+        bias = None if bias is None else bias.to(x.dtype)
+        return reference.lora_linear(x, W, bias, A, B, scale, starts=starts, dropout=dropout, seed=mask_seed)
+    rows, fold = x.reshape(-1, x.shape[-1]), fold and not dropout
+    y = autograd.lora_linear(rows, weight, bias, A, B, scale, starts, dropout, mask_seed, fold, _pick(x))
+    return y.view(*x.shape[:-1], len(weight))
+
+
+def use_backend(name: str) -> None:
+    """Chooses what makes the layer's steps, for the whole process.
+
+    Args:
+        name: "eager", plain torch, the default on every device; or "triton", the kernels of `vitlorafa.ops.triton` on
+            CUDA, which no device in `results/bench` has shown to be faster yet. They leave float64, other devices and
+            compiled models to plain torch. The environment variable VITLORAFA_BACKEND sets the start.
+
+    Raises:
+        AdapterError: If there is no such backend, or Triton is not installed.
+    """
+    global _backend
+    if name not in ("eager", "triton"):
+        raise unknown("backend", name, ("eager", "triton"))
+    if name == "triton" and not import_module("vitlorafa.ops.triton").AVAILABLE:
+        raise AdapterError("the triton backend needs Triton: pip install triton")
+    _backend = name
+
+
+_backend = "eager"
+use_backend(os.environ.get("VITLORAFA_BACKEND", "eager"))
+
+
+def _pick(x: Tensor) -> str:
+    if _backend == "eager" or not x.is_cuda or x.dtype == torch.float64 or torch.compiler.is_compiling():
+        return "eager"
+    autograd.BACKENDS.setdefault("triton", import_module("vitlorafa.ops.triton"))
+    return "triton"
+
+
+def _inside_torch_func() -> bool:
+    """Whether vmap, grad, jvp or the like is at work: these take the definition, made of ordinary operations."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _check(x: Tensor, weight: Tensor, A: Tensor, B: Tensor, starts: tuple[int, ...]) -> None:
@@ -86,5 +122,8 @@ def _check(x: Tensor, weight: Tensor, A: Tensor, B: Tensor, starts: tuple[int, .
     if A.shape[2] != d_in or x.shape[-1] != d_in:
         raise AdapterError(f"x {list(x.shape)} and A {list(A.shape)} must end in the weight's input width {d_in}")
     m = B.shape[1]
-    if starts[0] < 0 or starts[-1] + m > d_out or any(after - before < m for before, after in pairwise(starts)):
-        raise AdapterError(f"slices of {m} outputs from {starts} must be ascending, apart, and within {d_out}")
+    steps = {after - before for before, after in pairwise(starts)} or {m}
+    if starts[0] < 0 or starts[-1] + m > d_out or len(steps) > 1 or min(steps) < m:
+        raise AdapterError(f"slices of {m} from {starts} must be ascending, evenly spaced, and within {d_out} outputs")
+    if any(n % m for n in (d_out, *starts)):
+        raise AdapterError(f"the slices from {starts} must be some of equal parts of the {d_out} outputs, {m} each")

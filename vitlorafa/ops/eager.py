@@ -1,138 +1,107 @@
-"""The layer as an autograd function for every device, which keeps for backward only what it must.
+"""The layer's steps in plain torch, for every device.
 
-| trains | kept for backward, besides the parameters |
-|--------|-------------------------------------------|
-| B      | x Aᵀ, [N, k·r]                            |
-| A      | x, [N, d_in]                              |
-| both   | both                                      |
-
-That a frozen A needs no x is the activation memory saved by LoRA-FA (section 5 of its paper). Dropout adds
-nothing: its mask is made again from a seed.
+Each step takes all k projections at once, as batched products over views of the k slices. On a CPU, rows of A xᵀ are
+made rather than columns of x Aᵀ, for oneDNN's low-precision products over the N rows then read what they need in
+order: up to four times as fast at small rank.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import Tensor
 
 from vitlorafa.ops.reference import dropout_mask
 
 
-def lora_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    scale: float,
-    *,
-    starts: tuple[int, ...] = (0,),
-    dropout: float = 0.0,
-    seed: int = 0,
-) -> Tensor:
-    """The layer of `vitlorafa.ops.reference.lora_linear`, for tensors of one dtype.
+def fold(weight: Tensor, A: Tensor, B: Tensor, scale: float, starts: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """W + s B A, formed in float32 or better and rounded once.
 
     Args:
-        x: [..., d_in].
         weight: [d_out, d_in].
-        bias: [d_out] or None.
         A: [k, r, d_in].
         B: [k, m, r].
         scale: s.
-        starts: First output of each of the k projections.
-        dropout: Probability of dropping an element of the adapter's input.
-        seed: Seed of the dropout mask.
+        starts: First row of each projection's slice.
+        dtype: Of the result.
 
     Returns:
-        y, [..., d_out].
+        A new tensor, [d_out, d_in].
     """
-    rows = x.reshape(-1, x.shape[-1])
-    y, _ = _LoRALinear.apply(rows, weight, bias, A, B, scale, starts, dropout, seed)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    k, m, _ = B.shape
+    with torch.autocast(weight.device.type, enabled=False):
+        if k * m == len(weight):  # every row is adapted
+            rows = weight.to(wide).view(k, m, -1)
+            return torch.baddbmm(rows, B.to(wide), A.to(wide), alpha=scale).view_as(weight).to(dtype)
+        slices = _slices(weight, starts, m, dim=0).to(wide)
+        folded = weight.to(dtype, copy=True)
+        _slices(folded, starts, m, dim=0).copy_(torch.baddbmm(slices, B.to(wide), A.to(wide), alpha=scale))
+        return folded
 
 
-class _LoRALinear(torch.autograd.Function):
-    """N rows through the layer. x Aᵀ is a second output, for only inputs and outputs can be kept.
+def project(x: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    """x̃ Aᵀ, [N, k·r], for x [N, d_in] and A [k, r, d_in], with x̃ = dropout(x) if there is a seed."""
+    xA = (A.flatten(0, 1).to(x.dtype) @ _masked(x, dropout, seed).T).T
+    return xA if seed is None else xA.div_(1 - dropout)
 
-    Projections are taken one by one: a batched product over slices of the output does not take the fast bf16
-    path on a CPU, and is up to a hundred times slower.
+
+def add_update(y: Tensor, xA: Tensor, B: Tensor, scale: float, starts: tuple[int, ...]) -> None:
+    """y_j += s xA_j B_jᵀ, in place, for y [N, d_out], xA [N, k·r] and B [k, m, r]."""
+    k, m, _ = B.shape
+    B = B.to(y.dtype)
+    if m == y.shape[1]:
+        y.addmm_(xA, B[0].T, alpha=scale)
+    else:  # not baddbmm_: on slices in low precision it is a hundred times slower on a CPU
+        _slices(y, starts, m, dim=1).add_(torch.bmm(_parts(xA, k), B.mT), alpha=scale)
+
+
+def backward_g(
+    g: Tensor, xA: Tensor | None, B: Tensor, scale: float, starts: tuple[int, ...], need_g_xA: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """All that both factors' gradients need of g, the gradient at y.
+
+    Args:
+        g: [N, d_out].
+        xA: x̃ Aᵀ, [N, k·r], or None if B does not train.
+        B: [k, m, r].
+        scale: s.
+        starts: First output of each projection.
+        need_g_xA: Whether to make the gradient at x̃ Aᵀ.
+
+    Returns:
+        The gradient at x̃ Aᵀ, s g_j B_j, as [N, k·r], and that of B, s g_jᵀ xA_j, as [k, m, r]; None for what was not
+        asked for.
     """
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        A: Tensor,
-        B: Tensor,
-        scale: float,
-        starts: tuple[int, ...],
-        dropout: float,
-        seed: int,
-    ) -> tuple[Tensor, Tensor]:
-        if dropout:
-            xA = (x * dropout_mask(x.shape, x.device, dropout, seed)) @ A.flatten(0, 1).T
-            xA /= 1 - dropout
-        else:
-            xA = x @ A.flatten(0, 1).T
-        y = nn.functional.linear(x, weight, bias)
-        for y_j, xA_j, B_j in zip(_slices(y, starts, B), xA.chunk(len(A), 1), B, strict=True):
-            y_j.addmm_(xA_j, B_j.T, alpha=scale)
-        return y, xA
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, _, A, B, ctx.scale, ctx.starts, ctx.dropout, ctx.seed = inputs
-        _, xA = output
-        ctx.x_shape = x.shape
-        ctx.mark_non_differentiable(xA)
-        ctx.set_materialize_grads(False)
-        need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
-        ctx.save_for_backward(
-            x if need_A or need_weight else None,
-            xA if need_B else None,
-            weight if need_x else None,
-            A if need_x else None,
-            B,
-        )
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if g is None:
-            return (None,) * 9
-        x, xA, weight, A, B = ctx.saved_tensors
-        need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
-        scale, starts, dropout = ctx.scale, ctx.starts, ctx.dropout
-        gx = g_weight = g_bias = gA = gB = mask = None
-        slices = _slices(g, starts, B)
-
-        if need_B:  # (xAᵀ g)ᵀ and not gᵀ xA, which a CPU takes ten times as long for
-            gB = torch.stack([(xA_j.T @ g_j).T for g_j, xA_j in zip(slices, xA.chunk(len(B), 1), strict=True)])
-            gB *= scale
-        if need_A or (need_x and dropout):  # the gradient at x Aᵀ, [N, k·r]
-            g_xA = torch.cat([g_j @ B_j for g_j, B_j in zip(slices, B, strict=True)], dim=1)
-            g_xA *= scale / (1 - dropout)
-            if dropout:
-                mask = dropout_mask(ctx.x_shape, g.device, dropout, ctx.seed)
-        if need_A:
-            gA = (g_xA.T @ (x if mask is None else x * mask)).unflatten(0, (len(B), -1))
-        if need_x and mask is None:
-            # One product with W + s B A, which costs r/N of that product to form.
-            effective = weight.clone()
-            for rows, A_j, B_j in zip(_slices(effective.T, starts, B), A, B, strict=True):
-                rows.T.addmm_(B_j, A_j, alpha=scale)
-            gx = g @ effective
-        elif need_x:
-            gx = (g_xA @ A.flatten(0, 1)).mul_(mask).addmm_(g, weight)
-        if need_weight:
-            g_weight = g.T @ x
-        if need_bias:
-            g_bias = g.sum(0)
-        return gx, g_weight, g_bias, gA, gB, None, None, None, None
+    k, m, _ = B.shape
+    g_slices = _slices(g, starts, m, dim=1)
+    g_xA = (B.to(g.dtype).mT @ g_slices.mT).flatten(0, 1).T * scale if need_g_xA else None
+    gB = None if xA is None else torch.bmm(_parts(xA, k).mT, g_slices).mT * scale
+    return g_xA, gB
 
 
-def _slices(y: Tensor, starts: tuple[int, ...], B: Tensor) -> list[Tensor]:
-    """View the m columns of y [N, d_out] that each projection adds to."""
-    return [y[:, start : start + B.shape[1]] for start in starts]
+def grad_A(g_xA: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    """The gradient of A, g_xAᵀ x̃, as [k·r, d_in], for g_xA [N, k·r] and x [N, d_in]."""
+    return (g_xA.T @ _masked(x, dropout, seed)) / (1 - dropout)
+
+
+def add_masked(gx: Tensor, g_xA: Tensor, A: Tensor, dropout: float, seed: Tensor) -> None:
+    """gx += mask ∘ (g_xA A)/(1 − p), in place: the adapter's share of the gradient at x, behind its dropout."""
+    gx.add_(_masked(g_xA @ A.flatten(0, 1).to(gx.dtype), dropout, seed), alpha=1 / (1 - dropout))
+
+
+def _masked(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    """mask ∘ x, or x if there is no seed."""
+    return x if seed is None else x * dropout_mask(list(x.shape), x.device, dropout, seed)
+
+
+def _slices(tensor: Tensor, starts: tuple[int, ...], m: int, dim: int) -> Tensor:
+    """View the k slices of m from `starts` on along `dim` of a matrix: [k, m, d_in] for dim 0, [k, N, m] for dim 1.
+
+    Not by `unfold` or `as_strided`: writing into these views goes wrong in a compiled graph (torch 2.14).
+    """
+    slices = tensor.unflatten(dim, (-1, m)).movedim(dim, 0)
+    step = (starts[1] - starts[0]) // m if len(starts) > 1 else 1
+    return slices[starts[0] // m :: step][: len(starts)]
+
+
+def _parts(xA: Tensor, k: int) -> Tensor:
+    """View xA [N, k·r] as [k, N, r]."""
+    return xA.unflatten(1, (k, -1)).transpose(0, 1)

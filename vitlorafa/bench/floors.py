@@ -1,0 +1,244 @@
+"""Operations and kept bytes of one training step, counted by formula. They are explained in `vitlorafa.bench`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+LINEARS = {"qkv": ("q", "k", "v"), "proj": ("proj",), "fc1": ("fc1",), "fc2": ("fc2",)}  # -> the targets in each
+WAYS = ("plain", "separate", "folded")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The sizes that a plain vision transformer's step depends on.
+
+    Attributes:
+        depth: Blocks.
+        dim: Width d.
+        hidden: Width of an MLP's inside.
+        heads: Attention heads.
+        tokens: Tokens of an image, N, the class token and registers among them.
+        patches: Patches of an image.
+        patch_inputs: Numbers in a patch.
+        classes: Outputs of the head.
+        batch: Images.
+        element: Bytes of an element in the products' precision, b.
+        fused: Whether attention is one kernel that keeps no scores.
+    """
+
+    depth: int
+    dim: int
+    hidden: int
+    heads: int
+    tokens: int
+    patches: int
+    patch_inputs: int
+    classes: int
+    batch: int
+    element: int
+    fused: bool = True
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: int, element: int) -> "Stack | None":
+        """The sizes of a timm model, None if it is not made of plain blocks alone.
+
+        Args:
+            model: Not adapted.
+            batch: Images.
+            element: Bytes of an element in the products' precision.
+        """
+        vit: Any = model
+        if type(model) is not VisionTransformer or not all(map(_is_plain, vit.blocks)):
+            return None
+        if not all(isinstance(layer, nn.Identity) for layer in (vit.norm_pre, vit.fc_norm)):
+            return None
+        attention, mlp, embedding = vit.blocks[0].attn, vit.blocks[0].mlp, vit.patch_embed
+        return cls(
+            depth=len(vit.blocks),
+            dim=attention.proj.in_features,
+            hidden=mlp.fc2.in_features,
+            heads=attention.num_heads,
+            tokens=embedding.num_patches + vit.num_prefix_tokens,
+            patches=embedding.num_patches,
+            patch_inputs=embedding.proj.weight[0].numel(),
+            classes=vit.head.out_features,
+            batch=batch,
+            element=element,
+            fused=attention.fused_attn,
+        )
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(d_in, d_out) of a block's linear layers, in the order in which they compute."""
+        d, hidden = self.dim, self.hidden
+        return {"qkv": (d, 3 * d), "proj": (d, d), "fc1": (d, hidden), "fc2": (hidden, d)}
+
+    @property
+    def rows(self) -> int:
+        """Tokens of the batch, T."""
+        return self.batch * self.tokens
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What of an adapter a step depends on.
+
+    Attributes:
+        rank: r.
+        targets: Adapted projections.
+        train: Factors that train: "B", "A" or "BA".
+        way: "plain" torch, or ours, "separate" or "folded".
+        peft: Whether it is PEFT's, which gives a fused qkv one adapter of rank r instead of one a slice, and takes
+            its own copy of an input that autocast made.
+    """
+
+    rank: int
+    targets: tuple[str, ...]
+    train: str = "B"
+    way: str = "separate"
+    peft: bool = False
+
+    def projections(self, linear: str) -> int:
+        """How many projections of a linear layer are adapted."""
+        count = len(set(LINEARS[linear]) & set(self.targets))
+        return min(count, 1) if self.peft else count
+
+    @property
+    def first(self) -> str:
+        """The adapted linear layer that computes first."""
+        return next(linear for linear in LINEARS if self.projections(linear))
+
+
+def forward_flops(stack: Stack) -> int:
+    """Operations of the model's forward."""
+    block = _linear_flops(stack, *LINEARS) + 4 * stack.rows * stack.tokens * stack.dim
+    return stack.depth * block + _patch_flops(stack) + _head_flops(stack)
+
+
+def floor_flops(stack: Stack) -> int:
+    """Operations of forward and of the gradient of the first block's input."""
+    block = _linear_flops(stack, *LINEARS) + _attention_backward_flops(stack)
+    return forward_flops(stack) + stack.depth * block + _head_flops(stack)
+
+
+def full_flops(stack: Stack) -> int:
+    """Operations of full fine-tuning, which needs no gradient of the images."""
+    weights = stack.depth * _linear_flops(stack, *LINEARS) + _patch_flops(stack) + _head_flops(stack)
+    return floor_flops(stack) + weights
+
+
+def adapter_flops(stack: Stack, adapter: Adapter) -> int:
+    """Operations with an adapter in every block, a frozen head and no dropout."""
+    order = list(LINEARS)
+    in_front = order[: order.index(adapter.first) + 1]  # in the first block, their inputs need no gradient
+    saved = _linear_flops(stack, *in_front) + (adapter.first != "qkv") * _attention_backward_flops(stack)
+    total = floor_flops(stack) - saved
+    for linear, (d_in, d_out) in stack.linears.items():
+        if count := adapter.projections(linear):
+            m = d_out // 3 if linear == "qkv" and not adapter.peft else d_out
+            blocks = stack.depth - (linear == adapter.first)  # where the input's gradient is needed
+            total += _update_flops(stack, adapter, count * adapter.rank, d_in, m, blocks)
+    return total
+
+
+def floor_saved(stack: Stack) -> int:
+    """Bytes of activations that the floor keeps."""
+    block = 2 * _norm_saved(stack) + _attention_saved(stack) + stack.rows * stack.hidden * stack.element
+    return stack.depth * block + _norm_saved(stack) + stack.batch * (4 * stack.classes + 8)  # the loss
+
+
+def full_saved(stack: Stack) -> int:
+    """Bytes of activations that full fine-tuning keeps: the input of every layer beside the floor's."""
+    inputs = stack.depth * sum(_input_saved(stack, linear) for linear in LINEARS)
+    images = stack.batch * stack.patches * stack.patch_inputs * stack.element
+    # In float32 the head's input is a view into all tokens; under autocast, a copy of one token an image.
+    pooled = (stack.rows if stack.element == 4 else stack.batch) * stack.dim * stack.element
+    return floor_saved(stack) + inputs + images + pooled
+
+
+def adapter_saved(stack: Stack, adapter: Adapter) -> int:
+    """Bytes of activations kept with an adapter in every block, a frozen head and no dropout but ours."""
+    total = floor_saved(stack) - _norm_saved(stack)  # the first block's first norm needs no gradient
+    if adapter.first != "qkv":
+        total -= _attention_saved(stack)
+    if adapter.first in ("fc1", "fc2"):
+        total -= _norm_saved(stack)
+    if adapter.first == "fc2":
+        total -= stack.rows * stack.hidden * stack.element
+    total += rank_saved(stack, adapter)
+    if "A" in adapter.train:
+        total += stack.depth * sum(_input_saved(stack, linear) for linear in LINEARS if adapter.projections(linear))
+        if adapter.projections("proj"):
+            # Its input is attention's output, kept already but where attention needs no gradient.
+            copies = stack.depth if adapter.peft and stack.element < 4 else int(adapter.first == "proj")
+            total += copies * stack.rows * stack.dim * stack.element
+    return total
+
+
+def rank_saved(stack: Stack, adapter: Adapter) -> int:
+    """Bytes of x Aᵀ, kept wherever B trains."""
+    count = sum(adapter.projections(linear) for linear in LINEARS) if "B" in adapter.train else 0
+    return stack.depth * stack.rows * count * adapter.rank * stack.element
+
+
+def _update_flops(stack: Stack, adapter: Adapter, rank: int, d_in: int, m: int, with_input: int) -> int:
+    """Operations of a linear layer's adapter in all blocks, of which `with_input` need the gradient of its input."""
+    down, up = 2 * stack.rows * rank * d_in, 2 * stack.rows * rank * m  # a product of all tokens with A, and with B
+    weight = 2 * rank * m * d_in  # B A
+    train_A, train_B = "A" in adapter.train, "B" in adapter.train
+    factors = stack.depth * (up * train_B + down * train_A)
+    at_xA = up * (stack.depth if train_A else with_input)  # the gradient at x Aᵀ
+    if adapter.way == "plain":
+        return factors + stack.depth * (down + up) + at_xA + with_input * down
+    factors += stack.depth * up * train_A
+    if adapter.way == "separate":
+        return factors + stack.depth * (down + up) + with_input * weight
+    # In float32 the folded weight is formed again instead of being kept.
+    times = stack.depth + (with_input if stack.element == 4 else 0)
+    return factors + times * weight + stack.depth * down * train_B
+
+
+def _is_plain(block: Any) -> bool:
+    if type(block) is not Block or type(block.mlp) is not Mlp or not isinstance(block.mlp.act, nn.GELU):
+        return False
+    attention = block.attn
+    optional = (block.ls1, block.ls2, attention.q_norm, attention.k_norm, block.mlp.norm)
+    extras = [getattr(attention, name, None) for name in ("norm", "gate")]  # of newer versions of timm
+    return all(isinstance(layer, nn.Identity) for layer in optional) and all(
+        layer is None or isinstance(layer, nn.Identity) for layer in extras
+    )
+
+
+def _linear_flops(stack: Stack, *names: str) -> int:
+    """One product of every token with the weights of a block's linear layers."""
+    return 2 * stack.rows * sum(d_in * d_out for name, (d_in, d_out) in stack.linears.items() if name in names)
+
+
+def _attention_backward_flops(stack: Stack) -> int:
+    return (10 if stack.fused else 8) * stack.rows * stack.tokens * stack.dim
+
+
+def _patch_flops(stack: Stack) -> int:
+    return 2 * stack.batch * stack.patches * stack.patch_inputs * stack.dim
+
+
+def _head_flops(stack: Stack) -> int:
+    return 2 * stack.batch * stack.dim * stack.classes
+
+
+def _norm_saved(stack: Stack) -> int:
+    """Input, mean and reciprocal deviation, in float32."""
+    return stack.rows * (4 * stack.dim + 8)
+
+
+def _attention_saved(stack: Stack) -> int:
+    """q, k, v, the output, and the logarithm of each head's sum in float32."""
+    return stack.rows * (4 * stack.dim * stack.element + 4 * stack.heads)
+
+
+def _input_saved(stack: Stack, linear: str) -> int:
+    """What keeping a linear layer's input adds; attention keeps its output, `proj`'s input, itself."""
+    return 0 if linear == "proj" else stack.rows * stack.linears[linear][0] * stack.element

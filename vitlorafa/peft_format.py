@@ -1,0 +1,260 @@
+"""PEFT's folder format, both ways: `adapter_config.json` and `adapter_model.safetensors`, without PEFT itself.
+
+A LoRA of PEFT has one A [R, d_in] and one B [d_out, R] in a layer. The k adapters on the q, k and v of a fused qkv
+become one of rank R = k·r, their A's stacked and B block-diagonal; the scaling is kept by alpha. The other way, a
+LoRA over the whole qkv becomes one adapter for each of q, k and v, with the same A and a third of B. Both are exact.
+
+What PEFT has no word for, such as which factor trains, is written to the header of the tensors' file. PEFT passes
+over it and, when it saves the adapter again, leaves it out: it is never older than the tensors.
+"""
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from vitlorafa.config import AdapterConfig
+from vitlorafa.errors import AdapterError
+from vitlorafa.inject import _sites, adapted_state, adapter_layers
+from vitlorafa.layers import QKV
+
+TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+_PICKLE = "adapter_model.bin"
+_PREFIX = "base_model.model."
+_HEADER = "vitlorafa"
+_INSTEAD = "merge it with PEFT's merge_and_unload and use the merged model"
+
+# Starts that leave the pretrained weights alone; the others subtract from them what the factors start with.
+_STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
+# Settings that may have any value: they do not matter here, or `read` takes them into account. Any other one has to
+# be off, for what it does is not known, and might be in the forward pass without a tensor that shows it.
+_SETTINGS = (
+    "alpha_pattern auto_mapping base_model_name_or_path eva_config exclude_modules fan_in_fan_out inference_mode "
+    "init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout megatron_core modules_to_save "
+    "peft_type peft_version qalora_group_size r rank_pattern revision target_modules task_type use_rslora"
+)
+
+
+def encode(model: nn.Module, description: dict[str, Any], heads: dict[str, nn.Parameter]) -> dict[str, bytes]:
+    """The files of an adapted model that `PeftModel.from_pretrained` loads onto the same timm model.
+
+    Args:
+        model: An adapted model, merged or not.
+        description: What `save_adapter` says of it, for the header.
+        heads: The classifier's parameters by name, if they are to be saved.
+
+    Returns:
+        Contents by file name, in the order in which to write them.
+
+    Raises:
+        AdapterError: If PEFT would pass over an adapter, since the model reads the weight of its layer.
+    """
+    adapted = adapted_state(model)
+    if adapted.joint_bias:
+        raise AdapterError(
+            f"PEFT has no effect on {adapted.joint_bias[0]}.qkv, whose weight is read without calling it: set "
+            "qkv_bias_separate = True on the attentions before inject and before PEFT loads, or leave q, k, v out"
+        )
+    tensors: dict[str, Tensor] = dict(heads)
+    for name, layer in adapter_layers(model):
+        k, m, r = layer.lora_B.shape
+        B = layer.lora_B.new_zeros(layer.out_features, k * r)
+        for j, start in enumerate(layer.starts):
+            B[start : start + m, j * r : (j + 1) * r] = layer.lora_B[j].detach()
+        tensors |= {f"{name}.lora_A.weight": layer.lora_A.flatten(0, 1), f"{name}.lora_B.weight": B}
+
+    config = (json.dumps(_peft_config(model, description["architecture"], list(heads)), indent=2) + "\n").encode()
+    header = description | {"config_sha256": _sha256(config)}
+    data = safetensors.torch.save(
+        {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        metadata={"format": "pt", _HEADER: json.dumps(header)},
+    )
+    return {TENSORS: data, CONFIG: config}
+
+
+def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a folder in PEFT's format holds, by the names of `save_adapter`'s own format.
+
+    In a folder that PEFT wrote, both factors train. Layers of a lower rank than others are padded with zeros, which
+    training leaves zero, and a scaling other than the highest rank's is multiplied into B.
+
+    Args:
+        model: The model to load it onto, adapted or not; it is only looked at.
+        folder: Where from.
+
+    Returns:
+        The description, and the tensors by the names of the adapted model's parameters: factors A [k, r, d_in] and
+        B [k, m, r], and the head's.
+
+    Raises:
+        AdapterError: If the files are missing, damaged or pickled, or hold what an AdapterConfig cannot say.
+    """
+    config, header, tensors = _read_files(folder)
+    pairs: dict[str, dict[str, Tensor]] = {}  # A and B by layer
+    heads: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name, _, factor = key.removeprefix(_PREFIX).rpartition(".lora_")
+        if factor in ("A.weight", "B.weight"):
+            pairs.setdefault(name, {})[factor[0]] = tensor
+        else:
+            heads[key.removeprefix(_PREFIX)] = tensor
+    own = bool(header) and header["layers"].keys() == pairs.keys()
+    if not own:
+        _check_supported(model, folder, config, list(heads))
+    odd = [name for name, pair in pairs.items() if not _is_pair(**pair)]
+    if odd or not pairs:
+        raise AdapterError(f"{folder} holds no A [r, d_in] and B [d_out, r] for {_some(odd) or 'any layer'}")
+    description = header if own else _describe(model, folder, config, pairs) | {"head": list(heads)}
+    factors: dict[str, Tensor] = {}
+    for name, projections in description["layers"].items():
+        A, B = _slices(name, projections, **pairs[name], shared=not own)
+        factors |= {f"{name}.lora_A": A, f"{name}.lora_B": B}
+    return description, factors | heads
+
+
+def _peft_config(model: nn.Module, architecture: str | None, heads: list[str]) -> dict[str, Any]:
+    # One rank for all, or k·r on each fused qkv. PEFT matches the names of targets, and patterns, to the end of a
+    # module's name from a dot on: a full name is one layer, and "qkv" every fused one, of which none has another k.
+    config, layers = adapted_state(model).config, dict(adapter_layers(model))
+    counts = {len(layer.starts) for layer in layers.values()}
+    least, most = min(counts), max(counts)
+
+    def alpha(k: int) -> float:  # PEFT declares an int, and some of its readers insist
+        value = config.alpha * (math.sqrt(k) if config.rank_stabilised else k)
+        return int(value) if value.is_integer() else value
+
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": architecture,
+        "inference_mode": True,
+        "r": least * config.rank,
+        "lora_alpha": alpha(least),
+        "rank_pattern": {"qkv": most * config.rank} if most > least else {},
+        "alpha_pattern": {"qkv": alpha(most)} if most > least else {},
+        "use_rslora": config.rank_stabilised,
+        "lora_dropout": config.dropout,
+        "target_modules": list(layers),
+        "modules_to_save": list(dict.fromkeys(name.rpartition(".")[0] for name in heads)) or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+    }
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """PEFT's config, our header, empty if missing or of another config, and the tensors."""
+    if not (folder / TENSORS).exists() and (folder / _PICKLE).exists():
+        raise AdapterError(
+            f"{folder / _PICKLE} is a pickle, which can run code, and is not opened: convert it with PEFT's "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    try:
+        text = (folder / CONFIG).read_bytes()
+        config = json.loads(text)
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the file is no mapping)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise AdapterError(f"no adapter can be read from {folder}: {error}") from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{folder / CONFIG} is not a config of PEFT")
+    # A config edited since, such as for another alpha, is taken at its word.
+    return config, header if header.get("config_sha256") == _sha256(text) else {}, tensors
+
+
+def _check_supported(model: nn.Module, folder: Path, config: dict[str, Any], heads: list[str]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(f"{folder} holds PEFT's {config.get('peft_type')}, not LORA: {_INSTEAD}")
+    start = config.get("init_lora_weights", True)
+    if start not in _STARTS:
+        raise AdapterError(
+            f"{folder} has init_lora_weights={start!r}, which changes the pretrained weights: convert it with PEFT's "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    for name, value in config.items():
+        if value and name not in _SETTINGS.split() and (name, value) != ("bias", "none"):
+            raise AdapterError(f"{folder} has {name}={value!r}, which is more than a LoRA: {_INSTEAD}")
+    # By identity, for a model without a head still has the place of one.
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
+    classifiers = classifier if isinstance(classifier, tuple) else (classifier,)
+    places = [f"{name}." for name, module in model.named_modules() if any(module is head for head in classifiers)]
+    alien = [name for name in heads if not name.startswith(tuple(places))]
+    if alien:
+        raise AdapterError(f"{folder} holds {_some(alien)}, neither LoRA nor head of this model: {_INSTEAD}")
+
+
+def _describe(
+    model: nn.Module, folder: Path, config: dict[str, Any], pairs: dict[str, dict[str, Tensor]]
+) -> dict[str, Any]:
+    """The config and layers of a folder that PEFT wrote; brings the `pairs` to one rank and scaling in place."""
+    sites = {site.name: site.targets for site in _sites(model)}
+    outside = [name for name in pairs if name not in sites]
+    if outside:
+        raise AdapterError(
+            f"{folder} adapts {_some(outside)}, which is no linear layer of a transformer block in this "
+            f"{type(model).__name__}: train with target_modules of the blocks alone, or {_INSTEAD}"
+        )
+    targets = {target for name in pairs for target in sites[name]}
+    left_out = [name for name in sites if name not in pairs and targets.intersection(sites[name])]
+    if left_out:
+        raise AdapterError(f"{folder} adapts only some of the blocks, and not {_some(left_out)}: {_INSTEAD}")
+
+    patterns = config.get("alpha_pattern") or {}
+    configs = {
+        name: AdapterConfig(
+            rank=len(pair["A"]),
+            # That of the first pattern to match the end of the name, as in PEFT.
+            alpha=next(
+                (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", name)),
+                config.get("lora_alpha", 8),
+            ),
+            train="BA",
+            targets=tuple(targets),
+            rank_stabilised=bool(config.get("use_rslora")),
+            dropout=config.get("lora_dropout", 0.0),
+        )
+        for name, pair in pairs.items()
+    }
+    widest = max(configs.values(), key=lambda ours: ours.rank)
+    for name, pair in pairs.items():
+        missing = widest.rank - configs[name].rank
+        pair["A"] = pad(pair["A"], (0, 0, 0, missing))
+        pair["B"] = pad(pair["B"] * (configs[name].scale / widest.scale), (0, missing))
+    return {
+        "architecture": config.get("base_model_name_or_path"),
+        "config": widest.to_dict(),
+        "layers": {name: list(sites[name]) for name in pairs},
+    }
+
+
+def _is_pair(A: Tensor | None = None, B: Tensor | None = None) -> bool:
+    return A is not None and B is not None and min(A.dim(), B.dim()) > 1 and len(A) == B.shape[1]
+
+
+def _slices(name: str, projections: list[str], A: Tensor, B: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
+    """A [k, r, d_in] and B [k, m, r] of a layer's projections, each with a block of A and B or with the `shared` A."""
+    fused = name.rpartition(".")[2] == "qkv"
+    m = len(B) // 3 if fused else len(B)
+    r = len(A) if shared else len(A) // len(projections)
+    rows = [QKV.index(projection) * m for projection in projections] if fused else [0]
+    columns = [0 if shared else j * r for j in range(len(rows))]
+    factor_B = [B[row : row + m, column : column + r] for row, column in zip(rows, columns, strict=True)]
+    return torch.stack([A[column : column + r] for column in columns]), torch.stack(factor_B)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
