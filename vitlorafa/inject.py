@@ -27,7 +27,7 @@ _ATTENTION: dict[str, tuple[str, ...]] = {
 _MLP: dict[str, tuple[str, ...]] = {"fc1": ("fc1",), "fc1_g": ("fc1",), "fc1_x": ("fc1",), "fc2": ("fc2",)}
 
 
-class _Site(NamedTuple):
+class Site(NamedTuple):
     """A linear layer of a block."""
 
     name: str  # within the model
@@ -62,7 +62,7 @@ def inject(model: nn.Module, config: AdapterConfig, *, train_head: bool = False)
     """
     if hasattr(model, "_vitlorafa") or any(isinstance(module, LoRALinear) for module in model.modules()):
         raise AdapterError("the model is adapted already: remove(model) or merge_and_unload(model) first")
-    sites = _sites(model)
+    sites = linear_sites(model)
     _check_targets(model, sites, config)
     sites = [site for site in sites if set(site.targets) & set(config.targets)]
     head = head_parameters(model) if train_head else {}
@@ -196,15 +196,40 @@ def adapted_state(model: nn.Module) -> _Adapted:
     return state
 
 
+def linear_sites(model: nn.Module) -> list[Site]:
+    """The linear layers of all transformer blocks, adapted or not, in the model's order."""
+    sites = []
+    for block_name, block in _blocks(model):
+        attention = None
+        for name, module in block.named_modules(prefix=block_name):
+            if attention is not None and name.startswith(attention + "."):
+                continue  # such as the MLP that computes Swin v2's position bias
+            attributes: dict[str, tuple[str, ...]] = {}
+            if _is_attention(module):
+                attention, attributes = name, _ATTENTION
+            elif _is_mlp(module):
+                attributes = _MLP
+            sites += [
+                Site(f"{name}.{attribute}", module, attribute, targets)
+                for attribute, targets in attributes.items()
+                if _has(module, attribute)
+            ]
+    return sites
+
+
+def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The classifier, or both of a distilled model; none if it has no such thing."""
+    found = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
+    return found if isinstance(found, tuple) else (found,)
+
+
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The classifier's parameters by their names in the model.
 
     Raises:
         AdapterError: If the model has no classifier.
     """
-    heads = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
-    heads = heads if isinstance(heads, tuple) else (heads,)
-    wanted = {parameter for head in heads for parameter in head.parameters()}
+    wanted = {parameter for head in classifiers(model) for parameter in head.parameters()}
     if not wanted:
         raise AdapterError("the model has no head: create it with num_classes above 0")
     return {name: parameter for name, parameter in model.named_parameters() if parameter in wanted}
@@ -223,7 +248,7 @@ def _unload(model: nn.Module) -> nn.Module:
     return model
 
 
-def _adapt(site: _Site, config: AdapterConfig, generator: torch.Generator) -> LoRALinear:
+def _adapt(site: Site, config: AdapterConfig, generator: torch.Generator) -> LoRALinear:
     linear = getattr(site.owner, site.attribute)
     # A subclass with a forward of its own, or a weight that is no plain parameter: quantised, parametrised.
     if (
@@ -254,27 +279,6 @@ def _stacks_qkv(attention: nn.Module) -> bool:
     return not by_head and attention.qkv.out_features == 3 * attention.proj.in_features  # type: ignore
 
 
-def _sites(model: nn.Module) -> list[_Site]:
-    """The linear layers of all transformer blocks, adapted or not, in the model's order."""
-    sites = []
-    for block_name, block in _blocks(model):
-        attention = None
-        for name, module in block.named_modules(prefix=block_name):
-            if attention is not None and name.startswith(attention + "."):
-                continue  # such as the MLP that computes Swin v2's position bias
-            attributes: dict[str, tuple[str, ...]] = {}
-            if _is_attention(module):
-                attention, attributes = name, _ATTENTION
-            elif _is_mlp(module):
-                attributes = _MLP
-            sites += [
-                _Site(f"{name}.{attribute}", module, attribute, targets)
-                for attribute, targets in attributes.items()
-                if _has(module, attribute)
-            ]
-    return sites
-
-
 def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The innermost elements of a Sequential or ModuleList that hold both an attention and an MLP."""
     blocks = {
@@ -301,7 +305,7 @@ def _has(module: nn.Module, child: str) -> bool:
     return module._modules.get(child) is not None
 
 
-def _check_targets(model: nn.Module, sites: list[_Site], config: AdapterConfig) -> None:
+def _check_targets(model: nn.Module, sites: list[Site], config: AdapterConfig) -> None:
     existing = {target for site in sites for target in site.targets}
     if not existing:
         packed = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]

@@ -62,7 +62,7 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(A, requires_grad="A" in config.train)
         self.lora_B = nn.Parameter(B, requires_grad="B" in config.train)
         self._unmerged: Tensor | None = None  # the pretrained weight, while merged
-        self._cast: tuple[Any, Tensor, Tensor | None] | None = None  # see _frozen
+        self._cast: tuple[Any, ...] | None = None  # see _frozen
 
     def forward(self, x: Tensor) -> Tensor:
         """The adapted layer: [..., d_in] -> [..., d_out]."""
@@ -85,8 +85,13 @@ class LoRALinear(nn.Module):
         if self._cast is None or self._cast[0] != state:
             # Made outside of inference mode, for training cannot use a tensor that was made in it.
             with torch.inference_mode(False), torch.no_grad():
-                self._cast = (state, weight.to(dtype), None if bias is None else bias.to(dtype))
-        return self._cast[1:]
+                cast = weight.to(dtype), None if bias is None else bias.to(dtype)
+                # What was cast is held on to, so that no other tensor can get its address.
+                self._cast = (state, *cast, *(p.detach() for p in params))
+        return self._cast[1:3]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cast": None}  # neither copies nor files carry it
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LoRALinear":
         self._cast = None  # moved or converted: free the old cast at once

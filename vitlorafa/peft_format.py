@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError
-from vitlorafa.inject import _sites, adapted_state, adapter_layers
+from vitlorafa.inject import adapted_state, adapter_layers, classifiers, linear_sites
 from vitlorafa.layers import QKV
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -189,9 +189,8 @@ def _check_supported(model: nn.Module, folder: Path, config: dict[str, Any], hea
         if value and name not in _SETTINGS.split() and (name, value) != ("bias", "none"):
             raise AdapterError(f"{folder} has {name}={value!r}, which is more than a LoRA: {_INSTEAD}")
     # By identity, for a model without a head still has the place of one.
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
-    classifiers = classifier if isinstance(classifier, tuple) else (classifier,)
-    places = [f"{name}." for name, module in model.named_modules() if any(module is head for head in classifiers)]
+    heads_here = classifiers(model)
+    places = [f"{name}." for name, module in model.named_modules() if any(module is head for head in heads_here)]
     alien = [name for name in heads if not name.startswith(tuple(places))]
     if alien:
         raise AdapterError(f"{folder} holds {_some(alien)}, neither LoRA nor head of this model: {_INSTEAD}")
@@ -201,7 +200,7 @@ def _describe(
     model: nn.Module, folder: Path, config: dict[str, Any], pairs: dict[str, dict[str, Tensor]]
 ) -> dict[str, Any]:
     """The config and layers of a folder that PEFT wrote; brings the `pairs` to one rank and scaling in place."""
-    sites = {site.name: site.targets for site in _sites(model)}
+    sites = {site.name: site.targets for site in linear_sites(model)}
     outside = [name for name in pairs if name not in sites]
     if outside:
         raise AdapterError(

@@ -108,8 +108,11 @@ def _pick(x: Tensor) -> str:
 
 
 def _inside_torch_func() -> bool:
-    """Whether vmap, grad, jvp or the like is at work: these take the definition, made of ordinary operations."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    """Whether vmap, grad, jvp or the like is at work: these take the definition, made of ordinary operations.
+
+    So does a compiler that traces them: there B does not say that it trains, and its gradient would be lost.
+    """
+    return torch._C._are_functorch_transforms_active()
 
 
 def _check(x: Tensor, weight: Tensor, A: Tensor, B: Tensor, starts: tuple[int, ...]) -> None:

@@ -83,13 +83,27 @@ def grad_A(g_xA: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tens
 
 
 def add_masked(gx: Tensor, g_xA: Tensor, A: Tensor, dropout: float, seed: Tensor) -> None:
-    """gx += mask ∘ (g_xA A)/(1 − p), in place: the adapter's share of the gradient at x, behind its dropout."""
-    gx.add_(_masked(g_xA @ A.flatten(0, 1).to(gx.dtype), dropout, seed), alpha=1 / (1 - dropout))
+    """gx += mask ∘ (g_xA A)/(1 − p), in place: the adapter's share of the gradient at x, behind its dropout.
+
+    Not by add_'s alpha: gx is a product, and Inductor (torch 2.14) makes both into one that forgets alpha.
+    """
+    gx.add_(_masked(g_xA / (1 - dropout) @ A.flatten(0, 1).to(gx.dtype), dropout, seed))
 
 
 def _masked(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """mask ∘ x, or x if there is no seed."""
-    return x if seed is None else x * dropout_mask(list(x.shape), x.device, dropout, seed)
+    return x if seed is None else _drop(x, dropout, seed)
+
+
+@torch.library.custom_op("vitlorafa::drop", mutates_args=())
+def _drop(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """mask ∘ x, one operation to a compiler: seeing the mask made twice, it would make it once and keep it."""
+    return x * dropout_mask(list(x.shape), x.device, dropout, seed)
+
+
+@_drop.register_fake
+def _(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    return x * torch.empty(x.shape, dtype=torch.bool, device=x.device)  # of the strides that it will have
 
 
 def _slices(tensor: Tensor, starts: tuple[int, ...], m: int, dim: int) -> Tensor:

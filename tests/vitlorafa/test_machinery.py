@@ -1,0 +1,802 @@
+"""Adapted models under what else torch and timm do with a model, in both ways to compute."""
+
+import copy
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import build, images, perturb
+from timm.layers import set_fused_attn, set_reentrant_ckpt, use_fused_attn, use_reentrant_ckpt
+from timm.utils import ModelEmaV2, ModelEmaV3
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vitlorafa import AdapterConfig, AdapterError, LoRALinear, adapter_layers, inject, ops
+from vitlorafa.ops import autograd, dispatch, reference
+
+RANK = 4
+TARGETS = ("q", "v", "proj", "fc1", "fc2")
+WAYS = pytest.mark.parametrize("compute", ["folded", "separate"])
+# With dropout the folded way is the separate one, until evaluation.
+COMPUTE_AND_DROPOUT = pytest.mark.parametrize(
+    ("compute", "dropout"), [("folded", 0.0), ("separate", 0.0), ("folded", 0.3)]
+)
+AUTOCAST = pytest.mark.parametrize("low", [False, True], ids=["float32", "autocast"])
+
+
+def adapted(compute="folded", dropout=0.0, train="B", architecture="vit_small_patch16_224", seed=0, **kwargs):
+    """A model in training mode whose factors have moved."""
+    model = build(architecture, **{"depth": 1, **kwargs})
+    config = AdapterConfig(rank=RANK, targets=TARGETS, train=train, compute=compute, dropout=dropout, seed=seed)
+    inject(model, config)
+    perturb(model)
+    return model.train()
+
+
+def one_layer(compute="folded", dropout=0.0, projections=("q", "k", "v"), **kwargs):
+    config = AdapterConfig(rank=RANK, seed=0, compute=compute, dropout=dropout, **kwargs)
+    layer = LoRALinear(nn.Linear(24, 72).requires_grad_(False), config, projections, fused=len(projections[0]) == 1)
+    nn.init.normal_(layer.lora_B)
+    return layer
+
+
+def autocast(low=True):
+    """Autocast if `low`, which may be the dtype."""
+    return torch.autocast("cpu", low if isinstance(low, torch.dtype) else torch.bfloat16, enabled=bool(low))
+
+
+def loss_of(y):
+    return y.float().sin().sum() if y.dtype in (torch.bfloat16, torch.float16) else y.sin().sum()
+
+
+def trained(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(model):
+    return {name: p.grad for name, p in trained(model).items()}
+
+
+def step(model, x, low=False, seed=5, forward=None):
+    """The output and the gradients of a forward and a backward pass."""
+    model.zero_grad()
+    torch.manual_seed(seed)
+    with autocast(low):
+        y = (model if forward is None else forward)(x)
+    loss_of(y).backward()
+    return {"y": y.detach(), **gradients(model)}
+
+
+def assert_same(ours, expected, low=False):
+    """Equal up to the order of sums, and, in low precision, to a few roundings."""
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert ours[name].dtype == value.dtype and value.abs().sum() > 0, name
+        off = (ours[name] - value).float().norm() / value.float().norm()
+        assert off < (0.03 if low else 1e-5), (name, off)
+
+
+# torch.compile
+
+
+@pytest.fixture
+def compiler():
+    torch._dynamo.reset()
+    yield torch.compile
+    torch._dynamo.reset()
+
+
+def test_compiles_into_one_graph_with_the_same_gradients(compiler):
+    model = adapted(dropout=0.3, train="BA")
+    x = images(model)
+    compiled = compiler(model, fullgraph=True, backend="aot_eager")
+    for training in (True, False):  # the separate way and the folded one
+        model.train(training)
+        assert_same(step(model, x, True, forward=compiled), step(model, x, True), low=True)
+
+
+@AUTOCAST
+@pytest.mark.parametrize("projections", [("q", "v"), ("fc1",)])
+@COMPUTE_AND_DROPOUT
+def test_compiled_layer(compiler, compute, dropout, projections, low):
+    layer = one_layer(compute, dropout, projections)
+    x = torch.randn(2, 50, 24, requires_grad=True)
+    compiled = compiler(layer, fullgraph=True, backend="aot_eager")
+    expected = [step(layer, x, low), x.grad]
+    x.grad = None
+    ours = [step(layer, x, low, forward=compiled), x.grad]
+    assert_same(ours[0], expected[0], low)
+    assert_same({"x": ours[1]}, {"x": expected[1]}, low)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), autocast(low):
+        compiled(x)
+    # Neither x nor a mask: nothing but x Aᵀ grows with the batch.
+    assert all(t.numel() <= 100 * len(projections) * RANK for t in kept if t.shape[-2:] != (72, 24))
+
+
+@WAYS
+def test_one_compiled_graph_takes_any_batch_and_inference(compiler, compute):
+    model = adapted(compute).eval()
+    counter = CompileCounter()
+    compiled = compiler(model, fullgraph=True, dynamic=True, backend=counter)
+    with torch.no_grad():
+        for n in (2, 3, 5):
+            torch.testing.assert_close(compiled(images(model, n)), model(images(model, n)))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_inductor_gives_the_same_gradients(compiler, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    layer = one_layer("separate", 0.3, ("fc1",), train="BA")
+    x = torch.randn(5, 7, 24, requires_grad=True)
+    compiled = compiler(layer, fullgraph=True)
+    expected = [step(layer, x), x.grad]
+    x.grad = None
+    # Draws the seed as torch does, and starts no processes.
+    with torch._inductor.config.patch(fallback_random=True, compile_threads=1):
+        ours = [step(layer, x, forward=compiled), x.grad]
+    assert_same(ours[0], expected[0])
+    assert_same({"x": ours[1]}, {"x": expected[1]})
+
+
+@WAYS
+def test_compiles_per_sample_gradients(compiler, compute, unfused):
+    """Inside a compiler too torch.func must meet the definition: traced under it, the kernel loses gradients."""
+    layer = one_layer(compute)
+    x, B = torch.randn(3, 5, 24), {"lora_B": layer.lora_B.detach()}
+
+    def loss(B, x):
+        return functional_call(layer, B, (x,)).sin().sum()
+
+    for function in (grad(loss), vmap(grad(loss), (None, 0))):
+        compiled = compiler(function, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(B, x), function(B, x))
+
+
+# Several processes
+
+DDP = """
+    import sys
+    from datetime import timedelta
+    import torch
+    import torch.distributed as dist
+
+    folder, rank = sys.argv[1], int(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
+    cases, x = torch.load(f"{folder}/cases.pt", weights_only=False)
+    results = []
+    for model, low in cases:
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):  # the second forward pass refuses if a parameter was left without a gradient
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                y = parallel(x.chunk(2)[rank])
+            y.float().sin().sum().backward()
+        trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert parallel._get_ddp_logging_data()["num_parameter_tensors"] == len(trained)
+        assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+        results.append(trained)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without torch.distributed")
+def test_two_processes_get_the_gradients_of_the_joined_batch(tmp_path):
+    cases = [(adapted("folded"), False), (adapted("separate", train="BA"), False), (adapted("folded"), True)]
+    x = images(cases[0][0], 6)
+    torch.save((cases, x), tmp_path / "cases.pt")
+    command = [sys.executable, "-c", textwrap.dedent(DDP), str(tmp_path)]
+    root = Path(__file__).parents[2]  # where the package may be imported from without being installed
+    pipes = {"cwd": root, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen([*command, str(rank)], **pipes) for rank in (0, 1)]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=200)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for (model, low), ours, other in zip(cases, first, second, strict=True):
+        expected = step(model, x, low)
+        del expected["y"]
+        assert_same({name: 2 * g for name, g in ours.items()}, expected, low)  # DDP takes the mean
+        torch.testing.assert_close(ours, other, rtol=0, atol=0)
+
+
+# Gradient checkpointing
+
+
+@pytest.fixture(params=[False, True], ids=["not reentrant", "reentrant"])
+def reentrant(request):
+    before = use_reentrant_ckpt()
+    set_reentrant_ckpt(request.param)
+    yield request.param
+    set_reentrant_ckpt(before)
+
+
+@AUTOCAST
+@COMPUTE_AND_DROPOUT
+def test_checkpointing_changes_nothing(reentrant, compute, dropout, low):
+    model = adapted(compute, dropout, train="BA", depth=2, proj_drop_rate=0.1)  # timm's own dropout draws as well
+    x = images(model).requires_grad_(reentrant)  # reentrant blocks want an input with a gradient, adapted or not
+    expected = step(model, x, low)
+    model.set_grad_checkpointing()
+    ours = step(model, x, low)
+    for name, value in expected.items():
+        assert torch.equal(ours[name], value), name
+
+
+# torch.func
+
+
+@pytest.fixture
+def unfused():
+    """Attention made of plain products: CPU's fused one knows no forward-mode gradients."""
+    before = bool(use_fused_attn())
+    set_fused_attn(False)
+    yield
+    set_fused_attn(before)
+
+
+@AUTOCAST
+@WAYS
+def test_per_sample_gradients(unfused, compute, low):
+    model = adapted(compute, train="BA")
+    x = images(model, 3)
+    parameters = {name: p.detach() for name, p in trained(model).items()}
+
+    def loss(parameters, image):
+        with autocast(low):
+            return loss_of(functional_call(model, parameters, (image[None],)))
+
+    ours = vmap(grad(loss), (None, 0))(parameters, x)
+    for i, image in enumerate(x):
+        expected = step(model, image[None], low)
+        del expected["y"]
+        assert_same({name: g[i] for name, g in ours.items()}, expected, low)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_dropout_of_samples_follows_the_randomness_of_vmap():
+    layer = one_layer(dropout=0.5)
+    x = torch.randn(7, 24).expand(3, 7, 24)
+    torch.manual_seed(2)
+    alone = layer(x[0])
+    torch.manual_seed(2)
+    same = vmap(layer, randomness="same")(x)
+    torch.testing.assert_close(same, alone.expand_as(same))
+    different = vmap(layer, randomness="different")(x)
+    assert not torch.allclose(different[0], different[1]) and not torch.allclose(different[1], different[2])
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(layer)(x)
+
+
+@WAYS
+def test_stacked_adapters_are_separate_models(unfused, compute):
+    models = [adapted(compute, seed=0) for _ in range(3)]
+    for i, model in enumerate(models):
+        for p in trained(model).values():
+            p.data.mul_(i)
+    x = images(models[0])
+    stacked = {name: torch.stack([dict(m.named_parameters())[name] for m in models]) for name in trained(models[0])}
+    y = vmap(lambda parameters: functional_call(models[0], parameters, (x,)))(stacked)
+    torch.testing.assert_close(y, torch.stack([model(x) for model in models]), atol=1e-5, rtol=1e-5)
+
+
+@WAYS
+def test_forward_mode_and_jacobians(unfused, compute):
+    model = adapted(compute, train="BA").double()
+    x = images(model).double()
+    parameters = {name: p.detach() for name, p in trained(model).items()}
+    direction = {name: torch.randn_like(p) for name, p in parameters.items()}
+
+    def logits(parameters):
+        return functional_call(model, parameters, (x,))
+
+    y, tangent = jvp(logits, (parameters,), (direction,))
+    eps = 1e-6
+    ahead, behind = ({n: p + e * direction[n] for n, p in parameters.items()} for e in (eps, -eps))
+    torch.testing.assert_close(y, model(x))
+    torch.testing.assert_close(tangent, (logits(ahead) - logits(behind)) / (2 * eps), rtol=1e-5, atol=1e-5)
+    jacobian = jacrev(logits)(parameters)
+    along = sum((jacobian[name] * direction[name]).flatten(2).sum(-1) for name in parameters)
+    torch.testing.assert_close(along, tangent)
+
+
+@WAYS
+def test_forward_mode_outside_of_torch_func_is_refused_not_wrong(compute):
+    layer = one_layer(compute)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+        layer(torch.autograd.forward_ad.make_dual(torch.randn(3, 24), torch.randn(3, 24)))
+
+
+@WAYS
+def test_functional_call_outside_of_a_transform_takes_the_kernel_and_the_given_weights(compute):
+    """Weights that come and go may get each other's address: no cast may be mistaken for theirs."""
+    layer = one_layer(compute)
+    x = torch.randn(5, 24)
+    with torch.no_grad(), autocast():
+        for i in range(6):
+            y = functional_call(layer, {"base.weight": layer.base.weight * i}, (x,))
+            other = copy.deepcopy(layer)
+            other.base.weight.mul_(i)
+            assert torch.equal(y, other(x))
+
+
+@WAYS
+def test_weights_replaced_between_calls_are_seen(compute):
+    layer, x = one_layer(compute), torch.randn(5, 24)
+    with torch.no_grad(), autocast():
+        for _ in range(6):
+            layer(x)
+            for factor in (3, 0.5):  # the second may get the address of what the first replaced
+                layer.base.weight.data = layer.base.weight.data * factor
+            assert torch.equal(layer(x), copy.deepcopy(layer)(x))
+
+
+# Copies
+
+
+def sgd(model, x, low=False, steps=2):
+    optimizer = torch.optim.SGD(trained(model).values(), 0.05)
+    for _ in range(steps):
+        step(model, x, low)
+        optimizer.step()
+
+
+@AUTOCAST
+@COMPUTE_AND_DROPOUT
+def test_a_copy_trains_apart(compute, dropout, low):
+    model = adapted(compute, dropout)
+    x = images(model)
+    step(model, x, low)
+    before = copy.deepcopy(model.state_dict())
+    twin = copy.deepcopy(model)
+    sgd(twin, x, low)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    sgd(model, x, low)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+        assert torch.equal(value, before[name]) != name.endswith("lora_B"), name
+
+
+@AUTOCAST
+@WAYS
+@pytest.mark.parametrize("average", [ModelEmaV2, ModelEmaV3])
+def test_moving_averages_follow(average, compute, low):
+    model = adapted(compute)
+    x = images(model)
+    ema = average(model, decay=0.75)
+    expected = {name: p.detach().clone() for name, p in trained(model).items()}
+    with torch.no_grad(), autocast(low):
+        before = ema(x)
+    for _ in range(3):
+        sgd(model, x, low, steps=1)
+        ema.update(model)
+        expected = {name: 0.75 * value + 0.25 * trained(model)[name].detach() for name, value in expected.items()}
+    torch.testing.assert_close(dict(trained(ema.module)), expected, check_device=False)
+    with torch.no_grad(), autocast(low):
+        assert not torch.equal(ema(x), before)
+        torch.testing.assert_close(ema(x), functional_call(ema.module, expected, (x,)), atol=1e-4, rtol=1e-4)
+
+
+@COMPUTE_AND_DROPOUT
+def test_a_pickled_model_is_the_same_and_trains_on(compute, dropout, tmp_path):
+    model = adapted(compute, dropout)
+    x = images(model)
+    torch.save(model, tmp_path / "before.pt")
+    sgd(model, x, low=True, steps=1)
+    torch.save(model, tmp_path / "after.pt")
+    sizes = [(tmp_path / f"{name}.pt").stat().st_size for name in ("before", "after")]
+    assert sizes[1] < 1.02 * sizes[0] + 4 * sum(p.numel() for p in trained(model).values())  # gradients, but no casts
+    loaded = torch.load(tmp_path / "after.pt", weights_only=False)
+    for low in (True, False):
+        expected = step(model, x, low)
+        assert all(torch.equal(value, expected[name]) for name, value in step(loaded, x, low).items())
+
+
+@WAYS
+def test_state_dict_into_a_fresh_model(compute):
+    model, fresh = adapted(compute), adapted(compute, seed=9)
+    x = images(model)
+    sgd(model, x, low=True, steps=1)
+    step(fresh, x, low=True)
+    assert not torch.equal(fresh(x), model(x))
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    for low in (True, False):
+        expected = step(model, x, low)
+        assert all(torch.equal(value, expected[name]) for name, value in step(fresh, x, low).items())
+    assert {name.rpartition(".")[2] for name in model.state_dict() if "lora" in name} == {"lora_A", "lora_B"}
+
+
+# Grad modes
+
+
+@AUTOCAST
+@COMPUTE_AND_DROPOUT
+def test_trains_after_inference_mode(compute, dropout, low):
+    model, other = adapted(compute, dropout), adapted(compute, dropout)
+    x = images(model)
+    with torch.inference_mode(), autocast(low):
+        y = model(x)
+        model.eval()
+        model(x)
+    assert y.is_inference()
+    assert_same(step(model.train(), x, low), step(other, x, low), low)
+
+
+class Count(TorchDispatchMode):
+    """Products by their number of operations, and what else makes new tensors, of how many elements from which."""
+
+    def __init__(self):
+        super().__init__()
+        self.products, self.made = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "matmul", "linear"):
+            left, right = args[-2:] if "add" in name else args[:2]
+            self.products.append(2 * left.numel() * right.shape[0 if "linear" in name else -1])
+        if isinstance(out, torch.Tensor) and not func.is_view and (name.endswith("_") or out is not args[0]):
+            self.made.append((name, out.numel(), args[0].data_ptr() if isinstance(args[0], torch.Tensor) else None))
+        return out
+
+    def casts_of(self, tensor):
+        return sum(name == "_to_copy" and source == tensor.data_ptr() for name, _, source in self.made)
+
+
+@AUTOCAST
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_the_folded_way_takes_one_small_product(mode, low):
+    layer, x = one_layer(), torch.randn(50, 24)
+    with mode(), autocast(low), Count() as count:
+        y = layer(x)
+    assert not y.requires_grad and y.grad_fn is None
+    assert sorted(count.products) == sorted([2 * 72 * RANK * 24, 2 * 50 * 24 * 72])  # B A, and the layer
+
+
+def test_keeps_nothing_without_gradients():
+    model = adapted().requires_grad_(False)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
+        y = model(images(model))
+    assert not y.requires_grad and not kept
+
+
+@COMPUTE_AND_DROPOUT
+def test_everything_frozen_still_gives_the_gradient_of_x(compute, dropout):
+    model = adapted(compute, dropout)
+    x = images(model).requires_grad_()
+    step(model, x)
+    expected, x.grad = x.grad, None
+    model.requires_grad_(False)
+    step(model, x)
+    torch.testing.assert_close(x.grad, expected)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@COMPUTE_AND_DROPOUT
+def test_gradient_of_x_alone(compute, dropout):
+    model = adapted(compute, dropout)
+    x = images(model).requires_grad_()
+    step(model, x)
+    model.zero_grad()
+    torch.manual_seed(5)
+    (gx,) = torch.autograd.grad(loss_of(model(x)), x)
+    assert torch.equal(gx, x.grad)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@AUTOCAST
+@COMPUTE_AND_DROPOUT
+def test_two_backward_passes_add_up(compute, dropout, low):
+    model = adapted(compute, dropout, train="BA")
+    x = images(model).requires_grad_()
+    once = step(model, x, low)
+    model.zero_grad()
+    torch.manual_seed(5)
+    with autocast(low):
+        loss = loss_of(model(x))
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert all(torch.equal(g, 2 * once[name]) for name, g in gradients(model).items())
+
+
+@AUTOCAST
+@WAYS
+def test_accumulation_is_the_joined_batch(compute, low):
+    model = adapted(compute, train="BA")
+    x = images(model, 6)
+    joined = step(model, x, low)
+    model.zero_grad()
+    for part in x.split([4, 2]):
+        with autocast(low):
+            loss = loss_of(model(part))
+        loss.backward()
+    del joined["y"]
+    assert_same(gradients(model), joined, low)
+
+
+def test_backward_inside_of_autocast_is_the_same():
+    model = adapted(dropout=0.3, train="BA")
+    x = images(model)
+    expected = step(model, x, low=True)
+    model.zero_grad()
+    torch.manual_seed(5)
+    with autocast():
+        loss_of(model(x)).backward()
+    assert all(torch.equal(g, expected[name]) for name, g in gradients(model).items())
+
+
+@AUTOCAST
+@COMPUTE_AND_DROPOUT
+@pytest.mark.parametrize("changed", ["lora_A", "lora_B", "base.weight"])
+def test_what_changes_before_backward_is_refused_or_does_not_matter(changed, compute, dropout, low):
+    layer = one_layer(compute, dropout)
+    x = torch.randn(50, 24, requires_grad=True)
+    expected = [step(layer, x, low)["lora_B"], x.grad.clone()]
+    layer.lora_B.grad = x.grad = None
+    torch.manual_seed(5)
+    with autocast(low):
+        loss = loss_of(layer(x))
+    with torch.no_grad():
+        layer.get_parameter(changed).mul_(2)
+    if changed == "base.weight" and low:  # what was kept is a cast of it: the gradients are those of the forward pass
+        loss.backward()
+        assert torch.equal(layer.lora_B.grad, expected[0]) and torch.equal(x.grad, expected[1])
+    else:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@AUTOCAST
+@COMPUTE_AND_DROPOUT
+def test_optimizers_that_write_through_data_are_seen(compute, dropout, low):
+    """Nothing made of the factors outlives a call, for a write through `data` raises no version."""
+    layer, other = one_layer(compute, dropout), one_layer(compute, dropout)
+    x = torch.randn(50, 24)
+    step(layer, x, low)
+    for name in ("lora_A", "lora_B"):
+        layer.get_parameter(name).data.mul_(2)
+    other.load_state_dict(layer.state_dict())
+    expected = step(other, x, low)
+    assert all(torch.equal(value, expected[name]) for name, value in step(layer, x, low).items())
+
+
+# Precision, layout and size
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "float16 autocast"])
+@COMPUTE_AND_DROPOUT
+def test_low_precision_is_near_float64(compute, dropout, how):
+    model = adapted(compute, dropout, train="BA")
+    x = images(model)
+    exact = step(copy.deepcopy(model).double(), x.double())
+    if how == "bfloat16":
+        model.bfloat16()
+        ours = step(model, x.bfloat16())
+        assert {value.dtype for value in ours.values()} == {torch.bfloat16}
+    else:
+        ours = step(model, x, low=torch.float16)
+    assert_same({name: value.double() for name, value in ours.items()}, exact, low=True)
+
+
+def test_folded_and_separate_agree_in_float64():
+    ours, expected = (adapted(compute, train="BA").double() for compute in ("folded", "separate"))
+    x = images(ours).double().requires_grad_()
+    for name, value in step(ours, x).items():
+        torch.testing.assert_close(value, step(expected, x)[name], rtol=1e-9, atol=1e-11)
+
+
+@COMPUTE_AND_DROPOUT
+def test_loss_scaling_in_float16(compute, dropout):
+    model = adapted(compute, dropout)
+    x = images(model)
+    optimizer = torch.optim.SGD(trained(model).values(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024)
+    before = {name: p.detach().clone() for name, p in trained(model).items()}
+    for overflow in (True, False):
+        optimizer.zero_grad()
+        torch.manual_seed(5)
+        with autocast(torch.float16):
+            loss = loss_of(model(x))
+        scaler.scale(loss * (torch.inf if overflow else 1)).backward()
+        scaler.step(optimizer)  # left out if a gradient is not finite, which must come through
+        scaler.update()
+        assert all(torch.equal(p, before[name]) == overflow for name, p in trained(model).items())
+    expected = step(adapted(compute, dropout).double(), x.double())
+    del expected["y"]
+    assert_same({name: g.double() for name, g in gradients(model).items()}, expected, low=True)
+
+
+@COMPUTE_AND_DROPOUT
+def test_channels_last_images(compute, dropout):
+    model = adapted(compute, dropout)
+    x = images(model)
+    expected = step(model, x)
+    model = model.to(memory_format=torch.channels_last)
+    assert_same(step(model, x.to(memory_format=torch.channels_last)), expected)
+
+
+@AUTOCAST
+@COMPUTE_AND_DROPOUT
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_odd_numbers_of_tokens_and_small_batches(n, compute, dropout, low):
+    model = adapted(compute, dropout, architecture="vit_small_patch14_reg4_dinov2", train="BA")  # 4 + 4 + 1 tokens
+    x = images(model, n).requires_grad_()
+    ours = step(model, x, low)
+    assert ours["y"].shape == (n, 5) and x.grad.shape == x.shape
+    if n == 0:
+        assert all(ours[name].shape == p.shape and not ours[name].any() for name, p in trained(model).items())
+    elif not dropout:
+        for _, layer in adapter_layers(model):  # the same in plain torch, to which a weight is a weight
+            layer.forward = lambda x, layer=layer: nn.functional.linear(x, layer.weight, layer.bias)
+        assert_same(ours, step(model, x, low), low)
+
+
+# Counts
+
+
+@pytest.mark.parametrize("projections", [("q", "k", "v"), ("q", "v"), ("fc1",)])
+@COMPUTE_AND_DROPOUT
+def test_products_and_casts_of_a_step_under_autocast(compute, dropout, projections):
+    N, d, k = 2 * 50, 24, len(projections)
+    m, d_out = 72 if k == 1 else d, 72
+    layer = one_layer(compute, dropout, projections)
+    x = torch.randn(2, 50, d, requires_grad=True)
+    g = torch.randn(2, 50, d_out).bfloat16()
+
+    def once():
+        with autocast():
+            y = layer(x)
+        y.backward(g)
+
+    once()
+    layer.lora_B.grad = x.grad = None
+    with Count() as count:
+        once()
+    full, narrow, wide, fold = 2 * N * d * d_out, 2 * N * d * k * RANK, 2 * N * m * k * RANK, 2 * d * m * k * RANK
+    if dropout:  # x Aᵀ and its update of y; backward, through both
+        small = [narrow, wide, wide, wide, narrow]
+    else:
+        small = [fold, narrow, wide] + ([wide] if compute == "separate" else [])
+    assert sorted(count.products) == sorted([full, full, *small])
+    # The sum W + s B A is rounded, not W; but for slices that no projection reaches, which are W.
+    whole = k * m == d_out or compute == "separate" or dropout
+    assert count.casts_of(layer.base.weight) == (0 if whole else 1)
+    assert count.casts_of(x) == 1  # autocast's own
+    if not dropout:
+        # All of an activation's size that is made: x in low precision, y, its update, and the gradient of x, twice.
+        update = [] if compute == "folded" else ["addmm_"] if k == 1 else ["bmm", "add_"]
+        large = [name for name, size, _ in count.made if size >= N * d]
+        assert large == ["_to_copy", "addmm", *update, "mm", "_to_copy"]
+
+
+# The whole layer with the Triton steps
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The layer made of the kernels, under Triton's interpreter."""
+    pytest.importorskip("triton")
+    from test_triton import interpreted as kernels
+
+    monkeypatch.setitem(autograd.BACKENDS, "interpreted", kernels)
+    monkeypatch.setattr(dispatch, "_pick", lambda x: "interpreted")
+    return kernels
+
+
+def norm_error(actual, exact):
+    return (actual.double() - exact).norm()
+
+
+@pytest.mark.parametrize(
+    ("train", "dtype"),
+    [*((train, torch.float32) for train in ("B", "A", "BA")), ("BA", torch.float16), ("B", torch.bfloat16)],
+)
+@pytest.mark.parametrize("starts", [(0,), (0, 48)])
+@pytest.mark.parametrize(("fold", "dropout"), [(True, 0.0), (False, 0.0), (False, 0.3)])
+def test_triton_layer_is_the_definition(interpreted, monkeypatch, fold, dropout, train, starts, dtype):
+    monkeypatch.setattr(reference, "dropout_mask", interpreted.dropout_mask)
+    k, m, r = len(starts), 72 if starts == (0,) else 24, 3
+    x = torch.randn(2, 20, 40).to(dtype).requires_grad_()
+    weight, bias = torch.randn(72, 40) / 6, torch.randn(72)
+    A = (torch.randn(k, r, 40) / 6).requires_grad_("A" in train)
+    B = torch.randn(k, m, r).requires_grad_("B" in train)
+    g = torch.randn(2, 20, 72).to(dtype)
+    seed = torch.tensor(2**40 + 5)
+
+    def run(function, dtype, **kwargs):
+        args = [t.detach().to(dtype or t.dtype).requires_grad_(t.requires_grad) for t in (x, weight, bias, A, B)]
+        y = function(*args, 0.7, starts=starts, dropout=dropout, **kwargs)
+        y.backward(g.to(y.dtype))
+        return [y.detach(), *(t.grad for t in args if t.requires_grad)]
+
+    ours = run(ops.lora_linear, None, seed=int(seed), fold=fold)
+    exact = run(reference.lora_linear, torch.float64, seed=seed)
+    plain = run(reference.lora_linear, dtype, seed=seed)
+    assert [t.dtype for t in ours] == [dtype, dtype, *[torch.float32] * len(train)]
+    for one, truth, naive in zip(ours, exact, plain, strict=True):
+        assert norm_error(one, truth) <= 2 * norm_error(naive, truth)
+
+
+@COMPUTE_AND_DROPOUT
+def test_triton_model_is_the_plain_one(interpreted, compute, dropout):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "_pick", lambda x: "eager")
+        patch.setattr(reference, "dropout_mask", lambda *args: interpreted.dropout_mask(*args))
+        patch.setattr("vitlorafa.ops.eager.dropout_mask", lambda *args: interpreted.dropout_mask(*args))
+        expected = step(adapted(compute, dropout, train="BA"), images(adapted(compute)))
+    ours = step(adapted(compute, dropout, train="BA"), images(adapted(compute)))
+    assert_same(ours, expected)
+
+
+def test_use_backend(monkeypatch):
+    monkeypatch.setattr(dispatch, "_backend", "eager")
+    with pytest.raises(AdapterError, match="unknown backend 'tritn': did you mean 'triton'"):
+        ops.use_backend("tritn")
+    assert dispatch._backend == "eager"
+    pytest.importorskip("triton")
+    ops.use_backend("triton")
+    assert dispatch._backend == "triton"
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        assert dispatch._pick(torch.empty(2, 3, dtype=dtype)) == "eager"
+
+    class OnGPU:
+        is_cuda = True
+
+        def __init__(self, dtype):
+            self.dtype = dtype
+
+    monkeypatch.setitem(autograd.BACKENDS, "triton", None)
+    assert [dispatch._pick(OnGPU(dtype)) for dtype in (torch.bfloat16, torch.float64)] == ["triton", "eager"]
+    ops.use_backend("eager")
+    assert dispatch._pick(OnGPU(torch.bfloat16)) == "eager"
+
+
+# Memory
+
+
+def kept_bytes(model, x, low):
+    """What is kept for backward, each storage once, without parameters and weights in whatever precision."""
+    weights = {p.shape for p in model.parameters()} | {p.shape[::-1] for p in model.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages = {}
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in parameters and t.shape not in weights:
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), autocast(low):
+        loss_of(model(x))
+    return sum(storages.values())
+
+
+@AUTOCAST
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@WAYS
+def test_a_model_keeps_the_floor_and_x_A(compute, dropout, low):
+    floor = build("vit_small_patch16_224").requires_grad_(False).train()
+    model = adapted(compute, dropout, depth=2)
+    x = images(model, 3).requires_grad_()  # so that every layer passes a gradient on
+    layers = list(adapter_layers(model))
+    tokens = 5
+    small = sum(3 * tokens * len(layer.projections) * RANK for _, layer in layers) * (2 if low else 4)
+    seeds = 8 * len(layers) if dropout else 0
+    assert kept_bytes(model, x, low) == kept_bytes(floor, x, low) + small + seeds
