@@ -3,6 +3,7 @@
     python -m domainbed_ext.sweep launch                 # the quickstart: five methods, four environments
     python -m domainbed_ext.train --help                 # one run
     python -m domainbed_ext.collect_results --input_dir DIR
+    python -m domainbed_ext.evaluate --run DIR           # a run's recorded accuracies, from what it saved
 
 The protocol (splits, seeds, records, model selection, tables) is that of DomainBed: Gulrajani and Lopez-Paz,
 "In Search of Lost Domain Generalization", ICLR 2021.

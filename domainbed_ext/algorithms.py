@@ -145,6 +145,7 @@ class BA(Algorithm):
                 train=self.TRAIN,
                 targets=hparams["targets"],
                 dropout=hparams["adapter_dropout"],
+                compute=hparams["compute"],
                 gradient_correction=hparams.get("gradient_correction", False),  # BA has none
             )
             inject(backbone, config, train_head=True)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import domainbed_ext.tiny_vit  # noqa: F401  (registers the embedded backbone with timm)
 from domainbed_ext.data import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.protocols import CHOICES
 
-INPUT_STATS = ("backbone", "imagenet")
+INPUT_STATS = CHOICES["input_stats"]
 
 
 def check_name(name: str) -> None:

@@ -1,6 +1,7 @@
-"""Tables and a plot from a folder of runs: `python -m domainbed_ext.collect_results --input_dir DIR`.
+"""Tables, plots and a page from a folder of runs: `python -m domainbed_ext.collect_results --input_dir DIR`.
 
-Prints DomainBed's tables and one of generalisation, and writes them as text, Markdown, CSV and LaTeX.
+Prints DomainBed's tables, one of generalisation and those of single-source runs, and writes them as text, Markdown,
+CSV, LaTeX and one HTML page.
 """
 
 import argparse
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext import plots, tables
-from domainbed_ext.errors import CommandLine, exit_cleanly
+from domainbed_ext import page, plots, tables
+from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
+from domainbed_ext.grid import Table
 from domainbed_ext.model_selection import SELECTION_METHODS, method
 from domainbed_ext.records import load_records, not_writable, write_atomically
 from domainbed_ext.scores import Results
@@ -20,7 +22,7 @@ from domainbed_ext.scores import Results
 # Wider than any table: what is piped or written to a file must be neither wrapped nor cut off.
 UNLIMITED_WIDTH = 10_000
 
-DESCRIPTION = "Prints the result tables of a folder of runs and writes them, with a plot, to files."
+DESCRIPTION = "Prints the result tables of a folder of runs and writes them, with plots and an HTML page, to files."
 EXAMPLE = """\
 example:
   python -m domainbed_ext.collect_results --input_dir runs/pacs --selection training-domain oracle
@@ -29,7 +31,10 @@ writes to <output_dir>:
   results.txt   results.md   results.tex   the tables
   results.csv    every figure: a row per data set, algorithm, selection, metric and environment
   selected.csv   where each figure comes from: run, step and hyperparameters
+  index.html     one page of all of it: tables that sort, plots, and the runs behind each number
   plot.png   plot.svg   in-domain against out-of-domain accuracy
+  gaps.svg   parameters.svg   training.svg   the other plots, where the runs allow them
+  paper.csv      with --paper: our figures and the paper's, in numbers
 """
 
 
@@ -39,6 +44,7 @@ def collect(
     selections: Sequence[str] | None = None,
     unfinished: bool = False,
     console: Console | None = None,
+    paper: bool = False,
 ) -> list[Path]:
     """Prints the tables of a folder of runs, writes them to files, and prints the files' paths.
 
@@ -49,30 +55,38 @@ def collect(
             for it.
         unfinished: whether runs that are not done count too.
         console: where to print; by default standard output.
+        paper: whether to add the asymmetry paper's tables beside ours, and what our runs say of its claims.
 
     Returns:
         The paths of the files written.
 
     Raises:
-        BenchmarkError: no records, an unknown selection method, or a folder that cannot be written.
+        BenchmarkError: no records, an unknown selection method, nothing that the paper has too, or a folder that
+            cannot be written.
     """
     # A method named twice is one method.
     methods = list(dict.fromkeys(method(name) for name in selections)) if selections else None
     results = Results(load_records(input_dir, unfinished), methods)
     shown = tables.all_tables(results)
+    extra: dict[str, bytes] = {}
+    if paper:
+        compared, extra = _beside_the_paper(results)
+        shown += compared
     console = console or _standard_output()
     tables.show(console, results, shown)
     text = io.StringIO()
     tables.show(Console(file=text, width=UNLIMITED_WIDTH), results, shown)
-    figure = plots.generalisation_plot(results)
+    figures = plots.all_plots(results)
     contents = {
         "results.txt": text.getvalue().encode(),
         "results.md": tables.markdown(results, shown).encode(),
         "results.tex": tables.latex(shown).encode(),
         "results.csv": results.tidy().to_csv(index=False).encode(),
         "selected.csv": results.selected().to_csv(index=False).encode(),
-        "plot.png": plots.render(figure, "png"),
-        "plot.svg": plots.render(figure, "svg"),
+        "index.html": page.page(results, shown, figures).encode(),
+        "plot.png": plots.render(figures["plot"], "png"),
+        **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
+        **extra,
     }
     paths = _write(Path(input_dir) / "tables" if output_dir is None else Path(output_dir), contents)
     console.print("\nwritten:", *paths, sep="\n  ", highlight=False, markup=False, soft_wrap=True)
@@ -101,14 +115,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "second only where there are runs with two test environments, which it needs)",
     )
     parser.add_argument("--unfinished", action="store_true", help="count runs that are not done too")
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="add the tables of Zhu et al. (2024) beside our single-source ones, and what ours say of its claims",
+    )
     parser.add_argument("--latex", action="store_true", help="print the tables as a LaTeX document instead")
     args = parser.parse_args(arguments)
     console = Console(quiet=True) if args.latex else None
-    paths = collect(args.input_dir, args.output_dir, args.selection, args.unfinished, console)
+    paths = collect(args.input_dir, args.output_dir, args.selection, args.unfinished, console, args.paper)
     if args.latex:
         print(next(path for path in paths if path.suffix == ".tex").read_text(), end="")
         # Not on standard output, which is the document.
         print("written:", *paths, sep="\n  ", file=sys.stderr)
+
+
+def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:
+    """The tables of `--paper`, and its file."""
+    # Imported here: they bring the data sets' code with them, which takes seconds.
+    from domainbed_ext import claims, paper
+
+    judged = claims.claims_table(results)
+    if judged is None:
+        raise BenchmarkError(
+            "--paper compares single-source runs, and there are none: sweep with --protocol single_source"
+        )
+    return [*paper.paper_tables(results), judged], {"paper.csv": paper.tidy(results).to_csv(index=False).encode()}
 
 
 def _standard_output() -> Console:

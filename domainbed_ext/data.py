@@ -6,6 +6,7 @@ same whoever makes it, in this process or in a worker, and a run can go on from 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -107,14 +108,14 @@ class Split:
 class Minibatches(Dataset[list[Minibatch]]):
     """Step t's minibatches, one a training environment, as a pure function of (seed, t).
 
-    Samples are drawn with replacement, as in DomainBed.
-
     Args:
         splits: the `in` split of every training environment, in index order.
         transform: of an image.
         batch_size: images an environment and step.
         seed: of the run.
         balanced: draw every class of an environment equally often (`class_balanced`).
+        sampling: "replacement" draws independently, as in DomainBed; "epochs" takes every image once, in random
+            order, before any again. Balanced epochs are those of each class: the classes take turns in random order.
     """
 
     def __init__(
@@ -124,9 +125,11 @@ class Minibatches(Dataset[list[Minibatch]]):
         batch_size: int,
         seed: int,
         balanced: bool = False,
+        sampling: str = "replacement",
     ) -> None:
         self.splits, self.transform, self.batch_size, self.seed = splits, transform, batch_size, seed
-        self.weights = [_balanced_weights(split) if balanced else None for split in splits]
+        self.balanced, self.sampling = balanced, sampling
+        self.classes = [_classes(split) if balanced else [np.arange(len(split))] for split in splits]
 
     def __getitem__(self, step: int) -> list[Minibatch]:
         return [self._draw(step, place) for place in range(len(self.splits))]
@@ -134,18 +137,43 @@ class Minibatches(Dataset[list[Minibatch]]):
     def _draw(self, step: int, place: int) -> Minibatch:
         split = self.splits[place]
         seed = seed_hash(self.seed, "minibatch", step, place)
-        draws = np.random.default_rng(seed).choice(len(split), self.batch_size, p=self.weights[place])
+        draws = self._replacement(seed, place) if self.sampling == "replacement" else self._epochs(step, place)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(seed)
             samples = [split.environment[split.keys[draw]] for draw in draws]
             images = torch.stack([self.transform(image) for image, _ in samples])
         return images, torch.tensor([label for _, label in samples])
 
+    def _replacement(self, seed: int, place: int) -> Sequence[int]:
+        weights = None
+        if self.balanced:
+            weights = np.empty(len(self.splits[place]))
+            for members in self.classes[place]:
+                weights[members] = 1.0 / (len(members) * len(self.classes[place]))
+        return np.random.default_rng(seed).choice(len(self.splits[place]), self.batch_size, p=weights).tolist()
 
-def _balanced_weights(split: Split) -> np.ndarray:
+    def _epochs(self, step: int, place: int) -> list[int]:
+        """The step's part of an endless row of draws: rounds, in which each class has one turn, in random order; a
+        class's turns go through its images, epoch after epoch."""
+        classes = self.classes[place]
+
+        @cache  # for this step alone: the permutations of a large environment would fill the memory
+        def shuffled(size: int, *key: object) -> np.ndarray:
+            return np.random.default_rng(seed_hash(self.seed, "epochs", place, *key)).permutation(size)
+
+        draws = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            turn, place_in_round = divmod(position, len(classes))
+            chosen = int(shuffled(len(classes), "round", turn)[place_in_round])
+            epoch, place_in_epoch = divmod(turn, len(classes[chosen]))
+            draws.append(int(classes[chosen][shuffled(len(classes[chosen]), "epoch", chosen, epoch)[place_in_epoch]]))
+        return draws
+
+
+def _classes(split: Split) -> list[np.ndarray]:
+    """Where in a split the images of each class are that it has any of."""
     labels = np.asarray(split.environment.targets)[np.asarray(split.keys)]
-    counts = np.bincount(labels)
-    return 1.0 / (counts[labels] * np.count_nonzero(counts))
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
 
 def training_stream(minibatches: Minibatches, steps: range, workers: int) -> Iterator[list[Minibatch]]:
@@ -166,19 +194,24 @@ def training_stream(minibatches: Minibatches, steps: range, workers: int) -> Ite
 class _Evaluated(Dataset[Minibatch]):
     """Batch b of the splits' images, one after another."""
 
-    def __init__(self, split: Split, transform: Transform, batch_size: int) -> None:
-        self.split, self.transform, self.batch_size = split, transform, batch_size
+    def __init__(self, split: Split, transform: Transform, batch_size: int, seed: int | None) -> None:
+        self.split, self.transform, self.batch_size, self.seed = split, transform, batch_size, seed
 
     def __len__(self) -> int:
         return -(-len(self.split) // self.batch_size)
 
     def __getitem__(self, batch: int) -> Minibatch:
         keys = self.split.keys[batch * self.batch_size : (batch + 1) * self.batch_size]
-        samples = [self.split.environment[key] for key in keys]
-        return torch.stack([self.transform(image) for image, _ in samples]), torch.tensor([y for _, y in samples])
+        with torch.random.fork_rng(devices=[]):
+            if self.seed is not None:
+                torch.manual_seed(seed_hash(self.seed, batch))
+            samples = [self.split.environment[key] for key in keys]
+            return torch.stack([self.transform(image) for image, _ in samples]), torch.tensor([y for _, y in samples])
 
 
-def evaluation_stream(split: Split, transform: Transform, batch_size: int, workers: int) -> Iterator[Minibatch]:
+def evaluation_stream(
+    split: Split, transform: Transform, batch_size: int, workers: int, seed: int | None = None
+) -> Iterator[Minibatch]:
     """Every image of a split once, in the split's order.
 
     Args:
@@ -186,11 +219,12 @@ def evaluation_stream(split: Split, transform: Transform, batch_size: int, worke
         transform: of an image.
         batch_size: the last batch may be smaller.
         workers: processes that prepare the batches; the result is the same.
+        seed: of a transform that draws.
 
     Returns:
         An iterator over (images [batch, 3, height, width], labels [batch]).
     """
-    batches = _Evaluated(split, transform, batch_size)
+    batches = _Evaluated(split, transform, batch_size, seed)
     return _stream(batches, range(len(batches)), workers)
 
 

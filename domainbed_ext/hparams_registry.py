@@ -22,6 +22,7 @@ from domainbed_ext.precision import PRECISIONS
 from domainbed_ext.seeds import seed_hash
 
 SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST", "DigitsShift")
+DEBUG = ("Debug28", "Debug224")
 _ADAPTERS = ("BA", "BOnly", "AOnly")
 _OURS = (*_ADAPTERS, "LP", "FullFT")
 
@@ -71,6 +72,7 @@ def _entries(algorithm: str, dataset: str) -> dict[str, Entry]:
         entries["alpha"] = _fixed(None)  # 2·rank
         entries["targets"] = _fixed("all" if small else "q,v")  # the paper's parameter counts imply q and v
         entries["adapter_dropout"] = (0.0, _choice(0.0, 0.1))
+        entries["compute"] = _fixed("folded")  # or "separate": see vitlorafa.AdapterConfig
         if algorithm != "BA":
             entries["gradient_correction"] = _fixed(False)  # for it takes a frozen factor
     elif algorithm == "LP":
@@ -80,6 +82,8 @@ def _entries(algorithm: str, dataset: str) -> dict[str, Entry]:
     if algorithm in _OURS and small:
         # Environments of some 450 images: a holdout has 90.
         entries["batch_size"] = (16, lambda r: int(2 ** r.uniform(3, 6)))
+    if algorithm in _OURS and dataset in DEBUG:
+        entries["batch_size"] = (8, lambda r: int(2 ** r.uniform(1, 3.5)))  # a training split has 13 images
     return entries
 
 

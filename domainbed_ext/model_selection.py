@@ -1,23 +1,30 @@
-"""Which step and which hyperparameters a sweep's figure comes from: DomainBed's three selection methods.
+"""Which step and which hyperparameters a sweep's figure comes from: DomainBed's three selection methods, and one
+for runs trained on a single source.
 
 Source: Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization (ICLR 2021), section 3.
 
 Accuracies come in pairs: `env{i}_in_acc` on the 80 % of environment i that is trained on (or, of a test
 environment, finally tested on), `env{i}_out_acc` on the 20 % held out for selection. A figure is always the
-`env{t}_in_acc` of the record that was chosen, and the record is kept, so that it can be traced to its run.
+`env{t}_in_acc` of the record that was chosen (with `--test_on all`, the accuracy on all of environment t), and the
+record is kept, so that it can be traced to its run.
+
+A run with `--evaluate lean` has accuracies that only some steps need: of test environments, and on training images,
+where the validation accuracy is a new best and at the last step. A choice looks at validation accuracies alone and
+reads the rest from the chosen record, so its number is the same.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from domainbed_ext.errors import BenchmarkError, unknown
 
 Record = dict[str, Any]
+Split = Literal["in", "out", "uda"]
 
 
 class Group(NamedTuple):
@@ -48,6 +55,61 @@ class Selection:
         return int(self.record["step"])
 
 
+class Candidate(NamedTuple):
+    """A record that may be chosen, and what it is judged by."""
+
+    val_acc: float
+    record: Record
+
+
+def accuracy(record: Record, env: int, split: Split) -> float:
+    """One recorded accuracy, in [0, 1].
+
+    Args:
+        record: a record.
+        env: the index of the environment.
+        split: "in" for the 80 %, "out" for the 20 %, "uda" for what DomainBed keeps from a test environment's "in".
+
+    Returns:
+        The accuracy; NaN if that was recorded.
+
+    Raises:
+        BenchmarkError: the record has no such number.
+    """
+    value = record.get(f"env{env}_{split}_acc")
+    if not isinstance(value, int | float):
+        raise BenchmarkError(
+            f"run {record.get('run')!r} has no number env{env}_{split}_acc at step {record.get('step')}"
+        )
+    return float(value)
+
+
+def target_accuracy(record: Record, env: int) -> float:
+    """The accuracy on a test environment, in [0, 1]: on its "in" split, or with `--test_on all` on all its images.
+
+    Args:
+        record: a record.
+        env: the index of an environment that was not trained on.
+
+    Returns:
+        The accuracy.
+
+    Raises:
+        BenchmarkError: the record lacks a number that this needs.
+    """
+    splits = _test_splits(record, env)
+    if len(splits) == 1:
+        return accuracy(record, env, splits[0])
+    sizes = [record["split_sizes"][f"env{env}_{split}"] for split in splits]
+    accuracies = [accuracy(record, env, split) for split in splits]
+    return sum(size * value for size, value in zip(sizes, accuracies, strict=True)) / sum(sizes)
+
+
+def out_of_domain(record: Record, source: int) -> float:
+    """The mean accuracy of a single-source run on the other environments, in [0, 1]."""
+    return float(np.mean([target_accuracy(record, env) for env in range(num_environments(record)) if env != source]))
+
+
 @dataclass(frozen=True)
 class SelectionMethod:
     """How a figure is chosen.
@@ -57,31 +119,42 @@ class SelectionMethod:
         title: its name in DomainBed's tables.
         description: what it looks at, for captions.
         select_step: the choice within one set of hyperparameters, from their records (in order of step) and
-            the test environment; None where runs that it needs are missing.
+            the test environment (or the single source); None where runs that it needs are missing.
+        figure: the accuracy of the chosen record that is reported.
     """
 
     name: str
     title: str
     description: str
-    select_step: Callable[[Sequence[Record], int], Selection | None]
+    select_step: Callable[[Sequence[Record], int], Candidate | None]
+    figure: Callable[[Record, int], float] = target_accuracy
 
-    def select(self, records: Iterable[Record], test_env: int) -> Selection | None:
+    def select(self, records: Iterable[Record], env: int) -> Selection | None:
         """The record with the best hyperparameters and, within them, the best step.
 
         Of equals, DomainBed takes the last hparams_seed. The order of `records` does not matter.
 
         Args:
             records: every record of one group, all hyperparameters, runs and steps.
-            test_env: the group's test environment.
+            env: the group's test environment; of single-source runs, the source.
 
         Returns:
-            The choice, or None where no set of hyperparameters has the runs that the method needs.
+            The choice. None where no set of hyperparameters has the runs that the method needs, or the chosen step
+            is one at which a lean run did not evaluate the figure.
         """
         by_seed: defaultdict[int, list[Record]] = defaultdict(list)
         for record in sorted(records, key=lambda record: (record["step"], record["run"])):
             by_seed[record["args"]["hparams_seed"]].append(record)
-        chosen = [self.select_step(by_seed[seed], test_env) for seed in sorted(by_seed, reverse=True)]
-        return _best(selection for selection in chosen if selection is not None)
+        chosen = [self.select_step(by_seed[seed], env) for seed in sorted(by_seed, reverse=True)]
+        best = _best(candidate for candidate in chosen if candidate is not None)
+        if best is None:
+            return None
+        try:
+            return Selection(best.val_acc, self.figure(best.record, env), best.record)
+        except BenchmarkError:
+            if _is_lean(best.record):
+                return None
+            raise
 
 
 def group_records(records: Iterable[Record]) -> dict[Group, list[Record]]:
@@ -124,32 +197,11 @@ def method(name: str) -> SelectionMethod:
     raise unknown("selection method", name, SELECTION_METHODS)
 
 
-def accuracy(record: Record, env: int, split: Literal["in", "out"]) -> float:
-    """One recorded accuracy, in [0, 1].
-
-    Args:
-        record: a record.
-        env: the index of the environment.
-        split: "in" for the 80 %, "out" for the 20 %.
-
-    Returns:
-        The accuracy; NaN if that was recorded.
-
-    Raises:
-        BenchmarkError: the record has no such number.
-    """
-    value = record.get(f"env{env}_{split}_acc")
-    if not isinstance(value, int | float):
-        raise BenchmarkError(
-            f"run {record.get('run')!r} has no number env{env}_{split}_acc at step {record.get('step')}"
-        )
-    return float(value)
-
-
 def num_environments(record: Record) -> int:
-    """How many environments a record has accuracies of, trained on or not."""
+    """How many environments a record's run had, trained on or not."""
+    sizes = record.get("split_sizes", ())  # where not every accuracy was evaluated, as in a lean run
     env = 0
-    while f"env{env}_out_acc" in record:
+    while f"env{env}_out_acc" in record or f"env{env}_out" in sizes:
         env += 1
     return env
 
@@ -159,9 +211,53 @@ def training_environments(record: Record) -> list[int]:
     return [env for env in range(num_environments(record)) if env not in record["args"]["test_envs"]]
 
 
-def _best(candidates: Iterable[Selection]) -> Selection | None:
+def validation_accuracy(record: Record) -> float:
+    """The mean accuracy on the held-out 20 % of the training environments, in [0, 1]."""
+    return float(np.mean([accuracy(record, env, "out") for env in training_environments(record)]))
+
+
+def better(val_acc: float, than: float | None) -> bool:
+    """Whether a validation accuracy beats the best before it; NaN is below any number, and the first beats None."""
+    return than is None or _rank(val_acc) > _rank(than)
+
+
+def best_step(records: Iterable[Record]) -> Record:
+    """The record of one run with the best validation accuracy, the earliest of equals: the step that a run saves.
+
+    Args:
+        records: of one run, at least one.
+
+    Returns:
+        One of them.
+    """
+    in_order = sorted(records, key=lambda record: record["step"])
+    return max(in_order, key=lambda record: _rank(validation_accuracy(record)))
+
+
+def _rank(val_acc: float) -> float:
+    return -math.inf if math.isnan(val_acc) else val_acc
+
+
+def _best(candidates: Iterable[Candidate]) -> Candidate | None:
     """The first of the highest val_acc; NaN counts as lower than any number."""
-    return max(candidates, key=lambda s: -math.inf if math.isnan(s.val_acc) else s.val_acc, default=None)
+    return max(candidates, key=lambda candidate: _rank(candidate.val_acc), default=None)
+
+
+def _is_lean(record: Record) -> bool:
+    return record["args"].get("evaluate") == "lean"
+
+
+def _test_splits(record: Record, env: int) -> list[Split]:
+    """The splits that make up what a test environment is tested on."""
+    if record["args"].get("test_on", "in") == "in":
+        return ["in"]
+    sizes = record.get("split_sizes", {})
+    splits = [split for split in get_args(Split) if f"env{env}_{split}" in sizes]
+    if not {"in", "out"} <= set(splits):
+        raise BenchmarkError(
+            f"run {record.get('run')!r} tests on all of an environment (--test_on all) but records no split_sizes"
+        )
+    return splits
 
 
 def _single(records: Iterable[Record]) -> list[Record]:
@@ -169,31 +265,24 @@ def _single(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if len(record["args"]["test_envs"]) == 1]
 
 
-def _training_domain(records: Sequence[Record], test_env: int) -> Selection | None:
+def _training_domain(records: Sequence[Record], test_env: int) -> Candidate | None:
     """The earliest step with the best mean accuracy on the training environments' holdouts."""
-    return _best(
-        Selection(
-            float(np.mean([accuracy(record, env, "out") for env in training_environments(record)])),
-            accuracy(record, test_env, "in"),
-            record,
-        )
-        for record in _single(records)
-    )
+    return _best(Candidate(validation_accuracy(record), record) for record in _single(records))
 
 
-def _leave_one_domain_out(records: Sequence[Record], test_env: int) -> Selection | None:
+def _leave_one_domain_out(records: Sequence[Record], test_env: int) -> Candidate | None:
     """The earliest step with the best mean, over pair runs, of accuracy on the other environment."""
     by_step: defaultdict[int, list[Record]] = defaultdict(list)
     for record in records:
         by_step[record["step"]].append(record)
     return _best(
-        selection
+        candidate
         for step_records in by_step.values()
-        if (selection := _leave_one_domain_out_at(step_records, test_env)) is not None
+        if (candidate := _leave_one_domain_out_at(step_records, test_env)) is not None
     )
 
 
-def _leave_one_domain_out_at(records: Sequence[Record], test_env: int) -> Selection | None:
+def _leave_one_domain_out_at(records: Sequence[Record], test_env: int) -> Candidate | None:
     """The candidate of one step; None unless it has one single run and a pair for every other environment."""
     single = _single(records)
     if len(single) != 1:
@@ -206,17 +295,23 @@ def _leave_one_domain_out_at(records: Sequence[Record], test_env: int) -> Select
     others = training_environments(single[0])
     if not held_out.keys() >= set(others):
         return None
-    val_acc = float(np.mean([held_out[env] for env in others]))
-    return Selection(val_acc, accuracy(single[0], test_env, "in"), single[0])
+    return Candidate(float(np.mean([held_out[env] for env in others])), single[0])
 
 
-def _oracle(records: Sequence[Record], test_env: int) -> Selection | None:
+def _oracle(records: Sequence[Record], test_env: int) -> Candidate | None:
     """The last step, without early stopping: the test domain is looked at once per set of hyperparameters."""
     single = _single(records)
     if not single:
         return None
     last = single[-1]
-    return Selection(accuracy(last, test_env, "out"), accuracy(last, test_env, "in"), last)
+    if _is_lean(last) and f"env{test_env}_out_acc" not in last:  # a run that has not come to its last step
+        return None
+    return Candidate(accuracy(last, test_env, "out"), last)
+
+
+def _source_holdout(records: Sequence[Record], source: int) -> Candidate | None:
+    """The earliest step with the best accuracy on the source's holdout."""
+    return _best(Candidate(accuracy(record, source, "out"), record) for record in records)
 
 
 TRAINING_DOMAIN = SelectionMethod(
@@ -239,3 +334,11 @@ ORACLE = SelectionMethod(
     _oracle,
 )
 SELECTION_METHODS = {each.name: each for each in (TRAINING_DOMAIN, LEAVE_ONE_DOMAIN_OUT, ORACLE)}
+# Single-source runs have no other: it is no choice on the command line.
+SOURCE_HOLDOUT = SelectionMethod(
+    "source-holdout",
+    "source-domain validation set",
+    "step and hyperparameters by the accuracy on the held-out 20 % of the source",
+    _source_holdout,
+    out_of_domain,
+)

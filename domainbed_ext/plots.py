@@ -1,195 +1,257 @@
-"""The picture of a sweep: in-domain against out-of-domain accuracy, one panel a data set."""
+"""The pictures of a sweep, one panel a data set (and source): in-domain against out-of-domain accuracy, gaps of train
+to test accuracy, accuracy against trainable parameters, and the way there over the steps.
+"""
 
 import io
-import itertools
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from domainbed_ext.scores import ALGORITHMS, Results, Summary
-
-# Okabe and Ito's palette, which the colour-blind can tell apart; variants of an algorithm share its colour.
-COLOURS = dict(zip(ALGORITHMS, ["#0072B2", "#D55E00", "#009E73", "#7A7A7A", "#CC79A7"], strict=True))
-OTHER_COLOURS = ["#E69F00", "#56B4E9", "#8C6D31", "#000000"]
-MARKERS = "osD^vP*X"
-PANEL_INCHES = 5.0, 4.4
-GREY = "#9A9A9A"
-LABEL_SIZE = 9
-DISTANCES = (7, 10, 14, 18, 24, 32, 42, 54, 68)  # of a label to its point, in points of 1/72 inch
-DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
+from domainbed_ext.curves import mean_trajectory
+from domainbed_ext.labels import Labelled, place_labels
+from domainbed_ext.panels import Panel, Point, panels
+from domainbed_ext.scores import Results, Summary
+from domainbed_ext.style import GREY, bare, caption, colour, dashes, figure_of, limits, marker, short_count
 
 
-class Point(NamedTuple):
-    """An algorithm's place in a panel."""
+def all_plots(results: Results) -> dict[str, Figure]:
+    """Every plot that the runs allow, by the name of its file.
 
-    algorithm: str
-    label: str
-    inside: Summary
-    outside: Summary
+    Args:
+        results: the figures.
+    """
+    drawn = {
+        "plot": generalisation_plot(results),
+        "gaps": gap_plot(results),
+        "parameters": parameters_plot(results),
+        "training": training_plot(results),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def generalisation_plot(results: Results) -> Figure:
-    """Draws each algorithm's mean accuracies over test environments, with their standard errors over trials.
+    """Draws each algorithm's mean accuracies, in domain against out of domain, with their errors over trials.
 
     Args:
-        results: the figures; those of `results.main_method` are drawn.
+        results: the figures; those of `results.main_method` are drawn, and those of single-source runs.
 
     Returns:
         A figure that belongs to no global state of matplotlib.
     """
-    method = results.main_method
-    columns = min(3, len(results.environments))
-    rows = -(-len(results.environments) // columns)
-    figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), dpi=160, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    drawn: list[tuple[Axes, list[Point]]] = []
-    for axes, dataset in zip(panels, results.environments, strict=False):
-        points: list[Point] = []
-        for algorithm in results.algorithms:
-            inside = results.summary(method, dataset, algorithm, "in_domain")
-            outside = results.summary(method, dataset, algorithm, "out_of_domain")
-            if inside and outside and np.isfinite([inside.mean, outside.mean]).all():
-                lack = results.incomplete(method, dataset, algorithm)
-                points.append(Point(algorithm, f"{algorithm} ({lack})" if lack else algorithm, inside, outside))
-        axes.set_title(dataset, fontweight="bold")
-        _draw(axes, points)
-        drawn.append((axes, points))
-    for axes in panels[len(drawn) :]:
-        axes.set_axis_off()
-    bars = any(point.inside.trials > 1 for _, points in drawn for point in points)
-    note = f"{method.title}{'; bars: standard error over trials' if bars else ''}"
-    figure.supxlabel(f"in-domain accuracy (%)\n{note}", fontsize=9)
-    figure.supylabel("out-of-domain accuracy (%)", fontsize=9)
-    # Labels are placed by what they would cover, so the layout has to be settled before them.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes, points in drawn:
-        _label(axes, points, canvas.get_renderer())
+    shown = panels(results)
+    figure, axes = figure_of(shown)
+    for ax, panel in zip(axes, shown, strict=True):
+        _draw_accuracies(ax, panel.points)
+    caption(figure, shown, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
+    _label(figure, axes, shown, lambda point: (point.inside, point.outside))
     return figure
 
 
-def render(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
+def gap_plot(results: Results) -> Figure | None:
+    """Draws how far train accuracy is above accuracy in domain and out of domain, as bars.
+
+    Args:
+        results: as above.
+
+    Returns:
+        A figure; None if nothing was selected.
+    """
+    shown = [panel for panel in panels(results) if panel.points]
+    if not shown:
+        return None
+    figure, axes = figure_of(shown, height=0.9 + 0.42 * max(len(panel.points) for panel in shown))
+    for ax, panel in zip(axes, shown, strict=True):
+        bare(ax, "x")
+        ax.spines["left"].set_visible(False)
+        ax.axvline(0, color=GREY, linewidth=1)
+        for row, point in enumerate(panel.points):
+            shade = colour(point.algorithm, panel.algorithms)
+            _bar(ax, row - 0.19, point.gap_inside, shade, 0.4)
+            _bar(ax, row + 0.19, point.gap_outside, shade, 1.0)
+        ax.set_yticks(range(len(panel.points)), [point.label for point in panel.points], fontsize=9)
+        ax.tick_params(axis="y", length=0)
+        ax.set_ylim(len(panel.points) - 0.5, -0.5)
+        ax.margins(x=0.16)
+    caption(figure, shown, "train − test accuracy (points): pale in domain, full out of domain", "")
+    return figure
+
+
+def parameters_plot(results: Results) -> Figure | None:
+    """Draws out-of-domain accuracy against the number of trainable parameters.
+
+    Args:
+        results: as above.
+
+    Returns:
+        A figure; None if no run recorded its parameters.
+    """
+    shown = [panel.having(lambda point: point.parameters is not None) for panel in panels(results)]
+    shown = [panel for panel in shown if panel.points]
+    if not shown:
+        return None
+    figure, axes = figure_of(shown)
+    for ax, panel in zip(axes, shown, strict=True):
+        ax.set_xscale("log")
+        bare(ax)
+        sizes = [_parameters(point).mean for point in panel.points]
+        for point in panel.points:
+            _mark(ax, point.algorithm, panel.algorithms, _parameters(point), point.outside)
+        room = max((max(sizes) / min(sizes)) ** 0.15, 1.6)
+        ax.set_xlim(min(sizes) / room, max(sizes) * room)
+        ax.set_ylim(*limits([point.outside for point in panel.points]))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    caption(figure, shown, "trainable parameters", "out-of-domain accuracy (%)")
+    _label(figure, axes, shown, lambda point: (_parameters(point), point.outside))
+    return figure
+
+
+def training_plot(results: Results) -> Figure | None:
+    """Draws loss and accuracies over the steps, the mean over an algorithm's runs.
+
+    Args:
+        results: as above.
+
+    Returns:
+        A figure of a row per data set (and source); None if no run was evaluated more than once.
+    """
+    means = {
+        panel.title: {name: mean_trajectory(runs) for name, runs in panel.trajectories.items()}
+        for panel in panels(results)
+    }
+    drawn = [
+        (title, {name: moments for name, moments in lines.items() if len(moments) > 1})
+        for title, lines in means.items()
+        if any(len(moments) > 1 for moments in lines.values())
+    ]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(12.4, 3.4 * len(drawn)), dpi=160, layout="constrained")
+    grid = figure.subplots(len(drawn), 3, squeeze=False)
+    columns = [("loss", "loss"), ("inside", "in-domain accuracy (%)"), ("outside", "out-of-domain accuracy (%)")]
+    for axes, (title, lines) in zip(grid, drawn, strict=True):
+        names = list(lines)
+        for ax, (attribute, quantity) in zip(axes, columns, strict=True):
+            bare(ax)
+            for name, moments in lines.items():
+                ax.plot(
+                    [moment.step for moment in moments],
+                    [getattr(moment, attribute) for moment in moments],
+                    color=colour(name, names),
+                    linestyle=dashes(name, names),
+                    marker=marker(name, names),
+                    markersize=4,
+                    markeredgecolor="white",
+                    markeredgewidth=0.5,
+                    linewidth=1.5,
+                    label=name,
+                )
+            ax.set_title(f"{title}: {quantity}", fontsize=10)
+            ax.set_xlabel("step", fontsize=9)
+        axes[-1].legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def render(figure: Figure, kind: Literal["png", "svg"], text_as_text: bool = False) -> bytes:
     """The file of a figure, the same bytes for the same figure.
 
     Args:
         figure: what to draw.
         kind: the format.
+        text_as_text: whether an SVG's text is text, in the fonts of whoever shows it, and not outlines.
 
     Returns:
         The file's content.
     """
     buffer = io.BytesIO()
     # Without a salt and with a date, an SVG would differ from one run to the next.
-    with matplotlib.rc_context({"svg.hashsalt": "domainbed_ext"}):
+    with matplotlib.rc_context({"svg.hashsalt": "domainbed_ext", "svg.fonttype": "none" if text_as_text else "path"}):
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return buffer.getvalue()
 
 
-def colour(algorithm: str, algorithms: list[str]) -> str:
-    """The colour of an algorithm among those shown, the same for its variants."""
-    family = algorithm.partition("@")[0]
-    if family in COLOURS:
-        return COLOURS[family]
-    others = list(dict.fromkeys(name.partition("@")[0] for name in algorithms))
-    others = [name for name in others if name not in COLOURS]
-    return OTHER_COLOURS[others.index(family) % len(OTHER_COLOURS)]
-
-
-def marker(algorithm: str, algorithms: list[str]) -> str:
-    """The marker of an algorithm among those shown: tells the variants of one colour apart."""
-    family = algorithm.partition("@")[0]
-    variants = [name for name in algorithms if name.partition("@")[0] == family]
-    return MARKERS[variants.index(algorithm) % len(MARKERS)]
-
-
-def _draw(axes: Axes, points: list[Point]) -> None:
-    """Draws the points of one data set with the line on which nothing is lost out of domain."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#E6E6E6", linewidth=0.6)
-    axes.set_axisbelow(True)
+def _draw_accuracies(axes: Axes, points: Sequence[Point]) -> None:
+    """Draws the points of one panel with the line on which nothing is lost out of domain."""
+    bare(axes)
     if not points:
         axes.text(0.5, 0.5, "nothing selected", ha="center", transform=axes.transAxes, color=GREY)
         return
-    names = [point.algorithm for point in points]
-    for name, _, inside, outside in points:
-        axes.errorbar(
-            inside.mean,
-            outside.mean,
-            # One trial has no spread to show.
-            xerr=inside.err if inside.trials > 1 else None,
-            yerr=outside.err if outside.trials > 1 else None,
-            color=colour(name, names),
-            marker=marker(name, names),
-            markersize=7,
-            markeredgecolor="white",
-            markeredgewidth=0.8,
-            elinewidth=1.2,
-        )
-    left, right = _limits([point.inside for point in points])
-    bottom, top = _limits([point.outside for point in points])
+    for point in points:
+        _mark(axes, point.algorithm, [each.algorithm for each in points], point.inside, point.outside)
+    left, right = limits([point.inside for point in points])
+    bottom, top = limits([point.outside for point in points])
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
     low, high = max(left, bottom), min(right, top)
     if low < high:
         axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        # Where only a corner of the line is in view, its name would lie on the frame.
         axes.annotate(
-            "y = x", (high, high), (-22, -2), textcoords="offset points", ha="right", va="top", color=GREY, fontsize=8
-        )
-
-
-def _limits(values: list[Summary]) -> tuple[float, float]:
-    """The range of an axis: all error bars, room for labels, and not so narrow that noise looks large."""
-    low = min(value.mean - value.err for value in values)
-    high = max(value.mean + value.err for value in values)
-    margin = max(0.18 * (high - low), 1.0)
-    return low - margin, high + margin
-
-
-def _label(axes: Axes, points: list[Point], renderer: RendererAgg) -> None:
-    """Writes each label as near to its point as it covers no marker, error bar or other label."""
-    pixel = renderer.dpi / 72
-    frame = axes.get_window_extent(renderer)
-    names = [point.algorithm for point in points]
-    taken: list[Bbox] = []
-    for _, _, x, y in points:
-        for dx, dy, room in ((x.err, 0.0, 2), (0.0, y.err, 2), (0.0, 0.0, 5)):
-            ends = [(x.mean - dx, y.mean - dy), (x.mean + dx, y.mean + dy)]
-            taken.append(Bbox(axes.transData.transform(ends)).padded(room * pixel))
-    for name, label, x, y in points:
-        measured = axes.text(0, 0, label, fontsize=LABEL_SIZE)
-        size = np.array(measured.get_window_extent(renderer).size)
-        measured.remove()
-        point = axes.transData.transform((x.mean, y.mean))
-        options: list[tuple[float, int, np.ndarray, Bbox]] = []
-        for distance, direction in itertools.product(DISTANCES, DIRECTIONS):
-            # What stands at that distance is the side or corner of the label that faces the point.
-            offset = pixel * distance * np.array(direction) + (np.sign(direction) - 1) / 2 * size
-            box = Bbox([point + offset, point + offset + size])
-            # Areas in square pixels: any overlap worth seeing outweighs every distance.
-            hidden = sum(_overlap(box, other) for other in taken) + size.prod() - _overlap(box, frame)
-            options.append((round(hidden) + distance, distance, offset / pixel, box))
-        _, distance, offset, box = min(options, key=lambda option: option[0])
-        leader = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5}
-        axes.annotate(
-            label,
-            (x.mean, y.mean),
-            (float(offset[0]), float(offset[1])),
+            "y = x" if high - low > 0.2 * (right - left) else "",
+            (high, high),
+            (-22, -2),
             textcoords="offset points",
-            va="bottom",
-            color=colour(name, names),
-            fontsize=LABEL_SIZE,
-            arrowprops=leader if distance > DISTANCES[1] else None,
+            ha="right",
+            va="top",
+            color=GREY,
+            fontsize=8,
         )
-        taken.append(box)
 
 
-def _overlap(one: Bbox, other: Bbox) -> float:
-    """The area that two boxes share, in square pixels."""
-    shared = Bbox.intersection(one, other)
-    return 0.0 if shared is None else float(shared.width * shared.height)
+def _mark(axes: Axes, algorithm: str, names: Sequence[str], x: Summary, y: Summary) -> None:
+    axes.errorbar(
+        x.mean,
+        y.mean,
+        # One trial has no spread to show.
+        xerr=x.err if x.trials > 1 else None,
+        yerr=y.err if y.trials > 1 else None,
+        color=colour(algorithm, names),
+        marker=marker(algorithm, names),
+        markersize=7,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        elinewidth=1.2,
+    )
+
+
+def _bar(axes: Axes, row: float, gap: Summary, shade: str, alpha: float) -> None:
+    """A bar with its error and, beyond both, its number."""
+    axes.barh(row, gap.mean, 0.34, color=shade, alpha=alpha, linewidth=0)
+    err = gap.err if gap.trials > 1 else 0.0
+    if err:
+        axes.errorbar(gap.mean, row, xerr=err, color="black", elinewidth=0.8)
+    side = 1 if gap.mean >= 0 else -1
+    axes.annotate(
+        f"{gap.mean:.1f}",
+        (gap.mean + side * err, row),
+        (4 * side, 0),
+        textcoords="offset points",
+        ha="left" if side > 0 else "right",
+        va="center",
+        fontsize=7.5,
+    )
+
+
+def _label(
+    figure: Figure, axes: Sequence[Axes], shown: Sequence[Panel], place: Callable[[Point], tuple[Summary, Summary]]
+) -> None:
+    # Labels are placed by what they would cover, so the layout has to be settled before them.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    for ax, panel in zip(axes, shown, strict=True):
+        labelled = []
+        for point in panel.points:
+            x, y = place(point)
+            shade = colour(point.algorithm, panel.algorithms)
+            labelled.append(Labelled(point.label, shade, (x.mean, y.mean), (x.err, y.err)))
+        place_labels(ax, labelled, renderer)
+
+
+def _parameters(point: Point) -> Summary:
+    assert point.parameters is not None
+    return point.parameters

@@ -5,6 +5,7 @@ out.txt err.txt  what the run printed
 done             the run is whole (DomainBed's marker)
 failed           why it is not, as JSON: error (one sentence), log, exit_code
 selected/        what was trained, at the step that training-domain validation selects
+last/            the same at the last step, where that is another
 """
 
 import contextlib
@@ -70,7 +71,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in ("done", "failed", "results.jsonl", "out.txt", "err.txt"):
                 (self.path / name).unlink(missing_ok=True)
-            for folder in (self.path / "selected", *self.path.glob("step_*")):
+            for folder in (self.path / "selected", self.path / "last", *self.path.glob("step_*")):
                 if folder.is_dir():
                     shutil.rmtree(folder)
             (self.path / "out.txt").touch()

@@ -4,17 +4,15 @@ Numbers agree with DomainBed's: means are taken over the same values before any 
 standard deviation (ddof = 0) over trials by the root of their number.
 """
 
-import json
-import re
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import (
     LEAVE_ONE_DOMAIN_OUT,
     ORACLE,
@@ -25,63 +23,35 @@ from domainbed_ext.model_selection import (
     SelectionMethod,
     accuracy,
     group_records,
-    num_environments,
     training_environments,
+    validation_accuracy,
+)
+from domainbed_ext.protocols import SINGLE_SOURCE, protocol_of
+from domainbed_ext.single_source import SingleSource, SourceScore, traced
+from domainbed_ext.summaries import (
+    ALGORITHMS,
+    Summary,
+    algorithm_order,
+    dataset_order,
+    environment_names,
+    summarise,
 )
 
+__all__ = [
+    "ALGORITHMS",
+    "Metric",
+    "Results",
+    "Score",
+    "SingleSource",
+    "SourceScore",
+    "Summary",
+    "algorithm_order",
+    "dataset_order",
+    "recorded",
+    "summarise",
+]
+
 Metric = Literal["out_of_domain", "in_domain", "train", "gap_source", "gap_target"]
-
-# DomainBed's labels, for records that do not name their environments (its own), and its order of data sets.
-ENVIRONMENTS = {
-    "ColoredMNIST": ["+90%", "+80%", "-90%"],
-    "RotatedMNIST": ["0", "15", "30", "45", "60", "75"],
-    "VLCS": ["C", "L", "S", "V"],
-    "PACS": ["A", "C", "P", "S"],
-    "OfficeHome": ["A", "C", "P", "R"],
-    "TerraIncognita": ["L100", "L38", "L43", "L46"],
-    "DomainNet": ["clip", "info", "paint", "quick", "real", "sketch"],
-}
-ALGORITHMS = ["BA", "BOnly", "AOnly", "LP", "FullFT"]
-
-
-def algorithm_order(name: str) -> tuple[object, ...]:
-    """Sorts algorithms: ours first, each followed by its @variants (rank=8 before rank=16), then others."""
-    family, _, variant = name.partition("@")
-    place = ALGORITHMS.index(family) if family in ALGORITHMS else len(ALGORITHMS)
-    natural = [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", variant)]
-    return place, family, natural
-
-
-def dataset_order(name: str) -> tuple[int, str]:
-    """Sorts data sets as DomainBed does, those it does not know after them by name."""
-    known = list(ENVIRONMENTS)
-    return (known.index(name) if name in known else len(known)), name
-
-
-class Summary(NamedTuple):
-    """A mean over trials and its standard error, in percent; incomplete where a trial lacks an environment."""
-
-    mean: float
-    err: float
-    trials: int
-    complete: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} +/- {self.err:.1f}"
-
-
-def summarise(values: Sequence[float]) -> Summary | None:
-    """Mean and standard error in percent of one accuracy per trial; None of none.
-
-    Args:
-        values: accuracies in [0, 1].
-
-    Returns:
-        The summary. One trial has error 0, as in DomainBed's tables, though its spread is not known.
-    """
-    if not values:
-        return None
-    return Summary(100 * float(np.mean(values)), 100 * float(np.std(values)) / float(np.sqrt(len(values))), len(values))
 
 
 @dataclass(frozen=True)
@@ -95,19 +65,17 @@ class Score:
         """An accuracy, or a difference of two, in [0, 1]."""
         if metric == "out_of_domain":
             return self.selection.test_acc
-        if metric == "in_domain":
-            return self._over_training_environments("out")
-        if metric == "train":
-            return self._over_training_environments("in")
-        return self["train"] - self["in_domain" if metric == "gap_source" else "out_of_domain"]
-
-    def _over_training_environments(self, split: Literal["in", "out"]) -> float:
         record = self.selection.record
-        return float(np.mean([accuracy(record, env, split) for env in training_environments(record)]))
+        if metric == "in_domain":
+            return validation_accuracy(record)
+        if metric == "train":
+            return float(np.mean([accuracy(record, env, "in") for env in training_environments(record)]))
+        return self["train"] - self["in_domain" if metric == "gap_source" else "out_of_domain"]
 
 
 class Results:
-    """The figures of any number of runs.
+    """The figures of any number of runs. Those of single-source runs are apart, in `single`; all else here is of
+    runs that leave one environment (or a pair) out.
 
     Args:
         records: as `records.load_records` returns them; their order does not matter.
@@ -115,24 +83,34 @@ class Results:
             there are runs with two test environments, which it needs.
 
     Attributes:
-        records: the records given.
+        records: the records given, single-source ones included.
         methods: the selection methods, in the order given.
         environments: the environments' names of each data set, in the order of tables.
         algorithms: their names, in the order of tables.
+        single: the figures of single-source runs; None without any.
     """
 
     def __init__(self, records: Sequence[Record], methods: Sequence[SelectionMethod] | None = None) -> None:
-        groups = group_records(records)
+        group_records(records)  # refuses a record that lacks what all of this reads
+        single_source = [record for record in records if protocol_of(record) == SINGLE_SOURCE]
+        left_out = [record for record in records if protocol_of(record) != SINGLE_SOURCE]
+        groups = group_records(left_out)
         self.records = records
+        self.single = SingleSource(single_source) if single_source else None
         self.algorithms = sorted({group.algorithm for group in groups}, key=algorithm_order)
-        self.environments = _environments(records)
+        self.environments = environment_names(left_out)
         if methods is None:
-            pairs = any(len(record["args"]["test_envs"]) == 2 for record in records)
+            pairs = any(len(record["args"]["test_envs"]) == 2 for record in left_out)
             methods = [TRAINING_DOMAIN, *([LEAVE_ONE_DOMAIN_OUT] if pairs else []), ORACLE]
         self.methods = list(methods)
         self._trials: defaultdict[str, set[int]] = defaultdict(set)
+        self._runs: defaultdict[tuple[str, str, tuple[int, ...]], set[tuple[int, int]]] = defaultdict(set)
         for group in groups:
             self._trials[group.dataset].add(group.trial_seed)
+        for record in left_out:
+            args = record["args"]
+            key = args["dataset"], args["algorithm"], tuple(sorted(args["test_envs"]))
+            self._runs[key].add((args["trial_seed"], args["hparams_seed"]))
         self._scores: defaultdict[tuple[str, str, str], list[Score]] = defaultdict(list)
         for method in self.methods:
             for group, members in groups.items():
@@ -185,13 +163,49 @@ class Results:
         expected = environments * trials
         return f"{len(scores)} of {expected} results" if len(scores) < expected else ""
 
+    def missing_pairs(self, dataset: str, algorithm: str) -> list[tuple[str, str]]:
+        """The pairs of test environments that leave-one-domain-out cross-validation lacks runs of.
+
+        Args:
+            dataset: a data set.
+            algorithm: an algorithm.
+
+        Returns:
+            The names of the two environments, of each pair without a run for some trial and hparams_seed that
+            there are runs with one test environment for.
+        """
+        names = self.environments[dataset]
+        singles = [self._runs.get((dataset, algorithm, (env,)), set()) for env in range(len(names))]
+        return [
+            (names[i], names[j])
+            for i, j in itertools.combinations(range(len(names)), 2)
+            if (singles[i] | singles[j]) - self._runs.get((dataset, algorithm, (i, j)), set())
+        ]
+
+    def missing_pairs_sentence(self, dataset: str) -> str:
+        """What leave-one-domain-out cross-validation lacks on a data set and how to get it; empty if nothing."""
+        lacking = {algorithm: self.missing_pairs(dataset, algorithm) for algorithm in self.algorithms}
+        pairs = len(self.environments[dataset]) * (len(self.environments[dataset]) - 1) // 2
+        parts = [
+            f"{algorithm} ({', '.join(map('+'.join, missing)) if len(missing) < pairs else f'all {pairs}'})"
+            for algorithm, missing in lacking.items()
+            if missing
+        ]
+        if not parts:
+            return ""
+        return (
+            f"Leave-one-domain-out cross-validation needs a run for every pair of test environments; missing on "
+            f"{dataset}: {', '.join(parts)}. Launch the sweep with --pairs."
+        )
+
     def duplicates(self) -> str:
         """A warning of runs that no selection method tells apart; empty if there are none."""
         runs: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
         for record in self.records:
             args = record["args"]
+            single = protocol_of(record) == SINGLE_SOURCE
             seeds = args["trial_seed"], args["hparams_seed"]
-            runs[args["dataset"], args["algorithm"], tuple(args["test_envs"]), seeds].add(record["run"])
+            runs[args["dataset"], args["algorithm"], single, tuple(args["test_envs"]), seeds].add(record["run"])
         same = sorted(sorted(names) for names in runs.values() if len(names) > 1)
         if not same:
             return ""
@@ -205,25 +219,34 @@ class Results:
         """Every figure: a row per data set, algorithm, selection method, metric and environment, in percent.
 
         The environment "Avg" is the mean over trials of each trial's mean over environments (DomainBed's
-        Averages table). Parameter counts are their own metrics, in numbers.
+        Averages table). Parameter counts are their own metrics, in numbers. Rows of single-source runs name their
+        `source`, and their `err` is the standard deviation over trials, not the standard error.
         """
-        rows: list[tuple[object, ...]] = []
+        rows: list[dict[str, object]] = []
         for dataset, names in self.environments.items():
             for algorithm in self.algorithms:
                 for method in self.methods:
-                    key = dataset, algorithm, method.name
-                    for metric in get_args(Metric):
-                        for env, name in [*enumerate(names), (None, "Avg")]:
-                            if (found := self.summary(method, dataset, algorithm, metric, env)) is not None:
-                                rows.append((*key, metric, name, *found))
                     scores = self.scores(method, dataset, algorithm)
+                    figures = [
+                        (metric, name, self.summary(method, dataset, algorithm, metric, env))
+                        for metric in get_args(Metric)
+                        for env, name in [*enumerate(names), (None, "Avg")]
+                    ]
                     trials = len({score.group.trial_seed for score in scores})
                     for count in ("trainable_parameters", "total_parameters"):
-                        if values := recorded(scores, count):
-                            found = Summary(float(np.mean(values)), float("nan"), trials)
-                            rows.append((*key, count, "Avg", *found))
+                        values = recorded(scores, count)
+                        mean = Summary(float(np.mean(values)), float("nan"), trials) if values else None
+                        figures.append((count, "Avg", mean))
+                    key = {"dataset": dataset, "algorithm": algorithm, "selection": method.name, "source": ""}
+                    key["protocol"] = " ".join(sorted({protocol_of(score.selection.record) for score in scores}))
+                    rows += [
+                        {**key, "metric": metric, "environment": name, **found._asdict()}
+                        for metric, name, found in figures
+                        if found is not None
+                    ]
+        rows += self.single.tidy() if self.single else []
         columns = ["dataset", "algorithm", "selection", "metric", "environment", *Summary._fields]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=[*columns, "protocol", "source"])
 
     def selected(self) -> pd.DataFrame:
         """Where every figure comes from: a row per chosen record, with its run, step and hyperparameters."""
@@ -236,43 +259,18 @@ class Results:
                 "environment": self.environments[dataset][score.group.test_env],
                 "val_acc": score.selection.val_acc,
                 **{metric: score[metric] for metric in get_args(Metric)},
-                "run": score.selection.record["run"],
-                "step": score.selection.step,
-                "hparams_seed": score.selection.hparams_seed,
-                "hparams": json.dumps(score.selection.record.get("hparams"), sort_keys=True),
+                **traced(score.selection),
+                "protocol": protocol_of(score.selection.record),
+                "source": "",
             }
             for dataset in self.environments
             for algorithm in self.algorithms
             for method in self.methods
             for score in self.scores(method, dataset, algorithm)
         ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows + (self.single.selected() if self.single else []))
 
 
-def recorded(scores: Iterable[Score], key: str) -> list[int]:
+def recorded(scores: Iterable[Score | SourceScore], key: str) -> list[int]:
     """The values of a key that the chosen records may lack."""
     return [score.selection.record[key] for score in scores if score.selection.record.get(key) is not None]
-
-
-def _environments(records: Iterable[Record]) -> dict[str, list[str]]:
-    """The names of each data set's environments: as recorded, else DomainBed's, else env0, env1, ..."""
-    named: dict[str, tuple[list[str], str]] = {}
-    count: defaultdict[str, int] = defaultdict(int)
-    for record in records:
-        dataset = record["args"]["dataset"]
-        count[dataset] = max(count[dataset], num_environments(record))
-        if names := record.get("environments"):
-            first, run = named.setdefault(dataset, (names, record["run"]))
-            if names != first:
-                raise BenchmarkError(
-                    f"runs {run} and {record['run']} disagree on the environments of {dataset} "
-                    f"({', '.join(first)} against {', '.join(names)}): collect them from separate folders"
-                )
-    environments: dict[str, list[str]] = {}
-    for dataset in sorted(count, key=dataset_order):
-        names = named[dataset][0] if dataset in named else ENVIRONMENTS.get(dataset, [])
-        # Records of fewer or more environments than the names we know are not of the data set that we know.
-        environments[dataset] = (
-            list(names) if len(names) == count[dataset] else [f"env{env}" for env in range(count[dataset])]
-        )
-    return environments

@@ -6,19 +6,14 @@ python -m domainbed_ext.sweep launch --datasets PACS --algorithms BA BOnly --dat
 """
 
 import argparse
-import hashlib
-import itertools
 import json
 import os
-import shlex
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -31,122 +26,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from domainbed_ext import resources, train
-from domainbed_ext.algorithms import ALGORITHMS, parse_name
+from domainbed_ext import options, resources
+from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.collect_results import collect
-from domainbed_ext.datasets import DATASETS, get_dataset_class
+from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly, unknown
+from domainbed_ext.jobs import Job, make_jobs
 from domainbed_ext.launchers import LAUNCHERS, get_launcher
 from domainbed_ext.provenance import provenance
-from domainbed_ext.records import RunFolder, State, not_writable, write_atomically
-from domainbed_ext.seeds import seed_hash
+from domainbed_ext.records import State, not_writable, write_atomically
+from domainbed_ext.run_setup import set_up
 
 QUICKSTART = "quickstart.yaml"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run of a sweep.
-
-    Attributes:
-        train_args: arguments of `domainbed_ext.train` that say what is computed; DomainBed's names.
-        sweep_dir: folder of the sweep.
-        extra_args: arguments that change no number, e.g. the worker count, and so no identity.
-    """
-
-    train_args: dict[str, Any]
-    sweep_dir: Path
-    extra_args: dict[str, Any]
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder, named by DomainBed's hash of the arguments."""
-        text = json.dumps(self.train_args, sort_keys=True)
-        return RunFolder(self.sweep_dir / hashlib.md5(text.encode("utf-8")).hexdigest())
-
-    @property
-    def argv(self) -> list[str]:
-        """Arguments of `domainbed_ext.train`."""
-        argv = []
-        arguments = {**self.train_args, **self.extra_args, "output_dir": str(self.folder.path)}
-        for name, value in sorted(arguments.items()):
-            if value is None or value is False:
-                continue
-            values = value if isinstance(value, list) else [] if value is True else [value]
-            argv += [f"--{name}", *map(str, values)]
-        return argv
-
-    @property
-    def command(self) -> str:
-        """The shell command that runs it."""
-        return shlex.join([sys.executable, "-m", "domainbed_ext.train", *self.argv])
-
-    def __str__(self) -> str:
-        names = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
-        return " ".join(f"{name}={self.train_args[name]}" for name in names)
-
-
-def test_env_combinations(count: int, single: bool) -> Iterator[list[int]]:
-    """The sets of held-out environments, in DomainBed's order.
-
-    Args:
-        count: number of environments.
-        single: each alone; else every pair too, which leave-one-domain-out cross-validation needs.
-
-    Yields:
-        Indices.
-    """
-    for i in range(count):
-        yield [i]
-        if not single:
-            for j in range(i + 1, count):
-                yield [i, j]
-
-
-def make_jobs(args: argparse.Namespace) -> list[Job]:
-    """The runs of a sweep, in DomainBed's order.
-
-    Args:
-        args: of `make_parser`, complete.
-
-    Returns:
-        The jobs.
-
-    Raises:
-        BenchmarkError: unknown data set or algorithm.
-    """
-    for algorithm in args.algorithms:
-        parse_name(algorithm)
-    numbers = {name: getattr(args, name) for name in train.NUMBERS if getattr(args, name) is not None}
-    extra = {
-        "workers": args.workers,
-        "verify_images": args.verify_images,
-        "skip_model_save": args.skip_model_save,
-    }
-    jobs = []
-    for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), args.datasets, args.algorithms):
-        for test_envs in test_env_combinations(_environment_count(dataset, args.data_dir), args.single_test_envs):
-            for hparams_seed in range(args.n_hparams_from, args.n_hparams):
-                train_args = {
-                    "dataset": dataset,
-                    "algorithm": algorithm,
-                    "test_envs": test_envs,
-                    "holdout_fraction": args.holdout_fraction,
-                    "hparams_seed": hparams_seed,
-                    "data_dir": args.data_dir,
-                    "task": args.task,
-                    "trial_seed": trial_seed,
-                    "seed": seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
-                }
-                optional = {"steps": args.steps, "hparams": args.hparams}
-                train_args |= {name: value for name, value in optional.items() if value is not None}
-                jobs.append(Job(train_args | numbers, Path(args.output_dir), extra))
-    return jobs
-
-
-def _environment_count(dataset: str, data_dir: str | None) -> int:
-    known = get_dataset_class(dataset).ENVIRONMENTS
-    return len(known) if known else len(get_dataset_class(dataset)(data_dir, [], {}))
 
 
 def check(jobs: Sequence[Job]) -> None:
@@ -160,8 +51,7 @@ def check(jobs: Sequence[Job]) -> None:
     """
     kinds = {(job.train_args["dataset"], job.train_args["algorithm"]): job for job in reversed(jobs)}
     for job in reversed(kinds.values()):
-        args = train.make_parser().parse_args(job.argv)
-        train.set_up(args).make_algorithm(args)
+        set_up(options.make_parser().parse_args(job.argv)).make_algorithm()
 
 
 def launch(jobs: Sequence[Job], launcher: str, parallel: int, console: Console) -> list[tuple[Job, str]]:
@@ -217,7 +107,9 @@ def make_parser() -> argparse.ArgumentParser:
   python -m domainbed_ext.sweep launch --dry_run             what it would run
   python -m domainbed_ext.sweep launch --sweep pacs_vit_tiny --data_dir data --weights vit_tiny.safetensors
   python -m domainbed_ext.sweep launch --datasets PACS VLCS --algorithms BA BOnly@rank=16 LP --n_hparams 1 \\
-    --single_test_envs --data_dir data --output_dir runs/mine""",
+    --single_test_envs --data_dir data --output_dir runs/mine
+  python -m domainbed_ext.sweep launch --protocol single_source --datasets PACS VLCS --source_envs cartoon LabelMe \\
+    --algorithms BA BOnly --n_hparams 1 --data_dir data --output_dir runs/single""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=["launch", "delete_incomplete"])
@@ -251,13 +143,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--hparams", metavar="JSON", help="hyperparameters, for every algorithm that has them")
     parser.add_argument("--holdout_fraction", type=float, default=0.2, metavar="SHARE", help="(%(default)s)")
     parser.add_argument("--single_test_envs", action="store_true", help="hold out one environment at a time, no pairs")
+    parser.add_argument(
+        "--pairs",
+        dest="single_test_envs",
+        action="store_false",
+        default=False,
+        help="every pair of environments too, which leave-one-domain-out cross-validation needs; so unless "
+        "--single_test_envs is given, by the sweep's definition or here",
+    )
     parser.add_argument("--skip_confirmation", action="store_true", help="never ask")
     parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at once (one a core; one on a GPU)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare a run's images")
     parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
     parser.add_argument("--dry_run", action="store_true", help="print the commands that would run, and touch nothing")
-    train.add_number_options(parser)
+    options.add_number_options(parser)
     return parser
 
 
@@ -280,7 +180,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     # The definition's arguments first, so that those of the command line override them.
     if name:
         words.remove(given.command)
-        args = parser.parse_args([given.command, *_definition(name, vars(given)), *words])
+        known = {*vars(given), "pairs"} - {"command", "sweep"}
+        args = parser.parse_args([given.command, *_definition(name, known), *words])
     else:
         args = given
     for needed in ("datasets", "algorithms", "output_dir"):
@@ -304,7 +205,7 @@ def _find_definition(name: str) -> Path:
     raise BenchmarkError(f"no sweep definition {name}: give --sweep a YAML file, or one of {known}")
 
 
-def _definition(name: str, known: dict[str, Any]) -> list[str]:
+def _definition(name: str, known: set[str]) -> list[str]:
     """A sweep definition as words of a command line, so that both are checked alike."""
     path = _find_definition(name)
     try:
@@ -317,8 +218,8 @@ def _definition(name: str, known: dict[str, Any]) -> list[str]:
         raise BenchmarkError(f"{path} is not a list of `argument: value` lines: see {resources.sweeps() / QUICKSTART}")
     words = []
     for key, value in definition.items():
-        if key not in known or key in ("command", "sweep"):
-            raise unknown(f"argument in {path}:", str(key), set(known) - {"command", "sweep"})
+        if key not in known:
+            raise unknown(f"argument in {path}:", str(key), known)
         if value is None or value is False:
             continue
         values = value if isinstance(value, list) else [] if value is True else [value]

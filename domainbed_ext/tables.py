@@ -1,134 +1,84 @@
-"""Tables of results: DomainBed's own, and one of generalisation that DomainBed lacks.
+"""The tables of a report: DomainBed's own, of generalisation that DomainBed lacks, and the single-source ones.
 
-A table is a grid of strings made from `Results`, shown by rich, as Markdown or as LaTeX.
+A table is a grid of strings made from `Results`; `grid` shows it on a terminal, as Markdown, as CSV or as LaTeX.
 """
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from domainbed_ext import bounds, single_tables
+from domainbed_ext.captions import origins, parameters, train_share, warning
+from domainbed_ext.grid import MISSING, Cell, Origin, Table, latex, markdown, narrow, ranked, show
+from domainbed_ext.model_selection import LEAVE_ONE_DOMAIN_OUT, SelectionMethod
+from domainbed_ext.scores import Metric, Results, Summary
 
-import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
-
-from domainbed_ext.model_selection import SelectionMethod
-from domainbed_ext.scores import Metric, Results, Score, Summary, recorded
-
-MISSING = "X"
-NOT_RECORDED = "-"
-LATEX_ESCAPES = str.maketrans(
-    {character: "\\" + character for character in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$"}
-)
-
-
-@dataclass
-class Table:
-    """A grid of strings.
-
-    Attributes:
-        title: what it shows.
-        columns: the header.
-        rows: as many strings each as there are columns.
-        caption: what the columns are and what to mind.
-        best: (row, column) of the cells to set in bold.
-    """
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    caption: str
-    best: set[tuple[int, int]]
-
-    def to_rich(self) -> RichTable:
-        """For the terminal; title and caption, which rich would wrap to its width, are left to the caller."""
-        grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        for number, column in enumerate(self.columns):
-            grid.add_column(Text(column), justify="right" if number else "left")
-        for r, row in enumerate(self.rows):
-            grid.add_row(*(Text(cell, "bold green" if (r, c) in self.best else "") for c, cell in enumerate(row)))
-        return grid
-
-    def to_markdown(self) -> str:
-        """For GitHub."""
-        lines = [
-            self.columns,
-            ["---", *["---:"] * (len(self.columns) - 1)],
-            *self._marked(_markdown, "**{}**"),
-        ]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    def to_latex(self) -> str:
-        """A table environment; needs booktabs and adjustbox."""
-        lines = [[_latex(column) for column in self.columns], *self._marked(_latex, r"\textbf{{{}}}")]
-        head, *body = (" & ".join(line) + r" \\" for line in lines)
-        return "\n".join(
-            [
-                r"\begin{table}[htb]",
-                r"\centering",
-                rf"\caption{{{_latex(self.title)}. {_latex(self.caption)}}}",
-                r"\adjustbox{max width=\textwidth}{%",
-                rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}",
-                r"\toprule",
-                head,
-                r"\midrule",
-                *body,
-                r"\bottomrule",
-                r"\end{tabular}}",
-                r"\end{table}",
-            ]
-        )
-
-    def _marked(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
-        return [
-            [bold.format(escape(cell)) if (r, c) in self.best else escape(cell) for c, cell in enumerate(row)]
-            for r, row in enumerate(self.rows)
-        ]
+__all__ = [
+    "all_tables",
+    "averages_table",
+    "bounds_tables",
+    "domain_table",
+    "generalisation_table",
+    "latex",
+    "markdown",
+    "show",
+]
 
 
 def all_tables(results: Results) -> list[Table]:
-    """Every table of a report: DomainBed's for each selection method, then generalisation."""
+    """Every table of a report: DomainBed's for each selection method, then generalisation, then single source."""
     tables: list[Table] = []
-    for method in results.methods:
-        tables += [domain_table(results, method, dataset) for dataset in results.environments]
-        tables.append(averages_table(results, method))
-    return tables + [generalisation_table(results, results.main_method, dataset) for dataset in results.environments]
+    if results.environments:
+        for method in results.methods:
+            for dataset in results.environments:
+                tables.append(_in_words(domain_table(results, method, dataset), results, method, [dataset]))
+            averages = averages_table(results, method)
+            tables.append(_in_words(averages, results, method, list(results.environments)))
+        for dataset in results.environments:
+            tables.append(generalisation_table(results, results.main_method, dataset))
+            tables += bounds_tables(results, results.main_method, dataset)
+    if results.single:
+        tables += single_tables.all_tables(results.single)
+    return tables
 
 
 def domain_table(results: Results, method: SelectionMethod, dataset: str) -> Table:
     """DomainBed's table of one data set: a row per algorithm, a column per test environment."""
     names = results.environments[dataset]
-    grid = [
-        [results.summary(method, dataset, algorithm, "out_of_domain", env) for env in range(len(names))]
-        for algorithm in results.algorithms
-    ]
-    return _accuracy_table(
+    table = _accuracy_table(
         f"{dataset}, model selection: {method.title}",
         [*names, "Avg"],
         results.algorithms,
-        grid,
+        [
+            [results.summary(method, dataset, algorithm, "out_of_domain", env) for env in range(len(names))]
+            for algorithm in results.algorithms
+        ],
         "Accuracy on each test environment in %, mean +/- standard error over trials. "
-        f"Selection: {method.description}." + _warning(results, method, [dataset]),
+        f"Selection: {method.description}." + warning(results, method, [dataset]),
     )
+    for row, algorithm in enumerate(results.algorithms):
+        scores = results.scores(method, dataset, algorithm)
+        for env in [*range(len(names)), None]:
+            chosen = [score.selection.record for score in scores if env in (None, score.group.test_env)]
+            table.origins[row, len(names) + 1 if env is None else env + 1] = origins(chosen)
+    return table
 
 
 def averages_table(results: Results, method: SelectionMethod) -> Table:
     """DomainBed's table over data sets: the mean over trials of each trial's mean over test environments."""
     datasets = list(results.environments)
-    grid = [
-        [results.summary(method, dataset, algorithm, "out_of_domain") for dataset in datasets]
-        for algorithm in results.algorithms
-    ]
-    return _accuracy_table(
+    table = _accuracy_table(
         f"Averages, model selection: {method.title}",
         [*datasets, "Avg"],
         results.algorithms,
-        grid,
+        [
+            [results.summary(method, dataset, algorithm, "out_of_domain") for dataset in datasets]
+            for algorithm in results.algorithms
+        ],
         "Each trial's mean accuracy over test environments in %, mean +/- standard error over trials."
-        + _warning(results, method, datasets),
+        + warning(results, method, datasets),
     )
+    for row, algorithm in enumerate(results.algorithms):
+        for column, dataset in enumerate(datasets, 1):
+            scores = results.scores(method, dataset, algorithm)
+            table.origins[row, column] = origins(score.selection.record for score in scores)
+    return table
 
 
 def generalisation_table(results: Results, method: SelectionMethod, dataset: str) -> Table:
@@ -148,65 +98,57 @@ def generalisation_table(results: Results, method: SelectionMethod, dataset: str
     grid = [
         [results.summary(method, dataset, algorithm, metric) for metric in metrics] for algorithm in results.algorithms
     ]
+    chosen = [results.scores(method, dataset, algorithm) for algorithm in results.algorithms]
     rows = [
         [
             f"{algorithm} ({lack})" if (lack := results.incomplete(method, dataset, algorithm)) else algorithm,
-            _parameters(results.scores(method, dataset, algorithm)),
-            *map(_narrow, cells),
+            parameters(scores),
+            *map(narrow, cells),
         ]
-        for algorithm, cells in zip(results.algorithms, grid, strict=True)
+        for algorithm, scores, cells in zip(results.algorithms, chosen, grid, strict=True)
     ]
+    share = train_share(score.selection.record for scores in chosen for score in scores)
+    best, second = ranked([cells[:2] for cells in grid], shift=2)
     return Table(
         f"{dataset}, generalisation",
         ["Algorithm", "Trainable", "In domain", "Out of domain", "Train", "Gap source", "Gap target"],
         rows,
         "Trainable: parameters, and their share of all. In domain: accuracy on the held-out 20 % of the training "
-        "environments. Out of domain: on the test environment. Train: on the 80 % trained on"
-        f"{_train_share(results, method, dataset)}. Gap source = train − in domain, gap target = train − "
+        f"environments. Out of domain: on the test environment. Train: on the 80 % trained on{share}. "
+        "Gap source = train − in domain, gap target = train − "
         "out of domain. In %, mean +/- standard error over trials of each trial's mean over test environments. "
-        f"Selection: {method.description}." + _warning(results, method, [dataset]),
-        {(row, column + 2) for row, column in _best([cells[:2] for cells in grid])},
+        f"Selection: {method.description}." + warning(results, method, [dataset]),
+        best,
+        second,
+        {
+            (row, column): origins(score.selection.record for score in scores)
+            for row, scores in enumerate(chosen)
+            for column in range(1, len(metrics) + 2)
+        },
     )
 
 
-def show(console: Console, results: Results, tables: Iterable[Table]) -> None:
-    """Prints tables; piped, nothing is coloured, wrapped or cut off if the console is wide enough.
-
-    Args:
-        console: where to.
-        results: the figures that the tables show, for a word on their number.
-        tables: the tables.
-    """
-    runs = len({record["run"] for record in results.records})
-    console.print(f"{runs} runs, {len(results.records)} records", highlight=False)
-    if warning := results.duplicates():
-        console.print(Text(f"Note: {warning}", "yellow"), soft_wrap=True)
-    for table in tables:
-        console.print()
-        console.print(Text(table.title, "bold"), soft_wrap=True)
-        console.print(table.to_rich())
-        console.print(Text(table.caption, "dim"), soft_wrap=not console.is_terminal)
-
-
-def markdown(results: Results, tables: Iterable[Table]) -> str:
-    """Tables as one Markdown page."""
-    warning = results.duplicates()
-    parts = ["# Results", *([f"Note: {_markdown(warning)}"] if warning else [])]
-    for table in tables:
-        parts += [f"## {_markdown(table.title)}", table.to_markdown(), _markdown(table.caption)]
-    return "\n\n".join(parts) + "\n"
-
-
-def latex(tables: Iterable[Table]) -> str:
-    """Tables as one LaTeX document; each is a table environment that can be taken out."""
-    preamble = [
-        r"\documentclass{article}",
-        r"\usepackage[T1]{fontenc}",
-        r"\usepackage{booktabs}",
-        r"\usepackage{adjustbox}",
-        r"\begin{document}",
+def bounds_tables(results: Results, method: SelectionMethod, dataset: str) -> list[Table]:
+    """The bounds on the gap beside the measured one; no table where no run recorded how many images it had."""
+    rows: list[list[str]] = []
+    sources: dict[Cell, list[Origin]] = {}
+    for row, algorithm in enumerate(results.algorithms):
+        records = [score.selection.record for score in results.scores(method, dataset, algorithm)]
+        gap = results.summary(method, dataset, algorithm, "gap_source")
+        rows.append([algorithm, narrow(gap), *bounds.cells(records)])
+        sources |= {(row, column): origins(records) for column in range(1, 4)}
+    if all(row[2:] == ["-", "-"] for row in rows):
+        return []
+    return [
+        Table(
+            f"{dataset}, bounds on the gap",
+            ["Algorithm", "Gap source", "Lemma 4.5", "All trained"],
+            rows,
+            "Gap source: train − in-domain accuracy in percentage points, mean +/- standard error over trials. "
+            + bounds.CAPTION,
+            origins=sources,
+        )
     ]
-    return "\n\n".join(["\n".join(preamble), *(table.to_latex() for table in tables), r"\end{document}"]) + "\n"
 
 
 def _accuracy_table(
@@ -223,77 +165,16 @@ def _accuracy_table(
         [algorithm, *(str(cell or MISSING) for cell in cells), f"{average.mean:.1f}" if average else MISSING]
         for algorithm, cells, average in zip(algorithms, grid, averages, strict=True)
     ]
-    full = [[*cells, average] for cells, average in zip(grid, averages, strict=True)]
-    best = {(row, column + 1) for row, column in _best(full)}
-    return Table(title, ["Algorithm", *columns], rows, caption, best)
+    best, second = ranked([[*cells, average] for cells, average in zip(grid, averages, strict=True)])
+    return Table(title, ["Algorithm", *columns], rows, caption, best, second)
 
 
-def _best(grid: list[list[Summary | None]]) -> set[tuple[int, int]]:
-    """The cells with the highest mean of their column as printed, among those that can be compared."""
-    best: set[tuple[int, int]] = set()
-    for number, column in enumerate(zip(*grid, strict=True)):
-        means = {
-            row: round(cell.mean, 1)
-            for row, cell in enumerate(column)
-            if cell is not None and cell.complete and not np.isnan(cell.mean)
-        }
-        if len(means) > 1:
-            best |= {(row, number) for row, mean in means.items() if mean == max(means.values())}
-    return best
-
-
-def _narrow(cell: Summary | None) -> str:
-    """A cell of a table that is to fit a terminal, without the error that a single trial does not have."""
-    if cell is None:
-        return MISSING
-    return f"{cell.mean:.1f}" + (f"±{cell.err:.1f}" if cell.trials > 1 else "")
-
-
-def _warning(results: Results, method: SelectionMethod, datasets: list[str]) -> str:
-    """What keeps the figures from meaning what they seem to, as sentences to append to a caption."""
-    lacking = [
-        f"{algorithm}{f' on {dataset}' if len(datasets) > 1 else ''} ({lack})"
-        for algorithm in results.algorithms
-        for dataset in datasets
-        if (lack := results.incomplete(method, dataset, algorithm))
-    ]
-    trials = {
-        len({score.group.trial_seed for score in results.scores(method, dataset, algorithm)})
-        for algorithm in results.algorithms
-        for dataset in datasets
-    }
-    alone = " One trial only: its error is not known." if max(trials) == 1 else ""
-    return alone + (f" Incomplete: {', '.join(lacking)}." if lacking else "")
-
-
-def _train_share(results: Results, method: SelectionMethod, dataset: str) -> str:
-    """How much of the training images the train accuracies are of, where runs saved time on a part of them."""
-    shares = {
-        float(score.selection.record["args"].get("train_eval_share") or 1)
-        for algorithm in results.algorithms
-        for score in results.scores(method, dataset, algorithm)
-    }
-    return "" if shares <= {1.0} else f" (estimated from {' or '.join(f'{100 * s:g} %' for s in sorted(shares))} of it)"
-
-
-def _parameters(scores: list[Score]) -> str:
-    """Trainable parameters and their share, as a range where the chosen hyperparameters differ in rank."""
-    if not scores:
-        return MISSING
-    trainable, total = recorded(scores, "trainable_parameters"), recorded(scores, "total_parameters")
-    if not trainable:
-        return NOT_RECORDED
-    text = " to ".join(f"{count:,}" for count in sorted({min(trainable), max(trainable)}))
-    if len(trainable) == len(total):
-        shares = {f"{100 * part / whole:.3g}": part / whole for part, whole in zip(trainable, total, strict=True)}
-        ends = sorted(shares, key=lambda share: shares[share])
-        text += f" ({' to '.join(dict.fromkeys((ends[0], ends[-1])))}%)"
-    return text
-
-
-def _latex(text: str) -> str:
-    return text.translate(LATEX_ESCAPES).replace(" +/- ", "±").replace("±", r" $\pm$ ")
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([|*_\\<>\[\]])", r"\\\1", text)
+def _in_words(table: Table, results: Results, method: SelectionMethod, datasets: list[str]) -> Table:
+    """Says which runs are missing, and leaves out a grid that would hold nothing but X."""
+    if method is LEAVE_ONE_DOMAIN_OUT:
+        lacking = [sentence for dataset in datasets if (sentence := results.missing_pairs_sentence(dataset))]
+        table.caption = " ".join([table.caption, *lacking])
+    if all(cell == MISSING for row in table.rows for cell in row[1:]):
+        table.rows, table.origins = [], {}
+        table.caption = f"No figure can be given yet. {table.caption}"
+    return table

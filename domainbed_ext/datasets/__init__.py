@@ -1,6 +1,7 @@
 """The data sets by name. A new one is a class and a line here."""
 
 from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
+from domainbed_ext.datasets.debug import Debug28, Debug224
 from domainbed_ext.datasets.digits import DigitsShift
 from domainbed_ext.datasets.folders import (
     PACS,
@@ -10,18 +11,25 @@ from domainbed_ext.datasets.folders import (
     OfficeHome,
     TerraIncognita,
 )
+from domainbed_ext.datasets.manifest import Manifest
+from domainbed_ext.datasets.mnist import ColoredMNIST, RotatedMNIST
 from domainbed_ext.errors import unknown
 
 __all__ = ["DATASETS", "Environment", "MultipleDomainDataset", "get_dataset_class"]
 
 DATASETS: dict[str, type[MultipleDomainDataset]] = {
     "DigitsShift": DigitsShift,
+    "Debug28": Debug28,
+    "Debug224": Debug224,
+    "RotatedMNIST": RotatedMNIST,
+    "ColoredMNIST": ColoredMNIST,
     "VLCS": VLCS,
     "PACS": PACS,
     "OfficeHome": OfficeHome,
     "TerraIncognita": TerraIncognita,
     "DomainNet": DomainNet,
     "ImageFolderDomains": ImageFolderDomains,
+    "Manifest": Manifest,
 }
 
 

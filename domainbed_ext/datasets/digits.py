@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
-from sklearn.datasets import load_digits, load_sample_images
 
 from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
 
@@ -71,6 +70,8 @@ def digits_split() -> dict[str, NDArray[np.int64]]:
     Returns:
         For each environment the ascending indices into `load_digits()`: disjoint, together all of them.
     """
+    from sklearn.datasets import load_digits  # here, for it takes seconds that only this data set need wait
+
     target = load_digits().target
     rng = np.random.RandomState(_SEED)
     by_class = np.concatenate([rng.permutation(np.flatnonzero(target == c)) for c in range(NUM_CLASSES)])
@@ -87,6 +88,8 @@ def digits_environments() -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64
         For each environment, in the order of `ENVIRONMENTS`, the images [n, 32, 32, 3] (RGB, 0 to 255) and
         their classes [n] (0 to 9). The arrays are shared between callers and therefore read-only.
     """
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     scans = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     environments = {}
@@ -116,6 +119,8 @@ def _rotated(ink: list[Image.Image], rng: np.random.RandomState) -> list[Image.I
 
 
 def _blended(ink: list[Image.Image], rng: np.random.RandomState) -> list[Image.Image]:
+    from sklearn.datasets import load_sample_images
+
     photographs = [Image.fromarray(photograph) for photograph in load_sample_images().images]
     blended = []
     for image in ink:

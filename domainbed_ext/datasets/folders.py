@@ -16,23 +16,17 @@ from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
 from domainbed_ext.errors import BenchmarkError
 
 
-class FolderEnvironment(Environment):
-    """The images of one folder, by class. Listed as torchvision's `ImageFolder` lists them, so that index i is
-    DomainBed's index i."""
+class FileEnvironment(Environment):
+    """Image files with their labels.
 
-    def __init__(self, path: Path) -> None:
-        try:
-            listing = ImageFolder(str(path))
-        except FileNotFoundError as error:  # torchvision's sentence lists every extension it knows
-            empty = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir() and not _has_image(folder)]
-            where = f"class folder(s) {', '.join(empty)} of {path}" if empty else f"domain folder {path}"
-            raise BenchmarkError(
-                f"no image in {where}: it should be <domain>/<class>/<image>; put the images there"
-            ) from error
-        self.name = path.name
-        self.classes: list[str] = listing.classes
-        self.paths = [file for file, _ in listing.samples]
-        self.targets = listing.targets
+    Args:
+        name: of the domain.
+        paths: the files.
+        targets: the label of each.
+    """
+
+    def __init__(self, name: str, paths: Sequence[str], targets: Sequence[int]) -> None:
+        self.name, self.paths, self.targets = name, paths, targets
 
     def load(self, index: int) -> Image.Image:
         """Decodes an image file to RGB."""
@@ -52,6 +46,23 @@ class FolderEnvironment(Environment):
             except (OSError, SyntaxError, ValueError):
                 broken.append(path)
         return broken
+
+
+class FolderEnvironment(FileEnvironment):
+    """The images of one folder, by class. Listed as torchvision's `ImageFolder` lists them, so that index i is
+    DomainBed's index i."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            listing = ImageFolder(str(path))
+        except FileNotFoundError as error:  # torchvision's sentence lists every extension it knows
+            empty = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir() and not _has_image(folder)]
+            where = f"class folder(s) {', '.join(empty)} of {path}" if empty else f"domain folder {path}"
+            raise BenchmarkError(
+                f"no image in {where}: it should be <domain>/<class>/<image>; put the images there"
+            ) from error
+        super().__init__(path.name, [file for file, _ in listing.samples], listing.targets)
+        self.classes: list[str] = listing.classes
 
 
 def _has_image(folder: Path) -> bool:

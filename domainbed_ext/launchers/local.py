@@ -102,11 +102,11 @@ def _work(pipe: Connection) -> None:
             except EOFError:
                 return
             if tuple(words[1:3]) == _OURS:
-                from domainbed_ext import train
+                from domainbed_ext import options, train
                 from domainbed_ext.errors import BenchmarkError
 
                 try:
-                    args = train.make_parser().parse_args(words[3:])
+                    args = options.make_parser().parse_args(words[3:])
                     code = train.run(args, lambda share: pipe.send((min(share, 0.999), None)))
                 except BenchmarkError:
                     code = 2

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from domainbed_ext.data import Inputs, Minibatches, Split, evaluation_stream, training_stream, transform
+from domainbed_ext.datasets.base import Environment
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
 
@@ -86,3 +87,68 @@ def test_a_broken_image_gets_a_sentence_from_a_worker_too(pacs_like, workers):
     split = Split(PACS(pacs_like, [3], {}).datasets[2], range(4))
     with pytest.raises(BenchmarkError, match="^not a readable image: .*pic_000.png; replace or delete such files$"):
         list(evaluation_stream(split, transform(INPUTS), 2, workers))
+
+
+def drawn(minibatches, steps):
+    """The labels of consecutive draws of the first environment; its transform tells the images apart."""
+    return [float(x) for step in range(steps) for x in minibatches[step][0][0].flatten()]
+
+
+class Numbered(Environment):
+    """Images that are their own index."""
+
+    name = "numbered"
+
+    def __init__(self, targets):
+        self.targets = targets
+
+    def load(self, index):
+        return torch.tensor([float(index)])
+
+
+@pytest.fixture
+def numbered():
+    """Ten images, three of them of a rarer class."""
+    return Split(Numbered([0] * 7 + [1] * 3), list(range(10)))
+
+
+def epochs(split, balanced=False, seed=0, batch_size=4):
+    return Minibatches([split], lambda x: x, batch_size, seed, balanced, "epochs")
+
+
+def test_epochs_take_every_image_once_before_any_again(numbered):
+    images = drawn(epochs(numbered), 15)  # six epochs: a batch may span two
+    rounds = [images[start : start + 10] for start in range(0, 60, 10)]
+    assert all(sorted(each) == list(range(10)) for each in rounds)
+    assert len({tuple(each) for each in rounds}) > 1
+    assert images != drawn(epochs(numbered, seed=1), 15)
+
+
+def test_a_step_of_an_epoch_needs_no_history(numbered):
+    assert drawn(epochs(numbered), 9)[32:] == epochs(numbered)[8][0][0].flatten().tolist()
+
+
+def test_balanced_epochs_give_classes_turns_and_each_class_epochs(numbered):
+    images = drawn(epochs(numbered, balanced=True), 21)  # 42 turns of each class
+    rare = [image for image in images if image >= 7]
+    assert len(rare) == 42
+    assert all(sorted(rare[start : start + 3]) == [7, 8, 9] for start in range(0, 42, 3))
+    common = [image for image in images if image < 7]
+    assert all(sorted(common[start : start + 7]) == list(range(7)) for start in range(0, 42, 7))
+
+
+def test_epochs_do_not_depend_on_workers(splits):
+    batches = Minibatches(splits, transform(INPUTS, "domainbed"), batch_size=5, seed=3, sampling="epochs")
+    alone = list(training_stream(batches, range(4), workers=0))
+    shared = list(training_stream(batches, range(4), workers=2))
+    assert all(equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_augmented_evaluation_depends_on_its_seed_alone(splits):
+    def stream(workers, seed):
+        return list(evaluation_stream(splits[0], transform(INPUTS, "domainbed"), 7, workers, seed))
+
+    alone = stream(0, 5)
+    torch.rand(3)
+    assert equal(alone, stream(2, 5))
+    assert not equal(alone, stream(0, 6))

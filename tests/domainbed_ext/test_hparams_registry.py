@@ -8,24 +8,41 @@ from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.seeds import seed_hash
 
+# What ERM has in facebookresearch/DomainBed @ b93c22a, measured: lr, weight_decay, batch_size, resnet_dropout,
+# vit_dropout; the rest is fixed. Random values by (hparams_seed, trial_seed).
+PHOTOGRAPHS = {
+    None: (5e-5, 0.0, 32, 0.0, 0.0),
+    (1, 0): (2.7028930742148706e-05, 0.00044832883881609976, 39, 0.5, 0.1),
+    (2, 1): (0.0002692684204277505, 3.539788355410888e-06, 18, 0.5, 0.1),
+    (19, 2): (3.25301517026644e-05, 0.007328859252981211, 21, 0.1, 0.0),
+}
+DOMAINNET_BATCHES = {None: 32, (1, 0): 28, (2, 1): 15, (19, 2): 17}
+SMALL_DATASETS = ("RotatedMNIST", "ColoredMNIST", "Debug28")
+SMALL = {
+    None: (1e-3, 0.0, 64, 0.0, 0.0),
+    (1, 0): (0.00011906162909279594, 0.0, 372, 0.5, 0.1),
+    (2, 1): (0.0025521952552627065, 0.0, 61, 0.5, 0.1),
+    (19, 2): (0.00015242216222304298, 0.0, 89, 0.1, 0.0),
+}
 
-def test_random_values_are_domainbeds():
-    """Golden values measured from facebookresearch/DomainBed @ b93c22a."""
-    first = hparams_registry.random_hparams("ERM", "PACS", seed_hash(1, 0))
-    assert first["lr"] == 2.7028930742148706e-05
-    assert first["weight_decay"] == 0.00044832883881609976
-    assert (first["batch_size"], first["resnet_dropout"], first["vit_dropout"]) == (39, 0.5, 0.1)
-    second = hparams_registry.random_hparams("ERM", "PACS", seed_hash(2, 1))
-    assert second["lr"] == 0.0002692684204277505
-    assert second["weight_decay"] == 3.539788355410888e-06
-    assert (second["batch_size"], second["resnet_dropout"], second["vit_dropout"]) == (18, 0.5, 0.1)
 
-
-def test_default_values_of_erm_are_domainbeds():
-    large = hparams_registry.default_hparams("ERM", "PACS")
-    assert (large["lr"], large["weight_decay"], large["batch_size"]) == (5e-5, 0.0, 32)
-    small = hparams_registry.default_hparams("ERM", "RotatedMNIST")
-    assert (small["lr"], small["weight_decay"], small["batch_size"]) == (1e-3, 0.0, 64)
+@pytest.mark.parametrize("seeds", PHOTOGRAPHS)
+@pytest.mark.parametrize(
+    "dataset",
+    ["VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet", "Debug224", *SMALL_DATASETS],
+)
+def test_values_of_erm_are_domainbeds(dataset, seeds):
+    if seeds is None:
+        hparams = hparams_registry.default_hparams("ERM", dataset)
+    else:
+        hparams = hparams_registry.random_hparams("ERM", dataset, seed_hash(*seeds))
+    names = "lr", "weight_decay", "batch_size", "resnet_dropout", "vit_dropout"
+    expected = (SMALL if dataset in SMALL_DATASETS else PHOTOGRAPHS)[seeds]
+    if dataset == "DomainNet":
+        expected = (*expected[:2], DOMAINNET_BATCHES[seeds], *expected[3:])
+    assert tuple(hparams[name] for name in names) == expected
+    fixed = {"class_balanced": False, "nonlinear_classifier": False, "data_augmentation": True}
+    assert {name: hparams[name] for name in fixed} == fixed
 
 
 def test_random_values_of_ours_stay_what_they_were():

@@ -12,9 +12,14 @@ from domainbed_ext.model_selection import (
     SELECTION_METHODS,
     TRAINING_DOMAIN,
     Group,
+    best_step,
+    better,
     group_records,
     method,
+    target_accuracy,
+    validation_accuracy,
 )
+from domainbed_ext.scores import Results
 
 NAN = math.nan
 
@@ -144,6 +149,115 @@ def test_the_chosen_record_is_of_the_group_and_as_good_as_any(records):
             if member["args"]["test_envs"] == [group.test_env]
         ]
         assert math.isnan(selection.val_acc) or selection.val_acc == max(mean for mean in means if not math.isnan(mean))
+
+
+# Lean evaluation
+
+
+STEPS = (0, 5, 9)
+
+
+@st.composite
+def runs_of_three_steps(draw):
+    """Runs of three environments, one a list; single-source or with one test environment."""
+    single_source = draw(st.booleans())
+    options = {"test_on": draw(st.sampled_from(["in", "all"]))} | (
+        {"protocol": "single_source"} if single_source else {}
+    )
+    runs = []
+    for env in range(3):
+        for hparams_seed in (0, 1):
+            for trial_seed in (0, 1):
+                others = [other for other in range(3) if other != env]
+                values = [draw(st.lists(accuracies, min_size=6, max_size=6)) for _ in STEPS]
+                run = [
+                    record(others if single_source else [env], step, of[:3], of[3:], hparams_seed, trial_seed)
+                    for step, of in zip(STEPS, values, strict=True)
+                ]
+                for each in run:
+                    each["args"] |= options
+                    each["split_sizes"] = {f"env{i}_{split}": 4 + i for i in range(3) for split in ("in", "out")}
+                runs.append(run)
+    return runs
+
+
+def lean(run):
+    """What a lean run would have recorded: all at a new best and at the last step, else holdouts it trains beside."""
+    best, records = None, []
+    for each in run:
+        kept = dict(each, args={**each["args"], "evaluate": "lean"})
+        new_best = better(validation_accuracy(each), best)
+        best = validation_accuracy(each) if new_best else best
+        if not (new_best or each is run[-1]):
+            needed = {f"env{env}_out_acc" for env in range(3) if env not in each["args"]["test_envs"]}
+            kept = {k: v for k, v in kept.items() if not (k.endswith("_acc") and k not in needed)}
+        records.append(kept)
+    return records
+
+
+@given(runs=runs_of_three_steps())
+def test_lean_evaluation_gives_the_same_tables(runs):
+    whole = Results([each for run in runs for each in run])
+    part = Results([each for run in runs for each in lean(run)])
+    assert part.environments == whole.environments
+    for ours, theirs in ((part.tidy(), whole.tidy()), (part.selected(), whole.selected())):
+        assert len(ours) and ours.equals(theirs)
+
+
+@given(runs=runs_of_three_steps())
+def test_the_saved_step_is_the_selected_one(runs):
+    for run in runs:
+        best = None
+        for each in run:
+            if better(validation_accuracy(each), best):
+                best, saved = validation_accuracy(each), each
+        assert best_step(run) is saved
+
+
+def test_a_figure_that_a_lean_run_did_not_evaluate_is_missing_not_wrong():
+    single = [record([0], step, [0.1, 0, 0], [0, out, out]) for step, out in ((0, 0.9), (5, 0.5), (9, 0.4))]
+    for each in single:
+        each["split_sizes"] = {f"env{env}_{split}": 5 for env in range(3) for split in ("in", "out")}
+    pairs = [
+        record([0, env], step, [value] * 3, [0] * 3) for env in (1, 2) for step, value in ((0, 0.1), (5, 0.9), (9, 0.2))
+    ]
+    assert LEAVE_ONE_DOMAIN_OUT.select([*single, *pairs], 0).step == 5
+    kept = lean(single)
+    assert "env0_in_acc" not in kept[1] and LEAVE_ONE_DOMAIN_OUT.select([*kept, *pairs], 0) is None
+    assert ORACLE.select(kept[:2], 0) is None  # a run under way, not yet at its last step
+
+
+def test_all_of_a_test_environment_is_its_splits_by_size():
+    whole = record([0], 0, [0.5, 0], [0.8, 0.3]) | {
+        "env0_uda_acc": 0.2,
+        "split_sizes": {"env0_in": 60, "env0_out": 20, "env0_uda": 20, "env1_in": 8, "env1_out": 2},
+    }
+    assert target_accuracy(whole, 0) == 0.5
+    whole["args"]["test_on"] = "all"
+    assert target_accuracy(whole, 0) == pytest.approx(0.6 * 0.5 + 0.2 * 0.8 + 0.2 * 0.2)
+    assert TRAINING_DOMAIN.select([whole], 0).test_acc == target_accuracy(whole, 0)
+
+
+def test_pairs_that_are_missing_are_named():
+    names = {"environments": ["x", "y", "z"]}
+    singles = [record([env], 0, [0.5] * 3, [0.5] * 3) | names for env in range(3)]
+    pairs = [record([0, 1], 0, [0.5] * 3, [0.5] * 3), record([0, 2], 0, [0.5] * 3, [0.5] * 3)]
+    results = Results([*singles, *pairs])
+    assert results.missing_pairs("PACS", "BOnly") == [("y", "z")]
+    assert results.missing_pairs_sentence("PACS") == (
+        "Leave-one-domain-out cross-validation needs a run for every pair of test environments; missing on PACS: "
+        "BOnly (y+z). Launch the sweep with --pairs."
+    )
+    assert "BOnly (all 3)" in Results(singles).missing_pairs_sentence("PACS")
+    whole = Results([*singles, *pairs, record([1, 2], 0, [0.5] * 3, [0.5] * 3)])
+    assert whole.missing_pairs("PACS", "BOnly") == [] and whole.missing_pairs_sentence("PACS") == ""
+    # A pair of one trial does not serve another.
+    assert (
+        len(
+            Results([*whole.records, record([0], 0, [0.5] * 3, [0.5] * 3, trial_seed=1)]).missing_pairs("PACS", "BOnly")
+        )
+        == 2
+    )
 
 
 def test_names_and_bad_input():

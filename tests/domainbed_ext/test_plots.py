@@ -6,8 +6,10 @@ import matplotlib
 import pytest
 from matplotlib.text import Annotation, Text
 
-from domainbed_ext.plots import generalisation_plot, render
+from domainbed_ext.plots import all_plots, gap_plot, generalisation_plot, parameters_plot, render, training_plot
 from domainbed_ext.scores import Results
+from domainbed_ext.style import colour, short_count
+from tests.domainbed_ext.fabricated import METHODS, paper_like, single_source_run
 
 
 def records(algorithms, dataset="PACS", trials=2, seed=0, spread=0.3):
@@ -59,3 +61,55 @@ def test_matplotlib_is_left_as_it_was():
     before = dict(matplotlib.rcParams)
     render(generalisation_plot(Results(list(records(["BA"], trials=1)))), "svg")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_single_source_has_panels_too():
+    both = Results([*records(["BA", "LP"], "PACS"), *paper_like(2, datasets=["VLCS", "PACS"])])
+    titles = ["PACS", "VLCS, from L alone", "PACS, from C alone"]
+    figure = generalisation_plot(both)
+    assert [axes.get_title() for axes in figure.axes] == titles
+    assert "standard error" in (note := figure.get_supxlabel()) and "standard deviation" in note
+    assert [axes.get_title() for axes in gap_plot(both).axes] == titles
+    # Those of leave-one-out above have recorded no parameters.
+    assert [axes.get_title() for axes in parameters_plot(both).axes] == titles[1:]
+
+
+def test_gaps_are_bars():
+    (axes,) = gap_plot(Results(paper_like(2))).axes
+    names = sorted(METHODS, key=list(METHODS).index)
+    assert {label.get_text() for label in axes.get_yticklabels()} == set(names)
+    assert len(axes.patches) == 14
+    shown = [float(label.get_text()) for label in labels(axes)]
+    assert shown == pytest.approx([bar.get_width() for bar in axes.patches], abs=0.051)
+
+
+def test_labels_of_parameters_do_not_overlap():
+    figure = parameters_plot(Results(paper_like(2)))
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and len(labels(axes)) == 7
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(label) for label in labels(axes)]
+    assert not any(one.padded(-1).overlaps(two.padded(-1)) for one, two in itertools.combinations(boxes, 2))
+
+
+def test_training_is_drawn_where_there_was_more_than_one_evaluation():
+    figure = training_plot(Results(paper_like(2)))
+    assert [len(axes.lines) for axes in figure.axes] == [7, 7, 7]
+    assert len({(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}) == 7
+    once = Results(single_source_run("LP", steps=(5,)))
+    assert training_plot(once) is None and set(all_plots(once)) == {"plot", "gaps", "parameters"}
+
+
+def test_one_trial_and_nothing_selected():
+    one = Results(single_source_run("LP"))
+    assert all(render(figure, "svg") for figure in all_plots(one).values())
+    assert "bars" not in generalisation_plot(one).get_supxlabel()
+    pair = list(records(["BA"], trials=1))
+    for record in pair:
+        record["args"]["test_envs"] = [0, 1]
+    assert set(all_plots(Results(pair))) == {"plot"}
+
+
+def test_colours_and_counts():
+    assert colour("BOnly@rank=16", ["BOnly@rank=16"]) == colour("BOnly", ["BOnly"]) != colour("AOnly", ["AOnly"])
+    assert [short_count(count) for count in (950, 1500, 86_000_000, 2e9)] == ["950", "1.5k", "86M", "2G"]

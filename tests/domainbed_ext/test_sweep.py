@@ -11,6 +11,7 @@ from rich.console import Console
 from domainbed_ext import resources, sweep, train
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import State
+from domainbed_ext.seeds import seed_hash
 
 SMALL = shlex.split(
     "--datasets DigitsShift --n_hparams 1 --n_trials 1 --single_test_envs --steps 2 --checkpoint_freq 0 "
@@ -44,6 +45,42 @@ def test_jobs_come_in_domainbeds_order(tmp_path):
     assert jobs[20]["algorithm"] == "BA" and jobs[40]["trial_seed"] == 1
     assert set(jobs[0]) == {"dataset", "algorithm", "test_envs", "holdout_fraction", "hparams_seed", "data_dir",
                             "task", "trial_seed", "seed"}  # fmt: skip
+
+
+def test_pairs_can_be_asked_for_over_the_definition(tmp_path):
+    definition = write(tmp_path, "{datasets: [PACS], algorithms: [BA], output_dir: o, single_test_envs: true}")
+    words = ["launch", "--sweep", str(definition), "--n_hparams", "1", "--n_trials", "1"]
+    assert len(sweep.make_jobs(sweep.parse(words))) == 4
+    assert len(sweep.make_jobs(sweep.parse([*words, "--pairs"]))) == 10
+    definition.write_text("{datasets: [PACS], algorithms: [BA], output_dir: o, pairs: true}")
+    assert len(sweep.make_jobs(sweep.parse(words))) == 10
+    assert len(sweep.make_jobs(sweep.parse([*words, "--single_test_envs"]))) == 4
+
+
+def held_out(tmp_path, *words):
+    args = sweep.parse(["launch", "--algorithms", "BA", "--n_hparams", "1", "--n_trials", "1", "--output_dir",
+                        str(tmp_path), *words])  # fmt: skip
+    return [(job.train_args["dataset"], job.train_args["test_envs"]) for job in sweep.make_jobs(args)]
+
+
+def test_single_source_sweeps_train_on_the_papers_sources_or_those_given(tmp_path):
+    single = ("--protocol", "single_source", "--datasets")
+    paper = held_out(tmp_path, *single, "PACS", "TerraIncognita")
+    assert paper == [("PACS", [0, 2, 3]), ("TerraIncognita", [0, 2, 3])]
+    assert held_out(tmp_path, *single, "DigitsShift") == [
+        ("DigitsShift", [env for env in range(4) if env != source]) for source in range(4)
+    ]
+    given = held_out(tmp_path, *single, "PACS", "VLCS", "--source_envs", "LabelMe", "sketch", "0")
+    assert given == [("PACS", [1, 2, 3]), ("PACS", [0, 1, 2]), ("VLCS", [1, 2, 3]), ("VLCS", [0, 2, 3])]
+
+
+def test_a_single_source_job_is_a_run_of_its_own(tmp_path):
+    path = write(tmp_path, "{datasets: [PACS], algorithms: [BA], output_dir: o, protocol: single_source, "
+                           "source_envs: [photo], evaluate: lean}")  # fmt: skip
+    job = sweep.make_jobs(sweep.parse(["launch", "--sweep", str(path)]))[0]
+    parsed = train.make_parser().parse_args(job.argv)
+    assert (parsed.protocol, parsed.test_envs, parsed.evaluate) == ("single_source", [0, 1, 3], "lean")
+    assert job.train_args["seed"] == seed_hash("PACS", "BA", [0, 1, 3], 0, 0)
 
 
 def test_a_jobs_command_is_a_run_with_its_arguments(tmp_path):
@@ -182,6 +219,10 @@ def test_an_unknown_definition_lists_the_packaged_ones():
         (["--hparams", '{"batch_size": 4000}'], "batch_size 4000 is larger than the"),
         (["--algorithms", "BOnly@rank=0"], "rank must be a whole number of at least 1"),
         (["--algorithms", "BOnly@rank=999"], "rank 999 is over"),
+        (["--protocol", "single_sauce"], "argument --protocol: invalid choice: 'single_sauce'"),
+        (["--source_envs", "plain"], "--source_envs is of --protocol single_source: add that, or leave it out"),
+        (["--protocol", "single_source", "--source_envs", "plian"], "did you mean 'plain'?"),
+        (["--pairs", "--evaluate", "lean"], "--evaluate lean leaves out what leave-one-domain-out"),
         (["--command_launcher", "locale"], "unknown launcher 'locale': did you mean 'local'?"),
     ],
 )

@@ -3,10 +3,11 @@ import json
 import pytest
 import torch
 
-from domainbed_ext import train
+from domainbed_ext import options, run_setup, train
 from domainbed_ext.algorithms import get_algorithm_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import RunFolder, State
+from domainbed_ext.scores import Results
 
 
 def run(args):
@@ -32,8 +33,10 @@ def test_a_run_writes_domainbeds_files_and_fields(make_args):
 def test_options_that_change_numbers_are_in_every_record(make_args):
     folder, *_ = run(make_args(input_stats="imagenet", steps=1))
     record = folder.records()[0]
-    assert set(train.NUMBERS) <= set(record["args"])
+    assert set(options.NUMBERS) <= set(record["args"])
     assert record["args"]["input_stats"] == "imagenet"
+    assert (record["args"]["protocol"], record["args"]["test_on"]) == ("leave_one_out", "in")
+    assert record["split_sizes"]["env0_in"] == 360 and record["split_sizes"]["env3_out"] == 89
     assert record["precision"] in ("bf16", "float32")
     assert {"backbone", "weights", "batch_size", "lr"} <= set(record["hparams"])
     assert record["versions"]["torch"] == torch.__version__
@@ -52,16 +55,53 @@ def test_the_same_seed_gives_the_same_records_and_adapter(make_args, tmp_path):
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))
 
 
-def test_the_selected_adapter_gives_the_recorded_accuracies_again(make_args):
-    args = make_args(steps=12, checkpoint_freq=4, train_eval_share=1.0)
-    folder, *_ = run(args)
-    validation = [sum(r[f"env{i}_out_acc"] for i in (1, 2, 3)) for r in folder.records()]
-    selected = folder.records()[validation.index(max(validation))]
-    setup = train.set_up(args)
-    algorithm = setup.make_algorithm(args)
-    algorithm.load(folder.path / "selected")
-    for name, split in setup.splits.items():
-        assert train.accuracy(algorithm, split, setup.inputs) == selected[f"{name}_acc"]
+def test_a_single_source_run_trains_on_one_environment(make_args):
+    setup = run_setup.set_up(make_args(protocol="single_source", source_envs=["plain"]))
+    assert (setup.train_envs, setup.args.test_envs, setup.args.source_envs) == ([1], [0, 2, 3], [1])
+    folder, *_ = run(make_args(protocol="single_source", source_envs=["plain"], test_on="all", sampling="epochs"))
+    record = folder.records()[-1]
+    assert record["args"]["test_envs"] == [0, 2, 3] and record["args"]["protocol"] == "single_source"
+    score = Results(folder.records()).single.scores("DigitsShift", "BOnly", 1)[0]
+    size = record["split_sizes"]
+    correct = record["env0_in_acc"] * size["env0_in"] + record["env0_out_acc"] * size["env0_out"]
+    assert score.accuracy(0) == pytest.approx(correct / len(setup.dataset[0]))
+
+
+def test_lean_runs_record_less_and_the_same(make_args, tmp_path):
+    options = {"steps": 6, "checkpoint_freq": 1, "algorithm": "LP", "test_envs": [2], "hparams": '{"lr": 0.3}'}
+    whole, *_ = run(make_args(**options, output_dir=str(tmp_path / "all")))
+    part, *_ = run(make_args(**options, evaluate="lean", output_dir=str(tmp_path / "lean")))
+    saved = [f.path / "selected" / "trained.safetensors" for f in (whole, part)]
+    assert saved[0].read_bytes() == saved[1].read_bytes()
+    shorter = 0
+    for full, lean in zip(whole.records(), part.records(), strict=True):
+        accuracies = {name for name in lean if name.endswith("_acc")}
+        assert all(lean[name] == full[name] for name in accuracies)
+        assert {"env0_out_acc", "env1_out_acc", "env3_out_acc"} <= accuracies
+        shorter += len(accuracies) == 3
+    assert shorter and len(accuracies) == 8
+    tables = [Results(f.records()).tidy() for f in (whole, part)]
+    assert tables[0].equals(tables[1])
+
+
+def test_augmented_validation_and_epochs_do_not_depend_on_workers(make_args, tmp_path):
+    options = {"validation_images": "augmented", "sampling": "epochs", "algorithm": "LP", "steps": 2}
+    alone, *_ = run(make_args(**options, output_dir=str(tmp_path / "0")))
+    shared, *_ = run(make_args(**options, workers=2, output_dir=str(tmp_path / "2")))
+    assert stripped(alone) == stripped(shared)
+    plain, *_ = run(make_args(**{**options, "validation_images": "plain"}, output_dir=str(tmp_path / "plain")))
+    a, b = alone.records()[-1], plain.records()[-1]
+    assert a["loss"] == b["loss"]  # training is the same, and so is the test environment's evaluation
+    assert {name for name in a if name.endswith("_acc") and a[name] != b[name]} >= {"env1_out_acc", "env2_out_acc"}
+    assert (a["env0_in_acc"], a["env0_out_acc"]) == (b["env0_in_acc"], b["env0_out_acc"])
+
+
+def test_the_domainbed_protocol_is_in_the_record(make_args):
+    folder, *_ = run(make_args(protocol="domainbed", steps=1, train_eval_share=0.05))
+    record = folder.records()[0]
+    args = record["args"]
+    assert (args["protocol"], args["validation_images"], args["input_stats"]) == ("domainbed", "augmented", "imagenet")
+    assert record["precision"] == record["hparams"]["precision"] == "float32"
 
 
 def test_every_checkpoint_or_none_is_saved_when_asked(make_args, tmp_path):
@@ -72,15 +112,15 @@ def test_every_checkpoint_or_none_is_saved_when_asked(make_args, tmp_path):
 
 
 def test_train_accuracy_is_measured_on_a_fixed_share(make_args, monkeypatch):
-    sizes = {}
-    monkeypatch.setattr(train, "accuracy", lambda algorithm, split, *_: sizes.setdefault(id(split), len(split)) and 0.5)
+    sizes = []
+    monkeypatch.setattr(run_setup, "accuracy", lambda algorithm, split, *_: sizes.append(len(split)) or 0.5)
     run(make_args(train_eval_share=0.1, steps=1))
     # env 0 is held out and measured whole; the others' `in` at a tenth, their `out` whole
-    assert sorted(sizes.values()) == [36, 36, 36, 89, 89, 89, 90, 360]
+    assert sorted(sizes) == [36, 36, 36, 89, 89, 89, 90, 360]
 
 
 def test_splits_are_domainbeds(make_args):
-    setup = train.set_up(make_args(test_envs=[1], uda_holdout_fraction=0.5))
+    setup = run_setup.set_up(make_args(test_envs=[1], uda_holdout_fraction=0.5))
     sizes = {name: len(split) for name, split in setup.splits.items()}
     total = len(setup.dataset[1])
     assert sizes["env1_out"] == int(0.2 * total)
@@ -110,13 +150,15 @@ def test_learning_happens(make_args):
         ({"holdout_fraction": 1.0}, "--holdout_fraction 1.0 is out of range"),
         ({"holdout_fraction": 0.001}, "too few for a holdout"),
         ({"steps": 0}, "--steps and --threads start at 1"),
+        ({"evaluate": "lean", "test_envs": [0, 1]}, "--evaluate lean leaves out what leave-one-domain-out"),
+        ({"protocol": "single_source", "source_envs": ["plian"]}, "did you mean 'plain'"),
         ({"task": "domain_adaptation"}, "no algorithm here uses unlabelled images"),
         ({"dataset": "PACS"}, "PACS needs its images: add --data_dir"),
     ],
 )
 def test_bad_input_gets_a_sentence(make_args, overrides, sentence):
     with pytest.raises(BenchmarkError, match=sentence):
-        train.set_up(make_args(**overrides))
+        run_setup.set_up(make_args(**overrides))
 
 
 def test_a_mistake_marks_the_run_failed_and_exits_with_2(make_args, capsys):
@@ -157,7 +199,7 @@ def test_verify_images_names_the_broken_before_the_start(make_args, pacs_like):
         verify_images=True,
     )
     with pytest.raises(BenchmarkError, match="not a readable image: .*pic_003.png"):
-        train.set_up(args)
+        run_setup.set_up(args)
 
 
 def test_a_run_on_image_folders(make_args, pacs_like):

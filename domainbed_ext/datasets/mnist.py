@@ -1,0 +1,158 @@
+"""RotatedMNIST and ColoredMNIST: environments made of MNIST's 70,000 digits, each digit in one of them.
+
+The digits, train and test together, are shuffled and dealt out in turn. DomainBed draws the order, and the flips of
+ColoredMNIST, from torch's global generator under the run's `--seed`; its sweeps give every algorithm another
+seed, so each is trained and tested on other images. Here the draws, in DomainBed's order, are from a generator of
+their own with seed 0: one data set for all, and the one that a DomainBed run with `--seed 0` has.
+
+Nothing is downloaded. The IDX files lie as torchvision lays them out, in `<data_dir>/MNIST/raw`;
+`python -m domainbed_ext.prepare MNIST` puts them there. No images are augmented, as in DomainBed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import MNIST
+
+from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
+from domainbed_ext.errors import BenchmarkError
+
+SEED = 0  # of the order and the flips; each data set is one, so this is no option
+_LABEL_FLIPS = 0.25  # share of ColoredMNIST's labels that are wrong, so that colour can beat shape
+
+
+def read_mnist(root: Path | str | None, train: bool) -> tuple[Tensor, Tensor]:
+    """Reads MNIST's IDX files.
+
+    Args:
+        root: the folder that holds `MNIST/raw`.
+        train: the training digits, or else the test digits.
+
+    Returns:
+        Images [n, 28, 28] (uint8) and digits [n] (int64).
+
+    Raises:
+        BenchmarkError: files are missing or broken.
+    """
+    get_them = "get them by: python -m domainbed_ext.prepare MNIST --data_dir DIR"
+    if root is None:
+        raise BenchmarkError(f"MNIST: add --data_dir with the folder that holds MNIST/raw; {get_them}")
+    folder = Path(root).expanduser()
+    files = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    missing = [name for name in files if not (folder / "MNIST" / "raw" / name).is_file()]
+    if missing:
+        raise BenchmarkError(f"no {' and '.join(missing)} in {folder / 'MNIST' / 'raw'}: {get_them}")
+    try:
+        digits = MNIST(str(folder), train=train, download=False)
+        images, labels = digits.data, digits.targets
+        whole = images.ndim == 3 and len(images) == len(labels) > 0
+    except (OSError, RuntimeError, ValueError, AssertionError, LookupError, TypeError):  # what torchvision's reader has
+        whole = False
+    if not whole:
+        broken = " or ".join(files[:2] if train else files[2:])
+        raise BenchmarkError(f"{broken} in {folder / 'MNIST' / 'raw'} is broken: delete both and {get_them}")
+    return images, labels
+
+
+class RotatedEnvironment(Environment):
+    """Digits turned by an angle.
+
+    Args:
+        name: the angle.
+        images: [n, 28, 28], 0 to 255.
+        targets: the digit of each.
+    """
+
+    def __init__(self, name: str, images: NDArray[np.uint8], targets: Sequence[int]) -> None:
+        self.name, self.images, self.targets = name, images, targets
+
+    def load(self, index: int) -> Image.Image:
+        """The image [28, 28], RGB with three equal channels."""
+        turned = Image.fromarray(self.images[index]).rotate(int(self.name), Image.Resampling.BILINEAR)
+        return turned.convert("RGB")
+
+
+class ColoredEnvironment(Environment):
+    """Digits in red or green.
+
+    Args:
+        name: of the environment.
+        images: [n, 28, 28], 0 to 255.
+        targets: the label of each.
+        colours: of each, 0 for red and 1 for green.
+    """
+
+    def __init__(self, name: str, images: NDArray[np.uint8], targets: Sequence[int], colours: Sequence[int]) -> None:
+        self.name, self.images, self.targets, self.colours = name, images, targets, colours
+
+    def load(self, index: int) -> Image.Image:
+        """The image [28, 28], RGB: DomainBed's two channels are red and green, and blue is empty."""
+        image = np.zeros((*self.images[index].shape, 3), np.uint8)
+        image[..., self.colours[index]] = self.images[index]
+        return Image.fromarray(image)
+
+
+class _DealtMNIST(MultipleDomainDataset):
+    """MNIST, shuffled and dealt to the environments. Subclasses make one of its hand.
+
+    Raises:
+        BenchmarkError: no `--data_dir`, or files that are missing or broken.
+    """
+
+    AUGMENTATION = "none"
+
+    def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
+        super().__init__(root, test_envs, hparams)
+        parts = [read_mnist(root, train=True), read_mnist(root, train=False)]
+        images, digits = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        generator = torch.Generator().manual_seed(SEED)
+        order = torch.randperm(len(images), generator=generator)
+        count = len(self.ENVIRONMENTS)
+        self.datasets = []
+        for i in range(count):
+            hand = order[i::count]
+            self.datasets.append(self.make_environment(i, images[hand].numpy(), digits[hand], generator))
+
+    def make_environment(
+        self, index: int, images: NDArray[np.uint8], digits: Tensor, generator: torch.Generator
+    ) -> Environment:
+        """Makes an environment of the digits dealt to it; `generator` is drawn from in DomainBed's order."""
+        raise NotImplementedError
+
+
+class RotatedMNIST(_DealtMNIST):
+    """Rotated MNIST (Ghifary et al., 2015): digits turned by 0 to 75 degrees, 10 classes."""
+
+    ENVIRONMENTS = ("0", "15", "30", "45", "60", "75")
+    INPUT_SHAPE = (1, 28, 28)
+    classes = tuple(str(digit) for digit in range(10))
+
+    def make_environment(
+        self, index: int, images: NDArray[np.uint8], digits: Tensor, generator: torch.Generator
+    ) -> Environment:
+        """Digits turned by the environment's angle, when they are loaded."""
+        return RotatedEnvironment(self.ENVIRONMENTS[index], images, digits.tolist())
+
+
+class ColoredMNIST(_DealtMNIST):
+    """Coloured MNIST (Arjovsky et al., 2019): is the digit below 5? 2 classes, whose colour misleads in the last
+    environment."""
+
+    ENVIRONMENTS = ("+90%", "+80%", "-90%")
+    INPUT_SHAPE = (2, 28, 28)
+    COLOUR_FLIPS: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.9)  # share of images whose colour is not their label's
+    classes = ("5 to 9", "0 to 4")
+
+    def make_environment(
+        self, index: int, images: NDArray[np.uint8], digits: Tensor, generator: torch.Generator
+    ) -> Environment:
+        """Labels from digits, colours from labels, each with its share of flips."""
+        labels = (digits < 5) ^ (torch.rand(len(digits), generator=generator) < _LABEL_FLIPS)
+        colours = labels ^ (torch.rand(len(digits), generator=generator) < self.COLOUR_FLIPS[index])
+        return ColoredEnvironment(self.ENVIRONMENTS[index], images, labels.int().tolist(), colours.int().tolist())

@@ -1,0 +1,164 @@
+"""Loads what a run saved and gives its recorded accuracies again.
+
+python -m domainbed_ext.evaluate --run runs/one
+"""
+
+import argparse
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError
+
+from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
+from domainbed_ext.model_selection import best_step
+from domainbed_ext.options import make_parser as make_run_parser
+from domainbed_ext.provenance import machine, versions
+from domainbed_ext.records import RunFolder, State
+from domainbed_ext.run_setup import Setup, compute_exactly, set_up
+from vitlorafa import AdapterError
+
+
+class Reproduced(NamedTuple):
+    """One accuracy as a run recorded it, and as it is now, both in [0, 1]."""
+
+    name: str
+    recorded: float
+    now: float
+
+
+def evaluate(
+    run: RunFolder, step: str = "best", data_dir: str | None = None, weights: str | None = None
+) -> tuple[dict[str, Any], list[Reproduced]]:
+    """Computes the accuracies of a record again, from the saved adapter, in the run's precision and batches.
+
+    Args:
+        run: finished, by this package.
+        step: "best" for the one that training-domain validation selects, "last", or a number.
+        data_dir: where the images are now, if not where they were.
+        weights: where the backbone's file is now, likewise.
+
+    Returns:
+        The record, and its accuracies.
+
+    Raises:
+        BenchmarkError: no such run or step, nothing saved at it, or other data than the run's.
+    """
+    if run.state is not State.DONE:
+        raise BenchmarkError(f"{run.path} holds no finished run ({run.state.value}): give --run the folder of one")
+    records = run.records()
+    record = _choose(records, step, run)
+    saved = _saved(records, record, run)
+    setup = _set_up(record, data_dir, weights)
+    compute_exactly(setup.args)
+    algorithm = setup.make_algorithm()
+    try:
+        algorithm.load(saved)
+    except (AdapterError, SafetensorError, OSError) as error:
+        raise BenchmarkError(f"cannot load what the run saved in {saved} ({error}): run it again") from error
+    names = [name for name in setup.splits if f"{name}_acc" in record]
+    now = setup.accuracies(algorithm, record["step"], names)
+    return record, [Reproduced(name, record[f"{name}_acc"], now[f"{name}_acc"]) for name in names]
+
+
+def _choose(records: Sequence[dict[str, Any]], step: str, run: RunFolder) -> dict[str, Any]:
+    if "split_sizes" not in records[-1]:
+        raise BenchmarkError(f"{run.path} was not written by this version of domainbed_ext.train: run it again")
+    if step == "best":
+        return best_step(records)
+    if step == "last":
+        return max(records, key=lambda record: record["step"])
+    steps = {str(record["step"]): record for record in records}
+    if step not in steps:
+        raise BenchmarkError(f"--step {step}: this run has best, last, {', '.join(steps)}")
+    return steps[step]
+
+
+def _saved(records: Sequence[dict[str, Any]], record: dict[str, Any], run: RunFolder) -> Path:
+    """The folder of what was trained at a record's step."""
+    places = {f"step_{record['step']}": True, "selected": record is best_step(records), "last": record is records[-1]}
+    for place, right in places.items():
+        if right and (run.path / place).is_dir():
+            return run.path / place
+    if record["args"].get("skip_model_save"):
+        raise BenchmarkError(f"{run.path} saved nothing: run it again without --skip_model_save")
+    raise BenchmarkError(
+        f"{run.path} saved nothing at step {record['step']}: give --step best or last, or run it again with "
+        "--save_model_every_checkpoint"
+    )
+
+
+def _set_up(record: dict[str, Any], data_dir: str | None, weights: str | None) -> Setup:
+    """The run's parts from its record alone, so that defaults may have changed since."""
+    args = Namespace(**{**vars(make_run_parser().parse_args([])), **record["args"], "source_envs": None})
+    moved = {name: value for name, value in (("data_dir", data_dir), ("weights", weights)) if value is not None}
+    vars(args).update(moved)
+    args.hparams = None  # what it said is in the final hyperparameters
+    hparams = {**record["hparams"], "precision": record["precision"]}
+    hparams |= {name: value for name, value in moved.items() if name == "weights"}
+    setup = set_up(args, hparams)
+    for name, split in setup.splits.items():
+        if len(split) != (size := record["split_sizes"].get(name, 0)):
+            raise BenchmarkError(
+                f"{name} has {len(split)} images here and had {size} in the run: give --data_dir the images that it "
+                "was trained on"
+            )
+    return setup
+
+
+def difference(record: dict[str, Any], reproduced: Sequence[Reproduced]) -> str:
+    """Says in one sentence what is not as recorded, and what may be why; empty if all is.
+
+    Args:
+        record: of the run.
+        reproduced: its accuracies.
+    """
+    differing = [each for each in reproduced if each.recorded != each.now]
+    if not differing:
+        return ""
+    here = {**versions(), **machine()}
+    there = {**record.get("versions", {}), **record.get("machine", {})}
+    changed = [f"{name} {there[name]} then, {here.get(name)} now" for name in there if there[name] != here.get(name)]
+    reason = f"it ran elsewhere: {'; '.join(changed)}" if changed else "the images or the weights are not the run's"
+    return f"{len(differing)} of {len(reproduced)} accuracies are not as recorded ({reason})"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = CommandLine(
+        prog="python -m domainbed_ext.evaluate",
+        description="Loads what a run saved and computes its recorded accuracies again. Exit code 1 if any differs.",
+        epilog="example:\n  python -m domainbed_ext.evaluate --run runs/pacs/0657090f9a83ff76efe083a104fde93a",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", required=True, metavar="DIR", help="folder of a finished run")
+    parser.add_argument("--step", default="best", metavar="STEP", help="best, last or a number (%(default)s)")
+    parser.add_argument("--data_dir", metavar="DIR", help="folder that holds the data sets, if it has moved")
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's file, if it has moved")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: `python -m domainbed_ext.evaluate`."""
+    args = make_parser().parse_args(argv)
+    record, reproduced = evaluate(RunFolder(args.run), args.step, args.data_dir, args.weights)
+    run = record["args"]
+    print(f"{run['dataset']} {run['algorithm']}, tested on {run['test_envs']}, step {record['step']}")
+    table = Table("split", "recorded", "now", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, recorded, now in reproduced:
+        table.add_row(name, f"{recorded:.6f}", f"{now:.6f}", "same" if recorded == now else "differs")
+    Console().print(table)
+    if sentence := difference(record, reproduced):
+        print(sentence, file=sys.stderr)
+        return 1
+    print(f"All {len(reproduced)} accuracies are as recorded.")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

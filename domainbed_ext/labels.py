@@ -1,0 +1,73 @@
+"""Labels of a scatter plot, each as near to its point as it covers nothing."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.transforms import Bbox
+
+LABEL_SIZE = 9
+LEADER = "#9A9A9A"
+DISTANCES = (7, 10, 14, 18, 24, 32, 42, 54, 68)  # of a label to its point, in points of 1/72 inch
+DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
+
+
+class Labelled(NamedTuple):
+    """A point with its label; place and error in the axes' units."""
+
+    label: str
+    colour: str
+    place: tuple[float, float]
+    error: tuple[float, float] = (0.0, 0.0)
+
+
+def place_labels(axes: Axes, points: Sequence[Labelled], renderer: RendererAgg) -> None:
+    """Writes each label as near to its point as it covers no marker, error bar or other label.
+
+    Args:
+        axes: drawn and laid out: what is placed depends on the size of the panel.
+        points: what is drawn in it.
+        renderer: of the figure's canvas.
+    """
+    pixel = renderer.dpi / 72
+    frame = axes.get_window_extent(renderer)
+    taken: list[Bbox] = []
+    for _, _, (x, y), (x_error, y_error) in points:
+        for dx, dy, room in ((x_error, 0.0, 2), (0.0, y_error, 2), (0.0, 0.0, 5)):
+            ends = [(x - dx, y - dy), (x + dx, y + dy)]
+            taken.append(Bbox(axes.transData.transform(ends)).padded(room * pixel))
+    for label, colour, place, _ in points:
+        measured = axes.text(0, 0, label, fontsize=LABEL_SIZE)
+        size = np.array(measured.get_window_extent(renderer).size)
+        measured.remove()
+        point = axes.transData.transform(place)
+        options: list[tuple[float, int, np.ndarray, Bbox]] = []
+        for distance, direction in itertools.product(DISTANCES, DIRECTIONS):
+            # What stands at that distance is the side or corner of the label that faces the point.
+            offset = pixel * distance * np.array(direction) + (np.sign(direction) - 1) / 2 * size
+            box = Bbox([point + offset, point + offset + size])
+            # Areas in square pixels: any overlap worth seeing outweighs every distance.
+            hidden = sum(_overlap(box, other) for other in taken) + size.prod() - _overlap(box, frame)
+            options.append((round(hidden) + distance, distance, offset / pixel, box))
+        _, distance, offset, box = min(options, key=lambda option: option[0])
+        leader = {"arrowstyle": "-", "color": LEADER, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5}
+        axes.annotate(
+            label,
+            place,
+            (float(offset[0]), float(offset[1])),
+            textcoords="offset points",
+            va="bottom",
+            color=colour,
+            fontsize=LABEL_SIZE,
+            arrowprops=leader if distance > DISTANCES[1] else None,
+        )
+        taken.append(box)
+
+
+def _overlap(one: Bbox, other: Bbox) -> float:
+    """The area that two boxes share, in square pixels."""
+    shared = Bbox.intersection(one, other)
+    return 0.0 if shared is None else float(shared.width * shared.height)

@@ -1,0 +1,129 @@
+"""The command line of a run, and the part of it that sweeps share: what changes numbers."""
+
+import argparse
+
+from domainbed_ext import precision
+from domainbed_ext.algorithms import ALGORITHMS
+from domainbed_ext.datasets import DATASETS
+from domainbed_ext.errors import CommandLine
+from domainbed_ext.protocols import CHOICES, DEFAULT_TEST_ENVS, PROTOCOLS
+
+# Options over DomainBed's that change a run's numbers. A sweep passes those that are given on to its runs and makes
+# them part of a run's identity; for the others `protocols.resolve` says what holds.
+NUMBERS = (
+    "protocol",
+    *CHOICES,
+    "checkpoint_freq",
+    "backbone",
+    "weights",
+    "precision",
+    "train_eval_share",
+    "threads",
+)
+
+
+def add_number_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options in `NUMBERS`, which runs and sweeps share."""
+    group = parser.add_argument_group("protocol")
+    group.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="train on all environments but one (leave_one_out, so unless told), or on one alone (single_source); "
+        "domainbed: leave_one_out with upstream DomainBed's choices, where those below are not given",
+    )
+    group.add_argument(
+        "--source_envs",
+        nargs="+",
+        metavar="NAME",
+        help="of single_source: names, labels or indices of the environments to train on (the paper's: LabelMe, "
+        "cartoon, Clipart, L38; of other data sets each in turn)",
+    )
+    group = parser.add_argument_group("what else changes the numbers, and is written in every record")
+    group.add_argument(
+        "--validation_images",
+        choices=CHOICES["validation_images"],
+        help="training environments are evaluated on plain images (so unless told), or augmented ones as in DomainBed",
+    )
+    group.add_argument(
+        "--input_stats",
+        choices=CHOICES["input_stats"],
+        help="images are normalised by the backbone's own mean and std (so unless told), or ImageNet's as in DomainBed",
+    )
+    group.add_argument(
+        "--sampling",
+        choices=CHOICES["sampling"],
+        help="training images are drawn with replacement as in DomainBed (so unless told), or in shuffled epochs",
+    )
+    group.add_argument(
+        "--test_on",
+        choices=CHOICES["test_on"],
+        help="of a test environment, the 80 %% in its `in` split as in DomainBed (so unless told), or all images",
+    )
+    group.add_argument(
+        "--evaluate",
+        choices=CHOICES["evaluate"],
+        help="at a checkpoint every split (so unless told, and DomainBed), or what selection needs: `out` of the "
+        "training environments, the rest where their mean is a new best and at the last step; the tables are the same",
+    )
+    group.add_argument(
+        "--train_eval_share",
+        type=float,
+        metavar="SHARE",
+        help="of each training environment's `in` split, on which train accuracy is measured (1)",
+    )
+    group.add_argument(
+        "--checkpoint_freq", type=int, metavar="N", help="evaluate every N steps and at the last; 0: at the last alone"
+    )
+    group.add_argument("--backbone", metavar="NAME", help="any timm model, e.g. vit_tiny_patch16_224")
+    group.add_argument("--weights", metavar="FILE", help="a .safetensors file, 'pretrained' (timm's own way) or 'none'")
+    group.add_argument("--precision", choices=precision.PRECISIONS, help="auto: bf16 where the processor has it")
+    group.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads of a run (1: runs go side by side instead); another number rounds differently",
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of a run: DomainBed's arguments, and those in `NUMBERS`."""
+    parser = CommandLine(
+        prog="python -m domainbed_ext.train",
+        description="Trains one algorithm with some environments held out, as DomainBed does.",
+        epilog="examples:\n  python -m domainbed_ext.train --dataset PACS --data_dir data --algorithm BOnly@rank=16 "
+        "--test_envs 3 \\\n    --steps 300 --output_dir runs/sketch\n  python -m domainbed_ext.train --dataset PACS "
+        "--data_dir data --protocol single_source --source_envs cartoon \\\n    --output_dir runs/cartoon",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data_dir", metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument("--dataset", default="DigitsShift", metavar="NAME", help=f"{', '.join(DATASETS)} (%(default)s)")
+    parser.add_argument(
+        "--algorithm", default="BOnly", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16 (%(default)s)"
+    )
+    parser.add_argument("--task", default="domain_generalization", metavar="NAME", help="%(default)s")
+    parser.add_argument("--hparams", metavar="JSON", help="hyperparameters, over the defaults or the random draw")
+    parser.add_argument("--hparams_seed", type=int, default=0, metavar="N", help="0: the defaults (%(default)s)")
+    parser.add_argument("--trial_seed", type=int, default=0, metavar="N", help="of splits and random hyperparameters")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything else")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (the data set's)")
+    parser.add_argument(
+        "--test_envs",
+        type=int,
+        nargs="+",
+        default=DEFAULT_TEST_ENVS,
+        metavar="N",
+        help="indices of the held-out environments (0; of single_source, all but the source)",
+    )
+    parser.add_argument("--output_dir", default="train_output", metavar="DIR", help="the run's folder (%(default)s)")
+    parser.add_argument("--holdout_fraction", type=float, default=0.2, metavar="SHARE", help="(%(default)s)")
+    parser.add_argument(
+        "--uda_holdout_fraction", type=float, default=0.0, metavar="SHARE", help="of a test environment, kept from `in`"
+    )
+    parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
+    parser.add_argument("--save_model_every_checkpoint", action="store_true", help="save it at every evaluation too")
+    add_number_options(parser)
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that prepare images; 0: the run itself does"
+    )
+    parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
+    return parser

@@ -1,0 +1,166 @@
+"""The command line: `python -m domainbed_ext.prepare NAME --data_dir D`."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from domainbed_ext.datasets import DATASETS
+from domainbed_ext.errors import BenchmarkError, CommandLine, unknown
+from domainbed_ext.launchers.local import available_cores
+from domainbed_ext.prepare.gather import Place, clean_up, expand, lay_out, to_fetch
+from domainbed_ext.prepare.sources import ALIASES, SOURCES
+from domainbed_ext.prepare.verify import MANIFEST, verify
+
+_EXAMPLES = """examples:
+  python -m domainbed_ext.prepare PACS --data_dir data                          # download, lay out, verify
+  python -m domainbed_ext.prepare PACS --data_dir data --archive PACS.zip       # from what you have
+  python -m domainbed_ext.prepare DomainNet --data_dir data --archive ~/domain_net_zips
+  python -m domainbed_ext.prepare VLCS --data_dir data --verify --decode        # only look at what is there
+  python -m domainbed_ext.prepare ImageFolderDomains --data_dir mine --verify   # a folder of domains of your own
+
+The manifest that verifying writes is a data set too:
+  python -m domainbed_ext.train --dataset Manifest --data_dir data/PACS/manifest.csv ...
+
+A start that was cut short goes on where it was: the same command again. Images are hard links to what they were
+unpacked from, or copies; nothing that you give by --archive is changed.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = CommandLine(
+        prog="python -m domainbed_ext.prepare",
+        description="Downloads a data set, or takes the archives you have; lays it out as DomainBed does; verifies it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help=", ".join(_names()))
+    parser.add_argument("--data_dir", required=True, metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument(
+        "--archive",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help="zip, tar or tar.gz files, or unpacked folders; one named as a download stands in for it, any other for "
+        "the whole data set",
+    )
+    parser.add_argument("--verify", action="store_true", help="only verify what is there")
+    parser.add_argument("--decode", action="store_true", help="decode every image too, and name those that do not")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (one a core)")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be done, and do nothing")
+    return parser
+
+
+def _names() -> list[str]:
+    return [*SOURCES, *ALIASES, "ImageFolderDomains"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: `python -m domainbed_ext.prepare`.
+
+    Args:
+        argv: its arguments; the process's if None.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        BenchmarkError: what went wrong, in one sentence with what to do; also where the data set is laid out but is
+            not what it should be.
+    """
+    args = make_parser().parse_args(argv)
+    name = _check(args)
+    place = Place(name, Path(args.data_dir).expanduser())
+    given = expand(name, args.archive) if name in SOURCES else []
+    if args.dry_run:
+        _say_what(place, given, args.verify)
+        return 0
+    if not args.verify:
+        try:
+            _make(place, given)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise BenchmarkError(
+                f"cannot go on in {place.data_dir} ({reason}): make room, or give --data_dir"
+            ) from error
+    return _report(place, args.decode, args.workers or available_cores())
+
+
+def _check(args: argparse.Namespace) -> str:
+    name = ALIASES.get(args.name, args.name)
+    if name not in SOURCES and name != "ImageFolderDomains":
+        if name == "Manifest" or name not in DATASETS:
+            raise unknown("data set", name, _names())
+        raise BenchmarkError(f"{name} needs no files: train on it as it is")
+    if name == "ImageFolderDomains" and not args.verify:
+        raise BenchmarkError("ImageFolderDomains is a folder of yours, which can only be verified: add --verify")
+    if args.verify and args.archive:
+        raise BenchmarkError("--verify looks at what is laid out: leave out --archive, or leave out --verify")
+    if args.workers is not None and args.workers < 1:
+        raise BenchmarkError(f"--workers starts at 1, not {args.workers}")
+    return name
+
+
+def _make(place: Place, given: Sequence[Path]) -> None:
+    place.data_dir.mkdir(parents=True, exist_ok=True)
+    with _alone(place):
+        if place.ready():
+            print(f"{place.target} is there already and is only verified; to make it anew, move it away")
+        elif place.target.exists() and (not place.target.is_dir() or any(place.target.iterdir())):
+            raise BenchmarkError(
+                f"{place.target} is there, but is not all of {place.name}: move it away, and give it by --archive if "
+                f"the data is in it"
+            )
+        else:
+            lay_out(place, given)
+        clean_up(place)
+
+
+@contextlib.contextmanager
+def _alone(place: Place) -> Iterator[None]:
+    """Keeps a second prepare of the same data set out, where the system has file locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path = place.data_dir / f".prepare-{place.name}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BenchmarkError(f"{place.name} is being prepared in {place.data_dir} already: wait for it") from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _report(place: Place, decode: bool, workers: int) -> int:
+    report = verify(place.name, place.data_dir, decode, workers)
+    Console().print(report.table())
+    for path in report.unreadable:
+        print(f"does not decode: {path}")
+    if report.problems:
+        raise BenchmarkError(f"{place.target} is not as it should be: {'; '.join(report.problems)}")
+    if place.name != "MNIST":
+        print(f"manifest: {place.target / MANIFEST}")
+    return 0
+
+
+def _say_what(place: Place, given: Sequence[Path], only_verify: bool) -> None:
+    if only_verify or place.ready():
+        print(f"would verify {place.target}")
+        return
+    for path in given:
+        print(f"would take {path}")
+    for source in to_fetch(place, given):
+        size = f", {source.size / 1e6:,.0f} MB" if source.size else ""
+        print(f"would download {source.name} from {source.urls[0]}{size}")
+    print(f"would lay out {place.target} and verify it")

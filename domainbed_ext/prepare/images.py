@@ -1,0 +1,75 @@
+"""An image file's size, hash, and whether it decodes. Imports little, for it is loaded by every worker process."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from PIL import Image
+
+_FEW = 2000  # images that one process is done with before others have started
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found out about a file.
+
+    Attributes:
+        size: in bytes.
+        sha256: of the content.
+        readable: it decodes; None if that was not tried.
+    """
+
+    size: int
+    sha256: str
+    readable: bool | None
+
+
+def examine(path: str, decode: bool) -> Examined:
+    """Reads a file.
+
+    Args:
+        path: of the file.
+        decode: also decode the whole image.
+    """
+    content = Path(path).read_bytes()
+    return Examined(len(content), hashlib.sha256(content).hexdigest(), _decodes(content) if decode else None)
+
+
+def _decodes(content: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what PIL raises, by format
+        return False
+    return True
+
+
+def examine_all(paths: Sequence[str], decode: bool, workers: int, advance: Callable[[], None]) -> list[Examined]:
+    """Reads files, several at once.
+
+    Args:
+        paths: of the files.
+        decode: also decode them.
+        workers: processes.
+        advance: called for each file.
+
+    Returns:
+        What was found out, in the order of `paths`.
+    """
+    found = []
+    if workers < 2 or len(paths) < _FEW:
+        for path in paths:
+            found.append(examine(path, decode))
+            advance()
+        return found
+    # Spawned rather than forked: this process has threads, of torch and of the progress bar.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for result in pool.map(partial(examine, decode=decode), paths, chunksize=64):
+            found.append(result)
+            advance()
+    return found

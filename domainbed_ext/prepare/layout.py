@@ -1,0 +1,186 @@
+"""Which file of the unpacked archives goes where, as DomainBed lays data sets out.
+
+A plan is a list of (file, its place below the data set's folder). Making a plan writes nothing; following it makes
+hard links, or copies where there can be none, so what it takes from stays whole and can be taken from again.
+"""
+
+import gzip
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from domainbed_ext.errors import BenchmarkError
+
+Plan = list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where to look for files.
+
+    Attributes:
+        name: of the archive or folder, as the user knows it.
+        path: the folder it was unpacked to, or itself if it is a folder or a single file.
+    """
+
+    name: str
+    path: Path
+
+    def walk(self) -> Iterator[tuple[Path, list[str], list[str]]]:
+        """Every folder with its folders and files, sorted, none hidden. Of a single file: its folder, with it."""
+        if self.path.is_file():
+            yield self.path.parent, [], [self.path.name]
+            return
+        for folder, folders, files in os.walk(self.path):
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+            yield Path(folder), list(folders), sorted(name for name in files if not name.startswith("."))
+
+
+def named_files(roots: Sequence[Root], names: Sequence[str]) -> dict[str, Path]:
+    """The first file of each name that any root has.
+
+    Args:
+        roots: where to look.
+        names: which files.
+
+    Returns:
+        Name to file, of those found.
+    """
+    wanted = set(names)
+    found: dict[str, Path] = {}
+    for root in roots:
+        for folder, _, files in root.walk():
+            for name in wanted.intersection(files):
+                found.setdefault(name, folder / name)
+    return found
+
+
+def domain_folders(dataset: str, roots: Sequence[Root], domains: Sequence[str]) -> dict[str, Path]:
+    """Finds the folder of each domain, however deep it lies and whatever is around it.
+
+    A domain's folder has its name, but for case, spaces and underscores, and holds folders of images. An archive or
+    folder given by the user may be the domain itself, if it has the domain's name.
+
+    Args:
+        dataset: name, for the error.
+        roots: where to look.
+        domains: names.
+
+    Returns:
+        Domain to folder.
+
+    Raises:
+        BenchmarkError: a domain is missing, or there in two places.
+    """
+    wanted = {_plain(domain): domain for domain in domains}
+    found: dict[str, list[Path]] = {domain: [] for domain in domains}
+    for root in roots:
+        for folder, folders, _ in root.walk():
+            name = re.split(r"\.(?:zip|tar|tgz)\b", root.name)[0] if folder == root.path else folder.name
+            domain = wanted.get(_plain(name))
+            if domain and any(images(folder / child) for child in folders):
+                found[domain].append(folder)
+    missing = [domain for domain, places in found.items() if not places]
+    if missing:
+        given = ", ".join(root.name for root in roots) or "nothing"
+        raise BenchmarkError(
+            f"{dataset}: no folder {', '.join(missing)} with folders of images in {given}: "
+            f"give what holds {'it' if len(missing) == 1 else 'them'} by --archive as well"
+        )
+    for domain, places in found.items():
+        if len(places) > 1:
+            raise BenchmarkError(
+                f"{dataset}: {domain} is there twice, as {places[0]} and {places[1]}: give --archive the right one"
+            )
+    return {domain: places[0] for domain, places in found.items()}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def images(folder: Path) -> list[str]:
+    """Names of a folder's image files, sorted, without hidden ones."""
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.name.lower().endswith(IMG_EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
+    )
+
+
+def folder_plan(dataset: str, roots: Sequence[Root], domains: Sequence[str]) -> Plan:
+    """The images of every domain and class: `<domain>/<class>/<image>`. Lists and other files stay behind."""
+    plan = []
+    for domain, folder in domain_folders(dataset, roots, domains).items():
+        for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            plan += [(child / name, f"{domain}/{child.name}/{name}") for name in images(child)]
+    return plan
+
+
+def mnist_plan(roots: Sequence[Root], archives: Sequence[str]) -> Plan:
+    """MNIST's four files, `raw/<name>`, taken from their .gz where need be.
+
+    Args:
+        roots: where to look.
+        archives: names of the four .gz files.
+
+    Raises:
+        BenchmarkError: one is missing.
+    """
+    plan, missing = [], []
+    for packed in archives:
+        name = packed.removesuffix(".gz")
+        found = named_files(roots, [name, packed])
+        if not found:
+            missing.append(packed)
+        plan += [(found[key], f"raw/{name}") for key in (name, packed) if key in found][:1]
+    if missing:
+        raise BenchmarkError(f"MNIST: no {', '.join(missing)} in what was given: give them by --archive as well")
+    return plan
+
+
+def follow(plan: Plan, folder: Path, advance: Callable[[], None]) -> None:
+    """Puts files in their places.
+
+    Args:
+        plan: which and where.
+        folder: of the data set; made anew.
+        advance: called for each file.
+
+    Raises:
+        BenchmarkError: a packed file is broken.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    made: set[Path] = set()
+    for source, place in plan:
+        target = folder / place
+        if target.parent not in made:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made.add(target.parent)
+        if source.suffix == ".gz":
+            _gunzip(source, target)
+        else:
+            _link(source, target)
+        advance()
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(os.path.realpath(source) if source.is_symlink() else source, target)
+    except OSError:  # another disk, no such thing as a hard link there, or not this user's file
+        shutil.copyfile(source, target)
+
+
+def _gunzip(source: Path, target: Path) -> None:
+    try:
+        with gzip.open(source) as packed, target.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise BenchmarkError(f"{source} is a broken archive ({error}): get it again") from error

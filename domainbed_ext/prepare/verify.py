@@ -1,0 +1,188 @@
+"""Is a laid out data set the right one, and still what it was? Counts, hashes, decoding, and the manifest."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from domainbed_ext.datasets import DATASETS
+from domainbed_ext.datasets.folders import ImageFolderDomains
+from domainbed_ext.datasets.mnist import read_mnist
+from domainbed_ext.prepare.images import examine_all
+from domainbed_ext.prepare.progress import count_bar
+from domainbed_ext.prepare.sources import CLASSES, KNOWN, Counts, images_of
+from domainbed_ext.records import write_atomically
+
+MANIFEST = "manifest.csv"
+_COLUMNS = ("path", "label", "domain", "bytes", "sha256")
+
+
+@dataclass
+class Report:
+    """What verifying found.
+
+    Attributes:
+        name: of the data set.
+        counts: domain to class to images.
+        known: what they should be, in the version nearest to it; None for a data set of the user's.
+        sizes: domain to bytes.
+        problems: in words; none if all is well.
+        unreadable: paths of images that do not decode.
+    """
+
+    name: str
+    counts: dict[str, dict[str, int]]
+    known: Counts | None
+    sizes: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """All images."""
+        return sum(sum(classes.values()) for classes in self.counts.values())
+
+    def table(self) -> Table:
+        """Domains with their counts, what these should be, and their sizes."""
+        table = Table(title=self.name)
+        for column in ("Domain", "Images", "Known", "Classes", "Smallest", "Largest", "MB"):
+            table.add_column(column, justify="left" if column == "Domain" else "right")
+        for domain, classes in self.counts.items():
+            known = f"{images_of(self.known, domain):,}" if self.known else ""
+            least, most = min(classes.values()), max(classes.values())
+            images, size = sum(classes.values()), f"{self.sizes[domain] / 1e6:,.1f}"
+            table.add_row(domain, f"{images:,}", known, f"{len(classes)}", f"{least:,}", f"{most:,}", size)
+        known = f"{sum(images_of(self.known, domain) for domain in self.known):,}" if self.known else ""
+        table.add_section()
+        table.add_row("all", f"{self.images:,}", known, "", "", "", f"{sum(self.sizes.values()) / 1e6:,.1f}")
+        return table
+
+
+def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Report:
+    """Counts and hashes a data set's images and compares them with what is known and with its manifest.
+
+    Writes the manifest, `manifest.csv`, unless one is there that says otherwise.
+
+    Args:
+        name: a data set of folders, or MNIST.
+        data_dir: the folder that holds it.
+        decode: also decode every image.
+        workers: processes that read images.
+
+    Returns:
+        What was found.
+
+    Raises:
+        BenchmarkError: the data set cannot be loaded at all.
+    """
+    if name == "MNIST":
+        return _verify_mnist(data_dir)
+    dataset = DATASETS[name](data_dir, [], {})
+    assert isinstance(dataset, ImageFolderDomains)
+    folder = data_dir / dataset.FOLDER
+    rows = [
+        (path, environment.classes[label], environment.name)
+        for environment in dataset.datasets
+        for path, label in zip(environment.paths, environment.targets, strict=True)
+    ]
+    counts: dict[str, dict[str, int]] = {}
+    for environment in dataset.datasets:
+        counts[environment.name] = dict(Counter(environment.classes[label] for label in environment.targets))
+    report = Report(name, counts, _nearest(name, counts), problems=_miscounts(name, counts))
+    with count_bar("reading", len(rows)) as advance:
+        examined = examine_all([path for path, _, _ in rows], decode, workers, advance)
+    table = []
+    for (path, label, domain), found in zip(rows, examined, strict=True):
+        report.sizes[domain] = report.sizes.get(domain, 0) + found.size
+        if found.readable is False:
+            report.unreadable.append(path)
+        table.append((Path(path).relative_to(folder).as_posix(), label, domain, str(found.size), found.sha256))
+    if report.unreadable:
+        report.problems.append(f"{len(report.unreadable)} image(s) do not decode: replace or delete them")
+    changes = _changes(folder / MANIFEST, table)
+    if changes:
+        report.problems.append(changes)
+    else:
+        _write_manifest(folder / MANIFEST, table)
+    return report
+
+
+def _verify_mnist(data_dir: Path) -> Report:
+    counts, sizes = {}, {}
+    for part in ("train", "test"):
+        images, digits = read_mnist(data_dir, train=part == "train")
+        values = np.unique(digits.numpy(), return_counts=True)
+        counts[part] = {str(digit): int(count) for digit, count in zip(*values, strict=True)}
+        sizes[part] = images.numel()
+    return Report("MNIST", counts, _nearest("MNIST", counts), sizes, _miscounts("MNIST", counts))
+
+
+def _nearest(name: str, counts: dict[str, dict[str, int]]) -> Counts | None:
+    versions = KNOWN.get(name, ())
+    return min(versions, key=lambda known: _distance(known, counts)) if versions else None
+
+
+def _distance(known: Counts, counts: dict[str, dict[str, int]]) -> int:
+    return sum(
+        sum(abs(count - counts[domain].get(name, 0)) for name, count in images.items())
+        if isinstance(images, dict)
+        else abs(images - sum(counts[domain].values()))
+        for domain, images in known.items()
+    )
+
+
+def _miscounts(name: str, counts: dict[str, dict[str, int]]) -> list[str]:
+    """Where the counts are not the known ones, in words."""
+    known = _nearest(name, counts)
+    if known is None:
+        return []
+    problems = []
+    for domain, images in known.items():
+        found = counts[domain]
+        if len(found) != CLASSES[name]:
+            problems.append(f"{domain} has {len(found)} classes instead of {CLASSES[name]}")
+        if isinstance(images, dict):
+            names = sorted(images.keys() | found.keys())
+            pairs = [(f"{domain}/{label}", found.get(label, 0), images.get(label, 0)) for label in names]
+        else:
+            pairs = [(domain, sum(found.values()), images)]
+        problems += [
+            f"{place} has {count:,} images instead of {right:,}" for place, count, right in pairs if count != right
+        ]
+        if name == "DomainNet" and sum(found.values()) > images_of(known, domain):
+            problems.append(
+                f"{domain} has duplicates (delete it, and give {domain}_train.txt and {domain}_test.txt too)"
+            )
+    return problems
+
+
+def _changes(path: Path, table: Sequence[tuple[str, ...]]) -> str | None:
+    """How files differ from those in a manifest, in words; None if they do not, or it has no hashes."""
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        before = {row.get("path", ""): row.get("sha256", "") for row in csv.DictReader(file)}
+    if not all(before.values()):
+        return None
+    now = {row[0]: row[-1] for row in table}
+    changed = [name for name in now if name in before and now[name] != before[name]]
+    gone = [name for name in before if name not in now]
+    new = [name for name in now if name not in before]
+    lists = {"changed": changed, "gone": gone, "new": new}
+    words = [f"{len(names)} image(s) are {kind} ({names[0]} first)" for kind, names in lists.items() if names]
+    if not words:
+        return None
+    return f"{', '.join(words)} since {path} was written: put them right, or delete it to take them as they are"
+
+
+def _write_manifest(path: Path, table: Sequence[tuple[str, ...]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(table)
+    write_atomically(path, text.getvalue())

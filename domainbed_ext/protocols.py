@@ -1,0 +1,206 @@
+"""The protocols by name, and what each chooses where there is more than one way to measure.
+
+leave_one_out   trains on all environments but one, which it is tested on; DomainBed's, in our choices (the default)
+single_source   trains on one environment and is tested on all others, as in Zhu et al., Asymmetry in Low-Rank
+                Adapters of Foundation Models (2024)
+domainbed       leave_one_out in upstream DomainBed's choices throughout
+"""
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from domainbed_ext.errors import BenchmarkError, unknown
+
+LEAVE_ONE_OUT, SINGLE_SOURCE, DOMAINBED = "leave_one_out", "single_source", "domainbed"
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "validation_images": ("plain", "augmented"),
+    "input_stats": ("backbone", "imagenet"),
+    "sampling": ("replacement", "epochs"),
+    "test_on": ("in", "all"),
+    "evaluate": ("all", "lean"),
+}
+
+# What holds where an option is not given. All splits are evaluated at every checkpoint, though "lean" gives the
+# same tables in less time: leave-one-domain-out cross-validation, training curves and upstream's own
+# collect_results want the numbers that lean leaves out.
+_OURS: dict[str, Any] = {
+    "validation_images": "plain",
+    "input_stats": "backbone",
+    "sampling": "replacement",
+    "test_on": "in",
+    "evaluate": "all",
+    "train_eval_share": 1.0,
+    "precision": None,  # the hyperparameter's
+    "threads": 1,
+}
+_UPSTREAM = {**_OURS, "validation_images": "augmented", "input_stats": "imagenet", "precision": "float32"}
+PROTOCOLS: dict[str, dict[str, Any]] = {LEAVE_ONE_OUT: _OURS, SINGLE_SOURCE: _OURS, DOMAINBED: _UPSTREAM}
+
+# Indices of the paper's sources: LabelMe, cartoon, Clipart, location 38.
+_PAPER_SOURCES = {"VLCS": 1, "PACS": 1, "OfficeHome": 1, "TerraIncognita": 1}
+
+DEFAULT_TEST_ENVS = [0]  # DomainBed's; that very list, and not one that equals it, says that none was given
+
+Names = Sequence[Sequence[str]]
+"""What the environments of a data set may be called, in index order: of each its label and its folder's name."""
+
+
+def protocol_of(record: Mapping[str, Any]) -> str:
+    """The protocol of a record; upstream's records, and ours from before there was a choice, name none."""
+    return record["args"].get("protocol") or LEAVE_ONE_OUT
+
+
+def resolve(args: Namespace) -> Namespace:
+    """Fills in the options that were not given.
+
+    Args:
+        args: of a run; None for what was not given.
+
+    Returns:
+        A copy with the protocol's choices.
+    """
+    protocol = args.protocol or LEAVE_ONE_OUT
+    chosen = {name: value for name, value in PROTOCOLS[protocol].items() if getattr(args, name) is None}
+    return Namespace(**{**vars(args), **chosen, "protocol": protocol})
+
+
+def check_evaluate(evaluate: str | None, pairs: bool) -> None:
+    """Refuses lean evaluation of what is there for leave-one-domain-out cross-validation.
+
+    Args:
+        evaluate: the option.
+        pairs: whether there are runs that leave several environments out.
+
+    Raises:
+        BenchmarkError: both.
+    """
+    if evaluate == "lean" and pairs:
+        raise BenchmarkError(
+            "--evaluate lean leaves out what leave-one-domain-out cross-validation reads from runs with a pair of "
+            "test environments: add --single_test_envs, or leave lean out"
+        )
+
+
+def left_out_environments(count: int, single: bool) -> Iterator[list[int]]:
+    """The sets of test environments of a leave-one-out sweep, in DomainBed's order.
+
+    Args:
+        count: number of environments.
+        single: each alone; else every pair too, which leave-one-domain-out cross-validation needs.
+
+    Yields:
+        Indices.
+    """
+    for i in range(count):
+        yield [i]
+        if not single:
+            for j in range(i + 1, count):
+                yield [i, j]
+
+
+def source_environments(
+    given: Sequence[str] | None, datasets: Mapping[str, Names], defaults: Mapping[str, int] = _PAPER_SOURCES
+) -> dict[str, list[int]]:
+    """The environments that single-source runs are trained on.
+
+    Args:
+        given: labels, folders' names or indices; a data set takes those that are its own. None: of the paper's data
+            sets the paper's source, of any other each environment in turn.
+        datasets: data sets and their environments.
+        defaults: data sets and the index of the one source that is theirs.
+
+    Returns:
+        By data set, ascending indices.
+
+    Raises:
+        BenchmarkError: a name that no data set has, a data set that has none of the names, or has no environment to
+            be tested on.
+    """
+    for dataset, names in datasets.items():
+        if len(names) < 2:
+            raise BenchmarkError(
+                f"{dataset} has {len(names)} environment(s), and --protocol {SINGLE_SOURCE} takes at least two: "
+                "one to train on, the others to test on"
+            )
+    if given is None:
+        return {
+            dataset: [defaults[dataset]] if dataset in defaults else list(range(len(names)))
+            for dataset, names in datasets.items()
+        }
+    known = {name for names in datasets.values() for environment in names for name in environment}
+    sources: dict[str, set[int]] = {dataset: set() for dataset in datasets}
+    for name in given:
+        found = {dataset: index for dataset, names in datasets.items() if (index := _find(name, names)) is not None}
+        if not found:
+            raise unknown(f"environment of {', '.join(datasets)} in --source_envs:", name, known)
+        for dataset, index in found.items():
+            sources[dataset].add(index)
+    for dataset, indices in sources.items():
+        if not indices:
+            labels = ", ".join(environment[0] for environment in datasets[dataset])
+            raise BenchmarkError(f"--source_envs names no environment of {dataset}: add one of {labels}")
+    return {dataset: sorted(indices) for dataset, indices in sources.items()}
+
+
+def environments_of_a_run(args: Namespace, names: Names) -> tuple[list[int], list[int] | None]:
+    """The test environments of one run, and its source.
+
+    Args:
+        args: of the run, resolved.
+        names: of the data set's environments.
+
+    Returns:
+        Indices of the test environments; of the source, as a list of one, or None unless the run is single-source.
+
+    Raises:
+        BenchmarkError: `--test_envs` and `--source_envs` that say no such run, or contradict each other.
+    """
+    given, count = None if args.test_envs is DEFAULT_TEST_ENVS else args.test_envs, len(names)
+    if args.protocol != SINGLE_SOURCE:
+        if args.source_envs is not None:
+            raise BenchmarkError(f"--source_envs is of --protocol {SINGLE_SOURCE}: add that, or leave it out")
+        test_envs = list(args.test_envs)
+        _check_test_envs(test_envs, names)
+        return test_envs, None
+    if args.source_envs is not None:
+        sources = source_environments([str(name) for name in args.source_envs], {args.dataset: names})[args.dataset]
+        if given is not None and sorted(set(given)) != [i for i in range(count) if i not in sources]:
+            raise BenchmarkError(
+                f"--source_envs {_labels(sources, names)} and --test_envs {' '.join(map(str, given))} contradict each "
+                "other: the test environments are all but the source, so leave --test_envs out"
+            )
+    elif given is not None:
+        _check_test_envs(given, names)
+        sources = [i for i in range(count) if i not in given]
+    else:
+        sources = source_environments(None, {args.dataset: names})[args.dataset]
+    if len(sources) != 1:
+        raise BenchmarkError(
+            f"a single-source run trains on one environment of {args.dataset}, not on {len(sources)} "
+            f"({_labels(sources, names)}): give one with --source_envs"
+        )
+    return [i for i in range(count) if i not in sources], sources
+
+
+def _check_test_envs(test_envs: Sequence[int], names: Names) -> None:
+    count = len(names)
+    listed = ", ".join(f"{i} {environment[0]}" for i, environment in enumerate(names))
+    wrong = [i for i in test_envs if not 0 <= i < count]
+    if wrong:
+        raise BenchmarkError(f"--test_envs {' '.join(map(str, wrong))}: there are {count} environments ({listed})")
+    if len(set(test_envs)) == count:
+        raise BenchmarkError(f"--test_envs names all {count} environments ({listed}): leave one to train on")
+
+
+def _find(name: str, names: Names) -> int | None:
+    """The index of an environment; a label or a folder's name comes before an index, as labels may be numbers."""
+    for index, environment in enumerate(names):
+        if name.lower() in [known.lower() for known in environment]:
+            return index
+    return int(name) if name.isdigit() and int(name) < len(names) else None
+
+
+def _labels(indices: Sequence[int], names: Names) -> str:
+    return ", ".join(names[i][0] for i in indices)

@@ -1,0 +1,213 @@
+"""A run's parts, made from its arguments and checked before any work is done."""
+
+import random
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from domainbed_ext import backbones, hparams_registry, protocols
+from domainbed_ext.algorithms import Algorithm, get_algorithm_class, get_hparams
+from domainbed_ext.data import Inputs, Minibatches, Split, evaluation_stream, transform
+from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
+from domainbed_ext.datasets.folders import unreadable
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.seeds import holdout_split, seed_hash, split
+
+EVALUATION_BATCH = 64  # as upstream; fixed, since another batch shape may round differently
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run's parts.
+
+    Attributes:
+        args: of `options.make_parser`, with what was not given filled in.
+        hparams: final hyperparameters.
+        dataset: with all its environments.
+        inputs: what the backbone is fed.
+        splits: "env0_in", "env0_out", "env0_uda", ... to the samples; an empty split is left out.
+        steps: number of training steps.
+        checkpoint_freq: steps from one evaluation to the next; 0 for none but the last.
+    """
+
+    args: Namespace
+    hparams: dict[str, Any]
+    dataset: MultipleDomainDataset
+    inputs: Inputs
+    splits: dict[str, Split]
+    steps: int
+    checkpoint_freq: int
+
+    @property
+    def train_envs(self) -> list[int]:
+        """Indices of the environments that are trained on."""
+        return [i for i in range(len(self.dataset)) if i not in self.args.test_envs]
+
+    @property
+    def augmentation(self) -> str:
+        """Name in `data.AUGMENTATIONS` of what training images undergo."""
+        return self.dataset.AUGMENTATION if self.hparams["data_augmentation"] else "none"
+
+    def make_algorithm(self) -> Algorithm:
+        """Builds the algorithm; the same seed gives the same one."""
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(self.args.seed)
+        make = get_algorithm_class(self.args.algorithm)
+        return make(self.inputs.shape, self.dataset.num_classes, len(self.train_envs), self.hparams)
+
+    def minibatches(self) -> Minibatches:
+        """The training images of every step."""
+        return Minibatches(
+            [self.splits[f"env{i}_in"] for i in self.train_envs],
+            transform(self.inputs, self.augmentation),
+            self.hparams["batch_size"],
+            self.args.seed,
+            self.hparams["class_balanced"],
+            self.args.sampling,
+        )
+
+    def accuracies(self, algorithm: Algorithm, step: int, names: Iterable[str]) -> dict[str, float]:
+        """What a record holds of some splits.
+
+        Args:
+            algorithm: whose `predict` is used.
+            step: of the record; augmented images differ from one evaluation to the next, as upstream's do.
+            names: of splits, e.g. "env0_in".
+
+        Returns:
+            "env0_in_acc" and so on to the share of images that are classified right, in [0, 1].
+        """
+        return {f"{name}_acc": self._accuracy(algorithm, step, name) for name in names}
+
+    def _accuracy(self, algorithm: Algorithm, step: int, name: str) -> float:
+        evaluated, augmentation, seed = self.splits[name], "none", None
+        if name in {f"env{i}_{part}" for i in self.train_envs for part in ("in", "out")}:
+            if name.endswith("_in"):  # the first part, whose order is the seeded shuffle's
+                size = max(1, round(len(evaluated) * self.args.train_eval_share))
+                evaluated = Split(evaluated.environment, evaluated.keys[:size])
+            if self.args.validation_images == "augmented":
+                augmentation, seed = self.augmentation, seed_hash(self.args.seed, "evaluation", step, name)
+        return accuracy(algorithm, evaluated, self.inputs, self.args.workers, augmentation, seed)
+
+
+def accuracy(
+    algorithm: Algorithm,
+    split: Split,
+    inputs: Inputs,
+    workers: int = 0,
+    augmentation: str = "none",
+    seed: int | None = None,
+) -> float:
+    """Share of a split's images that are classified right.
+
+    Args:
+        algorithm: whose `predict` is used.
+        split: the images.
+        inputs: what the backbone is fed.
+        workers: processes that prepare images.
+        augmentation: name in `data.AUGMENTATIONS`.
+        seed: of the augmentation.
+
+    Returns:
+        A number in [0, 1].
+    """
+    algorithm.eval()
+    correct = torch.zeros((), dtype=torch.long, device=algorithm.device)
+    batches = evaluation_stream(split, transform(inputs, augmentation), EVALUATION_BATCH, workers, seed)
+    with torch.inference_mode():
+        for images, labels in batches:
+            correct += (algorithm.predict(images).argmax(1) == labels.to(algorithm.device)).sum()
+    return correct.item() / len(split)
+
+
+def compute_exactly(args: Namespace) -> None:
+    """Sets torch, for this process, so that the same arguments give the same numbers.
+
+    Args:
+        args: of a run, resolved.
+    """
+    torch.set_num_threads(args.threads)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -> Setup:
+    """Checks the arguments of a run and makes its parts.
+
+    Args:
+        args: of `options.make_parser`; not changed.
+        recorded_hparams: final hyperparameters of a run that was, over those that its arguments give now.
+
+    Returns:
+        The parts.
+
+    Raises:
+        BenchmarkError: anything that would stop the run later, in one sentence.
+    """
+    args = protocols.resolve(args)
+    hparams = get_hparams(args.algorithm, args.dataset, args.hparams_seed, args.trial_seed)
+    given = {name: getattr(args, name) for name in ("backbone", "weights", "precision")}
+    hparams_registry.apply(hparams, {k: v for k, v in given.items() if v is not None}, "the arguments")
+    others = hparams_registry.names(args.dataset)
+    hparams_registry.apply(hparams, hparams_registry.parse_hparams(args.hparams), "--hparams", others)
+    hparams.update(recorded_hparams or {})
+    hparams_registry.check(hparams)
+    if args.task != "domain_generalization":
+        raise BenchmarkError(f"--task {args.task}: no algorithm here uses unlabelled images; leave --task out")
+
+    dataset = get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
+    _check_range("--holdout_fraction", args.holdout_fraction, 0, 1)
+    _check_range("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1, low_allowed=True)
+    _check_range("--train_eval_share", args.train_eval_share, 0, 1, high_allowed=True)
+    args.test_envs, args.source_envs = protocols.environments_of_a_run(args, environment_names(dataset))
+    protocols.check_evaluate(args.evaluate, args.source_envs is None and len(args.test_envs) > 1)
+    splits = _split(dataset, args)
+    for i, environment in enumerate(dataset.datasets):
+        if i not in args.test_envs and hparams["batch_size"] > (size := len(splits[f"env{i}_in"])):
+            raise BenchmarkError(
+                f"batch_size {hparams['batch_size']} is larger than the {size} training images of environment "
+                f"{environment.name}: lower it, e.g. --hparams '{{\"batch_size\": {min(32, size)}}}'"
+            )
+    if args.verify_images:
+        broken = [path for environment in dataset.datasets for path in environment.verify()]
+        if broken:
+            raise unreadable(broken)
+
+    steps = dataset.N_STEPS if args.steps is None else args.steps
+    freq = dataset.CHECKPOINT_FREQ if args.checkpoint_freq is None else args.checkpoint_freq
+    if steps < 1 or freq < 0 or args.threads < 1 or args.workers < 0:
+        raise BenchmarkError("--steps and --threads start at 1, --checkpoint_freq and --workers at 0")
+    inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
+    return Setup(args, hparams, dataset, inputs, splits, steps, freq)
+
+
+def environment_names(dataset: MultipleDomainDataset) -> list[list[str]]:
+    """What the environments of a data set may be called: each one's label, and its folder's name."""
+    return [[label, part.name] for label, part in zip(dataset.environments, dataset.datasets, strict=True)]
+
+
+def _check_range(
+    name: str, value: float, low: float, high: float, low_allowed: bool = False, high_allowed: bool = False
+) -> None:
+    if not (low < value < high or (low_allowed and value == low) or (high_allowed and value == high)):
+        raise BenchmarkError(f"{name} {value} is out of range: give a share between {low} and {high}")
+
+
+def _split(dataset: MultipleDomainDataset, args: Namespace) -> dict[str, Split]:
+    splits = {}
+    for i, environment in enumerate(dataset.datasets):
+        held_out, kept = holdout_split(len(environment), args.holdout_fraction, args.trial_seed, i)
+        uda: list[int] = []
+        if i in args.test_envs:
+            uda, kept = split(kept, int(len(kept) * args.uda_holdout_fraction), seed_hash(args.trial_seed, i))
+        named = {"in": kept, "out": held_out, "uda": uda}
+        splits.update({f"env{i}_{name}": Split(environment, keys) for name, keys in named.items() if keys})
+        if not (kept and held_out):
+            raise BenchmarkError(
+                f"environment {environment.name} has {len(environment)} images, too few for a holdout of "
+                f"{args.holdout_fraction}: add images or change --holdout_fraction"
+            )
+    return splits

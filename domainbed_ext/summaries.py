@@ -1,0 +1,112 @@
+"""What a table's cells, rows and columns are made of: means over trials, and the order of names."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.model_selection import Record, num_environments
+
+# DomainBed's labels, for records that do not name their environments (its own), and its order of data sets.
+ENVIRONMENTS = {
+    "ColoredMNIST": ["+90%", "+80%", "-90%"],
+    "RotatedMNIST": ["0", "15", "30", "45", "60", "75"],
+    "VLCS": ["C", "L", "S", "V"],
+    "PACS": ["A", "C", "P", "S"],
+    "OfficeHome": ["A", "C", "P", "R"],
+    "TerraIncognita": ["L100", "L38", "L43", "L46"],
+    "DomainNet": ["clip", "info", "paint", "quick", "real", "sketch"],
+}
+ALGORITHMS = ["BA", "BOnly", "AOnly", "LP", "FullFT"]
+
+
+def algorithm_order(name: str) -> tuple[object, ...]:
+    """Sorts algorithms: ours first, each followed by its @variants (rank=8 before rank=16), then others."""
+    family, _, variant = name.partition("@")
+    place = ALGORITHMS.index(family) if family in ALGORITHMS else len(ALGORITHMS)
+    natural = [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", variant)]
+    return place, family, natural
+
+
+def dataset_order(name: str) -> tuple[int, str]:
+    """Sorts data sets as DomainBed does, those it does not know after them by name."""
+    known = list(ENVIRONMENTS)
+    return (known.index(name) if name in known else len(known)), name
+
+
+class Summary(NamedTuple):
+    """A mean over trials and its error, in percent; incomplete where a trial lacks an environment."""
+
+    mean: float
+    err: float
+    trials: int
+    complete: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} +/- {self.err:.1f}"
+
+
+def summarise(values: Sequence[float]) -> Summary | None:
+    """Mean and standard error in percent of one accuracy per trial; None of none.
+
+    Args:
+        values: accuracies in [0, 1].
+
+    Returns:
+        The summary. One trial has error 0, as in DomainBed's tables, though its spread is not known.
+    """
+    if not values:
+        return None
+    return Summary(100 * float(np.mean(values)), 100 * float(np.std(values)) / float(np.sqrt(len(values))), len(values))
+
+
+def summarise_spread(values: Sequence[float]) -> Summary | None:
+    """Mean and sample standard deviation (ddof = 1) in percent of one accuracy per trial; None of none.
+
+    Args:
+        values: accuracies in [0, 1].
+
+    Returns:
+        The summary, its `err` the standard deviation: NaN of one trial.
+    """
+    if not values:
+        return None
+    spread = 100 * float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return Summary(100 * float(np.mean(values)), spread, len(values))
+
+
+def environment_names(records: Iterable[Record]) -> dict[str, list[str]]:
+    """The names of each data set's environments: as recorded, else DomainBed's, else env0, env1, ...
+
+    Args:
+        records: of any number of runs.
+
+    Returns:
+        By data set, in the order of tables.
+
+    Raises:
+        BenchmarkError: two runs disagree.
+    """
+    named: dict[str, tuple[list[str], str]] = {}
+    count: defaultdict[str, int] = defaultdict(int)
+    for record in records:
+        dataset = record["args"]["dataset"]
+        count[dataset] = max(count[dataset], num_environments(record))
+        if names := record.get("environments"):
+            first, run = named.setdefault(dataset, (names, record["run"]))
+            if names != first:
+                raise BenchmarkError(
+                    f"runs {run} and {record['run']} disagree on the environments of {dataset} "
+                    f"({', '.join(first)} against {', '.join(names)}): collect them from separate folders"
+                )
+    environments: dict[str, list[str]] = {}
+    for dataset in sorted(count, key=dataset_order):
+        names = named[dataset][0] if dataset in named else ENVIRONMENTS.get(dataset, [])
+        # Records of fewer or more environments than the names we know are not of the data set that we know.
+        environments[dataset] = (
+            list(names) if len(names) == count[dataset] else [f"env{env}" for env in range(count[dataset])]
+        )
+    return environments

@@ -1,0 +1,351 @@
+"""The bridge to a checkout of facebookresearch/DomainBed: its own scripts, with our algorithms among its own.
+
+python -m domainbed_ext.upstream --checkout DomainBed train --algorithm BOnly --dataset PACS --data_dir D ...
+
+Nothing in the checkout is changed. What upstream has no hook for is replaced in its modules once they are
+imported; every such place is in `register`.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import runpy
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from domainbed_ext import backbones, hparams_registry
+from domainbed_ext.algorithms import ALGORITHMS, Algorithm, parse_name
+from domainbed_ext.data import IMAGENET_MEAN, IMAGENET_STD, Inputs
+from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly, unknown
+
+SCRIPTS = ("train", "sweep", "collect_results", "list_top_hparams")
+VARIABLE = "DOMAINBED_CHECKOUT"
+CLONE = "git clone https://github.com/facebookresearch/DomainBed"
+
+DESCRIPTION = f"""\
+Runs a script of a DomainBed checkout, with its own arguments, on its own algorithms and BA, BOnly, AOnly, LP and
+FullFT. A name may fix hyperparameters, as in BOnly@rank=16; --hparams takes ours (rank, backbone, weights, ...).
+
+The checkout is --checkout, else the environment variable {VARIABLE}, else whatever `import domainbed` finds."""
+
+EXAMPLES = """\
+examples:
+  git clone https://github.com/facebookresearch/DomainBed
+  export DOMAINBED_CHECKOUT=$PWD/DomainBed
+
+  python -m domainbed_ext.upstream train --dataset PACS --data_dir data --algorithm BOnly@rank=16 \\
+      --hparams '{"backbone": "vit_tiny_patch16_224"}' --test_envs 3 --output_dir runs/sketch
+  python -m domainbed_ext.upstream sweep launch --datasets PACS --algorithms ERM BA BOnly --data_dir data \\
+      --output_dir runs/upstream --command_launcher local --single_test_envs --skip_confirmation
+  python -m domainbed_ext.upstream collect_results --input_dir runs/upstream
+  python -m domainbed_ext.upstream train --help        # that script's own arguments
+
+what is not as in a plain `python -m domainbed.scripts.SCRIPT`:
+  the commands of a sweep come back here, so that its runs know our algorithms too
+  `wilds` need not be installed, unless for its data sets
+  a batch larger than a split is an error; upstream's loader waits for ever
+  hyperparameters are plain Python numbers, so that model.pkl loads with torch's weights_only
+  images reach our algorithms at their backbone's size and statistics; with --hparams
+    '{"input_stats": "imagenet"}' they keep the values that upstream gave them
+"""
+
+
+def find_checkout(given: Path | str | None = None) -> Path:
+    """The folder of the checkout that is to be used.
+
+    Args:
+        given: it; None for the environment variable's, or the one that is importable.
+
+    Returns:
+        The folder that holds `domainbed/`.
+
+    Raises:
+        BenchmarkError: there is none, or it is something else.
+    """
+    given = given or os.environ.get(VARIABLE)
+    if given:
+        root = Path(given).expanduser().resolve()
+    else:
+        spec = importlib.util.find_spec("domainbed")
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        if not places:
+            raise BenchmarkError(f"no DomainBed checkout: `{CLONE}`, then give it with --checkout DIR or {VARIABLE}")
+        root = Path(places[0]).resolve().parent
+    for file in ("domainbed/algorithms.py", "domainbed/hparams_registry.py", "domainbed/scripts/train.py"):
+        if not (root / file).is_file():
+            raise BenchmarkError(
+                f"{root} is not a DomainBed checkout (no {file} in it): give --checkout the folder that `{CLONE}` makes"
+            )
+    return root
+
+
+def register(checkout: Path | str | None = None) -> Path:
+    """Imports upstream and puts our algorithms into its registries; twice does no more than once.
+
+    Args:
+        checkout: its folder; see `find_checkout`.
+
+    Returns:
+        The checkout's folder.
+
+    Raises:
+        BenchmarkError: no checkout, another one already imported, or a package missing that upstream needs.
+    """
+    root = find_checkout(checkout)
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    _stand_in_for_wilds()
+    algorithms = _import("domainbed.algorithms")
+    if not Path(algorithms.__file__ or "").resolve().is_relative_to(root):
+        raise BenchmarkError(f"domainbed is already imported, from {algorithms.__file__}: use one checkout a process")
+    for name, ours in ALGORITHMS.items():
+        if name not in vars(algorithms):  # ERM is upstream's own
+            setattr(algorithms, name, type(name, (Bridged, ours), {"__doc__": ours.__doc__}))
+            algorithms.ALGORITHMS.append(name)
+    _replace(algorithms, "get_algorithm_class", _get_algorithm_class)
+    _replace(_import("domainbed.hparams_registry"), "_hparams", _hparams)
+    _replace(_import("domainbed.lib.fast_data_loader"), "InfiniteDataLoader", _infinite_data_loader)
+    return root
+
+
+def _import(name: str) -> Any:
+    """A module of upstream's."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise BenchmarkError(f"DomainBed needs the package {error.name}: pip install {error.name}") from error
+
+
+def _replace(module: ModuleType, name: str, make: Callable[[Any], Any]) -> None:
+    """Puts `make(what is there)` in a module's place `name`, once."""
+    if not hasattr(original := getattr(module, name), "bridges"):
+        replacement = make(original)
+        replacement.bridges = original
+        setattr(module, name, replacement)
+
+
+def _stand_in_for_wilds() -> None:
+    """Lets `domainbed.datasets`, which imports two classes of wilds, be imported without it."""
+    missing = {"wilds.datasets.camelyon17_dataset": "Camelyon17Dataset", "wilds.datasets.fmow_dataset": "FMoWDataset"}
+    try:
+        for module in missing:
+            importlib.import_module(module)
+    except ImportError:  # not there, or made for another torch
+        for name in ("wilds", "wilds.datasets", *missing):
+            sys.modules[name] = importlib.util.module_from_spec(ModuleSpec(name, None))
+        for name, dataset in missing.items():
+            setattr(sys.modules[name], dataset, _no_wilds)
+
+
+def _no_wilds(*args: Any, **kwargs: Any) -> None:
+    raise BenchmarkError("this data set needs the package wilds: pip install wilds")
+
+
+class _Fit:
+    """Images as upstream hands them over → as a backbone wants them.
+
+    Upstream normalises what it resizes to 224 px with ImageNet's statistics; its 28 px images are in [0, 1], with
+    one channel or two (red and green).
+
+    Args:
+        given: (channels, height, width) of upstream's data set.
+        wanted: of the backbone.
+        stats: "backbone", or "imagenet" to keep the values as they are; see `backbones.INPUT_STATS`.
+    """
+
+    def __init__(self, given: Sequence[int], wanted: Inputs, stats: str) -> None:
+        self.size = wanted.size
+        photographs = tuple(given[1:]) == (224, 224)
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if photographs else ((0.0,) * 3, (1.0,) * 3)
+        keep = stats == "imagenet" or (mean, std) == (wanted.mean, wanted.std)
+        old_mean, old_std, new_mean, new_std = (
+            torch.tensor(values).view(-1, 1, 1) for values in (mean, std, wanted.mean, wanted.std)
+        )
+        self.affine = None if keep else (old_std / new_std, (old_mean - new_mean) / new_std)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A forward pre-hook: [batch, channels, height, width] → [batch, 3, *size]."""
+        x, *rest = inputs
+        if x.shape[1] == 1:
+            x = x.expand(-1, 3, -1, -1)
+        elif x.shape[1] == 2:
+            x = F.pad(x, (0, 0, 0, 0, 0, 1))
+        if tuple(x.shape[2:]) != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        if self.affine is not None:
+            scale, shift = (each.to(x.device) for each in self.affine)
+            x = x * scale + shift
+        return x, *rest
+
+
+class Bridged(Algorithm):
+    """An algorithm of ours under upstream's scripts: images of any shape become its backbone's."""
+
+    def __init__(
+        self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: dict[str, Any]
+    ) -> None:
+        hparams_registry.check(hparams)  # upstream takes --hparams as they come
+        stats = hparams.get("input_stats", "backbone")
+        if stats not in backbones.INPUT_STATS:
+            raise unknown("input_stats", str(stats), backbones.INPUT_STATS)
+        inputs = backbones.inputs(hparams["backbone"], hparams["image_size"])
+        super().__init__(inputs.shape, num_classes, num_domains, hparams)
+        self.backbone.register_forward_pre_hook(_Fit(input_shape, inputs, stats))
+
+
+def _registered(name: str) -> type[Bridged] | None:
+    """Our class of a name, with or without fixed hyperparameters; None for one of upstream's."""
+    found = vars(sys.modules["domainbed.algorithms"]).get(name.partition("@")[0])
+    return found if isinstance(found, type) and issubclass(found, Bridged) else None
+
+
+def _get_algorithm_class(upstreams: Callable[[str], Any]) -> Callable[[str], Any]:
+    def of(name: str) -> Any:
+        try:
+            return _registered(name) or upstreams(name)
+        except NotImplementedError:
+            raise unknown("algorithm", name, sys.modules["domainbed.algorithms"].ALGORITHMS) from None
+
+    return of
+
+
+def _hparams(upstreams: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Name to (default, random value), for our algorithms and upstream's."""
+
+    def of(algorithm: str, dataset: str, random_seed: int) -> dict[str, Any]:
+        if _registered(algorithm) is None:
+            found = upstreams(algorithm, dataset, random_seed)
+            return {name: tuple(map(_plain, pair)) for name, pair in found.items()}
+        base, fixed = parse_name(algorithm)
+        default = hparams_registry.default_hparams(base, dataset)
+        drawn = hparams_registry.random_hparams(base, dataset, random_seed)
+        for hparams in (default, drawn):
+            hparams.setdefault("input_stats", "backbone")
+            hparams_registry.apply(hparams, fixed, f"the name {algorithm!r}")
+        return {name: (default[name], drawn[name]) for name in default}
+
+    return of
+
+
+def _plain(value: Any) -> Any:
+    """A plain Python value: upstream's numpy scalars are refused by JSON (integers) or by weights_only loading."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _infinite_data_loader(upstreams: Any) -> type:
+    """Upstream's training loader, which says so where it would wait for a batch that never fills."""
+
+    class InfiniteDataLoader(upstreams):
+        def __init__(self, dataset: Any, weights: Any, batch_size: int, num_workers: int) -> None:
+            if weights is None and batch_size > len(dataset):
+                raise BenchmarkError(
+                    f"batch_size {batch_size} is larger than the {len(dataset)} images of a split: "
+                    f"lower it, e.g. --hparams '{{\"batch_size\": {max(1, len(dataset) // 2)}}}'"
+                )
+            super().__init__(dataset, weights, batch_size, num_workers)
+
+    return InfiniteDataLoader
+
+
+def set_workers(count: int) -> None:
+    """Sets how many processes each of upstream's loaders has, for every data set.
+
+    Args:
+        count: 0 loads in the run's own process.
+    """
+    for each in vars(_import("domainbed.datasets")).values():
+        if isinstance(each, type) and "N_WORKERS" in vars(each):
+            setattr(each, "N_WORKERS", count)  # noqa: B010  (not an attribute of every type)
+
+
+@contextmanager
+def rerouted(train: Sequence[str]) -> Iterator[None]:
+    """Has upstream's launchers start runs by another command than `python -m domainbed.scripts.train`.
+
+    Args:
+        train: the words that stand in its place.
+    """
+    launchers = _import("domainbed.command_launchers")
+    registry, old, new = launchers.REGISTRY, "python -m domainbed.scripts.train ", f"{shlex.join(train)} "
+
+    def reroute(launcher: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+        return lambda commands: launcher([command.replace(old, new, 1) for command in commands])
+
+    launchers.REGISTRY = {name: reroute(launcher) for name, launcher in registry.items()}
+    try:
+        yield
+    finally:
+        launchers.REGISTRY = registry
+
+
+def run(script: str, arguments: Sequence[str]) -> None:
+    """Runs one of upstream's scripts in this process; `register` comes first.
+
+    Args:
+        script: one of `SCRIPTS`.
+        arguments: the script's.
+
+    Raises:
+        BenchmarkError: a mistake in the input; the run's err.txt has it too.
+    """
+    # The scripts put a Tee in the place of the standard streams, and leave it there.
+    kept = sys.argv, sys.stdout, sys.stderr
+    sys.argv = [script, *arguments]
+    try:
+        runpy.run_module(f"domainbed.scripts.{script}", run_name="__main__", alter_sys=True)
+    except BenchmarkError as error:
+        if (log := getattr(sys.stderr, "file", None)) is not None:  # a Tee, which itself prints on standard output
+            print(f"error: {error}", file=log, flush=True)
+        raise
+    except ModuleNotFoundError as error:
+        raise BenchmarkError(f"DomainBed needs the package {error.name}: pip install {error.name}") from error
+    finally:
+        sys.argv, sys.stdout, sys.stderr = kept
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = CommandLine(
+        prog="python -m domainbed_ext.upstream",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkout", metavar="DIR", help="folder of the DomainBed checkout")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes of each loader (upstream's 8); 0: none")
+    parser.add_argument("script", help=", ".join(SCRIPTS))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: `python -m domainbed_ext.upstream`."""
+    args = make_parser().parse_args(argv)
+    if args.script not in SCRIPTS:
+        raise unknown("script", args.script, SCRIPTS)
+    root = register(args.checkout)
+    again = [sys.executable, "-m", "domainbed_ext.upstream", "--checkout", str(root)]
+    if args.workers is not None:
+        if args.workers < 0:
+            raise BenchmarkError(f"--workers {args.workers}: give 0 or more")
+        set_workers(args.workers)
+        again += ["--workers", str(args.workers)]
+    with rerouted([*again, "train"]):
+        run(args.script, args.arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,34 @@
+"""What upstream's code (facebookresearch/DomainBed @ b93c22a) made of fixed input, held against ours without it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from domainbed_ext import sweep, tables
+from domainbed_ext.model_selection import method
+from domainbed_ext.scores import Results
+from tests.compat import compare
+
+GOLDEN = json.loads(compare.GOLDEN.read_text())
+
+
+@pytest.mark.parametrize("name", compare.UPSTREAM_METHODS)
+@pytest.mark.parametrize("seed", compare.GOLDEN_SEEDS)
+def test_tables_are_upstreams(seed, name):
+    results = Results(compare.generate(np.random.RandomState(seed)), [method(name)])
+    for title, columns, *rows in GOLDEN["tables"][str(seed)][name]:
+        dataset = re.match(r"(?:Dataset: )?(\w+), model selection method: ", title)[1]
+        if dataset == "Averages":
+            ours = tables.averages_table(results, method(name))
+        else:
+            ours = tables.domain_table(results, method(name), dataset)
+        assert ours.columns == columns
+        assert sorted(ours.rows) == rows
+
+
+@pytest.mark.parametrize("line", compare.SWEEPS)
+def test_jobs_have_upstreams_folders_in_its_order(line):
+    jobs = sweep.make_jobs(compare.parse_sweep(line, "PACS"))
+    assert [job.folder.path.name for job in jobs] == GOLDEN["folders"]["PACS"][line]

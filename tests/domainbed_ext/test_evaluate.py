@@ -1,0 +1,116 @@
+"""What a run saved gives its recorded accuracies again."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from domainbed_ext import evaluate, train
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.records import RunFolder
+
+
+@pytest.fixture
+def run(make_args):
+    """Makes a run of three steps, evaluated at each."""
+
+    def make(**overrides):
+        args = make_args(**{"checkpoint_freq": 1, "algorithm": "LP", **overrides})
+        assert train.run(args, lambda share: None) == 0
+        return RunFolder(args.output_dir)
+
+    return make
+
+
+def change(folder, **changes):
+    lines = (folder.path / "results.jsonl").read_text().splitlines()
+    records = [{**json.loads(line), **changes} for line in lines]
+    (folder.path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_the_best_step_of_an_adapter_is_reproduced(run, capsys, monkeypatch):
+    folder = run(algorithm="BOnly", train_eval_share=0.5)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(pickle, "load", refuse)
+    assert evaluate.main(["--run", str(folder.path)]) == 0
+    assert "All 8 accuracies are as recorded." in capsys.readouterr().out
+
+
+def test_best_last_and_every_saved_step_are_reproduced(run, monkeypatch):
+    folder = run(
+        hparams='{"lr": 0.01}',
+        protocol="domainbed",  # evaluates on augmented images, of this step's draw
+        save_model_every_checkpoint=True,
+    )
+    for step in ("best", "last", "0", "1", "2"):
+        record, reproduced = evaluate.evaluate(folder, step)
+        assert len(reproduced) == 8 and evaluate.difference(record, reproduced) == ""
+    assert len({tuple(r[f"env{i}_out_acc"] for i in range(4)) for r in folder.records()}) == 3
+
+
+def test_the_last_step_is_saved_where_it_is_not_the_best(run, monkeypatch):
+    monkeypatch.setattr(train, "better", lambda val_acc, than: than is None)
+    folder = run(evaluate="lean", protocol="single_source", source_envs=["plain"])
+    assert {path.name for path in folder.path.iterdir() if path.is_dir()} == {"selected", "last"}
+    monkeypatch.setattr(evaluate, "best_step", lambda records: records[0])
+    for step, size in (("best", 8), ("last", 8)):
+        record, reproduced = evaluate.evaluate(folder, step)
+        assert len(reproduced) == size and evaluate.difference(record, reproduced) == ""
+    with pytest.raises(BenchmarkError, match="saved nothing at step 1: give --step best or last"):
+        evaluate.evaluate(folder, "1")
+    with pytest.raises(BenchmarkError, match="--step 7: this run has best, last, 0, 1, 2"):
+        evaluate.evaluate(folder, "7")
+
+
+def test_a_difference_is_exit_code_1_and_one_sentence(run, capsys):
+    folder = run(checkpoint_freq=0)
+    change(folder, env1_out_acc=0.9875)
+    assert evaluate.main(["--run", str(folder.path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "1 of 8 accuracies are not as recorded (the images or the weights are not the run's)\n"
+    assert "0.987500" in printed.out and printed.out.count("differs") == 1
+    change(folder, versions={"torch": "1.0"})
+    evaluate.main(["--run", str(folder.path)])
+    assert "it ran elsewhere: " in (sentence := capsys.readouterr().err) and "torch 1.0 then" in sentence
+
+
+def test_data_that_has_moved(run, pacs_like, tmp_path):
+    folder = run(
+        dataset="PACS",
+        data_dir=str(pacs_like),
+        backbone="test_vit",
+        weights="none",
+        hparams='{"batch_size": 4, "image_size": 48}',
+    )
+    moved = tmp_path / "moved"
+    pacs_like.rename(moved)
+    with pytest.raises(BenchmarkError, match="no folder .*data/PACS"):
+        evaluate.evaluate(folder)
+    record, reproduced = evaluate.evaluate(folder, data_dir=str(moved))
+    assert evaluate.difference(record, reproduced) == ""
+    (moved / "PACS" / "photo" / "dog" / "pic_003.png").unlink()
+    with pytest.raises(BenchmarkError, match="env2_(in|out) has 1?[0-9] images here and had 1?[0-9] in the run"):
+        evaluate.evaluate(folder, data_dir=str(moved))
+
+
+def test_what_cannot_be_evaluated_gets_a_sentence(run, tmp_path):
+    with pytest.raises(BenchmarkError, match=r"nowhere holds no finished run \(not launched\)"):
+        evaluate.evaluate(RunFolder(tmp_path / "nowhere"))
+    folder = run(checkpoint_freq=0, skip_model_save=True)
+    with pytest.raises(BenchmarkError, match="saved nothing: run it again without --skip_model_save"):
+        evaluate.evaluate(folder)
+    (folder.path / "selected").mkdir()
+    (folder.path / "selected" / "trained.safetensors").write_text("hello")
+    with pytest.raises(BenchmarkError, match="cannot load what the run saved"):
+        evaluate.evaluate(folder)
+    change(folder, split_sizes=None)
+    record = folder.records()[0]
+    del record["split_sizes"]
+    (folder.path / "results.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(BenchmarkError, match="was not written by this version"):
+        evaluate.evaluate(folder)
