@@ -42,6 +42,7 @@ def test_a_killed_worker_is_replaced(tmp_path):
 
 
 def test_an_interrupt_stops_the_workers(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     started, after = tmp_path / "started", tmp_path / "after"
     code = f"import time; open({str(started)!r}, 'w'); time.sleep(3); open({str(after)!r}, 'w')"
     sleep = shlex.join([sys.executable, "-c", code])
@@ -52,8 +53,11 @@ def test_an_interrupt_stops_the_workers(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        get_launcher("local")([sleep, sleep], 1, lambda index, share: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            get_launcher("local")([sleep, sleep], 1, lambda index, share: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not after.exists()
 
 

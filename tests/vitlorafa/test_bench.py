@@ -1,5 +1,6 @@
 import csv
 import json
+import weakref
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -300,3 +301,11 @@ def test_command_line_on_a_gpu(tmp_path, capsys):
     assert run(tmp_path, "--device", "cuda", "--precision", "bf16") == 0
     rows = list(csv.DictReader((tmp_path / "out" / f"memory_{report.file_name('cuda')}.csv").open()))
     assert all(float(row["peak_mib"]) > float(row["step_peak_mib"]) > 0 for row in rows)
+
+
+def test_weighing_leaves_nothing_behind():
+    contestant = build("B-folded", SMALL)
+    seen = []
+    contestant.model.blocks[0].mlp.fc1.register_forward_hook(lambda module, args, y: seen.append(weakref.ref(y)))
+    measure.saved(contestant, SMALL)
+    assert len(seen) == 2 and not any(ref() is not None for ref in seen)

@@ -230,7 +230,9 @@ def _saved_bytes(contestant: Contestant, case: Case, size: int) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in owned:
             sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor  # alive until the loss is gone, so that no address is used twice
+        # Alive until the loss is gone, so that no address is used twice; detached, for a node that holds its own
+        # output would never go.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = _loss(model, case, *batch(case, size))
