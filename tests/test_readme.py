@@ -1,5 +1,6 @@
 """What the README shows is what was measured, and what it tells people to run is there."""
 
+import csv
 import re
 import subprocess
 import sys
@@ -18,6 +19,23 @@ def test_its_tables_are_the_measured_ones(name):
     measured = (ROOT / "results" / name / "results.md").read_text(encoding="utf-8").splitlines()
     assert len(rows) >= 7
     assert [row for row in rows if row not in measured] == []
+
+
+def test_its_costs_are_the_measured_ones():
+    def measured(what, key, value):
+        (path,) = (ROOT / "results" / "bench").glob(f"{what}_*.csv")
+        with path.open(encoding="utf-8") as file:
+            return {(row["method"], float(row[key])): float(row[value]) for row in csv.DictReader(file)}
+
+    steps, kept = measured("step", "rank", "ratio_to_floor"), measured("memory", "dropout", "kept_mib")
+    shown = README.split("<!-- bench -->")[1].split("<!-- /bench -->")[0]
+    numbers = [[float(n) for n in re.findall(r"([0-9.]+) (?:×|MiB)", line)] for line in shown.splitlines()]
+    methods = ["floor", "B-folded", "lora_plain", "peft_lora_fa", "peft_lora"]
+    with_dropout = ["floor", "B-separate", *methods[2:]]
+    assert [row for row in numbers if row] == [
+        [round(steps[one, 8], 2), round(steps[one, 64], 2), round(kept[one, 0]), round(kept[other, 0.1])]
+        for one, other in zip(methods, with_dropout, strict=True)
+    ]
 
 
 def test_its_pictures_and_make_targets_exist():
