@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from domainbed_ext.grid import NOT_RECORDED
 from domainbed_ext.model_selection import Record, training_environments
 
 SIGMA = 0.5
@@ -121,7 +122,7 @@ def cells(records: Iterable[Record]) -> list[str]:
         known = [100 * value for value in values if value is not None]
         mean = sum(known) / len(known) if known else math.nan
         complete = bool(known) and len(known) == len(values)
-        texts.append((f"{mean:,.0f}" if mean >= 100 else f"{mean:.1f}") if complete else "-")
+        texts.append((f"{mean:,.0f}" if mean >= 100 else f"{mean:.1f}") if complete else NOT_RECORDED)
     return texts
 
 

@@ -30,6 +30,11 @@ def warning(results: Results, method: SelectionMethod, datasets: list[str]) -> s
     return alone + (f" Incomplete: {', '.join(lacking)}." if lacking else "")
 
 
+def roles(names: Sequence[str], source: int) -> list[str]:
+    """The columns of a single source's environments: the one trained on is in domain (ID), all others out (OOD)."""
+    return [f"{name} ({'ID' if env == source else 'OOD'})" for env, name in enumerate(names)]
+
+
 def train_share(records: Iterable[Record]) -> str:
     """How much of the training images the train accuracies are of, where runs saved time on a part of them."""
     shares = {float(record["args"].get("train_eval_share") or 1) for record in records}

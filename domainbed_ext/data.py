@@ -128,8 +128,9 @@ class Minibatches(Dataset[list[Minibatch]]):
         sampling: str = "replacement",
     ) -> None:
         self.splits, self.transform, self.batch_size, self.seed = splits, transform, batch_size, seed
-        self.balanced, self.sampling = balanced, sampling
+        self.sampling = sampling
         self.classes = [_classes(split) if balanced else [np.arange(len(split))] for split in splits]
+        self.weights = [_balanced_weights(classes) if balanced else None for classes in self.classes]
 
     def __getitem__(self, step: int) -> list[Minibatch]:
         return [self._draw(step, place) for place in range(len(self.splits))]
@@ -145,12 +146,8 @@ class Minibatches(Dataset[list[Minibatch]]):
         return images, torch.tensor([label for _, label in samples])
 
     def _replacement(self, seed: int, place: int) -> Sequence[int]:
-        weights = None
-        if self.balanced:
-            weights = np.empty(len(self.splits[place]))
-            for members in self.classes[place]:
-                weights[members] = 1.0 / (len(members) * len(self.classes[place]))
-        return np.random.default_rng(seed).choice(len(self.splits[place]), self.batch_size, p=weights).tolist()
+        split, weights = self.splits[place], self.weights[place]
+        return np.random.default_rng(seed).choice(len(split), self.batch_size, p=weights).tolist()
 
     def _epochs(self, step: int, place: int) -> list[int]:
         """The step's part of an endless row of draws: rounds, in which each class has one turn, in random order; a
@@ -174,6 +171,14 @@ def _classes(split: Split) -> list[np.ndarray]:
     """Where in a split the images of each class are that it has any of."""
     labels = np.asarray(split.environment.targets)[np.asarray(split.keys)]
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
+def _balanced_weights(classes: Sequence[np.ndarray]) -> np.ndarray:
+    """Of each image, so that every class is drawn equally often."""
+    weights = np.empty(sum(map(len, classes)))
+    for members in classes:
+        weights[members] = 1.0 / (len(members) * len(classes))
+    return weights
 
 
 def training_stream(minibatches: Minibatches, steps: range, workers: int) -> Iterator[list[Minibatch]]:

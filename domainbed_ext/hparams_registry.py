@@ -87,8 +87,8 @@ def _entries(algorithm: str, dataset: str) -> dict[str, Entry]:
     return entries
 
 
-def _plain(value: Any) -> Any:
-    """A plain Python value: a NumPy scalar would change seeds and break JSON."""
+def plain(value: Any) -> Any:
+    """A plain Python value: a NumPy scalar changes seeds, and JSON and weights_only loading refuse it."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -117,7 +117,7 @@ def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
         Name to plain Python value.
     """
     return {
-        name: _plain(draw(RandomState(seed_hash(seed, name))))
+        name: plain(draw(RandomState(seed_hash(seed, name))))
         for name, (_, draw) in _entries(algorithm, dataset).items()
     }
 

@@ -22,7 +22,7 @@ from domainbed_ext.model_selection import Record, training_environments
 from domainbed_ext.protocols import protocol_of
 from domainbed_ext.scores import Results, algorithm_order, dataset_order
 from domainbed_ext.style import colour
-from domainbed_ext.summaries import environment_names
+from domainbed_ext.summaries import by_run, environment_names
 
 ASSETS = Path(__file__).parent / "assets"
 PICTURES = {
@@ -162,13 +162,10 @@ def _runs(results: Results, tables: Iterable[Table]) -> list[Run]:
         for origins in table.origins.values():
             for run, step in origins:
                 chosen.setdefault(run, set()).add(step)
-    by_run: dict[str, list[Record]] = {}
-    for record in results.records:
-        by_run.setdefault(record["run"], []).append(record)
     environments = environment_names(results.records)
     algorithms = list({record["args"]["algorithm"]: None for record in results.records})
     found, anchors = [], set()
-    for name, records in sorted(by_run.items(), key=lambda item: _order(item[1][0])):
+    for name, records in sorted(by_run(results.records).items(), key=lambda item: _order(item[1][0])):
         moments, last = trajectory(records), max(records, key=lambda record: record["step"])
         anchor = "run-" + re.sub(r"[^A-Za-z0-9_-]", "-", name)
         while anchor in anchors:

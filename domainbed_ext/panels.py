@@ -1,13 +1,17 @@
 """What the plots show: a panel for each data set of leave-one-out runs, and each source of single-source ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from domainbed_ext.curves import Moment, trajectory
 from domainbed_ext.model_selection import Record
-from domainbed_ext.scores import Results, Summary, recorded
+from domainbed_ext.scores import Metric, Results, Score, SourceScore
+from domainbed_ext.single_source import SingleSourceMetric
+from domainbed_ext.summaries import Summary, by_run, labelled, recorded
+
+Runs = dict[str, list[Record]]  # each run's records
 
 
 @dataclass(frozen=True)
@@ -70,62 +74,66 @@ def panels(results: Results) -> list[Panel]:
     Returns:
         Leave-one-out first, single source after.
     """
-    by_run: dict[str, list[Record]] = {}
-    for record in results.records:
-        by_run.setdefault(record["run"], []).append(record)
-    return [*_left_out(results, by_run), *_single_source(results, by_run)]
+    runs = by_run(results.records)
+    return [*_left_out(results, runs), *_single_source(results, runs)]
 
 
-def _left_out(results: Results, by_run: dict[str, list[Record]]) -> list[Panel]:
+def _left_out(results: Results, runs: Runs) -> list[Panel]:
     method, found = results.main_method, []
+    metrics: list[Metric] = ["in_domain", "out_of_domain", "gap_source", "gap_target"]
     for dataset in results.environments:
-        points, trajectories = [], {}
+        panel = Panel(dataset, method.title, "standard error over trials", [])
         for algorithm in results.algorithms:
-            inside = results.summary(method, dataset, algorithm, "in_domain")
-            outside = results.summary(method, dataset, algorithm, "out_of_domain")
-            gap_inside = results.summary(method, dataset, algorithm, "gap_source")
-            gap_outside = results.summary(method, dataset, algorithm, "gap_target")
-            if not (inside and outside and gap_inside and gap_outside and _finite(inside, outside)):
-                continue
+            figures = [results.summary(method, dataset, algorithm, metric) for metric in metrics]
             scores = results.scores(method, dataset, algorithm)
-            label = _label(algorithm, results.incomplete(method, dataset, algorithm))
-            size = _mean(recorded(scores, "trainable_parameters"))
-            points.append(Point(algorithm, label, inside, outside, gap_inside, gap_outside, size))
-            trajectories[algorithm] = _trajectories([score.selection.record for score in scores], by_run)
-        found.append(Panel(dataset, method.title, "standard error over trials", points, trajectories))
+            _add(panel, algorithm, results.incomplete(method, dataset, algorithm), figures, scores, runs)
+        found.append(panel)
     return found
 
 
-def _single_source(results: Results, by_run: dict[str, list[Record]]) -> list[Panel]:
+def _single_source(results: Results, runs: Runs) -> list[Panel]:
     if (single := results.single) is None:
         return []
     found = []
     for dataset, sources in single.sources.items():
         for source in sources:
-            points, trajectories = [], {}
-            for algorithm in single.algorithms:
-                inside = single.summary(dataset, algorithm, source, "accuracy", source)
-                outside = single.summary(dataset, algorithm, source, "accuracy")
-                gap_inside = single.summary(dataset, algorithm, source, "gap", source)
-                gap_outside = single.summary(dataset, algorithm, source, "gap")
-                if not (inside and outside and gap_inside and gap_outside and _finite(inside, outside)):
-                    continue
-                scores = single.scores(dataset, algorithm, source)
-                label = _label(algorithm, single.incomplete(dataset, algorithm, source))
-                size = _mean(recorded(scores, "trainable_parameters"))
-                inside, outside, gap_inside, gap_outside = map(_drawable, (inside, outside, gap_inside, gap_outside))
-                points.append(Point(algorithm, label, inside, outside, gap_inside, gap_outside, size))
-                trajectories[algorithm] = _trajectories([score.record for score in scores], by_run)
             title = f"{dataset}, from {single.environments[dataset][source]} alone"
-            found.append(
-                Panel(title, "source-domain validation set", "standard deviation over trials", points, trajectories)
-            )
+            panel = Panel(title, "source-domain validation set", "standard deviation over trials", [])
+            places: list[tuple[SingleSourceMetric, int | None]] = [
+                ("accuracy", source),
+                ("accuracy", None),
+                ("gap", source),
+                ("gap", None),
+            ]
+            for algorithm in single.algorithms:
+                figures = [single.summary(dataset, algorithm, source, metric, env) for metric, env in places]
+                scores = single.scores(dataset, algorithm, source)
+                lack = single.incomplete(dataset, algorithm, source)
+                _add(panel, algorithm, lack, [each and _drawable(each) for each in figures], scores, runs)
+            found.append(panel)
     return found
 
 
-def _trajectories(chosen: list[Record], by_run: dict[str, list[Record]]) -> list[list[Moment]]:
-    runs = dict.fromkeys(record["run"] for record in chosen)
-    return [trajectory(by_run[run]) for run in runs]
+def _add(
+    panel: Panel,
+    algorithm: str,
+    lack: str,
+    figures: Sequence[Summary | None],
+    scores: Sequence[Score | SourceScore],
+    runs: Runs,
+) -> None:
+    """Adds an algorithm to a panel, if it has all four figures: accuracies and gaps, in and out of domain each."""
+    inside, outside, gap_inside, gap_outside = figures
+    if not (inside and outside and gap_inside and gap_outside and _finite(inside, outside)):
+        return
+    size = _mean(recorded(scores, "trainable_parameters"))
+    label = labelled(algorithm, lack)
+    panel.points.append(Point(algorithm, label, inside, outside, gap_inside, gap_outside, size))
+    panel.trajectories[algorithm] = _trajectories([score.selection.record for score in scores], runs)
+
+
+def _trajectories(chosen: list[Record], runs: Runs) -> list[list[Moment]]:
+    return [trajectory(runs[run]) for run in dict.fromkeys(record["run"] for record in chosen)]
 
 
 def _drawable(found: Summary) -> Summary:
@@ -135,10 +143,6 @@ def _drawable(found: Summary) -> Summary:
 
 def _finite(*found: Summary) -> bool:
     return bool(np.isfinite([summary.mean for summary in found]).all())
-
-
-def _label(algorithm: str, lack: str) -> str:
-    return f"{algorithm} ({lack})" if lack else algorithm
 
 
 def _mean(counts: list[int]) -> Summary | None:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from domainbed_ext import resources
-from domainbed_ext.captions import origins
+from domainbed_ext.captions import origins, roles
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.grid import MISSING, Cell, Origin, Table, narrow, signed
 from domainbed_ext.scores import Results, SingleSource, Summary
@@ -227,11 +227,10 @@ def _table(single: SingleSource, theirs: PaperSource, names: dict[str, str], qua
         )
         rows.append([algorithm, "difference", *(_signed(ours, cell) for ours, cell in pairs)])
     numbers = {"accuracy": "12" if dataset == "TerraIncognita" else "7 and 11", "gap": "13"}[quantity]
-    columns = [f"{name} ({'ID' if env == source else 'OOD'})" for env, name in enumerate(theirs.environments)]
     what = "Accuracy" if quantity == "accuracy" else "Train accuracy minus accuracy"
     return Table(
         f"{dataset}, {'accuracy' if quantity == 'accuracy' else 'generalisation gap'} beside the paper's",
-        ["Algorithm", "Whose", *columns, "OOD mean"],
+        ["Algorithm", "Whose", *roles(theirs.environments, source), "OOD mean"],
         rows,
         f"{what} in %, trained on {theirs.environments[source]} alone, mean ± standard deviation over trials; paper: "
         f"{CITATION}, table{'s' if ' ' in numbers else ''} {numbers}, its OOD mean the plain average of its printed "

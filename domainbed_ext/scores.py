@@ -6,7 +6,7 @@ standard deviation (ddof = 0) over trials by the root of their number.
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -34,6 +34,8 @@ from domainbed_ext.summaries import (
     algorithm_order,
     dataset_order,
     environment_names,
+    parameter_counts,
+    recorded,
     summarise,
 )
 
@@ -233,10 +235,7 @@ class Results:
                         for env, name in [*enumerate(names), (None, "Avg")]
                     ]
                     trials = len({score.group.trial_seed for score in scores})
-                    for count in ("trainable_parameters", "total_parameters"):
-                        values = recorded(scores, count)
-                        mean = Summary(float(np.mean(values)), float("nan"), trials) if values else None
-                        figures.append((count, "Avg", mean))
+                    figures += [(count, "Avg", mean) for count, mean in parameter_counts(scores, trials)]
                     key = {"dataset": dataset, "algorithm": algorithm, "selection": method.name, "source": ""}
                     key["protocol"] = " ".join(sorted({protocol_of(score.selection.record) for score in scores}))
                     rows += [
@@ -269,8 +268,3 @@ class Results:
             for score in self.scores(method, dataset, algorithm)
         ]
         return pd.DataFrame(rows + (self.single.selected() if self.single else []))
-
-
-def recorded(scores: Iterable[Score | SourceScore], key: str) -> list[int]:
-    """The values of a key that the chosen records may lack."""
-    return [score.selection.record[key] for score in scores if score.selection.record.get(key) is not None]

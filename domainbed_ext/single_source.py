@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import (
     SOURCE_HOLDOUT,
@@ -24,7 +22,13 @@ from domainbed_ext.model_selection import (
     training_environments,
 )
 from domainbed_ext.protocols import SINGLE_SOURCE
-from domainbed_ext.summaries import Summary, algorithm_order, environment_names, summarise_spread
+from domainbed_ext.summaries import (
+    Summary,
+    algorithm_order,
+    environment_names,
+    parameter_counts,
+    summarise_spread,
+)
 
 SingleSourceMetric = Literal["accuracy", "gap", "train"]
 
@@ -188,9 +192,8 @@ class SingleSource:
             for env, environment in places:
                 yield name, environment, self.summary(dataset, algorithm, source, metric, env)
         scores = self.scores(dataset, algorithm, source)
-        for count in ("trainable_parameters", "total_parameters"):
-            if values := [score.record[count] for score in scores if score.record.get(count) is not None]:
-                yield count, "Avg", Summary(float(np.mean(values)), float("nan"), len(scores))
+        for count, mean in parameter_counts(scores, len(scores)):
+            yield count, "Avg", mean
 
     def selected(self) -> list[dict[str, Any]]:
         """Where every figure comes from, as rows of `Results.selected`."""

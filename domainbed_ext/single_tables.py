@@ -1,9 +1,10 @@
 """The tables of single-source runs, as Zhu et al. (2024) lay theirs out: accuracy (11, 12) and gap (13)."""
 
 from domainbed_ext import bounds
-from domainbed_ext.captions import origins, parameters, train_share
-from domainbed_ext.grid import Origin, Table, narrow, ranked
+from domainbed_ext.captions import origins, parameters, roles, train_share
+from domainbed_ext.grid import NOT_RECORDED, Origin, Table, narrow, ranked
 from domainbed_ext.scores import SingleSource, Summary
+from domainbed_ext.summaries import labelled
 
 
 def all_tables(single: SingleSource) -> list[Table]:
@@ -32,14 +33,17 @@ def accuracy_table(single: SingleSource, dataset: str, source: int) -> Table:
     environments = [*range(len(names)), None]
     grid = [[_comparable(single, dataset, algorithm, source, env) for env in environments] for algorithm in algorithms]
     rows = [
-        [_label(single, dataset, algorithm, source), parameters(single.scores(dataset, algorithm, source))]
+        [
+            labelled(algorithm, single.incomplete(dataset, algorithm, source)),
+            parameters(single.scores(dataset, algorithm, source)),
+        ]
         + [narrow(cell) for cell in cells]
         for algorithm, cells in zip(algorithms, grid, strict=True)
     ]
     best, second = ranked(grid, shift=2)
     return Table(
         f"{dataset}, single source {names[source]}: accuracy",
-        ["Algorithm", "Trainable", *_columns(names, source), "OOD mean"],
+        ["Algorithm", "Trainable", *roles(names, source), "OOD mean"],
         rows,
         f"Trained on {names[source]} alone. Trainable: parameters, and their share of all. {names[source]} (ID): "
         f"accuracy on its held-out {_holdout(single, dataset, source)}; the other columns (OOD): on environments not "
@@ -69,9 +73,15 @@ def gap_table(single: SingleSource, dataset: str, source: int) -> Table:
         gaps = [single.summary(dataset, algorithm, source, "gap", env) for env in [*range(len(names)), None]]
         train = single.summary(dataset, algorithm, source, "train")
         records = [score.record for score in single.scores(dataset, algorithm, source)]
-        rows.append([_label(single, dataset, algorithm, source), *map(narrow, [train, *gaps]), *bounds.cells(records)])
-    columns = ["Algorithm", "Train", *_columns(names, source), "OOD mean", "Lemma 4.5", "All trained"]
-    known = any(row[-2:] != ["-", "-"] for row in rows)
+        rows.append(
+            [
+                labelled(algorithm, single.incomplete(dataset, algorithm, source)),
+                *map(narrow, [train, *gaps]),
+                *bounds.cells(records),
+            ]
+        )
+    columns = ["Algorithm", "Train", *roles(names, source), "OOD mean", "Lemma 4.5", "All trained"]
+    known = any(row[-2:] != [NOT_RECORDED] * 2 for row in rows)
     if not known:
         columns, rows = columns[:-2], [row[:-2] for row in rows]
     scores = [score for algorithm in algorithms for score in single.scores(dataset, algorithm, source)]
@@ -91,15 +101,6 @@ def gap_table(single: SingleSource, dataset: str, source: int) -> Table:
 def _algorithms(single: SingleSource, dataset: str, source: int) -> list[str]:
     """Those that have runs of this source: sources may have been given different ones."""
     return [algorithm for algorithm in single.algorithms if single.scores(dataset, algorithm, source)]
-
-
-def _columns(names: list[str], source: int) -> list[str]:
-    return [f"{name} ({'ID' if env == source else 'OOD'})" for env, name in enumerate(names)]
-
-
-def _label(single: SingleSource, dataset: str, algorithm: str, source: int) -> str:
-    lack = single.incomplete(dataset, algorithm, source)
-    return f"{algorithm} ({lack})" if lack else algorithm
 
 
 def _comparable(single: SingleSource, dataset: str, algorithm: str, source: int, env: int | None) -> Summary | None:

@@ -2,13 +2,13 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.model_selection import Record, num_environments
+from domainbed_ext.model_selection import Record, Selection, num_environments
 
 # DomainBed's labels, for records that do not name their environments (its own), and its order of data sets.
 ENVIRONMENTS = {
@@ -76,6 +76,39 @@ def summarise_spread(values: Sequence[float]) -> Summary | None:
         return None
     spread = 100 * float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
     return Summary(100 * float(np.mean(values)), spread, len(values))
+
+
+class Scored(Protocol):
+    """What has a chosen record."""
+
+    @property
+    def selection(self) -> Selection:
+        """The chosen record and what it was chosen by."""
+
+
+def recorded(scores: Iterable[Scored], key: str) -> list[int]:
+    """The values of a key that the chosen records may lack."""
+    return [score.selection.record[key] for score in scores if score.selection.record.get(key) is not None]
+
+
+def parameter_counts(scores: Sequence[Scored], trials: int) -> Iterator[tuple[str, Summary]]:
+    """The mean of each count of parameters that was recorded, in numbers, which have no error."""
+    for count in ("trainable_parameters", "total_parameters"):
+        if values := recorded(scores, count):
+            yield count, Summary(float(np.mean(values)), float("nan"), trials)
+
+
+def labelled(algorithm: str, lack: str) -> str:
+    """An algorithm's name with what its runs lack, if anything."""
+    return f"{algorithm} ({lack})" if lack else algorithm
+
+
+def by_run(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Each run's records, runs and records in the order given."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["run"], []).append(record)
+    return found
 
 
 def environment_names(records: Iterable[Record]) -> dict[str, list[str]]:

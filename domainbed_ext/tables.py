@@ -5,9 +5,10 @@ A table is a grid of strings made from `Results`; `grid` shows it on a terminal,
 
 from domainbed_ext import bounds, single_tables
 from domainbed_ext.captions import origins, parameters, train_share, warning
-from domainbed_ext.grid import MISSING, Cell, Origin, Table, latex, markdown, narrow, ranked, show
+from domainbed_ext.grid import MISSING, NOT_RECORDED, Cell, Origin, Table, latex, markdown, narrow, ranked, show
 from domainbed_ext.model_selection import LEAVE_ONE_DOMAIN_OUT, SelectionMethod
 from domainbed_ext.scores import Metric, Results, Summary
+from domainbed_ext.summaries import labelled
 
 __all__ = [
     "all_tables",
@@ -101,7 +102,7 @@ def generalisation_table(results: Results, method: SelectionMethod, dataset: str
     chosen = [results.scores(method, dataset, algorithm) for algorithm in results.algorithms]
     rows = [
         [
-            f"{algorithm} ({lack})" if (lack := results.incomplete(method, dataset, algorithm)) else algorithm,
+            labelled(algorithm, results.incomplete(method, dataset, algorithm)),
             parameters(scores),
             *map(narrow, cells),
         ]
@@ -137,7 +138,7 @@ def bounds_tables(results: Results, method: SelectionMethod, dataset: str) -> li
         gap = results.summary(method, dataset, algorithm, "gap_source")
         rows.append([algorithm, narrow(gap), *bounds.cells(records)])
         sources |= {(row, column): origins(records) for column in range(1, 4)}
-    if all(row[2:] == ["-", "-"] for row in rows):
+    if all(row[2:] == [NOT_RECORDED] * 2 for row in rows):
         return []
     return [
         Table(

@@ -20,7 +20,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -227,7 +226,7 @@ def _hparams(upstreams: Callable[..., dict[str, Any]]) -> Callable[..., dict[str
     def of(algorithm: str, dataset: str, random_seed: int) -> dict[str, Any]:
         if _registered(algorithm) is None:
             found = upstreams(algorithm, dataset, random_seed)
-            return {name: tuple(map(_plain, pair)) for name, pair in found.items()}
+            return {name: tuple(map(hparams_registry.plain, pair)) for name, pair in found.items()}
         base, fixed = parse_name(algorithm)
         default = hparams_registry.default_hparams(base, dataset)
         drawn = hparams_registry.random_hparams(base, dataset, random_seed)
@@ -237,11 +236,6 @@ def _hparams(upstreams: Callable[..., dict[str, Any]]) -> Callable[..., dict[str
         return {name: (default[name], drawn[name]) for name in default}
 
     return of
-
-
-def _plain(value: Any) -> Any:
-    """A plain Python value: upstream's numpy scalars are refused by JSON (integers) or by weights_only loading."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _infinite_data_loader(upstreams: Any) -> type:

@@ -69,11 +69,11 @@ def to_fetch(place: Place, given: Sequence[Path]) -> list[Source]:
     Returns:
         The sources that are neither given nor downloaded already.
     """
-    sources = SOURCES[place.name]
-    names = {path.name for path in given}
-    if names - {source.name for source in sources}:
+    if not _all_named(place.name, given):
         return []
-    return [source for source in sources if source.name not in names and not (place.downloads / source.name).exists()]
+    names = {path.name for path in given}
+    missing = [source for source in SOURCES[place.name] if source.name not in names]
+    return [source for source in missing if not (place.downloads / source.name).exists()]
 
 
 def expand(name: str, archives: Sequence[str]) -> list[Path]:

@@ -8,7 +8,6 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 LINEARS = {"qkv": ("q", "k", "v"), "proj": ("proj",), "fc1": ("fc1",), "fc2": ("fc2",)}  # -> the targets in each
-WAYS = ("plain", "separate", "folded")
 
 
 @dataclass(frozen=True)
