@@ -95,6 +95,23 @@ class Algorithm(nn.Module):
         with precision.autocast(self.precision, self.device):
             return self.backbone(x.to(self.device, non_blocking=True)).float()
 
+    def training_state(self) -> dict[str, Any]:
+        """All that training changes, for a checkpoint: tensors and plain values.
+
+        That is everything in `state_dict()` but frozen parameters, and the state of every optimizer, schedule and the
+        like that is an attribute. A method with more to it overrides this and `load_training_state`.
+        """
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        tensors = {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+        parts = {name: part.state_dict() for name, part in vars(self).items() if hasattr(part, "load_state_dict")}
+        return {"tensors": tensors, "parts": parts}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Goes back to what `training_state` gave, in an algorithm of the same arguments."""
+        self.load_state_dict(state["tensors"], strict=False)
+        for name, part in state["parts"].items():
+            getattr(self, name).load_state_dict(part)
+
     def save(self, folder: Path) -> None:
         """Writes what was trained (not the backbone it started from) into a folder, as safetensors."""
         folder.mkdir(parents=True, exist_ok=True)

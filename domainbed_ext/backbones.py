@@ -1,5 +1,6 @@
 """A timm model, its weights and its own input statistics."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,25 @@ def create(name: str, weights: str, num_classes: int, image_size: int | None = N
     if image_size and image_size != inputs(name).size[0]:
         model.set_input_size(img_size=image_size)
     return model
+
+
+def digest(weights: str) -> str | None:
+    """What tells a weights file from another, wherever it lies.
+
+    Args:
+        weights: as `create` takes it.
+
+    Returns:
+        SHA-256 of the file's content, in hex; None where there is no file of the user's.
+    """
+    path = Path(weights).expanduser()
+    if weights in ("pretrained", "none") or not path.is_file():
+        return None
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            content.update(chunk)
+    return content.hexdigest()
 
 
 def _load(model: Any, name: str, path: Path) -> None:

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from domainbed_ext import page, plots, tables
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
+from domainbed_ext.files import write_atomically
 from domainbed_ext.grid import Table
 from domainbed_ext.model_selection import SELECTION_METHODS, method
-from domainbed_ext.records import load_records, not_writable, write_atomically
+from domainbed_ext.records import load_records, not_writable
 from domainbed_ext.scores import Results
 
 # Wider than any table: what is piped or written to a file must be neither wrapped nor cut off.
@@ -45,8 +46,11 @@ def collect(
     unfinished: bool = False,
     console: Console | None = None,
     paper: bool = False,
+    unreadable: list[str] | None = None,
 ) -> list[Path]:
     """Prints the tables of a folder of runs, writes them to files, and prints the files' paths.
+
+    A run whose records cannot be read is left out, which is said on standard error.
 
     Args:
         input_dir: the folder that holds the runs' folders.
@@ -56,6 +60,7 @@ def collect(
         unfinished: whether runs that are not done count too.
         console: where to print; by default standard output.
         paper: whether to add the asymmetry paper's tables beside ours, and what our runs say of its claims.
+        unreadable: takes the sentences about the runs that are left out.
 
     Returns:
         The paths of the files written.
@@ -66,7 +71,10 @@ def collect(
     """
     # A method named twice is one method.
     methods = list(dict.fromkeys(method(name) for name in selections)) if selections else None
-    results = Results(load_records(input_dir, unfinished), methods)
+    left_out = [] if unreadable is None else unreadable
+    results = Results(load_records(input_dir, unfinished, left_out), methods)
+    for sentence in left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
     shown = tables.all_tables(results)
     extra: dict[str, bytes] = {}
     if paper:
@@ -93,12 +101,8 @@ def collect(
     return paths
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-        arguments: the command line; by default the process's.
-    """
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = CommandLine(
         prog="python -m domainbed_ext.collect_results",
         description=DESCRIPTION,
@@ -121,13 +125,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="add the tables of Zhu et al. (2024) beside our single-source ones, and what ours say of its claims",
     )
     parser.add_argument("--latex", action="store_true", help="print the tables as a LaTeX document instead")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command.
+
+    Args:
+        arguments: the command line; by default the process's.
+
+    Returns:
+        The exit code: 1 if runs had to be left out of what was written.
+    """
+    args = make_parser().parse_args(arguments)
     console = Console(quiet=True) if args.latex else None
-    paths = collect(args.input_dir, args.output_dir, args.selection, args.unfinished, console, args.paper)
+    left_out: list[str] = []
+    paths = collect(args.input_dir, args.output_dir, args.selection, args.unfinished, console, args.paper, left_out)
     if args.latex:
         print(next(path for path in paths if path.suffix == ".tex").read_text(), end="")
         # Not on standard output, which is the document.
         print("written:", *paths, sep="\n  ", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:

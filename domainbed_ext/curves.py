@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.model_selection import Record, accuracy, target_accuracy, training_environments
+from domainbed_ext.model_selection import Record, accuracy, mean, target_accuracy, training_environments
 
 
 class Moment(NamedTuple):
@@ -63,7 +61,7 @@ def mean_trajectory(trajectories: Iterable[list[Moment]]) -> list[Moment]:
         for moment in moments:
             at[moment.step].append(moment)
     return [
-        Moment(step, *(float(np.mean(column)) for column in list(zip(*at[step], strict=True))[1:]))
+        Moment(step, *(mean(column) for column in list(zip(*at[step], strict=True))[1:]))
         for step in sorted(at)
         if len(at[step]) == len(runs)
     ]
@@ -72,6 +70,6 @@ def mean_trajectory(trajectories: Iterable[list[Moment]]) -> list[Moment]:
 def _mean(measured: Callable[[int], float], environments: list[int]) -> float:
     """In percent; NaN if one is not there, as where a run was told to evaluate less often."""
     try:
-        return 100 * float(np.mean([measured(env) for env in environments])) if environments else math.nan
+        return 100 * mean([measured(env) for env in environments])
     except (BenchmarkError, KeyError):
         return math.nan

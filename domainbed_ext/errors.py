@@ -4,7 +4,18 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterable
+from enum import IntEnum
 from typing import NoReturn
+
+
+class ExitCode(IntEnum):
+    """What the exit code of a run says; any other is a crash's."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_INPUT = 2
+    TAKEN = 69  # sysexits' EX_UNAVAILABLE: another process is at it
+    INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: it stopped where it can go on, so come again
 
 
 class BenchmarkError(Exception):

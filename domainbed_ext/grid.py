@@ -163,8 +163,7 @@ def show(console: Console, results: Results, tables: Iterable[Table]) -> None:
         results: the figures that the tables show, for a word on their number.
         tables: the tables.
     """
-    runs = len({record["run"] for record in results.records})
-    console.print(f"{runs} runs, {len(results.records)} records", highlight=False)
+    console.print(f"{len(results.runs)} runs, {len(results.records)} records", highlight=False)
     if warning := results.duplicates():
         console.print(Text(f"Note: {warning}", "yellow"), soft_wrap=True)
     for table in tables:

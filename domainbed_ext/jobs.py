@@ -1,20 +1,25 @@
 """The runs of a sweep: what each computes, and so what its folder is called."""
 
 import argparse
+import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from domainbed_ext import identity, options
 from domainbed_ext.algorithms import parse_name
 from domainbed_ext.datasets import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.options import NUMBERS
+from domainbed_ext.identity import Computation, Computations
 from domainbed_ext.protocols import SINGLE_SOURCE, check_evaluate, left_out_environments, source_environments
 from domainbed_ext.records import RunFolder
 from domainbed_ext.run_setup import environment_names
@@ -26,20 +31,34 @@ class Job:
     """A run of a sweep.
 
     Attributes:
-        train_args: arguments of `domainbed_ext.train` that say what is computed; DomainBed's names.
+        train_args: arguments of `domainbed_ext.train`, DomainBed's names; where its data lie among them.
         sweep_dir: folder of the sweep.
-        extra_args: arguments that change no number, e.g. the worker count, and so no identity.
+        extra_args: arguments that change no number, e.g. the worker count.
+        computation: what follows from the arguments, but for where anything lies: the run's identity.
+        adopted: name of a folder that holds this very run under DomainBed's name; None if there is none.
     """
 
     train_args: dict[str, Any]
     sweep_dir: Path
     extra_args: dict[str, Any]
+    computation: Computation
+    adopted: str | None = None
+
+    @cached_property
+    def name(self) -> str:
+        """Of the run's folder."""
+        return self.adopted or identity.name(self.computation)
 
     @property
     def folder(self) -> RunFolder:
-        """The run's folder, named by DomainBed's hash of the arguments."""
+        """The run's folder."""
+        return RunFolder(self.sweep_dir / self.name)
+
+    @property
+    def domainbed_hash(self) -> str:
+        """What DomainBed, and our first versions, call the folder: a hash of the arguments as they were typed."""
         text = json.dumps(self.train_args, sort_keys=True)
-        return RunFolder(self.sweep_dir / hashlib.md5(text.encode("utf-8")).hexdigest())
+        return hashlib.md5(text.encode("utf-8")).hexdigest()
 
     @property
     def argv(self) -> list[str]:
@@ -54,9 +73,19 @@ class Job:
         return argv
 
     @property
+    def args(self) -> Namespace:
+        """The run's arguments as `domainbed_ext.train` reads them."""
+        return options.make_parser().parse_args(self.argv)
+
+    @property
     def command(self) -> str:
         """The shell command that runs it."""
         return shlex.join([sys.executable, "-m", "domainbed_ext.train", *self.argv])
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Data set and algorithm."""
+        return self.train_args["dataset"], self.train_args["algorithm"]
 
     def __str__(self) -> str:
         names = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
@@ -67,23 +96,21 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
     """The runs of a sweep, in DomainBed's order.
 
     Args:
-        args: of `sweep.make_parser`, complete.
+        args: of `definitions.parse`.
 
     Returns:
         The jobs.
 
     Raises:
-        BenchmarkError: unknown data set, algorithm or environment, or options that contradict each other.
+        BenchmarkError: unknown data set, algorithm or environment, options that contradict each other, or weights
+            that are not there.
     """
     for algorithm in args.algorithms:
         parse_name(algorithm)
-    numbers = {name: getattr(args, name) for name in NUMBERS if getattr(args, name) is not None}
-    extra = {
-        "workers": args.workers,
-        "verify_images": args.verify_images,
-        "skip_model_save": args.skip_model_save,
-    }
+    numbers = {name: getattr(args, name) for name in options.NUMBERS if getattr(args, name) is not None}
+    extra = {name: getattr(args, name) for name in options.EXTRA}
     combinations = _test_envs(args)
+    computations, defaults = Computations(), vars(options.make_parser().parse_args([]))
     jobs = []
     for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), args.datasets, args.algorithms):
         for test_envs in combinations[dataset]:
@@ -101,8 +128,47 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
                 }
                 optional = {"steps": args.steps, "hparams": args.hparams}
                 train_args |= {name: value for name, value in optional.items() if value is not None}
-                jobs.append(Job(train_args | numbers, Path(args.output_dir), extra))
-    return jobs
+                train_args |= numbers
+                computation = computations.of(Namespace(**{**defaults, **train_args}))
+                jobs.append(Job(train_args, Path(args.output_dir), extra, computation))
+    return _adopt(jobs, names_in(Path(args.output_dir)))
+
+
+def names_in(sweep_dir: Path) -> set[str]:
+    """Of all that lies in a sweep's folder, read in one go.
+
+    Raises:
+        BenchmarkError: it cannot be read.
+    """
+    try:
+        return set(os.listdir(sweep_dir))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise BenchmarkError(
+            f"cannot read {sweep_dir} ({error.strerror}): have its owner let you, or give another --output_dir"
+        ) from error
+
+
+def _adopt(jobs: Iterable[Job], names: set[str]) -> list[Job]:
+    """Gives each job that has no folder one of DomainBed's name, if that holds this run and no other."""
+    return [
+        dataclasses.replace(job, adopted=old)
+        if names and job.name not in names and (old := job.domainbed_hash) in names and _is_of(job, old)
+        else job
+        for job in jobs
+    ]
+
+
+def _is_of(job: Job, name: str) -> bool:
+    """Whether the records in a folder of DomainBed's name, which says little, are of a job."""
+    try:
+        with (job.sweep_dir / name / "results.jsonl").open(encoding="utf-8") as file:
+            return not identity.contradicts(job.computation, json.loads(file.readline()))
+    except FileNotFoundError:  # it stopped before its first record
+        return True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no record: not ours to take over
+        return False
 
 
 def _test_envs(args: argparse.Namespace) -> dict[str, list[list[int]]]:

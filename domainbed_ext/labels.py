@@ -13,6 +13,8 @@ LABEL_SIZE = 9
 LEADER = "#9A9A9A"
 DISTANCES = (7, 10, 14, 18, 24, 32, 42, 54, 68)  # of a label to its point, in points of 1/72 inch
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
+# [places, 3]: distance and direction of each place that a label may have, the nearest first.
+PLACES = np.array([(distance, *direction) for distance, direction in itertools.product(DISTANCES, DIRECTIONS)])
 
 
 class Labelled(NamedTuple):
@@ -44,15 +46,13 @@ def place_labels(axes: Axes, points: Sequence[Labelled], renderer: RendererAgg) 
         size = np.array(measured.get_window_extent(renderer).size)
         measured.remove()
         point = axes.transData.transform(place)
-        options: list[tuple[float, int, np.ndarray, Bbox]] = []
-        for distance, direction in itertools.product(DISTANCES, DIRECTIONS):
-            # What stands at that distance is the side or corner of the label that faces the point.
-            offset = pixel * distance * np.array(direction) + (np.sign(direction) - 1) / 2 * size
-            box = Bbox([point + offset, point + offset + size])
-            # Areas in square pixels: any overlap worth seeing outweighs every distance.
-            hidden = sum(_overlap(box, other) for other in taken) + size.prod() - _overlap(box, frame)
-            options.append((round(hidden) + distance, distance, offset / pixel, box))
-        _, distance, offset, box = min(options, key=lambda option: option[0])
+        # What stands at its distance is the side or corner of the label that faces the point.
+        offsets = pixel * PLACES[:, :1] * PLACES[:, 1:] + (np.sign(PLACES[:, 1:]) - 1) / 2 * size
+        corners = point + offsets
+        # Areas in square pixels: any overlap worth seeing outweighs every distance.
+        hidden = sum(_overlaps(corners, size, other) for other in taken) + size.prod() - _overlaps(corners, size, frame)
+        best = int(np.argmin(np.round(hidden) + PLACES[:, 0]))
+        distance, offset, box = PLACES[best, 0], offsets[best] / pixel, Bbox([corners[best], corners[best] + size])
         leader = {"arrowstyle": "-", "color": LEADER, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5}
         axes.annotate(
             label,
@@ -67,7 +67,16 @@ def place_labels(axes: Axes, points: Sequence[Labelled], renderer: RendererAgg) 
         taken.append(box)
 
 
-def _overlap(one: Bbox, other: Bbox) -> float:
-    """The area that two boxes share, in square pixels."""
-    shared = Bbox.intersection(one, other)
-    return 0.0 if shared is None else float(shared.width * shared.height)
+def _overlaps(corners: np.ndarray, size: np.ndarray, other: Bbox) -> np.ndarray:
+    """The areas that boxes of one size share with another box, in square pixels.
+
+    Args:
+        corners: the lower left ones, [boxes, 2].
+        size: width and height, [2].
+        other: the other box.
+
+    Returns:
+        [boxes].
+    """
+    shared = np.minimum(corners + size, other.max) - np.maximum(corners, other.min)
+    return np.fmax(shared, 0).prod(axis=1)

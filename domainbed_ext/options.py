@@ -22,6 +22,14 @@ NUMBERS = (
 )
 
 
+# Arguments that say where and how a run computes what it does: they change no number, and so no identity. The file of
+# `--weights` counts by its content.
+PLACES = ("data_dir", "output_dir", "weights", "workers", "verify_images", "save_steps", "save_minutes", "time_limit")
+
+# What a sweep passes on to its runs beside their identity.
+EXTRA = ("workers", "verify_images", "skip_model_save", "save_steps", "save_minutes", "time_limit")
+
+
 def add_number_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options in `NUMBERS`, which runs and sweeps share."""
     group = parser.add_argument_group("protocol")
@@ -85,6 +93,20 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resume_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what runs and sweeps share of how a run goes on after it was stopped."""
+    group = parser.add_argument_group("going on", "a run that was stopped or killed goes on from its last checkpoint")
+    group.add_argument(
+        "--save_minutes",
+        type=float,
+        default=5.0,
+        metavar="M",
+        help="write a checkpoint every M minutes (%(default)g); 0: never",
+    )
+    group.add_argument("--save_steps", type=int, default=0, metavar="N", help="and every N steps (0: never)")
+    group.add_argument("--time_limit", type=float, metavar="M", help="minutes after which an attempt has failed (none)")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line of a run: DomainBed's arguments, and those in `NUMBERS`."""
     parser = CommandLine(
@@ -126,4 +148,5 @@ def make_parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=0, metavar="N", help="processes that prepare images; 0: the run itself does"
     )
     parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
+    add_resume_options(parser)
     return parser

@@ -6,7 +6,6 @@ The page is a single file that asks for nothing from anywhere. Its template, sty
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from domainbed_ext import __version__, plots
-from domainbed_ext.chart import HEIGHT, WIDTH, Chart, chart
-from domainbed_ext.curves import Moment, trajectory
+from domainbed_ext.chart import HEIGHT, WIDTH
 from domainbed_ext.grid import Origin, Table
-from domainbed_ext.model_selection import Record, training_environments
-from domainbed_ext.protocols import protocol_of
-from domainbed_ext.scores import Results, algorithm_order, dataset_order
-from domainbed_ext.style import colour
-from domainbed_ext.summaries import by_run, environment_names
+from domainbed_ext.model_selection import Record
+from domainbed_ext.page_runs import Run, chosen_steps, entries, last_records, with_entries
+from domainbed_ext.scores import Results, dataset_order
 
 ASSETS = Path(__file__).parent / "assets"
 PICTURES = {
@@ -43,49 +39,6 @@ _THEMED = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run as the page shows it.
-
-    Attributes:
-        anchor: its place in the page.
-        name: of its folder.
-        algorithm: its name.
-        colour: of the algorithm in the plots.
-        where: the environments it was trained on, in words.
-        record: its last record, for what holds of the whole run.
-        moments: its evaluations.
-        chosen: the steps that some table's number is from.
-        charts: loss and accuracies, if it was evaluated more than once.
-    """
-
-    anchor: str
-    name: str
-    algorithm: str
-    colour: str
-    where: str
-    record: Record
-    moments: list[Moment]
-    chosen: list[int]
-    charts: list[Chart]
-
-    @property
-    def shown(self) -> Moment:
-        """The evaluation of its first chosen step, or its last."""
-        return next((moment for moment in self.moments if moment.step in self.chosen), self.moments[-1])
-
-    @property
-    def seeds(self) -> dict[str, Any]:
-        """What makes it this run and not another."""
-        args = self.record["args"]
-        names = ("trial_seed", "hparams_seed", "seed", "test_envs", "holdout_fraction", "steps")
-        facts = {name.replace("_", " "): args[name] for name in names if args.get(name) is not None}
-        extra = {"protocol": protocol_of(self.record), "precision": self.record.get("precision")}
-        if count := self.record.get("trainable_parameters"):
-            facts["trainable parameters"] = f"{count:,}"
-        return {**facts, **{name: value for name, value in extra.items() if value is not None}}
-
-
 def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
     """The page of a set of runs.
 
@@ -95,9 +48,10 @@ def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Figure
         figures: as `plots.all_plots` draws them.
 
     Returns:
-        HTML; the same for the same runs.
+        HTML; the same for the same runs. What runs add to its tables and plots is no more than `page_runs.ROOM`.
     """
-    runs = _runs(results, tables)
+    last, chosen, kept = last_records(results), chosen_steps(tables), with_entries(results, tables)
+    runs = entries(results, {name: record for name, record in last.items() if name in kept}, chosen)
     by_name = {run.name: run for run in runs}
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
@@ -119,11 +73,14 @@ def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Figure
             if name in figures
         ],
         groups=_groups(runs),
-        runs=runs,
+        shown=len(runs),
+        chosen=len(chosen),
+        total=len(last),
+        whole=chosen.keys() <= kept,
         records=len(results.records),
         warning=results.duplicates(),
-        versions=_distinct(runs, "versions"),
-        machines=_distinct(runs, "machine"),
+        versions=_distinct(last.values(), "versions"),
+        machines=_distinct(last.values(), "machine"),
         own_version=__version__,
         chart_size=(WIDTH, HEIGHT),
     )
@@ -155,65 +112,6 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> Markup:
     return Markup(str(opening) + text[len("<svg") :])
 
 
-def _runs(results: Results, tables: Iterable[Table]) -> list[Run]:
-    """Every run, in the order of the tables' rows."""
-    chosen: dict[str, set[int]] = {}
-    for table in tables:
-        for origins in table.origins.values():
-            for run, step in origins:
-                chosen.setdefault(run, set()).add(step)
-    environments = environment_names(results.records)
-    algorithms = list({record["args"]["algorithm"]: None for record in results.records})
-    found, anchors = [], set()
-    for name, records in sorted(by_run(results.records).items(), key=lambda item: _order(item[1][0])):
-        moments, last = trajectory(records), max(records, key=lambda record: record["step"])
-        anchor = "run-" + re.sub(r"[^A-Za-z0-9_-]", "-", name)
-        while anchor in anchors:
-            anchor += "-"
-        anchors.add(anchor)
-        steps, algorithm = sorted(chosen.get(name, ())), last["args"]["algorithm"]
-        found.append(
-            Run(
-                anchor,
-                name,
-                algorithm,
-                colour(algorithm, sorted(algorithms)),
-                _where(last, environments[last["args"]["dataset"]]),
-                last,
-                moments,
-                steps,
-                _charts(moments, steps),
-            )
-        )
-    return found
-
-
-def _order(record: Record) -> tuple[object, ...]:
-    args = record["args"]
-    key = dataset_order(args["dataset"]), protocol_of(record), training_environments(record)
-    return *key, algorithm_order(args["algorithm"]), args["trial_seed"], args["hparams_seed"], record["run"]
-
-
-def _where(record: Record, names: Sequence[str]) -> str:
-    sources = training_environments(record)
-    if len(sources) == 1:
-        return f"from {names[sources[0]]}"
-    return "without " + " and ".join(names[env] for env in record["args"]["test_envs"])
-
-
-def _charts(moments: Sequence[Moment], chosen: Sequence[int]) -> list[Chart]:
-    steps = [moment.step for moment in moments]
-    accuracies = [
-        (kind, name, [getattr(moment, kind) for moment in moments])
-        for kind, name in (("train", "train"), ("inside", "in domain"), ("outside", "out of domain"))
-    ]
-    both = [
-        chart("Loss", steps, [("loss", "loss", [moment.loss for moment in moments])], chosen),
-        chart("Accuracy (%)", steps, accuracies, chosen),
-    ]
-    return [each for each in both if each]
-
-
 def _groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """The runs under headings, by data set and what they were trained on."""
     groups: dict[str, list[Run]] = {}
@@ -223,15 +121,16 @@ def _groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def _behind(origins: Sequence[Origin], runs: dict[str, Run]) -> list[str]:
-    """The anchors of the runs behind a cell."""
-    return list(dict.fromkeys(runs[run].anchor for run, _ in origins))
+    """The anchors of the runs behind a cell; none unless the page has room for all of them."""
+    names = dict.fromkeys(run for run, _ in origins)
+    return [runs[name].anchor for name in names] if names.keys() <= runs.keys() else []
 
 
-def _distinct(runs: Iterable[Run], key: str) -> list[tuple[dict[str, Any], int]]:
+def _distinct(records: Iterable[Record], key: str) -> list[tuple[dict[str, Any], int]]:
     """What runs recorded under a key, and how many recorded the same."""
     found: dict[str, int] = {}
-    for run in runs:
-        if value := run.record.get(key):
+    for record in records:
+        if value := record.get(key):
             text = json.dumps(value, sort_keys=True)
             found[text] = found.get(text, 0) + 1
     return [(json.loads(text), count) for text, count in found.items()]

@@ -9,7 +9,7 @@ from domainbed_ext.curves import Moment, trajectory
 from domainbed_ext.model_selection import Record
 from domainbed_ext.scores import Metric, Results, Score, SourceScore
 from domainbed_ext.single_source import SingleSourceMetric
-from domainbed_ext.summaries import Summary, by_run, labelled, recorded
+from domainbed_ext.summaries import Summary, labelled, recorded
 
 Runs = dict[str, list[Record]]  # each run's records
 
@@ -74,11 +74,10 @@ def panels(results: Results) -> list[Panel]:
     Returns:
         Leave-one-out first, single source after.
     """
-    runs = by_run(results.records)
-    return [*_left_out(results, runs), *_single_source(results, runs)]
+    return [*_left_out(results), *_single_source(results)]
 
 
-def _left_out(results: Results, runs: Runs) -> list[Panel]:
+def _left_out(results: Results) -> list[Panel]:
     method, found = results.main_method, []
     metrics: list[Metric] = ["in_domain", "out_of_domain", "gap_source", "gap_target"]
     for dataset in results.environments:
@@ -86,12 +85,12 @@ def _left_out(results: Results, runs: Runs) -> list[Panel]:
         for algorithm in results.algorithms:
             figures = [results.summary(method, dataset, algorithm, metric) for metric in metrics]
             scores = results.scores(method, dataset, algorithm)
-            _add(panel, algorithm, results.incomplete(method, dataset, algorithm), figures, scores, runs)
+            _add(panel, algorithm, results.incomplete(method, dataset, algorithm), figures, scores, results.runs)
         found.append(panel)
     return found
 
 
-def _single_source(results: Results, runs: Runs) -> list[Panel]:
+def _single_source(results: Results) -> list[Panel]:
     if (single := results.single) is None:
         return []
     found = []
@@ -109,7 +108,8 @@ def _single_source(results: Results, runs: Runs) -> list[Panel]:
                 figures = [single.summary(dataset, algorithm, source, metric, env) for metric, env in places]
                 scores = single.scores(dataset, algorithm, source)
                 lack = single.incomplete(dataset, algorithm, source)
-                _add(panel, algorithm, lack, [each and _drawable(each) for each in figures], scores, runs)
+                drawable = [each and _drawable(each) for each in figures]
+                _add(panel, algorithm, lack, drawable, scores, results.runs)
             found.append(panel)
     return found
 

@@ -22,27 +22,27 @@ def all_plots(results: Results) -> dict[str, Figure]:
     """Every plot that the runs allow, by the name of its file.
 
     Args:
-        results: the figures.
+        results: the figures; of runs that leave environments out, those of `results.main_method`.
     """
+    shown = panels(results)
     drawn = {
-        "plot": generalisation_plot(results),
-        "gaps": gap_plot(results),
-        "parameters": parameters_plot(results),
-        "training": training_plot(results),
+        "plot": generalisation_plot(shown),
+        "gaps": gap_plot(shown),
+        "parameters": parameters_plot(shown),
+        "training": training_plot(shown),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def generalisation_plot(results: Results) -> Figure:
+def generalisation_plot(shown: Sequence[Panel]) -> Figure:
     """Draws each algorithm's mean accuracies, in domain against out of domain, with their errors over trials.
 
     Args:
-        results: the figures; those of `results.main_method` are drawn, and those of single-source runs.
+        shown: the panels.
 
     Returns:
         A figure that belongs to no global state of matplotlib.
     """
-    shown = panels(results)
     figure, axes = figure_of(shown)
     for ax, panel in zip(axes, shown, strict=True):
         _draw_accuracies(ax, panel.points)
@@ -51,16 +51,16 @@ def generalisation_plot(results: Results) -> Figure:
     return figure
 
 
-def gap_plot(results: Results) -> Figure | None:
+def gap_plot(shown: Sequence[Panel]) -> Figure | None:
     """Draws how far train accuracy is above accuracy in domain and out of domain, as bars.
 
     Args:
-        results: as above.
+        shown: the panels.
 
     Returns:
         A figure; None if nothing was selected.
     """
-    shown = [panel for panel in panels(results) if panel.points]
+    shown = [panel for panel in shown if panel.points]
     if not shown:
         return None
     figure, axes = figure_of(shown, height=0.9 + 0.42 * max(len(panel.points) for panel in shown))
@@ -80,16 +80,16 @@ def gap_plot(results: Results) -> Figure | None:
     return figure
 
 
-def parameters_plot(results: Results) -> Figure | None:
+def parameters_plot(shown: Sequence[Panel]) -> Figure | None:
     """Draws out-of-domain accuracy against the number of trainable parameters.
 
     Args:
-        results: as above.
+        shown: the panels.
 
     Returns:
         A figure; None if no run recorded its parameters.
     """
-    shown = [panel.having(lambda point: point.parameters is not None) for panel in panels(results)]
+    shown = [panel.having(lambda point: point.parameters is not None) for panel in shown]
     shown = [panel for panel in shown if panel.points]
     if not shown:
         return None
@@ -110,19 +110,16 @@ def parameters_plot(results: Results) -> Figure | None:
     return figure
 
 
-def training_plot(results: Results) -> Figure | None:
+def training_plot(shown: Sequence[Panel]) -> Figure | None:
     """Draws loss and accuracies over the steps, the mean over an algorithm's runs.
 
     Args:
-        results: as above.
+        shown: the panels.
 
     Returns:
         A figure of a row per data set (and source); None if no run was evaluated more than once.
     """
-    means = {
-        panel.title: {name: mean_trajectory(runs) for name, runs in panel.trajectories.items()}
-        for panel in panels(results)
-    }
+    means = {panel.title: {name: mean_trajectory(runs) for name, runs in panel.trajectories.items()} for panel in shown}
     drawn = [
         (title, {name: moments for name, moments in lines.items() if len(moments) > 1})
         for title, lines in means.items()

@@ -1,49 +1,42 @@
 """A run's folder: the only code that knows what lies in it.
 
-results.jsonl    one JSON record a line, keys sorted
-out.txt err.txt  what the run printed
-done             the run is whole (DomainBed's marker)
-failed           why it is not, as JSON: error (one sentence), log, exit_code
-selected/        what was trained, at the step that training-domain validation selects
-last/            the same at the last step, where that is another
+results.jsonl        one JSON record a line, keys sorted; only ever replaced as a whole
+out.txt err.txt      what the run printed, in all its attempts
+done                 the run is whole (DomainBed's marker): written last, when all else is on disk
+failed               why it is not, as JSON: error (one sentence), log, exit_code, attempt
+attempt_2.json       who is or was at it (see `attempts`)
+checkpoint_*         from where it goes on (see `checkpoint`), until it is done
+selected/            what was trained, at the step that training-domain validation selects
+last/                the same at the last step, where that is another
 """
 
 import contextlib
 import io
 import json
 import os
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TextIO
 
+from domainbed_ext.attempts import Attempt, Claim, latest
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.files import remove, write_atomically
+
+
+NEEDED = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")  # arguments that make a record one
 
 
 class State(str, Enum):
     """How far a run is."""
 
     NOT_LAUNCHED = "not launched"
-    INCOMPLETE = "incomplete"
+    QUEUED = "queued"  # waits in a launch (see `launches`); its folder alone does not say so
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
     FAILED = "failed"
     DONE = "done"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that it is there whole or not at all, also after a power cut.
-
-    Args:
-        path: the file.
-        content: of the file; text is written as UTF-8.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 class RunFolder:
@@ -55,35 +48,72 @@ class RunFolder:
     @property
     def state(self) -> State:
         """Read from the folder alone."""
-        if (self.path / "done").exists():
-            return State.DONE
-        if (self.path / "failed").exists():
-            return State.FAILED
-        return State.INCOMPLETE if self.path.exists() else State.NOT_LAUNCHED
+        return self.look()[0]
 
-    def start(self) -> None:
-        """Makes the folder, empty of what an earlier attempt left.
+    def look(self, now: float | None = None) -> tuple[State, Attempt | None]:
+        """The state, and the last attempt unless the run is done.
+
+        Args:
+            now: of `attempts.clock`, for whoever looks at many.
+        """
+        try:
+            names = set(os.listdir(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return State.NOT_LAUNCHED, None
+        if "done" in names:
+            return State.DONE, None
+        attempt = latest(self.path, names)
+        if attempt and attempt.alive(now):
+            return State.RUNNING, attempt
+        return State.FAILED if "failed" in names else State.INTERRUPTED, attempt
+
+    def claim(self) -> Claim:
+        """Makes the folder and the next attempt at the run.
+
+        Raises:
+            BenchmarkError: the place is not writable, or holds something that is not a run.
+            Taken: another process is at it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return Claim(self.path)
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+
+    def start(self, lines: Sequence[str] = ()) -> None:
+        """Drops what an earlier attempt left and a run that starts, or goes on, makes again.
+
+        Args:
+            lines: of `results.jsonl`, of a run that goes on from where it had these.
 
         Raises:
             BenchmarkError: the place is not writable, or holds something that is not a run.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in ("done", "failed", "results.jsonl", "out.txt", "err.txt"):
-                (self.path / name).unlink(missing_ok=True)
+            for leftover in ("done", "failed", *(path.name for path in self.path.glob(".*"))):
+                remove(self.path / leftover)  # what begins with a dot was being written when an attempt was killed
+            if lines:
+                self._write_lines(lines)
+                return
+            _clear_checkpoints(self.path)
+            remove(self.path / "results.jsonl")
             for folder in (self.path / "selected", self.path / "last", *self.path.glob("step_*")):
-                if folder.is_dir():
-                    shutil.rmtree(folder)
-            (self.path / "out.txt").touch()
+                remove(folder)
         except OSError as error:
             raise not_writable(self.path, error) from error
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds a record to `results.jsonl`, on disk before it returns."""
-        with (self.path / "results.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Adds a record to `results.jsonl`, on disk before it returns; nobody ever sees half of it."""
+        self._write_lines([*self.lines(), json.dumps(record, sort_keys=True)])
+
+    def lines(self) -> list[str]:
+        """Of `results.jsonl`, as they are."""
+        path = self.path / "results.jsonl"
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    def _write_lines(self, lines: Sequence[str]) -> None:
+        write_atomically(self.path / "results.jsonl", "".join(f"{line}\n" for line in lines))
 
     def records(self) -> list[dict[str, Any]]:
         """The records so far, each with the folder's name under "run".
@@ -93,20 +123,25 @@ class RunFolder:
         """
         path = self.path / "results.jsonl"
         records = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        shared: dict[str, Any] = {"run": self.path.name}  # what all records of a run repeat is held once
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
             try:
                 record = json.loads(line)
-                record["args"]["test_envs"], record["step"]
-            except (json.JSONDecodeError, TypeError, KeyError) as error:
+                record["step"], [record["args"][name] for name in NEEDED]
+            except (ValueError, TypeError, KeyError) as error:
                 raise BenchmarkError(
                     f"{path} line {number} is not a record: delete the run's folder and launch the sweep again"
                 ) from error
-            records.append({**record, "run": self.path.name})
+            for name, value in record.items():
+                if isinstance(value, (dict, list)) and shared.setdefault(name, value) == value:
+                    record[name] = shared[name]
+            records.append({**{sys.intern(name): value for name, value in record.items()}, "run": shared["run"]})
         return records
 
     def finish(self) -> None:
         """Marks the run done; everything else of it must be on disk by now."""
         write_atomically(self.path / "done", "done")
+        _clear_checkpoints(self.path)
 
     def fail(self, error: str, exit_code: int = 1) -> None:
         """Marks the run failed.
@@ -115,7 +150,13 @@ class RunFolder:
             error: why, in one sentence.
             exit_code: of the run; negative for the signal that killed it.
         """
-        reason = {"error": error, "exit_code": exit_code, "log": str(self.path / "err.txt")}
+        attempt = latest(self.path)
+        reason = {
+            "error": error,
+            "exit_code": exit_code,
+            "log": str(self.path / "err.txt"),
+            "attempt": attempt.number if attempt else 0,
+        }
         with contextlib.suppress(OSError):  # if nothing can be written here, that is why it failed
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "failed", json.dumps(reason, indent=2) + "\n")
@@ -124,8 +165,8 @@ class RunFolder:
         """Why the run failed, in one sentence."""
         try:
             return str(json.loads((self.path / "failed").read_text(encoding="utf-8"))["error"])
-        except OSError:
-            return f"cannot write to {self.path}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{self.path} does not say why; its log is {self.path / 'err.txt'}"
 
     @contextlib.contextmanager
     def log(self) -> Iterator[None]:
@@ -139,6 +180,12 @@ class RunFolder:
             yield
 
 
+def _clear_checkpoints(path: Path) -> None:
+    from domainbed_ext import checkpoint  # with it comes torch, which takes seconds: readers of records do without
+
+    checkpoint.clear(path)
+
+
 class _Tee(io.TextIOBase):
     """Writes to two streams; a terminal stays one for whoever asks."""
 
@@ -147,8 +194,9 @@ class _Tee(io.TextIOBase):
 
     def write(self, text: str) -> int:
         self.stream.write(text)
-        self.file.write(text)
-        self.file.flush()
+        with contextlib.suppress(OSError):  # a log that cannot be written must not end a run that can
+            self.file.write(text)
+            self.file.flush()
         return len(text)
 
     def flush(self) -> None:
@@ -164,19 +212,23 @@ def not_writable(path: Path, error: OSError) -> BenchmarkError:
     return BenchmarkError(f"cannot write to {path} ({error.strerror or error}): give another --output_dir")
 
 
-def load_records(input_dir: Path | str, unfinished: bool = False) -> list[dict[str, Any]]:
+def load_records(
+    input_dir: Path | str, unfinished: bool = False, unreadable: list[str] | None = None
+) -> list[dict[str, Any]]:
     """The records of every run directly below a folder, in the order of the runs' names.
 
     Args:
         input_dir: a sweep's folder, ours or upstream DomainBed's.
         unfinished: take runs without a `done` file too. DomainBed always does, so that half a run can enter
             its tables.
+        unreadable: takes a sentence about every run whose records cannot be read, which is then left out.
 
     Returns:
         The records, each with its run's folder name under "run".
 
     Raises:
-        BenchmarkError: no such folder, no (finished) run in it, or a line that is not a record.
+        BenchmarkError: no such folder, no (finished, readable) run in it, or a line that is not a record where
+            `unreadable` is None.
     """
     root = Path(input_dir)
     if not root.is_dir():
@@ -184,7 +236,17 @@ def load_records(input_dir: Path | str, unfinished: bool = False) -> list[dict[s
     runs = [RunFolder(path.parent) for path in sorted(root.glob("*/results.jsonl"))]
     if not runs:
         raise BenchmarkError(f"no run in {root}: launch the sweep first, or give --input_dir its --output_dir")
-    wanted = [run for run in runs if unfinished or run.state is State.DONE]
+    wanted = [run for run in runs if unfinished or (run.path / "done").exists()]
     if not wanted:
         raise BenchmarkError(f"none of the {len(runs)} runs in {root} is finished: wait, or add --unfinished")
-    return [record for run in wanted for record in run.records()]
+    records = []
+    for run in wanted:
+        try:
+            records += run.records()
+        except BenchmarkError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(str(error))
+    if not records:
+        raise BenchmarkError(f"no run in {root} can be read: {(unreadable or ['they hold no record'])[0]}")
+    return records

@@ -1,8 +1,9 @@
 """A run's parts, made from its arguments and checked before any work is done."""
 
+import json
 import random
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ from domainbed_ext.data import Inputs, Minibatches, Split, evaluation_stream, tr
 from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
 from domainbed_ext.datasets.folders import unreadable
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.options import PLACES
+from domainbed_ext.provenance import machine, versions
 from domainbed_ext.seeds import holdout_split, seed_hash, split
+from vitlorafa import count_parameters
 
 EVALUATION_BATCH = 64  # as upstream; fixed, since another batch shape may round differently
 
@@ -70,20 +74,29 @@ class Setup:
             self.args.sampling,
         )
 
-    def accuracies(self, algorithm: Algorithm, step: int, names: Iterable[str]) -> dict[str, float]:
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which the smallest training environment is seen once, as DomainBed counts epochs."""
+        sizes = [len(self.splits[f"env{i}_in"]) for i in range(len(self.dataset))]
+        return min(sizes) / int(self.hparams["batch_size"])
+
+    def accuracies(
+        self, algorithm: Algorithm, step: int, names: Iterable[str], stop: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         """What a record holds of some splits.
 
         Args:
             algorithm: whose `predict` is used.
             step: of the record; augmented images differ from one evaluation to the next, as upstream's do.
             names: of splits, e.g. "env0_in".
+            stop: called between batches; may raise.
 
         Returns:
             "env0_in_acc" and so on to the share of images that are classified right, in [0, 1].
         """
-        return {f"{name}_acc": self._accuracy(algorithm, step, name) for name in names}
+        return {f"{name}_acc": self._accuracy(algorithm, step, name, stop) for name in names}
 
-    def _accuracy(self, algorithm: Algorithm, step: int, name: str) -> float:
+    def _accuracy(self, algorithm: Algorithm, step: int, name: str, stop: Callable[[], None]) -> float:
         evaluated, augmentation, seed = self.splits[name], "none", None
         if name in {f"env{i}_{part}" for i in self.train_envs for part in ("in", "out")}:
             if name.endswith("_in"):  # the first part, whose order is the seeded shuffle's
@@ -91,7 +104,7 @@ class Setup:
                 evaluated = Split(evaluated.environment, evaluated.keys[:size])
             if self.args.validation_images == "augmented":
                 augmentation, seed = self.augmentation, seed_hash(self.args.seed, "evaluation", step, name)
-        return accuracy(algorithm, evaluated, self.inputs, self.args.workers, augmentation, seed)
+        return accuracy(algorithm, evaluated, self.inputs, self.args.workers, augmentation, seed, stop)
 
 
 def accuracy(
@@ -101,6 +114,7 @@ def accuracy(
     workers: int = 0,
     augmentation: str = "none",
     seed: int | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> float:
     """Share of a split's images that are classified right.
 
@@ -111,6 +125,7 @@ def accuracy(
         workers: processes that prepare images.
         augmentation: name in `data.AUGMENTATIONS`.
         seed: of the augmentation.
+        stop: called between batches; may raise.
 
     Returns:
         A number in [0, 1].
@@ -120,8 +135,46 @@ def accuracy(
     batches = evaluation_stream(split, transform(inputs, augmentation), EVALUATION_BATCH, workers, seed)
     with torch.inference_mode():
         for images, labels in batches:
+            stop()
             correct += (algorithm.predict(images).argmax(1) == labels.to(algorithm.device)).sum()
     return correct.item() / len(split)
+
+
+def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
+    """What every record of a run says of it.
+
+    Args:
+        setup: the run's parts.
+        algorithm: that is trained; None makes it.
+    """
+    algorithm = algorithm or setup.make_algorithm()
+    trainable, total = count_parameters(algorithm)
+    return {
+        "args": vars(setup.args),
+        "hparams": setup.hparams,
+        "environments": list(setup.dataset.environments),
+        "split_sizes": {name: len(split) for name, split in setup.splits.items()},
+        "precision": algorithm.precision,
+        "weights_digest": backbones.digest(setup.hparams["weights"]),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def is_same_computation(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two runs' facts are of the same computation, wherever it takes place and its data lie."""
+
+    def computed(all_facts: Mapping[str, Any]) -> str:
+        said = {name: value for name, value in all_facts["args"].items() if name not in PLACES}
+        hparams = {name: value for name, value in all_facts["hparams"].items() if name != "weights"}
+        weights = all_facts.get("weights_digest") or all_facts["hparams"]["weights"]
+        rest = {name: all_facts.get(name) for name in ("environments", "split_sizes", "precision", "versions")}
+        # As JSON, for one of them may come from a file.
+        return json.dumps({**rest, "args": said, "hparams": hparams, "weights": weights}, sort_keys=True)
+
+    return computed(one) == computed(other)
 
 
 def compute_exactly(args: Namespace) -> None:

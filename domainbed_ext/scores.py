@@ -8,9 +8,9 @@ import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
-import numpy as np
 import pandas as pd
 
 from domainbed_ext.model_selection import (
@@ -23,6 +23,7 @@ from domainbed_ext.model_selection import (
     SelectionMethod,
     accuracy,
     group_records,
+    mean,
     training_environments,
     validation_accuracy,
 )
@@ -32,6 +33,7 @@ from domainbed_ext.summaries import (
     ALGORITHMS,
     Summary,
     algorithm_order,
+    by_run,
     dataset_order,
     environment_names,
     parameter_counts,
@@ -71,7 +73,7 @@ class Score:
         if metric == "in_domain":
             return validation_accuracy(record)
         if metric == "train":
-            return float(np.mean([accuracy(record, env, "in") for env in training_environments(record)]))
+            return mean([accuracy(record, env, "in") for env in training_environments(record)])
         return self["train"] - self["in_domain" if metric == "gap_source" else "out_of_domain"]
 
 
@@ -86,6 +88,7 @@ class Results:
 
     Attributes:
         records: the records given, single-source ones included.
+        runs: the same by run.
         methods: the selection methods, in the order given.
         environments: the environments' names of each data set, in the order of tables.
         algorithms: their names, in the order of tables.
@@ -93,11 +96,12 @@ class Results:
     """
 
     def __init__(self, records: Sequence[Record], methods: Sequence[SelectionMethod] | None = None) -> None:
-        group_records(records)  # refuses a record that lacks what all of this reads
+        everything = group_records(records)  # refuses a record that lacks what all of this reads
         single_source = [record for record in records if protocol_of(record) == SINGLE_SOURCE]
         left_out = [record for record in records if protocol_of(record) != SINGLE_SOURCE]
-        groups = group_records(left_out)
+        groups = group_records(left_out) if single_source else everything
         self.records = records
+        self.runs = by_run(records)
         self.single = SingleSource(single_source) if single_source else None
         self.algorithms = sorted({group.algorithm for group in groups}, key=algorithm_order)
         self.environments = environment_names(left_out)
@@ -106,13 +110,13 @@ class Results:
             methods = [TRAINING_DOMAIN, *([LEAVE_ONE_DOMAIN_OUT] if pairs else []), ORACLE]
         self.methods = list(methods)
         self._trials: defaultdict[str, set[int]] = defaultdict(set)
-        self._runs: defaultdict[tuple[str, str, tuple[int, ...]], set[tuple[int, int]]] = defaultdict(set)
+        self._seeds: defaultdict[tuple[str, str, tuple[int, ...]], set[tuple[int, int]]] = defaultdict(set)
         for group in groups:
             self._trials[group.dataset].add(group.trial_seed)
         for record in left_out:
             args = record["args"]
             key = args["dataset"], args["algorithm"], tuple(sorted(args["test_envs"]))
-            self._runs[key].add((args["trial_seed"], args["hparams_seed"]))
+            self._seeds[key].add((args["trial_seed"], args["hparams_seed"]))
         self._scores: defaultdict[tuple[str, str, str], list[Score]] = defaultdict(list)
         for method in self.methods:
             for group, members in groups.items():
@@ -152,7 +156,7 @@ class Results:
         for score in self.scores(method, dataset, algorithm):
             if test_env in (None, score.group.test_env):
                 by_trial[score.group.trial_seed].append(score[metric])
-        found = summarise([float(np.mean(values)) for values in by_trial.values()])
+        found = summarise([mean(values) for values in by_trial.values()])
         wanted = len(self.environments[dataset]) if test_env is None else 1
         return found and found._replace(complete=all(len(values) == wanted for values in by_trial.values()))
 
@@ -177,11 +181,11 @@ class Results:
             there are runs with one test environment for.
         """
         names = self.environments[dataset]
-        singles = [self._runs.get((dataset, algorithm, (env,)), set()) for env in range(len(names))]
+        singles = [self._seeds.get((dataset, algorithm, (env,)), set()) for env in range(len(names))]
         return [
             (names[i], names[j])
             for i, j in itertools.combinations(range(len(names)), 2)
-            if (singles[i] | singles[j]) - self._runs.get((dataset, algorithm, (i, j)), set())
+            if (singles[i] | singles[j]) - self._seeds.get((dataset, algorithm, (i, j)), set())
         ]
 
     def missing_pairs_sentence(self, dataset: str) -> str:
@@ -202,20 +206,24 @@ class Results:
 
     def duplicates(self) -> str:
         """A warning of runs that no selection method tells apart; empty if there are none."""
-        runs: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
-        for record in self.records:
-            args = record["args"]
-            single = protocol_of(record) == SINGLE_SOURCE
-            seeds = args["trial_seed"], args["hparams_seed"]
-            runs[args["dataset"], args["algorithm"], single, tuple(args["test_envs"]), seeds].add(record["run"])
-        same = sorted(sorted(names) for names in runs.values() if len(names) > 1)
-        if not same:
+        if not (same := self._pooled):
             return ""
         more = f" (and {len(same) - 1} more such sets)" if len(same) > 1 else ""
         return (
             f"runs {', '.join(same[0])}{more} have the same data set, algorithm, test environments, "
             "trial seed and hyperparameter seed: their records are pooled as if of one run."
         )
+
+    @cached_property
+    def _pooled(self) -> list[list[str]]:
+        """The names of the runs that no selection method tells apart, set by set."""
+        runs: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
+        for record in self.records:
+            args = record["args"]
+            single = protocol_of(record) == SINGLE_SOURCE
+            seeds = args["trial_seed"], args["hparams_seed"]
+            runs[args["dataset"], args["algorithm"], single, tuple(args["test_envs"]), seeds].add(record["run"])
+        return sorted(sorted(names) for names in runs.values() if len(names) > 1)
 
     def tidy(self) -> pd.DataFrame:
         """Every figure: a row per data set, algorithm, selection method, metric and environment, in percent.

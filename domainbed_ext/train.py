@@ -1,118 +1,181 @@
 """One run: trains an algorithm on all environments but the test ones, and records its accuracy on every split.
 
 python -m domainbed_ext.train --algorithm BOnly --test_envs 0 --output_dir runs/one
+
+A run that was stopped or killed goes on from its last checkpoint, to the same records and the same adapter: the same
+command again.
 """
 
 import argparse
 import json
-import shutil
 import sys
 import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import cuda, manual_seed
 
-from domainbed_ext.algorithms import Algorithm
+from domainbed_ext import checkpoint
+from domainbed_ext.attempts import Claim, Lost, Taken
 from domainbed_ext.data import training_stream
-from domainbed_ext.errors import BenchmarkError, exit_cleanly
+from domainbed_ext.errors import BenchmarkError, ExitCode, exit_cleanly
+from domainbed_ext.files import replace_atomically
+from domainbed_ext.interrupts import Interrupted, OutOfTime, Stop, stoppable
 from domainbed_ext.model_selection import better
 from domainbed_ext.options import make_parser
-from domainbed_ext.provenance import machine, versions
 from domainbed_ext.records import RunFolder, State
-from domainbed_ext.run_setup import Setup, compute_exactly, set_up
+from domainbed_ext.run_setup import Setup, compute_exactly, facts, is_same_computation, set_up
 from domainbed_ext.seeds import seed_hash
-from vitlorafa import count_parameters
+
+ProgressBar = Callable[[float], None]
+"""Told the share of the steps that are done."""
 
 
-def train(setup: Setup, folder: RunFolder, progress: Callable[[float], None]) -> None:
-    """Trains, evaluates, records and saves.
+class Training:
+    """A run between its first step and its last, wherever it goes on from.
 
     Args:
         setup: the run's parts.
-        folder: started.
-        progress: told the share of the steps that are done.
+        folder: claimed.
+        claim: on it.
+        stop: called wherever the run can stop; raises if it is to.
     """
-    args, hparams = setup.args, setup.hparams
-    compute_exactly(args)
-    algorithm = setup.make_algorithm()
-    trainable, total = count_parameters(algorithm)
-    facts = {
-        "args": vars(args),
-        "hparams": hparams,
-        "environments": list(setup.dataset.environments),
-        "split_sizes": {name: len(split) for name, split in setup.splits.items()},
-        "precision": algorithm.precision,
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "versions": versions(),
-        "machine": machine(),
-    }
-    print(json.dumps(facts, indent=2, sort_keys=True))
 
-    every_in = [len(setup.splits[f"env{i}_in"]) for i in range(len(setup.dataset))]
-    steps_per_epoch = min(every_in) / hparams["batch_size"]
-    validation = [f"env{i}_out" for i in setup.train_envs]
-    others = [name for name in setup.splits if name not in validation]
-    best: float | None = None
-    values = defaultdict(list)
-    stream = training_stream(setup.minibatches(), range(setup.steps), args.workers)
-    for step in range(setup.steps):
+    def __init__(self, setup: Setup, folder: RunFolder, claim: Claim, stop: Stop) -> None:
+        self.setup, self.folder, self.claim, self.stop = setup, folder, claim, stop
+        compute_exactly(setup.args)
+        self.algorithm = setup.make_algorithm()
+        self.facts = facts(setup, self.algorithm)
+        self.steps_done = 0
+        self.best: float | None = None
+        self.values: dict[str, list[float]] = defaultdict(list)  # since the last record
+        self.saved_at = (time.monotonic(), 0)
+        self._go_on()
+
+    def finish(self, progress: ProgressBar) -> None:
+        """Does what is left of it.
+
+        Args:
+            progress: told the share of the steps that are done.
+
+        Raises:
+            Interrupted: it was asked to stop; it goes on from a checkpoint.
+            Lost: another process took it over.
+        """
+        setup = self.setup
+        stream = training_stream(setup.minibatches(), range(self.steps_done, setup.steps), setup.args.workers)
+        try:
+            self._evaluate_if_due()
+            while self.steps_done < setup.steps:
+                self.stop()
+                self._step(stream)
+                self.claim.share = self.steps_done / setup.steps
+                progress(self.claim.share)
+                self._save_if_due()
+                self._evaluate_if_due()
+        except Interrupted:
+            self._save()
+            raise
+
+    def _step(self, stream: Any) -> None:
         start = time.perf_counter()
         batches = next(stream)
-        torch.manual_seed(seed_hash(args.seed, "update", step))  # so that step t needs no history (dropout)
-        for name, value in algorithm.update(batches).items():
-            values[name].append(value)
-        values["step_time"].append(time.perf_counter() - start)
-        progress((step + 1) / setup.steps)
+        manual_seed(seed_hash(self.setup.args.seed, "update", self.steps_done))  # for step t needs no history (dropout)
+        for name, value in self.algorithm.update(batches).items():
+            self.values[name].append(value)
+        self.values["step_time"].append(time.perf_counter() - start)
+        self.steps_done += 1
 
+    def _evaluate_if_due(self) -> None:
+        """Evaluates, records and saves after the steps that want it; also where an attempt before was stopped at it."""
+        setup, step = self.setup, self.steps_done - 1
         last = step == setup.steps - 1
-        if not (last or (setup.checkpoint_freq and step % setup.checkpoint_freq == 0)):
-            continue
-        accuracies = setup.accuracies(algorithm, step, validation)
+        if step < 0 or not (last or (setup.checkpoint_freq and step % setup.checkpoint_freq == 0)):
+            return
+        if not self.values:  # the record was made before the checkpoint
+            return
+        validation = [f"env{i}_out" for i in setup.train_envs]
+        others = [name for name in setup.splits if name not in validation]
+        accuracies = setup.accuracies(self.algorithm, step, validation, self.stop)
         val_acc = float(np.mean(list(accuracies.values())))
         # Every figure is read from the best step or from the last, which lean evaluation relies on.
-        if new_best := better(val_acc, best):
-            best = val_acc
-        if new_best or last or args.evaluate == "all":
-            accuracies |= setup.accuracies(algorithm, step, others)
-        folder.append(
+        new_best = better(val_acc, self.best)
+        if new_best or last or setup.args.evaluate == "all":
+            accuracies |= setup.accuracies(self.algorithm, step, others, self.stop)
+        self.claim.check()
+        self.folder.append(
             {
-                **facts,
-                **{name: float(np.mean(history)) for name, history in values.items()},
+                **self.facts,
+                **{name: float(np.mean(history)) for name, history in self.values.items()},
                 **accuracies,
                 "step": step,
-                "epoch": step / steps_per_epoch,
-                "mem_gb": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
+                "epoch": step / setup.steps_per_epoch,
+                "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
             }
         )
         print(f"step {step:5d}", *(f"{name} {value:.3f}" for name, value in sorted(accuracies.items())))
-        values.clear()
-        if args.skip_model_save:
-            continue
+        if not setup.args.skip_model_save:
+            places = {"selected": new_best, "last": last and not new_best}
+            places[f"step_{step}"] = setup.args.save_model_every_checkpoint
+            for place in (place for place, wanted in places.items() if wanted):
+                replace_atomically(self.folder.path / place, self.algorithm.save)
         if new_best:
-            _save(algorithm, folder.path / "selected")
-        elif last:
-            _save(algorithm, folder.path / "last")
-        if args.save_model_every_checkpoint:
-            _save(algorithm, folder.path / f"step_{step}")
+            self.best = val_acc
+        self.values.clear()
+
+    def _go_on(self) -> None:
+        """From the last checkpoint that can be read, if it is of this computation; else from the start."""
+        state, complaints = checkpoint.load(self.folder.path)
+        for complaint in complaints:
+            print(complaint, file=sys.stderr)
+        if state is not None and not is_same_computation(state["facts"], self.facts):
+            print("the checkpoint is of another computation (arguments or versions): starting again", file=sys.stderr)
+            state = None
+        if state is None:
+            self.folder.start()
+            print(json.dumps(self.facts, indent=2, sort_keys=True))
+            return
+        self.folder.start(state["lines"])
+        self.algorithm.load_training_state(state["algorithm"])
+        checkpoint.set_random_states(state["random"])
+        self.steps_done, self.best = state["steps_done"], state["best"]
+        self.values.update(state["values"])
+        self.saved_at = (time.monotonic(), self.steps_done)
+        print(f"goes on after {self.steps_done} of {self.setup.steps} steps (attempt {self.claim.number})")
+
+    def _save_if_due(self) -> None:
+        args, (then, step) = self.setup.args, self.saved_at
+        minutes = (time.monotonic() - then) / 60
+        if (args.save_minutes and minutes >= args.save_minutes) or (
+            args.save_steps and self.steps_done - step >= args.save_steps
+        ):
+            self._save()
+
+    def _save(self) -> None:
+        """Writes a checkpoint; where there is no room for one, the run goes on without."""
+        self.claim.check()
+        state = {
+            "facts": self.facts,
+            "steps_done": self.steps_done,
+            "best": self.best,
+            "values": dict(self.values),
+            "lines": self.folder.lines(),
+            "random": checkpoint.random_states(),
+            "algorithm": self.algorithm.training_state(),
+        }
+        try:
+            checkpoint.save(self.folder.path, self.steps_done, state)
+        except OSError as error:
+            print(f"no checkpoint after step {self.steps_done} ({error})", file=sys.stderr)
+        self.saved_at = (time.monotonic(), self.steps_done)
 
 
-def _save(algorithm: Algorithm, path: Path) -> None:
-    """Saves whole or not at all."""
-    partial = path.with_name(f".{path.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    algorithm.save(partial)
-    shutil.rmtree(path, ignore_errors=True)
-    partial.replace(path)
-
-
-def run(args: argparse.Namespace, progress: Callable[[float], None]) -> int:
+def run(args: argparse.Namespace, progress: ProgressBar) -> ExitCode:
     """A run from its arguments to its `done` or `failed`.
 
     Args:
@@ -120,25 +183,64 @@ def run(args: argparse.Namespace, progress: Callable[[float], None]) -> int:
         progress: told the share of the steps that are done.
 
     Returns:
-        Exit code: 0 for done, 2 for a mistake in the input, 1 for anything else that failed.
+        What became of it.
+
+    Raises:
+        BenchmarkError: the folder cannot be written, or holds another run that is done.
     """
     folder = RunFolder(args.output_dir)
     if folder.state is State.DONE:
-        raise BenchmarkError(f"{folder.path} holds a finished run: give another --output_dir, or delete it")
-    folder.start()
-    with folder.log():
+        if is_same_computation(folder.records()[-1], facts(set_up(args))):
+            print(f"{folder.path} is done already")
+            return ExitCode.DONE
+        raise BenchmarkError(f"{folder.path} holds a finished run of other arguments: give another --output_dir")
+    try:
+        claim = folder.claim()
+    except Taken as taken:
+        print(f"{taken}: leaving it alone", file=sys.stderr)
+        return ExitCode.TAKEN
+    with claim:
+        if folder.state is State.DONE:  # just now, by another process
+            claim.ended = "done"
+            return ExitCode.DONE
+        return _attempt(args, folder, claim, progress)
+
+
+def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress: ProgressBar) -> ExitCode:
+    def fail(error: BaseException, sentence: str, code: ExitCode) -> ExitCode:
+        claim.ended = "failed"
+        folder.fail(sentence, code)
+        print(f"error: {error}", file=sys.stderr)
+        return code
+
+    def hang(error: OutOfTime) -> None:
+        fail(error, f"{error} and did not stop", ExitCode.FAILED)
+        claim.beat()
+
+    with folder.log(), stoppable(args.time_limit, hang) as stop:
         try:
-            train(set_up(args), folder, progress)
+            Training(set_up(args), folder, claim, stop).finish(progress)
+            claim.check()
             folder.finish()
+            claim.ended = "done"
+            return ExitCode.DONE
+        except OutOfTime as error:
+            return fail(error, f"{error}: give it a longer --time_limit, and it goes on", ExitCode.FAILED)
+        except Interrupted as interrupted:
+            print(f"{interrupted}: the same command goes on", file=sys.stderr)
+            return ExitCode.INTERRUPTED
+        except Lost as lost:
+            print(f"{lost}: leaving it alone", file=sys.stderr)
+            return ExitCode.TAKEN
         except BenchmarkError as error:
-            folder.fail(str(error), exit_code=2)
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            return fail(error, str(error), ExitCode.BAD_INPUT)
+        except OSError as error:  # a full disk, a folder that became read-only
+            traceback.print_exc()
+            where = error.filename or folder.path
+            return fail(error, f"{error.strerror or error}: {where}; mend that, and it goes on", ExitCode.FAILED)
         except Exception as error:
             traceback.print_exc()
-            folder.fail(f"{type(error).__name__}: {error}", exit_code=1)
-            return 1
-    return 0
+            return fail(error, f"{type(error).__name__}: {error}", ExitCode.FAILED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,6 +37,7 @@ def test_code_sweeps_weights_and_tables_are_in_the_wheel(wheel):
         assert f"{package}/py.typed" in wheel_names
     assert packaged("sweeps", "*.yaml", "domainbed_ext/sweeps") <= wheel_names
     assert packaged("results/paper", "*", "domainbed_ext/results/paper") <= wheel_names
+    assert packaged("domainbed_ext/assets", "*", "domainbed_ext/assets") <= wheel_names
     assert packaged("domainbed_ext/datasets/assets", "*", "domainbed_ext/datasets/assets") <= wheel_names
     assert not [name for name in wheel_names if name.startswith(("tests", "scratch", "runs"))]
 

@@ -1,29 +1,74 @@
-"""How the runs of a sweep get executed. A new launcher is one function and a line here."""
+"""How the runs of a sweep get executed. A launcher is one function.
 
-from collections.abc import Callable, Sequence
+Others' own are found by the entry point group `domainbed_ext.launchers`; a function that takes the list of commands
+alone, as DomainBed's do, is one too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from domainbed_ext.errors import unknown
-from domainbed_ext.launchers.dummy import dummy
-from domainbed_ext.launchers.local import local
+from domainbed_ext.launchers import others
+from domainbed_ext.launchers.dummy import DummyOptions, dummy
+from domainbed_ext.launchers.local import LocalOptions, MultiGpuOptions, local, multi_gpu
+from domainbed_ext.launchers.ray import RayOptions, ray
+from domainbed_ext.launchers.settings import read, table
+from domainbed_ext.launchers.slurm import SlurmOptions, read_options, slurm
+from domainbed_ext.launches import Launch
 
-__all__ = ["LAUNCHERS", "Launcher", "Progress", "get_launcher"]
+__all__ = ["GROUP", "LAUNCHERS", "OPTIONS", "Launcher", "check_options", "get_launcher", "table"]
 
-Progress = Callable[[int, float], None]
-"""Told a command's index and the share of it that is done; 1.0 when it ended, well or not."""
+GROUP = others.GROUP
 
-Launcher = Callable[[Sequence[str], int, Progress], list[int]]
-"""Runs shell commands, at most so many at once (0: as the launcher sees fit), and returns their exit codes, a
-negative one for the signal that killed it. What became of a run is read from its folder, not from here."""
+Launcher = Callable[[Sequence[str], Launch], Sequence[int | None]]
+"""Runs shell commands and returns their exit codes (see `errors.ExitCode`), a negative one for the signal that killed
+it; None for one that waits in an engine and runs later. What became of a run is read from its folder, not from here.
+On Ctrl-C, and when the launch is cancelled, it has every run stop at a checkpoint (SIGTERM) and raises
+KeyboardInterrupt."""
 
-LAUNCHERS: dict[str, Launcher] = {"local": local, "dummy": dummy}
+LAUNCHERS: dict[str, Launcher] = {
+    "local": local,
+    "multi_gpu": multi_gpu,
+    "slurm": slurm,
+    "ray": ray,
+    "dummy": dummy,
+}
+
+OPTIONS: dict[str, type] = {
+    "local": LocalOptions,
+    "multi_gpu": MultiGpuOptions,
+    "slurm": SlurmOptions,
+    "ray": RayOptions,
+    "dummy": DummyOptions,
+}
+"""Each launcher's options; `table` tells of them."""
 
 
 def get_launcher(name: str) -> Launcher:
     """The launcher of a name.
 
     Raises:
-        BenchmarkError: unknown; names the nearest.
+        BenchmarkError: unknown, naming the nearest; or another package's that cannot be imported.
     """
-    if name not in LAUNCHERS:
-        raise unknown("launcher", name, LAUNCHERS)
-    return LAUNCHERS[name]
+    if name in LAUNCHERS:
+        return LAUNCHERS[name]
+    found = others.found()
+    if name not in found:
+        raise unknown("launcher", name, {*LAUNCHERS, *found})
+    return others.load(found[name])
+
+
+def check_options(name: str, given: Mapping[str, Any]) -> None:
+    """Checks a launcher's options before anything is launched; those of others' launchers are theirs to check.
+
+    Args:
+        name: of the launcher.
+        given: its options.
+
+    Raises:
+        BenchmarkError: it has no such option, or the value is not of its type.
+    """
+    if name == "slurm":
+        read_options(given)
+    elif name in OPTIONS:
+        read(OPTIONS[name], name, given)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError, CommandLine, unknown
-from domainbed_ext.launchers.local import available_cores
+from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.prepare.gather import Place, clean_up, expand, lay_out, to_fetch
 from domainbed_ext.prepare.sources import ALIASES, SOURCES
 from domainbed_ext.prepare.verify import MANIFEST, verify

@@ -23,7 +23,7 @@ from domainbed_ext.prepare.fetch import DownloadError, download, file_digest
 from domainbed_ext.prepare.layout import Plan, Root, folder_plan, follow, mnist_plan
 from domainbed_ext.prepare.progress import bytes_bar, count_bar
 from domainbed_ext.prepare.sources import SOURCES, Source
-from domainbed_ext.records import write_atomically
+from domainbed_ext.files import write_atomically
 
 _PLAIN = (".txt", ".json", "-ubyte", "-ubyte.gz")  # endings of files that are used as they are
 

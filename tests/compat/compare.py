@@ -35,6 +35,7 @@ from domainbed_ext.seeds import holdout_split, seed_hash, split
 DELIBERATE = {
     "nan": "upstream: a NaN validation accuracy wins if the run's first step has it; here: it ranks below any number",
     "networks": "upstream's hyperparameters of its own networks (resnet18, vit, ...); here: the backbone is timm's",
+    "folders": "upstream's hash of a run's arguments names its folder; here, what it computes does",
     "ours": "hyperparameters, options and record fields that upstream does not have",
     "defaults": "what a command does that is not told: the quickstart here, every algorithm and data set there",
     "auto_lr": "upstream's collect_results --auto_lr, for one algorithm's own training script",
@@ -196,10 +197,10 @@ def compare_jobs(report: Report) -> None:
             what = f"{dataset} {line}: job {number}"
             train_args = {name: value for name, value in job.train_args.items() if name != "output_dir"}
             report.check("jobs", f"{what} arguments", train_args, mine.train_args)
-            report.check("jobs", f"{what} folder", job.output_dir, str(mine.folder.path))
+            report.check("jobs", f"{what} folder", Path(job.output_dir).name, mine.domainbed_hash)
             command, mine_command = (options(shlex.split(text)) for text in (job.command_str, mine.command))
             for option in command.keys() | mine_command.keys():
-                unless = None if option in command else "ours"
+                unless = "folders" if option == "--output_dir" else None if option in command else "ours"
                 report.check("jobs", f"{what} {option}", command.get(option), mine_command.get(option), unless)
 
 

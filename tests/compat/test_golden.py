@@ -29,6 +29,6 @@ def test_tables_are_upstreams(seed, name):
 
 
 @pytest.mark.parametrize("line", compare.SWEEPS)
-def test_jobs_have_upstreams_folders_in_its_order(line):
+def test_jobs_have_upstreams_names_in_its_order(line):
     jobs = sweep.make_jobs(compare.parse_sweep(line, "PACS"))
-    assert [job.folder.path.name for job in jobs] == GOLDEN["folders"]["PACS"][line]
+    assert [job.domainbed_hash for job in jobs] == GOLDEN["folders"]["PACS"][line]

@@ -1,5 +1,6 @@
 """Records of runs that were never run."""
 
+import itertools
 import json
 import random
 
@@ -90,11 +91,13 @@ def paper_like(trials=3, datasets=("PACS",), methods=METHODS, noise=0.01, seed=0
 
 
 def write_runs(folder, records):
-    """Puts records where `load_records` reads them."""
-    for record in records:
-        run = folder / record["run"]
+    """Puts records where `load_records` reads them; those of one run follow each other."""
+    for name, of_run in itertools.groupby(records, key=lambda record: record["run"]):
+        run = folder / name
         run.mkdir(parents=True, exist_ok=True)
-        with (run / "results.jsonl").open("a") as file:
-            file.write(json.dumps({key: value for key, value in record.items() if key != "run"}) + "\n")
+        with (run / "results.jsonl").open("w", encoding="utf-8") as file:
+            for record in of_run:
+                kept = {key: value for key, value in record.items() if key != "run"}
+                file.write(json.dumps(kept, sort_keys=True) + "\n")
         (run / "done").write_text("done")
     return folder

@@ -1,12 +1,14 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import RunFolder, State, load_records
 
-RECORD = {"args": {"test_envs": [0]}, "step": 0}
+ARGS = {"dataset": "PACS", "algorithm": "BA", "test_envs": [0], "trial_seed": 0, "hparams_seed": 0}
+RECORD = {"args": ARGS, "step": 0}
 
 
 def make_run(path, done=True, records=(RECORD,)):
@@ -22,28 +24,67 @@ def make_run(path, done=True, records=(RECORD,)):
 def test_states_are_read_from_the_folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
     assert folder.state is State.NOT_LAUNCHED
-    folder.start()
-    assert folder.state is State.INCOMPLETE
-    folder.fail("the disk is full", exit_code=1)
+    with folder.claim() as claim:
+        assert folder.state is State.RUNNING
+        folder.start()
+    assert folder.state is State.INTERRUPTED
+    with folder.claim() as claim:
+        folder.fail("the disk is full", exit_code=1)
+        claim.ended = "failed"
     assert folder.state is State.FAILED
     assert folder.failure() == "the disk is full"
-    folder.start()
-    assert folder.state is State.INCOMPLETE
-    folder.finish()
+    reason = json.loads((folder.path / "failed").read_text())
+    assert reason == {
+        "error": "the disk is full", "exit_code": 1, "log": str(folder.path / "err.txt"), "attempt": 2
+    }  # fmt: skip
+    with folder.claim():
+        folder.start()
+        folder.finish()
+        assert folder.state is State.DONE
     assert folder.state is State.DONE
 
 
 def test_a_fresh_start_drops_what_an_attempt_left(tmp_path):
     folder = make_run(tmp_path / "run", done=False)
     (folder.path / "selected").mkdir()
+    (folder.path / "checkpoint_00000003.safetensors").touch()
+    (folder.path / "out.txt").touch()
     folder.start()
-    assert sorted(path.name for path in folder.path.iterdir()) == ["out.txt"]
+    assert [path.name for path in folder.path.iterdir()] == ["out.txt"]  # the logs of all attempts are kept
+
+
+def test_a_run_that_goes_on_has_the_records_it_had(tmp_path):
+    folder = make_run(tmp_path / "run", done=False, records=[{**RECORD, "step": step} for step in range(3)])
+    folder.fail("the disk is full")
+    (folder.path / "selected").mkdir()
+    folder.start(folder.lines()[:2])
+    assert [record["step"] for record in folder.records()] == [0, 1]
+    assert folder.state is State.INTERRUPTED and (folder.path / "selected").is_dir()
+
+
+def test_a_record_is_seen_whole_or_not_at_all(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run", done=False)
+    before = folder.lines()
+
+    def torn(path, data):
+        with path.open("wb") as file:
+            file.write(data[:-10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", torn)
+    with pytest.raises(OSError, match="No space left"):
+        folder.append({**RECORD, "step": 1})
+    assert folder.lines() == before
+    assert sorted(path.name for path in folder.path.iterdir()) == ["results.jsonl"]
 
 
 def test_records_are_sorted_json_lines(tmp_path):
-    folder = make_run(tmp_path / "run", records=[{"step": 1, "args": {"test_envs": [1], "a": 2}}])
+    folder = make_run(tmp_path / "run", records=[{"step": 1, "args": {**ARGS, "a": 2}}])
     line = (folder.path / "results.jsonl").read_text()
-    assert line == '{"args": {"a": 2, "test_envs": [1]}, "step": 1}\n'
+    assert line == (
+        '{"args": {"a": 2, "algorithm": "BA", "dataset": "PACS", "hparams_seed": 0, "test_envs": [0], '
+        '"trial_seed": 0}, "step": 1}\n'
+    )
     assert folder.records() == [{**json.loads(line), "run": "run"}]
 
 
@@ -65,13 +106,36 @@ def test_what_is_printed_goes_to_the_log_as_well(tmp_path, capsys):
     assert (folder.path / "err.txt").read_text() == "careful\n"
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '"step"'])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"step": 1}', '"step"', '{"step": 1, "args": {"test_envs": [0]}}', "\x00"]
+)
 def test_a_line_that_is_no_record_gets_a_sentence(tmp_path, line):
     folder = make_run(tmp_path / "run")
     with (folder.path / "results.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(BenchmarkError, match=r"results.jsonl line 2 is not a record"):
         load_records(tmp_path)
+
+
+def test_runs_that_cannot_be_read_are_left_out_and_named_where_that_is_asked_for(tmp_path):
+    for name in "abc":
+        make_run(tmp_path / name)
+    (tmp_path / "b" / "results.jsonl").write_bytes(b'{"args": {"test_\xff')
+    unreadable = []
+    assert [record["run"] for record in load_records(tmp_path, unreadable=unreadable)] == ["a", "c"]
+    assert len(unreadable) == 1 and "b/results.jsonl line 1 is not a record" in unreadable[0]
+    for name in "ac":
+        (tmp_path / name / "results.jsonl").write_text("[]")
+    with pytest.raises(BenchmarkError, match=r"no run in .* can be read: .* is not a record"):
+        load_records(tmp_path, unreadable=[])
+
+
+def test_a_log_that_cannot_be_written_does_not_end_a_run(tmp_path, capsys, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    with folder.log():
+        monkeypatch.setattr(sys.stdout.file, "write", lambda text: (_ for _ in ()).throw(OSError(28, "full")))
+        print("trained")
+    assert capsys.readouterr().out == "trained\n"
 
 
 def test_nothing_to_load_gets_a_sentence(tmp_path):

@@ -19,7 +19,8 @@ def run(args):
 def test_a_run_writes_domainbeds_files_and_fields(make_args):
     folder, code, shares = run(make_args(checkpoint_freq=2, steps=4, trial_seed=1))
     assert (code, folder.state, shares) == (0, State.DONE, [0.25, 0.5, 0.75, 1.0])
-    assert {"results.jsonl", "out.txt", "err.txt", "done", "selected"} == {p.name for p in folder.path.iterdir()}
+    names = {"results.jsonl", "out.txt", "err.txt", "done", "selected", "attempt_1.json"}
+    assert names == {p.name for p in folder.path.iterdir()}
     records = folder.records()
     assert [record["step"] for record in records] == [0, 2, 3]
     accuracies = {f"env{i}_{split}_acc" for i in range(4) for split in ("in", "out")}
@@ -180,12 +181,14 @@ def test_a_crash_is_logged_with_its_traceback(make_args, monkeypatch):
     assert json.loads((folder.path / "failed").read_text())["log"].endswith("err.txt")
 
 
-def test_a_finished_run_is_not_overwritten(make_args):
+def test_a_finished_run_is_not_overwritten(make_args, capsys):
     folder, *_ = run(make_args(steps=1))
-    before = (folder.path / "results.jsonl").read_bytes()
-    with pytest.raises(BenchmarkError, match="holds a finished run"):
-        run(make_args(steps=1))
-    assert (folder.path / "results.jsonl").read_bytes() == before
+    before = {path.name: path.stat().st_mtime_ns for path in folder.path.iterdir()}
+    _, code, shares = run(make_args(steps=1, workers=1))
+    assert (code, shares) == (0, []) and "is done already" in capsys.readouterr().out
+    with pytest.raises(BenchmarkError, match="holds a finished run of other arguments"):
+        run(make_args(steps=2))
+    assert {path.name: path.stat().st_mtime_ns for path in folder.path.iterdir()} == before
 
 
 def test_verify_images_names_the_broken_before_the_start(make_args, pacs_like):

@@ -1,0 +1,212 @@
+"""What a sweep is: the command line, over a definition in YAML whose keys are the command line's arguments."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from domainbed_ext import launchers, options, resources
+from domainbed_ext.algorithms import ALGORITHMS
+from domainbed_ext.datasets import DATASETS
+from domainbed_ext.errors import BenchmarkError, CommandLine, unknown
+
+QUICKSTART = "quickstart.yaml"
+
+COMMANDS = {
+    "launch": "run all that is not done, and print the tables",
+    "retry": "run what failed or was interrupted, and nothing else",
+    "status": "show how far each run is, what failed and why, and the time left",
+    "validate": "check everything and estimate the cost, and run nothing",
+    "delete_incomplete": "delete the runs that failed or were interrupted",
+    "cancel": "end the launches under way: what runs stops where it can go on, what waits does not start",
+}
+
+_EXAMPLES = """examples:
+  python -m domainbed_ext.sweep launch                       the quickstart
+  python -m domainbed_ext.sweep launch --dry_run             what it would run
+  python -m domainbed_ext.sweep launch --sweep pacs_vit_tiny --data_dir data --weights vit_tiny.safetensors
+  python -m domainbed_ext.sweep launch --datasets PACS VLCS --algorithms BA BOnly@rank=16 LP --n_hparams 1 \\
+    --single_test_envs --data_dir data --output_dir runs/mine
+  python -m domainbed_ext.sweep launch --protocol single_source --datasets PACS VLCS --source_envs cartoon LabelMe \\
+    --algorithms BA BOnly --n_hparams 1 --data_dir data --output_dir runs/single
+  python -m domainbed_ext.sweep launch --sweep mine.yaml --command_launcher slurm \\
+    --launcher_options '{"partition": "gpu"}' --jobs_per_gpu 2
+  python -m domainbed_ext.sweep validate --sweep mine.yaml --data_dir data     before: is all well, what will it cost
+  python -m domainbed_ext.sweep status --sweep mine.yaml --watch               meanwhile; --json for scripts
+  python -m domainbed_ext.sweep cancel --sweep mine.yaml                       enough; launch goes on another time
+  python -m domainbed_ext.sweep retry --sweep mine.yaml --data_dir data        after mending what made runs fail
+  python -m domainbed_ext.sweep delete_incomplete --sweep mine.yaml            or start those from scratch
+
+Every command takes the sweep's arguments, or its --sweep: the runs they name are those it is about."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line: DomainBed's arguments, `--sweep`, and the runs' options."""
+    listed = "\n".join(f"  {command:18} {what}" for command, what in COMMANDS.items())
+    parser = CommandLine(
+        prog="python -m domainbed_ext.sweep",
+        description=f"The runs of a sweep:\n{listed}",
+        epilog=f"{_EXAMPLES}\n\nwhat --launcher_options may hold, and for which launchers:\n{_launcher_table()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help=", ".join(COMMANDS))
+    _add_runs(parser.add_argument_group("which runs"))
+    _add_launching(parser.add_argument_group("how they are run"))
+    shown = parser.add_argument_group("status")
+    shown.add_argument("--watch", action="store_true", help="refresh it until all is done, or Ctrl-C (on a terminal)")
+    shown.add_argument("--json", action="store_true", help="print it as JSON")
+    options.add_resume_options(parser)
+    options.add_number_options(parser)
+    return parser
+
+
+def _launcher_table() -> str:
+    """The options of all launchers: several may have the same."""
+    of: dict[tuple[str, str], list[str]] = {}
+    for launcher, kind in launchers.OPTIONS.items():
+        for name, default, meaning in launchers.table(kind):
+            of.setdefault((name, f"{meaning} ({default})" if default else meaning), []).append(launcher)
+    return "\n".join(f"  {name:16} {meaning} [{', '.join(names)}]" for (name, meaning), names in of.items())
+
+
+def _add_runs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--sweep",
+        metavar="FILE",
+        help="YAML of the arguments below, which override it; a bare name is looked up among the packaged ones "
+        f"({QUICKSTART}, unless --datasets or --algorithms is given)",
+    )
+    group.add_argument("--datasets", nargs="+", metavar="NAME", help=", ".join(DATASETS))
+    group.add_argument("--algorithms", nargs="+", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16")
+    group.add_argument("--task", default="domain_generalization", metavar="NAME", help="%(default)s")
+    group.add_argument("--n_hparams_from", type=int, default=0, metavar="N", help="first hparams seed (%(default)s)")
+    group.add_argument(
+        "--n_hparams",
+        type=int,
+        default=20,
+        metavar="N",
+        help="hparams seeds end before this; 1: the defaults alone (20)",
+    )
+    group.add_argument("--output_dir", metavar="DIR", help="the sweep's folder")
+    group.add_argument("--data_dir", metavar="DIR", help="folder that holds the data sets")
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="taken for DomainBed's sake, and unused as there"
+    )
+    group.add_argument("--n_trials", type=int, default=3, metavar="N", help="(%(default)s)")
+    group.add_argument("--steps", type=int, metavar="N", help="training steps (the data set's)")
+    group.add_argument("--hparams", metavar="JSON", help="hyperparameters, for every algorithm that has them")
+    group.add_argument("--holdout_fraction", type=float, default=0.2, metavar="SHARE", help="(%(default)s)")
+    group.add_argument("--single_test_envs", action="store_true", help="hold out one environment at a time, no pairs")
+    group.add_argument(
+        "--pairs",
+        dest="single_test_envs",
+        action="store_false",
+        default=False,
+        help="every pair of environments too, which leave-one-domain-out cross-validation needs; so unless "
+        "--single_test_envs is given, by the sweep's definition or here",
+    )
+
+
+def _add_launching(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--command_launcher",
+        default="local",
+        metavar="NAME",
+        help=f"{', '.join(launchers.LAUNCHERS)} (%(default)s), or a package's of the entry point group "
+        f"{launchers.GROUP}",
+    )
+    group.add_argument(
+        "--launcher_options", metavar="JSON", help="""of the launcher, e.g. '{"partition": "gpu"}' (none)"""
+    )
+    group.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at once (as the launcher sees fit)")
+    group.add_argument("--jobs_per_gpu", type=int, metavar="N", help="runs that share a GPU (1)")
+    group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare a run's images")
+    group.add_argument("--verify_images", action="store_true", help="check every image file before the start")
+    group.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
+    group.add_argument("--skip_confirmation", action="store_true", help="never ask")
+    group.add_argument("--dry_run", action="store_true", help="say what would be done, and touch nothing")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line over the sweep's definition.
+
+    Args:
+        argv: of the command; None for the process's.
+
+    Returns:
+        Complete arguments, `launcher_options` as a dict.
+
+    Raises:
+        BenchmarkError: a definition that cannot be read, or an argument that is missing or makes no sense.
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    name = args.sweep or (None if args.datasets or args.algorithms else QUICKSTART)
+    if name:
+        known = {*vars(args), "pairs"} - {"command", "sweep"}
+        defined = vars(parser.parse_args([args.command, *_definition(name, known)]))
+        parser.set_defaults(**defined)  # which the command line overrides
+        args = parser.parse_args(argv)
+    for needed in ("datasets", "algorithms", "output_dir"):
+        if not getattr(args, needed):
+            raise BenchmarkError(f"--{needed} is missing: give it, or a --sweep FILE.yaml that does")
+    if args.n_hparams <= args.n_hparams_from or args.n_trials < 1:
+        raise BenchmarkError(
+            "this sweep has no run: --n_hparams should be above --n_hparams_from, --n_trials at least 1"
+        )
+    # A name given twice is one row, and must not be run twice in one folder.
+    args.datasets, args.algorithms = list(dict.fromkeys(args.datasets)), list(dict.fromkeys(args.algorithms))
+    args.launcher_options = _launcher_options(args)
+    return args
+
+
+def _launcher_options(args: argparse.Namespace) -> dict[str, Any]:
+    try:
+        given = json.loads(args.launcher_options or "{}")
+    except json.JSONDecodeError as error:
+        raise BenchmarkError(
+            f"""--launcher_options is not JSON ({error}): write it like '{{"partition": "gpu"}}'"""
+        ) from error
+    if not isinstance(given, dict):
+        raise BenchmarkError(
+            f"""--launcher_options is not a JSON object but {args.launcher_options}: write it like """
+            """'{"partition": "gpu"}'"""
+        )
+    for name, least in (("jobs", 0), ("jobs_per_gpu", 1)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise BenchmarkError(f"--{name} {value}: it starts at {least}")
+    return given if args.jobs_per_gpu is None else given | {"jobs_per_gpu": args.jobs_per_gpu}
+
+
+def _find_definition(name: str) -> Path:
+    packaged = resources.sweeps() / name
+    for path in (Path(name).expanduser(), packaged, packaged.with_suffix(".yaml")):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in resources.sweeps().glob("*.yaml")))
+    raise BenchmarkError(f"no sweep definition {name}: give --sweep a YAML file, or one of {known}")
+
+
+def _definition(name: str, known: set[str]) -> list[str]:
+    """A sweep definition as words of a command line, so that both are checked alike."""
+    path = _find_definition(name)
+    try:
+        definition = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise BenchmarkError(f"{path}{where} is not YAML ({getattr(error, 'problem', error)}): mend it") from error
+    if not isinstance(definition, dict):
+        raise BenchmarkError(f"{path} is not a list of `argument: value` lines: see {resources.sweeps() / QUICKSTART}")
+    words = []
+    for key, value in definition.items():
+        if key not in known:
+            raise unknown(f"argument in {path}:", str(key), known)
+        if value is None or value is False:
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [f"--{key}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    return words

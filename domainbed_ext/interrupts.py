@@ -1,0 +1,85 @@
+"""Stops a run at the next place where it can go on from: on a signal, or when its time is up."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+GRACE = 60.0  # seconds a run has to reach such a place when its time is up; then it is taken to hang
+
+
+class Interrupted(Exception):  # noqa: N818  (not an error: the run goes on another time)
+    """The run was asked to stop."""
+
+
+class OutOfTime(Interrupted):
+    """The run's time limit has passed."""
+
+
+class Stop:
+    """Calling it raises what has been asked for since the last call, if anything has."""
+
+    def __init__(self) -> None:
+        self.wish: Interrupted | None = None
+
+    def __call__(self) -> None:
+        """Raises what has been asked for.
+
+        Raises:
+            Interrupted: a signal came, or the time limit passed (`OutOfTime`).
+        """
+        if self.wish is not None:
+            raise self.wish
+
+
+@contextlib.contextmanager
+def stoppable(minutes: float | None = None, on_hang: Callable[[OutOfTime], None] | None = None) -> Iterator[Stop]:
+    """Turns signals and a time limit into wishes that the code inside meets where it can.
+
+    SIGTERM is what launchers send, SIGUSR2 what Slurm sends before a job's time is up; a second Ctrl-C interrupts at
+    once, as ever.
+
+    Args:
+        minutes: the time limit; None for none.
+        on_hang: called, in a thread of its own, if the code inside does not stop within `GRACE` seconds after it; then
+            the process exits with code 1.
+
+    Yields:
+        What to call at each place where stopping is possible.
+    """
+    stop = Stop()
+
+    def wish(number: int, frame: FrameType | None) -> None:
+        stop.wish = Interrupted(f"stopped by {signal.Signals(number).name}")
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    def time_is_up() -> None:
+        stop.wish = OutOfTime(f"it took longer than its time limit of {minutes:g} minutes")
+        if not finished.wait(GRACE):
+            if on_hang is not None:
+                on_hang(stop.wish)
+            sys.stderr.flush()
+            os._exit(1)  # a thread cannot stop another, nor unwind it
+
+    finished = threading.Event()
+    timer = threading.Timer(60 * (minutes or 0), time_is_up)
+    timer.daemon = True
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        # Who ignores Ctrl-C (a launcher's worker, a background job) goes on ignoring it.
+        wanted = [each for each in SIGNALS if each != signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN]
+        before = {each: signal.signal(each, wish) for each in wanted}
+    try:
+        if minutes:
+            timer.start()
+        yield stop
+    finally:
+        finished.set()
+        timer.cancel()
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -1,0 +1,101 @@
+"""What the docs tell people to write and to run is there and works."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from domainbed_ext import collect_results, definitions, evaluate, options
+from domainbed_ext.prepare import command as prepare
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BENCHMARK = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+CODE = re.findall(r"```python\n(.*?)```", BENCHMARK, flags=re.DOTALL)
+
+
+def run(code, tmp_path, *words):
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    process = subprocess.run(
+        [sys.executable, str(script), *words],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.slow
+def test_a_method_of_your_own_runs(tmp_path):
+    words = "--algorithm Norms --steps 1 --train_eval_share 0.05 --output_dir out --test_envs 3"
+    run(CODE[0], tmp_path, *words.split())
+    assert (tmp_path / "out" / "done").exists()
+
+
+@pytest.mark.slow
+def test_a_data_set_of_your_own_is_one(tmp_path):
+    from tests.domainbed_ext.conftest import make_domains
+
+    make_domains(tmp_path / "seasons", ("autumn", "spring", "summer", "winter"), images=2)
+    said = run(CODE[1] + "\nprint(Seasons('.', [0], {}).environments, len(Seasons('.', [0], {})[3]))\n", tmp_path)
+    assert said == "('A', 'Sp', 'Su', 'W') 4\n"
+
+
+@pytest.mark.slow
+def test_a_saved_adapter_is_loaded_elsewhere(tmp_path):
+    save = (
+        "import timm\nfrom vitlorafa import AdapterConfig, inject, save_adapter\n"
+        "model = timm.create_model('test_vit', num_classes=7)\n"
+        "inject(model, AdapterConfig(rank=2, train='B'), train_head=True)\n"
+        "save_adapter(model, 'runs/one/selected', head=True)\n"
+    )
+    run(save + CODE[2], tmp_path)
+
+
+def commands(module):
+    """The commands of a module that the pages show, as words, each with the page's name."""
+    for page in PAGES:
+        blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for line in "".join(blocks).replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:3] == ["python", "-m", module]:
+                yield words[3:]
+
+
+@pytest.mark.parametrize(
+    ("module", "make_parser"),
+    [
+        ("domainbed_ext.train", options.make_parser),
+        ("domainbed_ext.sweep", definitions.make_parser),
+        ("domainbed_ext.evaluate", evaluate.make_parser),
+    ],
+)
+def test_commands_that_are_shown_are_understood(module, make_parser):
+    shown = list(commands(module))
+    assert shown
+    for words in shown:
+        make_parser().parse_args(words)
+
+
+def test_options_that_are_named_exist():
+    known = {
+        option
+        for module in (options, definitions, evaluate, prepare, collect_results)
+        for action in module.make_parser()._actions
+        for option in action.option_strings
+    }
+    for page in PAGES:
+        named = set(re.findall(r"--[a-z_]+[a-z]", page.read_text(encoding="utf-8")))
+        assert named <= known, page.name
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), (page.name, target)
