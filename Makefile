@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart bench test check format clean
+.PHONY: help quickstart bench test test-engines check format clean
 
 help:
 	@echo "make quickstart  set up, run the quickstart sweep, print its tables and plot"
 	@echo "make bench       set up, time training steps and weigh their memory; BENCH='--help' for its options"
 	@echo "make test        set up, run the tests"
+	@echo "make test-engines  set up, run the tests on a real Slurm, if one is installed, and a local Ray"
 	@echo "make check       set up, then format, lint and types"
 	@echo "make format      put the code into the format that check wants"
 	@echo "make clean       remove the environment and what tools left behind"
@@ -22,6 +23,10 @@ bench: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $$(nproc 2>/dev/null || echo 2)
+
+test-engines: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
+	$(BIN)/python -m pytest -m 'slurm or ray' -rs
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

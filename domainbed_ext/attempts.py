@@ -29,6 +29,7 @@ from domainbed_ext.files import write_atomically
 LEASE = 60.0  # seconds without a heartbeat after which an owner that cannot be looked at is taken for dead
 BEATS = 5  # heartbeats a lease
 
+_TOLD = ("owner", "seconds", "set_up", "share", "ended")
 _NAME = re.compile(r"attempt_(\d+)\.json")
 
 
@@ -49,6 +50,7 @@ class Attempt:
         number: 1 for the first.
         owner: of whom, see `me`; empty if the file cannot be read.
         seconds: that this attempt and those before it took so far.
+        set_up: seconds of this attempt before its first step.
         share: of the run that is done, in [0, 1].
         ended: "done", "failed" or "interrupted"; None if it goes on, or was killed.
     """
@@ -57,6 +59,7 @@ class Attempt:
     number: int
     owner: dict[str, Any]
     seconds: float = 0.0
+    set_up: float = 0.0
     share: float = 0.0
     ended: str | None = None
 
@@ -110,7 +113,7 @@ def latest(folder: Path, names: Iterable[str] | None = None) -> Attempt | None:
     path = folder / f"attempt_{max(numbers)}.json"
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        return Attempt(path, max(numbers), told["owner"], told["seconds"], told["share"], told["ended"])
+        return Attempt(path, max(numbers), **{name: told[name] for name in _TOLD})
     except (OSError, ValueError, KeyError, TypeError):  # being made just now, or on a disk that was full
         return Attempt(path, max(numbers), {})
 
@@ -134,6 +137,7 @@ class Claim:
             raise Taken(f"{where} is at {folder.name}")
         self.number = before.number + 1 if before else 1
         self.path = folder / f"attempt_{self.number}.json"
+        self.set_up = 0.0
         self.share = 0.0
         self.ended: str | None = None
         self._seconds_before = before.seconds if before else 0.0
@@ -162,6 +166,10 @@ class Claim:
         """That this attempt and those before it took so far."""
         return self._seconds_before + time.monotonic() - self._start
 
+    def begin_steps(self) -> None:
+        """Notes that what comes before the first step is done."""
+        self.set_up = time.monotonic() - self._start
+
     def check(self) -> None:
         """To be called before anything is written.
 
@@ -187,6 +195,7 @@ class Claim:
             "owner": me(),
             "started": self._date,
             "seconds": round(self.seconds, 3),
+            "set_up": round(self.set_up, 3),
             "share": round(self.share, 4),
             "ended": self.ended,
         }

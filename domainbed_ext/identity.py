@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_ext import backbones, hparams_registry, protocols
-from domainbed_ext.algorithms import get_hparams
+from domainbed_ext.algorithms import get_hparams, parse_name
 from domainbed_ext.datasets import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.options import NUMBERS
@@ -62,6 +62,7 @@ def final_hparams(args: Namespace, drawn: Mapping[str, Any] | None = None) -> di
     hparams = dict(drawn or get_hparams(args.algorithm, args.dataset, args.hparams_seed, args.trial_seed))
     given = {name: value for name in _HPARAMS_TOO if (value := getattr(args, name)) is not None}
     given |= hparams_registry.parse_hparams(args.hparams)
+    given |= parse_name(args.algorithm)[1]  # a row is what its name says
     return hparams | {name: value for name, value in given.items() if name in hparams}
 
 

@@ -24,7 +24,6 @@ from domainbed_ext.attempts import Attempt, Claim, latest
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.files import remove, write_atomically
 
-
 NEEDED = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")  # arguments that make a record one
 
 
@@ -80,11 +79,11 @@ class RunFolder:
         except OSError as error:
             raise not_writable(self.path, error) from error
 
-    def start(self, lines: Sequence[str] = ()) -> None:
+    def start(self, lines: Sequence[str] | None = None) -> None:
         """Drops what an earlier attempt left and a run that starts, or goes on, makes again.
 
         Args:
-            lines: of `results.jsonl`, of a run that goes on from where it had these.
+            lines: of `results.jsonl`, of a run that goes on from where it had these; None for one that starts.
 
         Raises:
             BenchmarkError: the place is not writable, or holds something that is not a run.
@@ -93,7 +92,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in ("done", "failed", *(path.name for path in self.path.glob(".*"))):
                 remove(self.path / leftover)  # what begins with a dot was being written when an attempt was killed
-            if lines:
+            if lines is not None:
                 self._write_lines(lines)
                 return
             _clear_checkpoints(self.path)

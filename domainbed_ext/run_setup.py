@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from domainbed_ext import backbones, hparams_registry, protocols
-from domainbed_ext.algorithms import Algorithm, get_algorithm_class, get_hparams
+from domainbed_ext.algorithms import Algorithm, get_algorithm_class, get_hparams, parse_name
 from domainbed_ext.data import Inputs, Minibatches, Split, evaluation_stream, transform
 from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
 from domainbed_ext.datasets.folders import unreadable
@@ -206,6 +206,7 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
     hparams_registry.apply(hparams, {k: v for k, v in given.items() if v is not None}, "the arguments")
     others = hparams_registry.names(args.dataset)
     hparams_registry.apply(hparams, hparams_registry.parse_hparams(args.hparams), "--hparams", others)
+    hparams.update(parse_name(args.algorithm)[1])  # a row is what its name says, whatever holds for the others
     hparams.update(recorded_hparams or {})
     hparams_registry.check(hparams)
     if args.task != "domain_generalization":

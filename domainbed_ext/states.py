@@ -126,6 +126,8 @@ def _is_waiting(name: str, state: State, attempt: Attempt | None, wait: Wait) ->
     """Whether a launch is yet to come to a run, or will come back to it. Attempts are counted, for clocks differ."""
     if state in (State.DONE, State.RUNNING):
         return False
-    if attempt is None or attempt.number <= wait.tried:
+    if attempt is None:
+        return state is not State.FAILED  # refused before it was tried
+    if attempt.number <= wait.tried:
         return True
     return state is State.INTERRUPTED and (wait.launch / "requeued" / name).exists()

@@ -12,6 +12,8 @@ from domainbed_ext.model_selection import Record, Selection, num_environments
 
 # DomainBed's labels, for records that do not name their environments (its own), and its order of data sets.
 ENVIRONMENTS = {
+    "Debug28": ["0", "1", "2"],
+    "Debug224": ["0", "1", "2"],
     "ColoredMNIST": ["+90%", "+80%", "-90%"],
     "RotatedMNIST": ["0", "15", "30", "45", "60", "75"],
     "VLCS": ["C", "L", "S", "V"],

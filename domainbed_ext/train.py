@@ -68,6 +68,7 @@ class Training:
             Lost: another process took it over.
         """
         setup = self.setup
+        self.claim.begin_steps()
         stream = training_stream(setup.minibatches(), range(self.steps_done, setup.steps), setup.args.workers)
         try:
             self._evaluate_if_due()

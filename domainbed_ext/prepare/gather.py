@@ -17,13 +17,13 @@ from typing import Any
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.datasets.folders import ImageFolderDomains
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.files import write_atomically
 from domainbed_ext.prepare import cct20, domain_net
 from domainbed_ext.prepare.archives import is_archive, unpack
 from domainbed_ext.prepare.fetch import DownloadError, download, file_digest
 from domainbed_ext.prepare.layout import Plan, Root, folder_plan, follow, mnist_plan
 from domainbed_ext.prepare.progress import bytes_bar, count_bar
 from domainbed_ext.prepare.sources import SOURCES, Source
-from domainbed_ext.files import write_atomically
 
 _PLAIN = (".txt", ".json", "-ubyte", "-ubyte.gz")  # endings of files that are used as they are
 

@@ -13,10 +13,10 @@ from rich.table import Table
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.datasets.folders import ImageFolderDomains
 from domainbed_ext.datasets.mnist import read_mnist
+from domainbed_ext.files import write_atomically
 from domainbed_ext.prepare.images import examine_all
 from domainbed_ext.prepare.progress import count_bar
 from domainbed_ext.prepare.sources import CLASSES, KNOWN, Counts, images_of
-from domainbed_ext.files import write_atomically
 
 MANIFEST = "manifest.csv"
 _COLUMNS = ("path", "label", "domain", "bytes", "sha256")

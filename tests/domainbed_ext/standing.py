@@ -27,7 +27,14 @@ def make_jobs(tmp_path, *more, **options):
 def attempt(job, number=1, ended=None, share=0.0, seconds=0.0, owner=ELSEWHERE):
     """What an attempt leaves; one of another host that has not ended seems alive for a minute."""
     job.folder.path.mkdir(parents=True, exist_ok=True)
-    told = {"owner": owner, "started": "2026-01-01T00:00:00+00:00", "seconds": seconds, "share": share, "ended": ended}
+    told = {
+        "owner": owner,
+        "started": "2026-01-01T00:00:00+00:00",
+        "seconds": seconds,
+        "set_up": 0.0,
+        "share": share,
+        "ended": ended,
+    }
     (job.folder.path / f"attempt_{number}.json").write_text(json.dumps(told))
 
 

@@ -30,6 +30,19 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(tmp_path, undist
     assert outcome(tmp_path / "run") == undisturbed
 
 
+def test_killed_between_its_first_steps_it_keeps_the_checkpoint_it_came_from(tmp_path):
+    folder = tmp_path / "run"
+    words = ["--checkpoint_freq", "0", "--steps", "400", "--save_steps", "0"]
+    run = Run(folder, *words)
+    run.wait_for_step(2)
+    assert run.kill(signal.SIGTERM) == ExitCode.INTERRUPTED
+    kept = list(folder.glob("checkpoint_*"))
+    run = Run(folder, *words)
+    run.wait_for_step(1)
+    run.kill()
+    assert kept and list(folder.glob("checkpoint_*")) == kept
+
+
 @pytest.mark.nightly
 def test_fifty_kills(tmp_path, undisturbed):
     killed = runs = 0

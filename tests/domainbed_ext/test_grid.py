@@ -74,6 +74,8 @@ def test_latex_compiles(document, tmp_path):
     engine = shutil.which("pdflatex") or shutil.which("tectonic")
     if engine is None:
         pytest.skip("needs a LaTeX engine")
+    if shutil.which("kpsewhich") and not subprocess.run(["kpsewhich", "adjustbox.sty"], capture_output=True).stdout:
+        pytest.skip("needs LaTeX's adjustbox")
     (tmp_path / "t.tex").write_text(document, encoding="utf-8")
     options = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in engine else []
     subprocess.run([engine, *options, "t.tex"], cwd=tmp_path, check=True, capture_output=True)

@@ -66,7 +66,7 @@ def test_runs_of_a_launch_that_died_do_not_wait(tmp_path):
     path = jobs[0].sweep_dir / launches.FOLDER / "dead"
     path.mkdir(parents=True)
     (path / "launch.json").write_text(json.dumps({"runs": [job.name for job in jobs], "detached": False}))
-    told = {"owner": standing.ELSEWHERE, "seconds": 0, "share": 0, "ended": None}
+    told = {"owner": standing.ELSEWHERE, "seconds": 0, "set_up": 0, "share": 0, "ended": None}
     (path / "attempt_1.json").write_text(json.dumps(told))
     assert set(found(jobs)) == {State.QUEUED}
     os.utime(path / "attempt_1.json", (1, 1))

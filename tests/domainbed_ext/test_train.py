@@ -105,6 +105,15 @@ def test_the_domainbed_protocol_is_in_the_record(make_args):
     assert record["precision"] == record["hparams"]["precision"] == "float32"
 
 
+def test_what_a_name_says_holds_whatever_is_given_for_all(make_args):
+    args = make_args(
+        algorithm="BOnly@rank=4,precision=bf16", hparams='{"rank": 16, "lr": 0.5}', protocol="domainbed", backbone=None
+    )
+    hparams = run_setup.set_up(args).hparams
+    assert (hparams["rank"], hparams["precision"], hparams["lr"]) == (4, "bf16", 0.5)
+    assert run_setup.set_up(make_args(algorithm="BOnly", hparams='{"rank": 16}')).hparams["rank"] == 16
+
+
 def test_every_checkpoint_or_none_is_saved_when_asked(make_args, tmp_path):
     folder, *_ = run(make_args(checkpoint_freq=2, save_model_every_checkpoint=True, output_dir=str(tmp_path / "1")))
     assert (folder.path / "step_0").is_dir() and (folder.path / "step_2").is_dir()

@@ -1,0 +1,136 @@
+"""A sweep of many short runs: what it costs over its runs' own work, and whether memory or open files grow.
+
+The floor is the runs' own work and nothing else: the time from a run's first step to its last record, by its own
+clock, divided by the number of runs at once. What comes on top:
+
+  starting   of the launcher and its workers: importing torch and timm, once a worker
+  setting up of a run: reading the data set, building the model (within the run)
+  the rest   claiming, writing, handing over from one run to the next, waiting for the last
+"""
+
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from domainbed_ext import definitions, jobs, states
+from domainbed_ext.attempts import latest
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.files import write_atomically
+from domainbed_ext.launchers.slots import available_cores
+from domainbed_ext.provenance import machine
+from domainbed_ext.records import State
+
+TICK = 2.0  # seconds from one look at the processes to the next
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Look:
+    """At the processes of a sweep.
+
+    Attributes:
+        done: runs that are.
+        launcher_mib: resident memory of the launcher.
+        worker_mib: of the largest of the others.
+        files: open in all of them.
+        processes: how many there are.
+    """
+
+    done: int
+    launcher_mib: float
+    worker_mib: float
+    files: int
+    processes: int
+
+
+def measure(args: Namespace, output_dir: Path) -> None:
+    """Runs the sweep in a folder that is removed afterwards, prints a table and writes it.
+
+    Args:
+        args: of `python -m domainbed_ext.bench`.
+        output_dir: of the table.
+
+    Raises:
+        BenchmarkError: a run is not done at the end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        words = _words(args, folder)
+        start = time.monotonic()
+        looks = _watch(["launch", *words], Path(folder))
+        seconds = time.monotonic() - start
+        standings = states.look(jobs.make_jobs(definitions.parse(["launch", *words])), Path(folder))
+        missing = [standing for standing in standings if standing.state is not State.DONE]
+        if missing:
+            raise BenchmarkError(f"{len(missing)} of {len(standings)} runs are not done: {states.summary(standings)}")
+        found = [latest(standing.job.folder.path) for standing in standings]
+        inside = sum(attempt.seconds for attempt in found if attempt)
+        setting_up = sum(attempt.set_up for attempt in found if attempt)
+        tries = sum(attempt.number for attempt in found if attempt)
+    slots = args.jobs or available_cores()
+    half = [look for look in looks if look.done >= len(standings) / 2]
+    row = {
+        "launcher": args.command_launcher,
+        "runs": len(standings),
+        "attempts": tries,
+        "at once": slots,
+        "seconds": round(seconds, 1),
+        "runs a minute": round(60 * len(standings) / seconds, 1),
+        "work a run (s)": round((inside - setting_up) / len(standings), 2),
+        "set-up a run (s)": round(setting_up / len(standings), 2),
+        "over the work (%)": round(100 * (slots * seconds / (inside - setting_up) - 1), 1),
+        "outside the runs (%)": round(100 * (slots * seconds / inside - 1), 1),
+        **_growth("launcher MiB", [look.launcher_mib for look in half]),
+        **_growth("largest worker MiB", [look.worker_mib for look in half]),
+        **_growth("open files", [look.files for look in half]),
+    }
+    table = pd.DataFrame([row])
+    print(table.T.to_string(header=False))
+    slug = re.sub(r"\W+", "_", f"{machine()['gpu'] or machine()['cpu']} {machine()['cores']} cores").lower()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / f"sweep_{args.command_launcher}_{slug}.csv"
+    write_atomically(path, table.to_csv(index=False))
+    print(f"written: {path}")
+
+
+def _growth(what: str, values: Sequence[float]) -> dict[str, float]:
+    """The highest in the third and in the last quarter of a sweep, when everything is warm."""
+    middle = len(values) // 2
+    return {
+        f"{what}, third quarter": round(max(values[:middle], default=float("nan"))),
+        f"{what}, last quarter": round(max(values[middle:], default=float("nan"))),
+    }
+
+
+def _words(args: Namespace, folder: str) -> list[str]:
+    trials = max(1, round(args.runs / 20))  # five methods, four environments
+    return [
+        *("--sweep", "quickstart", "--n_trials", str(trials), "--steps", str(args.steps)),
+        *("--output_dir", folder, "--command_launcher", args.command_launcher),
+        *("--launcher_options", args.launcher_options, "--jobs", str(args.jobs), "--skip_model_save"),
+    ]
+
+
+def _watch(words: Sequence[str], folder: Path) -> list[Look]:
+    """Runs a sweep's command, looking at its processes until all runs are done."""
+    looks: list[Look] = []
+    with subprocess.Popen([sys.executable, "-m", "domainbed_ext.sweep", *words], stdout=subprocess.DEVNULL) as process:
+        launcher = psutil.Process(process.pid)
+        while process.poll() is None:
+            time.sleep(TICK)
+            with contextlib.suppress(psutil.Error):
+                family = [launcher, *launcher.children(recursive=True)]
+                sizes = [each.memory_info().rss / _MIB for each in family]
+                files = sum(each.num_fds() for each in family)
+                done = sum(1 for _ in folder.glob("*/done"))
+                looks.append(Look(done, sizes[0], max(sizes[1:], default=0.0), files, len(family)))
+    return looks
