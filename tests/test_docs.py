@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_ext import collect_results, definitions, evaluate, options
+from domainbed_ext import collect_results, definitions, evaluate, launchers, options
 from domainbed_ext.prepare import command as prepare
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +56,28 @@ def test_a_saved_adapter_is_loaded_elsewhere(tmp_path):
         "save_adapter(model, 'runs/one/selected', head=True)\n"
     )
     run(save + CODE[2], tmp_path)
+
+
+def test_a_launcher_of_your_own_is_one():
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    assert names["one_by_one"](["true", "exit 3"], None) == [0, 3]
+
+
+def test_its_sweep_definition_is_understood(tmp_path):
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (definition,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    path.write_text(definition + "datasets: [PACS]\nalgorithms: [BA]\noutput_dir: o\n", encoding="utf-8")
+    args = definitions.parse(["launch", "--sweep", str(path)])
+    launchers.check_options(args.command_launcher, args.launcher_options)
+
+
+def test_tests_that_are_named_exist():
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
+    assert named and named <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")} | {"test_vit"}
 
 
 def commands(module):

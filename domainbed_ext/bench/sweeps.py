@@ -9,6 +9,7 @@ clock, divided by the number of runs at once. What comes on top:
 """
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -40,17 +41,15 @@ class Look:
 
     Attributes:
         done: runs that are.
-        launcher_mib: resident memory of the launcher.
-        worker_mib: of the largest of the others.
+        largest_mib: resident memory of the largest.
+        all_mib: of all.
         files: open in all of them.
-        processes: how many there are.
     """
 
     done: int
-    launcher_mib: float
-    worker_mib: float
+    largest_mib: float
+    all_mib: float
     files: int
-    processes: int
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
@@ -65,10 +64,11 @@ def measure(args: Namespace, output_dir: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         words = _words(args, folder)
+        sweep = jobs.make_jobs(definitions.parse(["launch", *words]))
         start = time.monotonic()
-        looks = _watch(["launch", *words], Path(folder))
+        looks = _watch(["launch", *words], Path(folder), len(sweep))
         seconds = time.monotonic() - start
-        standings = states.look(jobs.make_jobs(definitions.parse(["launch", *words])), Path(folder))
+        standings = states.look(sweep, Path(folder))
         missing = [standing for standing in standings if standing.state is not State.DONE]
         if missing:
             raise BenchmarkError(f"{len(missing)} of {len(standings)} runs are not done: {states.summary(standings)}")
@@ -89,8 +89,8 @@ def measure(args: Namespace, output_dir: Path) -> None:
         "set-up a run (s)": round(setting_up / len(standings), 2),
         "over the work (%)": round(100 * (slots * seconds / (inside - setting_up) - 1), 1),
         "outside the runs (%)": round(100 * (slots * seconds / inside - 1), 1),
-        **_growth("launcher MiB", [look.launcher_mib for look in half]),
-        **_growth("largest worker MiB", [look.worker_mib for look in half]),
+        **_growth("largest process MiB", [look.largest_mib for look in half]),
+        **_growth("all processes MiB", [look.all_mib for look in half]),
         **_growth("open files", [look.files for look in half]),
     }
     table = pd.DataFrame([row])
@@ -120,17 +120,25 @@ def _words(args: Namespace, folder: str) -> list[str]:
     ]
 
 
-def _watch(words: Sequence[str], folder: Path) -> list[Look]:
-    """Runs a sweep's command, looking at its processes until all runs are done."""
+def _watch(words: Sequence[str], folder: Path, runs: int) -> list[Look]:
+    """Runs a sweep's command, looking at its processes until it has ended, and an engine that it hands runs to too."""
     looks: list[Look] = []
     with subprocess.Popen([sys.executable, "-m", "domainbed_ext.sweep", *words], stdout=subprocess.DEVNULL) as process:
-        launcher = psutil.Process(process.pid)
-        while process.poll() is None:
+        while process.poll() is None or (not process.returncode and looks[-1].done < runs):
             time.sleep(TICK)
             with contextlib.suppress(psutil.Error):
-                family = [launcher, *launcher.children(recursive=True)]
-                sizes = [each.memory_info().rss / _MIB for each in family]
-                files = sum(each.num_fds() for each in family)
-                done = sum(1 for _ in folder.glob("*/done"))
-                looks.append(Look(done, sizes[0], max(sizes[1:], default=0.0), files, len(family)))
+                looks.append(_look(folder))
     return looks
+
+
+def _look(folder: Path) -> Look:
+    """At all processes that name the sweep's folder, and those that they started."""
+    named = [
+        each
+        for each in psutil.process_iter(["cmdline"])
+        if each.pid != os.getpid() and any(str(folder) in word for word in each.info["cmdline"] or ())
+    ]
+    family = list({each for root in named for each in (root, *root.children(recursive=True))})
+    sizes = sorted(each.memory_info().rss / _MIB for each in family)
+    files = sum(each.num_fds() for each in family)
+    return Look(sum(1 for _ in folder.glob("*/done")), sizes[-1] if sizes else 0.0, sum(sizes), files)
