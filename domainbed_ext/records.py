@@ -112,7 +112,11 @@ class RunFolder:
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def _write_lines(self, lines: Sequence[str]) -> None:
-        write_atomically(self.path / "results.jsonl", "".join(f"{line}\n" for line in lines))
+        path = self.path / "results.jsonl"
+        if lines:
+            write_atomically(path, "".join(f"{line}\n" for line in lines))
+        else:
+            remove(path)
 
     def records(self) -> list[dict[str, Any]]:
         """The records so far, each with the folder's name under "run".

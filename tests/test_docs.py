@@ -1,5 +1,6 @@
 """What the docs tell people to write and to run is there and works."""
 
+import csv
 import re
 import shlex
 import subprocess
@@ -73,6 +74,24 @@ def test_its_sweep_definition_is_understood(tmp_path):
     path.write_text(definition + "datasets: [PACS]\nalgorithms: [BA]\noutput_dir: o\n", encoding="utf-8")
     args = definitions.parse(["launch", "--sweep", str(path)])
     launchers.check_options(args.command_launcher, args.launcher_options)
+
+
+def test_its_costs_of_many_runs_are_the_measured_ones():
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    shown = page.split("<!-- many -->")[1].split("<!-- /many -->")[0].splitlines()
+    rows = []
+    for path in sorted((ROOT / "results" / "bench").glob("sweep_*.csv")):
+        with path.open(encoding="utf-8") as file:
+            (row,) = csv.DictReader(file)
+        largest, files = (
+            [float(row[f"{what}, {quarter} quarter"]) for quarter in ("third", "last")]
+            for what in ("largest process MiB", "open files")
+        )
+        rows.append(
+            f"| {row['launcher']} | {row['runs']} | {float(row['work a run (s)']):.1f} s | {row['runs a minute']} | "
+            f"{row['over the work (%)']} % | {largest[0]:.0f}, {largest[1]:.0f} MiB | {files[0]:.0f}, {files[1]:.0f} |"
+        )
+    assert rows and [line for line in shown if line.startswith("|")][2:] == rows
 
 
 def test_tests_that_are_named_exist():
