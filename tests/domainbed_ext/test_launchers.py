@@ -26,11 +26,13 @@ pool, queue = sys.modules["domainbed_ext.launchers.pool"], sys.modules["domainbe
 
 
 @pytest.fixture
-def sigint():
-    """A background job starts with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def unignored():
+    """Ctrl-C and a hangup work, which a background job and nohup start with ignored."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def none_left():
@@ -187,7 +189,7 @@ def test_a_worker_that_dies_between_runs_costs_none(tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, "cancel"])
-def test_asked_to_stop_it_stops_every_command(tmp_path, sigint, how):
+def test_asked_to_stop_it_stops_every_command(tmp_path, unignored, how):
     one = launch(tmp_path, 2)
     ready = [tmp_path / "ready0", tmp_path / "ready1"]
     commands = [f"trap 'touch {path}.stopped; exit 0' TERM; touch {path}; sleep 1000 & wait" for path in ready]
@@ -201,7 +203,7 @@ def test_asked_to_stop_it_stops_every_command(tmp_path, sigint, how):
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
-def test_a_second_interrupt_waits_for_nothing(tmp_path, sigint):
+def test_a_second_interrupt_waits_for_nothing(tmp_path, unignored):
     ready = tmp_path / "ready"
     deaf = f"trap '' TERM; echo $$ > {ready}.part; mv {ready}.part {ready}; exec sleep 1000"
 
@@ -246,7 +248,7 @@ def test_when_the_launcher_is_killed_its_runs_leave_with_a_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupt_waits_for_the_checkpoints(tmp_path, sigint):
+def test_an_interrupt_waits_for_the_checkpoints(tmp_path, unignored):
     run = tmp_path / "run"
 
     def progress(index, share):
