@@ -16,6 +16,7 @@ from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.protocols import CHOICES
 
 INPUT_STATS = CHOICES["input_stats"]
+NO_FILE = ("pretrained", "none")  # what weights may be that are no file of the user's
 
 
 def check_name(name: str) -> None:
@@ -82,7 +83,7 @@ def create(name: str, weights: str, num_classes: int, image_size: int | None = N
         raise BenchmarkError(
             f"could not get the weights of {name} ({reason}): check the network, or add --weights FILE.safetensors"
         ) from error
-    if weights not in ("pretrained", "none"):
+    if weights not in NO_FILE:
         _load(model, name, Path(weights).expanduser())
     model.reset_classifier(num_classes)
     if image_size and image_size != inputs(name).size[0]:
@@ -100,7 +101,7 @@ def digest(weights: str) -> str | None:
         SHA-256 of the file's content, in hex; None where there is no file of the user's.
     """
     path = Path(weights).expanduser()
-    if weights in ("pretrained", "none") or not path.is_file():
+    if weights in NO_FILE or not path.is_file():
         return None
     content = hashlib.sha256()
     with path.open("rb") as file:

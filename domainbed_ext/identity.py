@@ -17,7 +17,6 @@ from domainbed_ext.options import NUMBERS
 Computation = dict[str, Any]
 """All that a run's numbers follow from, but for versions and machine: "args", "hparams" and "weights"."""
 
-_NO_FILE = ("pretrained", "none")  # what `--weights` may be that is no file of the user's
 _HPARAMS_TOO = ("backbone", "weights", "precision")  # arguments that only set the hyperparameters of these names
 _ARGUMENTS = (
     *("dataset", "algorithm", "task", "test_envs", "trial_seed", "hparams_seed", "seed", "steps"),
@@ -82,7 +81,7 @@ def contradicts(computation: Computation, record: Mapping[str, Any]) -> bool:
     """
     args, hparams = record["args"], dict(record.get("hparams") or {})
     weights = hparams.pop("weights", None)
-    weights = record.get("weights_digest") or (weights if weights in _NO_FILE else None)
+    weights = record.get("weights_digest") or (weights if weights in backbones.NO_FILE else None)
     said = {name: value for name, value in _said(args, computation["args"]["dataset"]).items() if value is not None}
     return (
         any(computation["args"][name] != value for name, value in said.items())
@@ -100,7 +99,7 @@ def _said(args: Mapping[str, Any], dataset: str) -> dict[str, Any]:
 
 
 def _weights(weights: str) -> str:
-    if weights in _NO_FILE:
+    if weights in backbones.NO_FILE:
         return weights
     digest = backbones.digest(weights)
     if digest is None:

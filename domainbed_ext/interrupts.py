@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
@@ -21,7 +21,7 @@ class OutOfTime(Interrupted):
 
 
 class Stop:
-    """Calling it raises what has been asked for since the last call, if anything has."""
+    """Calling it raises what has been asked for, if anything has."""
 
     def __init__(self) -> None:
         self.wish: Interrupted | None = None
@@ -34,6 +34,28 @@ class Stop:
         """
         if self.wish is not None:
             raise self.wish
+
+
+@contextlib.contextmanager
+def handling(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Has signals handled while the context lasts; in a thread other than the main one, which cannot, nothing.
+
+    Args:
+        numbers: of the signals.
+        handler: of all of them.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers} if is_main else {}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def unignored(numbers: Iterable[int]) -> list[int]:
+    """Those signals that this process does not ignore: a background job, or nohup, goes on ignoring what it does."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
@@ -69,17 +91,12 @@ def stoppable(minutes: float | None = None, on_hang: Callable[[OutOfTime], None]
     finished = threading.Event()
     timer = threading.Timer(60 * (minutes or 0), time_is_up)
     timer.daemon = True
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        # Who ignores Ctrl-C (a launcher's worker, a background job) goes on ignoring it.
-        wanted = [each for each in SIGNALS if each != signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN]
-        before = {each: signal.signal(each, wish) for each in wanted}
-    try:
-        if minutes:
-            timer.start()
-        yield stop
-    finally:
-        finished.set()
-        timer.cancel()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    # A launcher's worker is deaf to Ctrl-C, and stays so.
+    with handling([signal.SIGTERM, signal.SIGUSR2, *unignored([signal.SIGINT])], wish):
+        try:
+            if minutes:
+                timer.start()
+            yield stop
+        finally:
+            finished.set()
+            timer.cancel()

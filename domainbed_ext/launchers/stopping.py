@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -59,15 +58,7 @@ def stoppable(cancelled: Callable[[], bool]) -> Iterator[Wish]:
         KeyboardInterrupt: afterwards, if the launch was asked to stop.
     """
     wish = Wish(cancelled)
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        # Who ignores a signal (a background job, nohup) goes on ignoring it.
-        wanted = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, wish.take) for number in wanted}
-    try:
+    with interrupts.handling(interrupts.unignored(SIGNALS), wish.take):
         yield wish
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if wish:
         raise KeyboardInterrupt

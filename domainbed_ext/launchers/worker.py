@@ -11,12 +11,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from types import FrameType
 
 from domainbed_ext.errors import BenchmarkError, ExitCode
-from domainbed_ext.interrupts import SIGNALS
+from domainbed_ext.interrupts import SIGNALS, handling, unignored
 from domainbed_ext.launchers.command import Command
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
@@ -105,21 +105,10 @@ def run_apart(command: str) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
 
-    with _on_stop(stop):
+    with handling(unignored(SIGNALS), stop):
         process = subprocess.Popen(command, shell=True, start_new_session=True, preexec_fn=die_with_parent)
         if wanted:  # while it was being made
             stop(signal.SIGTERM, None)
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(1.0)  # what comes from another thread (Ray's) is heeded when this returns
-
-
-@contextlib.contextmanager
-def _on_stop(stop: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    wanted = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
