@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from domainbed_ext import backbones, hparams_registry, precision
 from domainbed_ext.data import Minibatch
 from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.profile import Stage, unmeasured
 from domainbed_ext.seeds import seed_hash
-from vitlorafa import AdapterConfig, AdapterError, correct_gradients, inject, load_adapter, save_adapter
+from vitlorafa import AdapterConfig, AdapterError, correct_gradients, inject, load_adapter, save_adapter, speed_up
 from vitlorafa.inject import head_parameters
 
 
@@ -37,7 +38,12 @@ class Algorithm(nn.Module):
         num_classes: of the head.
         num_domains: number of training environments.
         hparams: see `domainbed_ext.hparams_registry`.
+
+    Attributes:
+        stage: opened around the parts of an update, for `--profile`.
     """
+
+    stage: Stage = staticmethod(unmeasured)
 
     def __init__(
         self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: dict[str, Any]
@@ -50,6 +56,8 @@ class Algorithm(nn.Module):
             hparams["backbone"], hparams["weights"], num_classes, image_size=hparams["image_size"]
         )
         self.prepare(self.backbone, hparams)
+        speed_up(self.backbone)
+        precision.hold(self.backbone, self.precision)
         self.to(self.device)
         self.optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad], hparams)
 
@@ -79,11 +87,13 @@ class Algorithm(nn.Module):
         self.train()
         images = torch.cat([x for x, _ in minibatches]).to(self.device, non_blocking=True)
         labels = torch.cat([y for _, y in minibatches]).to(self.device, non_blocking=True)
-        with precision.autocast(self.precision, self.device):
+        with self.stage("forward"), precision.autocast(self.precision, self.device):
             loss = F.cross_entropy(self.logits(images), labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        with self.stage("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        with self.stage("optimizer"):
+            self.optimizer.step()
         return {"loss": loss.item()}
 
     def logits(self, images: Tensor) -> Tensor:
@@ -139,13 +149,44 @@ class ERM(FullFT):
 
 
 class LP(Algorithm):
-    """Linear probing: the head trains on frozen features."""
+    """Linear probing: the head trains on frozen features.
+
+    What is given as images may be their features, [batch, width], as `embed` makes them.
+    """
 
     def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
         """Freezes all but the head."""
         backbone.requires_grad_(False)
         for parameter in head_parameters(backbone).values():
             parameter.requires_grad_(True)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether features stand for images: the head is one linear layer, which two-headed models' is not."""
+        return isinstance(self.backbone.get_classifier(), nn.Linear)  # type: ignore[operator]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the head reads, the same at every step: [batch, channels, height, width] → [batch, width]."""
+        read: list[Tensor] = []
+        head = self.backbone.get_classifier()  # type: ignore[operator]
+        with head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])), torch.no_grad():
+            self.predict(images)
+        return read[0]
+
+    def train(self, mode: bool = True) -> "LP":
+        """Leaves the backbone as it is in evaluation: frozen features are not dropped out or renormalised."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[batch, channels, height, width], or features [batch, width] → [batch, num_classes]."""
+        return (self.backbone.get_classifier() if images.ndim == 2 else self.backbone)(images)  # type: ignore[operator]
+
+    def predict(self, x: Tensor) -> Tensor:
+        """[batch, channels, height, width], or features [batch, width] → logits [batch, num_classes]."""
+        with precision.autocast(self.precision, self.device):
+            return self.logits(x.to(self.device, non_blocking=True)).float()
 
 
 class BA(Algorithm):

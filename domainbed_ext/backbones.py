@@ -11,8 +11,8 @@ from timm.models import get_pretrained_cfg, is_model, list_models
 from torch import Tensor, nn
 
 import domainbed_ext.tiny_vit  # noqa: F401  (registers the embedded backbone with timm)
-from domainbed_ext.data import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.protocols import CHOICES
 
 INPUT_STATS = CHOICES["input_stats"]

@@ -4,7 +4,7 @@ import time
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
 
@@ -14,11 +14,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from domainbed_ext.data import Split, evaluation_stream, training_stream, transform
 from domainbed_ext.estimate import duration
+from domainbed_ext.feed import EVALUATION_BATCH, Feed
 from domainbed_ext.jobs import Job
+from domainbed_ext.launchers import HERE
 from domainbed_ext.launchers.slots import slots_here
-from domainbed_ext.run_setup import EVALUATION_BATCH, Setup, compute_exactly
+from domainbed_ext.run_setup import Setup, compute_exactly
 from domainbed_ext.states import count_of
 from domainbed_ext.validate import Checked, disk, free, records, size
 
@@ -44,39 +45,28 @@ class Rates:
 
 
 def measure(setup: Setup) -> Rates:
-    """Times the start, some steps and a batch of evaluation."""
-    workers, setup_args = setup.args.workers, setup.args
-    compute_exactly(setup_args)
+    """Times the start, some steps and a batch of evaluation; decodes each time, to leave nothing in the image cache."""
+    setup = replace(setup, args=Namespace(**{**vars(setup.args), "cache_dir": "none"}))
+    compute_exactly(setup.args)
     start, algorithm = _timed(setup.make_algorithm)
     steps: list[float] = []
     began = time.perf_counter()
-    stream = training_stream(setup.minibatches(), range(STEPS + 1), 0)
+    stream = Feed(setup, algorithm).training(range(STEPS + 1))
     for _ in range(STEPS + 1):
-        load, batches = _timed(lambda: next(stream))
-        compute, _ = _timed(lambda batches=batches: algorithm.update(batches))  # type: ignore[misc]
-        steps.append(_together(load, compute, workers))
+        steps.append(_timed(lambda: algorithm.update(next(stream)))[0])
         if len(steps) > 1 and time.perf_counter() - began > ENOUGH:
             break
-    split = setup.splits[f"env{setup.train_envs[0]}_in"]
-    augmentation = setup.augmentation if setup_args.validation_images == "augmented" else "none"
-    some = Split(split.environment, split.keys[:EVALUATION_BATCH])
-    prepared = evaluation_stream(some, transform(setup.inputs, augmentation), EVALUATION_BATCH, 0, setup_args.seed)
-    load, (images, _) = _timed(lambda: next(prepared))
-    algorithm.eval()
-    with torch.inference_mode():
-        compute, _ = _timed(lambda: algorithm.predict(images).argmax(1).cpu())
-    return Rates(start, median(steps[1:]), _together(load, compute, workers) / len(some))
+    name = setup.validation_splits[0]
+    some = replace(setup.splits[name], keys=setup.splits[name].keys[:EVALUATION_BATCH])
+    feed = Feed(replace(setup, splits={name: some}), algorithm)
+    evaluation, _ = _timed(lambda: feed.accuracies(0, [name]))
+    return Rates(start, median(steps[1:]), evaluation / len(some))
 
 
 def _timed(function: Callable[[], T]) -> tuple[float, T]:
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
-
-
-def _together(load: float, compute: float, workers: int) -> float:
-    """Seconds of both, which worker processes do side by side."""
-    return max(compute, load / workers) if workers else load + compute
 
 
 def seconds(job: Job, setup: Setup, rates: Rates) -> float:
@@ -119,7 +109,7 @@ def slots(args: Namespace, jobs: Sequence[Job]) -> int | None:
         args: of the sweep.
         jobs: that are to run.
     """
-    if args.command_launcher not in ("local", "multi_gpu"):
+    if args.command_launcher not in HERE:
         return args.jobs or None
     some = [jobs[0].command] * min(len(jobs), 256)
     return len(slots_here(some, args.jobs, int(args.launcher_options.get("jobs_per_gpu") or 1)))

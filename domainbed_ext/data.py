@@ -1,4 +1,4 @@
-"""From an environment to a batch: transforms, training minibatches and evaluation batches.
+"""From an environment to a batch: splits, training minibatches and the stream of what is evaluated.
 
 Every random draw is a function of (seed, environment, step), not of a generator's history. So a batch is the
 same whoever makes it, in this process or in a worker, and a run can go on from any step.
@@ -7,91 +7,22 @@ same whoever makes it, in this process or in a worker, and a run can go on from 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from domainbed_ext.datasets.base import Environment
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.profile import Stage, unmeasured
 from domainbed_ext.seeds import seed_hash
+from domainbed_ext.sources import Source
 
-Transform = Callable[[Image.Image], Tensor]
 Minibatch = tuple[Tensor, Tensor]
 T = TypeVar("T")
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a backbone is fed.
-
-    Attributes:
-        size: (height, width) in pixels.
-        mean: per channel, of values in [0, 1].
-        std: per channel.
-    """
-
-    size: tuple[int, int] = (224, 224)
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        return (len(self.mean), *self.size)
-
-
-def _domainbed(inputs: Inputs) -> list[v2.Transform]:
-    return [
-        v2.RandomResizedCrop(inputs.size, scale=(0.7, 1.0)),
-        v2.RandomHorizontalFlip(),
-        v2.ColorJitter(0.3, 0.3, 0.3, 0.3),
-        v2.RandomGrayscale(p=0.1),
-    ]
-
-
-def _crop(inputs: Inputs) -> list[v2.Transform]:
-    return [v2.RandomResizedCrop(inputs.size, scale=(0.7, 1.0))]
-
-
-def _resize(inputs: Inputs) -> list[v2.Transform]:
-    return [v2.Resize(inputs.size)]
-
-
-# DomainBed's for photographs; crops alone where a mirror image is another class (digits); none.
-AUGMENTATIONS: dict[str, Callable[[Inputs], list[v2.Transform]]] = {
-    "domainbed": _domainbed,
-    "crop": _crop,
-    "none": _resize,
-}
-
-
-def transform(inputs: Inputs, augmentation: str = "none") -> Transform:
-    """Turns an RGB image into a normalised tensor.
-
-    Args:
-        inputs: size and statistics.
-        augmentation: name in `AUGMENTATIONS`. "none" is DomainBed's evaluation transform: a bilinear resize to
-            `inputs.size` that does not keep the aspect.
-
-    Returns:
-        A function from an image to float32 [3, height, width].
-    """
-    return v2.Compose(
-        [
-            *AUGMENTATIONS[augmentation](inputs),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(inputs.mean, inputs.std),
-        ]
-    )
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -104,31 +35,37 @@ class Split:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def labels(self, keys: Sequence[int]) -> Tensor:
+        """The classes of some images of the environment, int64."""
+        return torch.tensor([int(self.environment.targets[key]) for key in keys])
+
 
 class Minibatches(Dataset[list[Minibatch]]):
     """Step t's minibatches, one a training environment, as a pure function of (seed, t).
 
     Args:
         splits: the `in` split of every training environment, in index order.
-        transform: of an image.
+        sources: of each, what its images become.
         batch_size: images an environment and step.
         seed: of the run.
         balanced: draw every class of an environment equally often (`class_balanced`).
         sampling: "replacement" draws independently, as in DomainBed; "epochs" takes every image once, in random
             order, before any again. Balanced epochs are those of each class: the classes take turns in random order.
+        stage: told when images are prepared.
     """
 
     def __init__(
         self,
         splits: Sequence[Split],
-        transform: Transform,
+        sources: Sequence[Source],
         batch_size: int,
         seed: int,
         balanced: bool = False,
         sampling: str = "replacement",
+        stage: Stage = unmeasured,
     ) -> None:
-        self.splits, self.transform, self.batch_size, self.seed = splits, transform, batch_size, seed
-        self.sampling = sampling
+        self.splits, self.sources, self.batch_size, self.seed = splits, sources, batch_size, seed
+        self.sampling, self.stage = sampling, stage
         self.classes = [_classes(split) if balanced else [np.arange(len(split))] for split in splits]
         self.weights = [_balanced_weights(classes) if balanced else None for classes in self.classes]
 
@@ -137,17 +74,16 @@ class Minibatches(Dataset[list[Minibatch]]):
 
     def _draw(self, step: int, place: int) -> Minibatch:
         split = self.splits[place]
-        seed = seed_hash(self.seed, "minibatch", step, place)
-        draws = self._replacement(seed, place) if self.sampling == "replacement" else self._epochs(step, place)
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.manual_seed(seed)
-            samples = [split.environment[split.keys[draw]] for draw in draws]
-            images = torch.stack([self.transform(image) for image, _ in samples])
-        return images, torch.tensor([label for _, label in samples])
+        draws = self._replacement(step, place) if self.sampling == "replacement" else self._epochs(step, place)
+        keys = [split.keys[draw] for draw in draws]
+        generator = np.random.default_rng(seed_hash(self.seed, "augment", step, place))
+        with self.stage("augment"):
+            return self.sources[place].batch(keys, generator), split.labels(keys)
 
-    def _replacement(self, seed: int, place: int) -> Sequence[int]:
+    def _replacement(self, step: int, place: int) -> Sequence[int]:
         split, weights = self.splits[place], self.weights[place]
-        return np.random.default_rng(seed).choice(len(split), self.batch_size, p=weights).tolist()
+        generator = np.random.default_rng(seed_hash(self.seed, "minibatch", step, place))
+        return generator.choice(len(split), self.batch_size, p=weights).tolist()
 
     def _epochs(self, step: int, place: int) -> list[int]:
         """The step's part of an endless row of draws: rounds, in which each class has one turn, in random order; a
@@ -181,62 +117,85 @@ def _balanced_weights(classes: Sequence[np.ndarray]) -> np.ndarray:
     return weights
 
 
-def training_stream(minibatches: Minibatches, steps: range, workers: int) -> Iterator[list[Minibatch]]:
-    """The minibatches of the given steps, in order.
+class Evaluated(NamedTuple):
+    """A split that is evaluated.
+
+    Attributes:
+        split: its images.
+        source: what they become.
+        seed: of what is drawn, where anything is.
+    """
+
+    split: Split
+    source: Source
+    seed: int = 0
+
+
+class EvaluationBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """The images of several splits as one row of batches, so that none but the last is short.
+
+    Items are (images, labels, the number of the split that each image is of).
 
     Args:
-        minibatches: where they come from.
-        steps: which, e.g. `range(0, 300)`.
-        workers: processes that prepare them, all environments together; 0 prepares them in this one. The result
-            is the same.
-
-    Returns:
-        An iterator over the steps' lists of (images [batch_size, 3, height, width], labels [batch_size]).
+        parts: the splits, in the order in which they come.
+        batch_size: images a batch.
     """
-    return _stream(minibatches, steps, workers)
 
-
-class _Evaluated(Dataset[Minibatch]):
-    """Batch b of the splits' images, one after another."""
-
-    def __init__(self, split: Split, transform: Transform, batch_size: int, seed: int | None) -> None:
-        self.split, self.transform, self.batch_size, self.seed = split, transform, batch_size, seed
+    def __init__(self, parts: Sequence[Evaluated], batch_size: int) -> None:
+        self.parts, self.batch_size = parts, batch_size
+        self.starts = np.cumsum([0, *(len(part.split) for part in parts)]).tolist()
 
     def __len__(self) -> int:
-        return -(-len(self.split) // self.batch_size)
+        return -(-self.starts[-1] // self.batch_size)
 
-    def __getitem__(self, batch: int) -> Minibatch:
-        keys = self.split.keys[batch * self.batch_size : (batch + 1) * self.batch_size]
-        with torch.random.fork_rng(devices=[]):
-            if self.seed is not None:
-                torch.manual_seed(seed_hash(self.seed, batch))
-            samples = [self.split.environment[key] for key in keys]
-            return torch.stack([self.transform(image) for image, _ in samples]), torch.tensor([y for _, y in samples])
+    def __getitem__(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        first, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self.starts[-1])
+        images, labels, numbers = [], [], []
+        for number, (split, source, seed) in enumerate(self.parts):
+            start = max(0, first - self.starts[number])
+            keys = split.keys[start : max(0, end - self.starts[number])]
+            if not keys:
+                continue
+            images.append(source.batch(keys, np.random.default_rng(seed_hash(seed, start))))
+            labels.append(split.labels(keys))
+            numbers.append(torch.full((len(keys),), number))
+        return torch.cat(images), torch.cat(labels), torch.cat(numbers)
 
 
-def evaluation_stream(
-    split: Split, transform: Transform, batch_size: int, workers: int, seed: int | None = None
-) -> Iterator[Minibatch]:
-    """Every image of a split once, in the split's order.
+def stream(
+    batches: Dataset[T],
+    order: Sequence[int],
+    workers: int,
+    ready: Callable[[T], R],
+    pinned: bool = False,
+    stage: Stage = unmeasured,
+) -> Iterator[R]:
+    """Batches in order.
 
     Args:
-        split: which images.
-        transform: of an image.
-        batch_size: the last batch may be smaller.
-        workers: processes that prepare the batches; the result is the same.
-        seed: of a transform that draws.
+        batches: where they come from.
+        order: which, e.g. `range(0, 300)`.
+        workers: processes that prepare them, all environments together; 0 prepares them in this one. The result is the
+            same.
+        ready: done to each batch in this process, e.g. to take it to a device.
+        pinned: put them where a GPU fetches them by itself.
+        stage: opened around waiting for a batch, and making it ready.
 
     Returns:
-        An iterator over (images [batch, 3, height, width], labels [batch]).
+        An iterator over what `ready` makes of them.
+
+    Raises:
+        BenchmarkError: what a worker raised, its sentence alone.
     """
-    batches = _Evaluated(split, transform, batch_size, seed)
-    return _stream(batches, range(len(batches)), workers)
-
-
-def _stream(batches: Dataset[T], order: Sequence[int], workers: int) -> Iterator[T]:
-    try:
-        yield from DataLoader(batches, batch_size=None, sampler=order, num_workers=workers)
-    except BenchmarkError as error:
-        # A worker's error arrives with its traceback as text; its sentence is the last line.
-        sentence = str(error).strip().splitlines()[-1]
-        raise BenchmarkError(sentence.removeprefix(f"{BenchmarkError.__module__}.BenchmarkError: ")) from error
+    loader = iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pinned))
+    for _ in order:
+        try:
+            with stage("data wait"):
+                batch = next(loader)
+        except BenchmarkError as error:
+            # A worker's error arrives with its traceback as text; its sentence is the last line.
+            sentence = str(error).strip().splitlines()[-1]
+            raise BenchmarkError(sentence.removeprefix(f"{BenchmarkError.__module__}.BenchmarkError: ")) from error
+        with stage("augment"):
+            prepared = ready(batch)
+        yield prepared

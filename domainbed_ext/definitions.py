@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     shown = parser.add_argument_group("status")
     shown.add_argument("--watch", action="store_true", help="refresh it until all is done, or Ctrl-C (on a terminal)")
     shown.add_argument("--json", action="store_true", help="print it as JSON")
+    options.add_speed_options(parser)
     options.add_resume_options(parser)
     options.add_number_options(parser)
     return parser
@@ -123,7 +124,6 @@ def _add_launching(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at once (as the launcher sees fit)")
     group.add_argument("--jobs_per_gpu", type=int, metavar="N", help="runs that share a GPU (1)")
-    group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare a run's images")
     group.add_argument("--verify_images", action="store_true", help="check every image file before the start")
     group.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
     group.add_argument("--skip_confirmation", action="store_true", help="never ask")

@@ -16,6 +16,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
+from domainbed_ext.feed import Feed
 from domainbed_ext.model_selection import best_step
 from domainbed_ext.options import make_parser as make_run_parser
 from domainbed_ext.provenance import machine, versions
@@ -61,8 +62,11 @@ def evaluate(
         algorithm.load(saved)
     except (AdapterError, SafetensorError, OSError) as error:
         raise BenchmarkError(f"cannot load what the run saved in {saved} ({error}): run it again") from error
+    feed = Feed(setup, algorithm)
+    now: dict[str, float] = {}
+    for group in (setup.validation_splits, setup.other_splits):  # in the batches of the run
+        now |= feed.accuracies(record["step"], [name for name in group if f"{name}_acc" in record])
     names = [name for name in setup.splits if f"{name}_acc" in record]
-    now = setup.accuracies(algorithm, record["step"], names)
     return record, [Reproduced(name, record[f"{name}_acc"], now[f"{name}_acc"]) for name in names]
 
 

@@ -56,13 +56,18 @@ def final_hparams(args: Namespace, drawn: Mapping[str, Any] | None = None) -> di
         drawn: those of its algorithm and seeds; None draws them.
 
     Returns:
-        Name to plain value, what `run_setup.set_up` comes to where it has nothing to refuse.
+        Name to plain value; not checked.
     """
     hparams = dict(drawn or get_hparams(args.algorithm, args.dataset, args.hparams_seed, args.trial_seed))
-    given = {name: value for name in _HPARAMS_TOO if (value := getattr(args, name)) is not None}
+    given = given_hparams(args)
     given |= hparams_registry.parse_hparams(args.hparams)
     given |= parse_name(args.algorithm)[1]  # a row is what its name says
     return hparams | {name: value for name, value in given.items() if name in hparams}
+
+
+def given_hparams(args: Namespace) -> dict[str, Any]:
+    """The hyperparameters that are arguments of their own, of those that were given."""
+    return {name: value for name in _HPARAMS_TOO if (value := getattr(args, name)) is not None}
 
 
 def name(computation: Computation) -> str:

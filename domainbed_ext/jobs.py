@@ -20,7 +20,13 @@ from domainbed_ext.algorithms import parse_name
 from domainbed_ext.datasets import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.identity import Computation, Computations
-from domainbed_ext.protocols import SINGLE_SOURCE, check_evaluate, left_out_environments, source_environments
+from domainbed_ext.protocols import (
+    LEAVE_ONE_OUT,
+    SINGLE_SOURCE,
+    check_evaluate,
+    left_out_environments,
+    source_environments,
+)
 from domainbed_ext.records import RunFolder
 from domainbed_ext.run_setup import environment_names
 from domainbed_ext.seeds import seed_hash
@@ -57,7 +63,8 @@ class Job:
     @property
     def domainbed_hash(self) -> str:
         """What DomainBed, and our first versions, call the folder: a hash of the arguments as they were typed."""
-        text = json.dumps(self.train_args, sort_keys=True)
+        typed = {name: value for name, value in self.train_args.items() if name != "evaluate"}  # the protocol's
+        text = json.dumps(typed, sort_keys=True)
         return hashlib.md5(text.encode("utf-8")).hexdigest()
 
     @property
@@ -108,6 +115,8 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
     for algorithm in args.algorithms:
         parse_name(algorithm)
     numbers = {name: getattr(args, name) for name in options.NUMBERS if getattr(args, name) is not None}
+    if args.protocol in (None, LEAVE_ONE_OUT) and not args.single_test_envs:
+        numbers["evaluate"] = "all"  # the runs that leave one environment out are chosen by those that leave out two
     extra = {name: getattr(args, name) for name in options.EXTRA}
     combinations = _test_envs(args)
     computations, defaults = Computations(), vars(options.make_parser().parse_args([]))

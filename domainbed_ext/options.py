@@ -4,6 +4,7 @@ import argparse
 
 from domainbed_ext import precision
 from domainbed_ext.algorithms import ALGORITHMS
+from domainbed_ext.cache.place import DEFAULT_GB, VARIABLE
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import CommandLine
 from domainbed_ext.protocols import CHOICES, DEFAULT_TEST_ENVS, PROTOCOLS
@@ -24,10 +25,16 @@ NUMBERS = (
 
 # Arguments that say where and how a run computes what it does: they change no number, and so no identity. The file of
 # `--weights` counts by its content.
-PLACES = ("data_dir", "output_dir", "weights", "workers", "verify_images", "save_steps", "save_minutes", "time_limit")
+PLACES = (
+    *("data_dir", "output_dir", "weights", "cache_dir", "cache_gb", "workers", "verify_images", "profile"),
+    *("save_steps", "save_minutes", "time_limit"),
+)
 
 # What a sweep passes on to its runs beside their identity.
-EXTRA = ("workers", "verify_images", "skip_model_save", "save_steps", "save_minutes", "time_limit")
+EXTRA = (
+    *("cache_dir", "cache_gb", "workers", "verify_images", "profile", "skip_model_save"),
+    *("save_steps", "save_minutes", "time_limit"),
+)
 
 
 def add_number_options(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +70,12 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         help="training images are drawn with replacement as in DomainBed (so unless told), or in shuffled epochs",
     )
     group.add_argument(
+        "--training_images",
+        choices=CHOICES["training_images"],
+        help="what is augmented: images as they are (exact, so unless told), or ones scaled down, where larger, to an "
+        "eighth more than the backbone is fed (resized), which take less room in the cache",
+    )
+    group.add_argument(
         "--test_on",
         choices=CHOICES["test_on"],
         help="of a test environment, the 80 %% in its `in` split as in DomainBed (so unless told), or all images",
@@ -70,8 +83,9 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--evaluate",
         choices=CHOICES["evaluate"],
-        help="at a checkpoint every split (so unless told, and DomainBed), or what selection needs: `out` of the "
-        "training environments, the rest where their mean is a new best and at the last step; the tables are the same",
+        help="at a checkpoint what selection needs: `out` of the training environments, the rest where their mean is a "
+        "new best and at the last step (lean, so unless pairs are left out), or every split as in DomainBed (all); the "
+        "tables are the same",
     )
     group.add_argument(
         "--train_eval_share",
@@ -91,6 +105,24 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CPU threads of a run (1: runs go side by side instead); another number rounds differently",
     )
+
+
+def add_speed_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what runs and sweeps share of how fast a run goes, at the same numbers."""
+    group = parser.add_argument_group("speed", "images are decoded once and kept (python -m domainbed_ext.cache list)")
+    group.add_argument(
+        "--cache_dir", metavar="DIR", help=f"where ({VARIABLE}, else ~/.cache/domainbed_ext); 'none' decodes each time"
+    )
+    group.add_argument(
+        "--cache_gb", type=float, default=DEFAULT_GB, metavar="GB", help="that it may take (%(default)g)"
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that prepare a run's images (4 beside a GPU, else none); 0: the run itself does",
+    )
+    group.add_argument("--profile", action="store_true", help="time each stage, beside the floor of its products")
 
 
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
@@ -144,9 +176,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
     parser.add_argument("--save_model_every_checkpoint", action="store_true", help="save it at every evaluation too")
     add_number_options(parser)
-    parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes that prepare images; 0: the run itself does"
-    )
     parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
+    add_speed_options(parser)
     add_resume_options(parser)
     return parser

@@ -4,6 +4,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
+
+from vitlorafa.inject import adapter_layers
 
 PRECISIONS = ("auto", "bf16", "float32")
 
@@ -46,3 +49,22 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
         torch's autocast, switched off for float32.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def hold(model: nn.Module, precision: str) -> None:
+    """Rounds frozen weights once to what autocast would round them to at every step; the products are the same.
+
+    Weights under an adapter stay as they are, for W + s B A is formed in float32 and rounded once.
+
+    Args:
+        model: on any device, adapted or not.
+        precision: "bf16" or "float32", which changes nothing.
+    """
+    if precision != "bf16":
+        return
+    adapted = {layer.base for _, layer in adapter_layers(model)}
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in adapted:
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.bfloat16)

@@ -3,7 +3,7 @@
 import json
 import random
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +11,19 @@ import numpy as np
 import torch
 
 from domainbed_ext import backbones, hparams_registry, protocols
-from domainbed_ext.algorithms import Algorithm, get_algorithm_class, get_hparams, parse_name
-from domainbed_ext.data import Inputs, Minibatches, Split, evaluation_stream, transform
+from domainbed_ext.algorithms import Algorithm, get_algorithm_class, get_hparams
+from domainbed_ext.data import Split
 from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
 from domainbed_ext.datasets.folders import unreadable
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.identity import final_hparams, given_hparams
+from domainbed_ext.inputs import Inputs
 from domainbed_ext.options import PLACES
 from domainbed_ext.provenance import machine, versions
 from domainbed_ext.seeds import holdout_split, seed_hash, split
 from vitlorafa import count_parameters
 
-EVALUATION_BATCH = 64  # as upstream; fixed, since another batch shape may round differently
+WORKERS = 4  # beside a GPU, which one core does not keep busy
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,18 @@ class Setup:
         return [i for i in range(len(self.dataset)) if i not in self.args.test_envs]
 
     @property
+    def validation_splits(self) -> list[str]:
+        """Names of the splits that steps are selected by."""
+        return [f"env{i}_out" for i in self.train_envs]
+
+    @property
+    def other_splits(self) -> list[str]:
+        """Names of all other splits."""
+        return [name for name in self.splits if name not in self.validation_splits]
+
+    @property
     def augmentation(self) -> str:
-        """Name in `data.AUGMENTATIONS` of what training images undergo."""
+        """Name in `augmentation.AUGMENTATIONS` of what training images undergo."""
         return self.dataset.AUGMENTATION if self.hparams["data_augmentation"] else "none"
 
     def make_algorithm(self) -> Algorithm:
@@ -63,81 +75,11 @@ class Setup:
         make = get_algorithm_class(self.args.algorithm)
         return make(self.inputs.shape, self.dataset.num_classes, len(self.train_envs), self.hparams)
 
-    def minibatches(self) -> Minibatches:
-        """The training images of every step."""
-        return Minibatches(
-            [self.splits[f"env{i}_in"] for i in self.train_envs],
-            transform(self.inputs, self.augmentation),
-            self.hparams["batch_size"],
-            self.args.seed,
-            self.hparams["class_balanced"],
-            self.args.sampling,
-        )
-
     @property
     def steps_per_epoch(self) -> float:
         """Steps in which the smallest training environment is seen once, as DomainBed counts epochs."""
         sizes = [len(self.splits[f"env{i}_in"]) for i in range(len(self.dataset))]
         return min(sizes) / int(self.hparams["batch_size"])
-
-    def accuracies(
-        self, algorithm: Algorithm, step: int, names: Iterable[str], stop: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
-        """What a record holds of some splits.
-
-        Args:
-            algorithm: whose `predict` is used.
-            step: of the record; augmented images differ from one evaluation to the next, as upstream's do.
-            names: of splits, e.g. "env0_in".
-            stop: called between batches; may raise.
-
-        Returns:
-            "env0_in_acc" and so on to the share of images that are classified right, in [0, 1].
-        """
-        return {f"{name}_acc": self._accuracy(algorithm, step, name, stop) for name in names}
-
-    def _accuracy(self, algorithm: Algorithm, step: int, name: str, stop: Callable[[], None]) -> float:
-        evaluated, augmentation, seed = self.splits[name], "none", None
-        if name in {f"env{i}_{part}" for i in self.train_envs for part in ("in", "out")}:
-            if name.endswith("_in"):  # the first part, whose order is the seeded shuffle's
-                size = max(1, round(len(evaluated) * self.args.train_eval_share))
-                evaluated = Split(evaluated.environment, evaluated.keys[:size])
-            if self.args.validation_images == "augmented":
-                augmentation, seed = self.augmentation, seed_hash(self.args.seed, "evaluation", step, name)
-        return accuracy(algorithm, evaluated, self.inputs, self.args.workers, augmentation, seed, stop)
-
-
-def accuracy(
-    algorithm: Algorithm,
-    split: Split,
-    inputs: Inputs,
-    workers: int = 0,
-    augmentation: str = "none",
-    seed: int | None = None,
-    stop: Callable[[], None] = lambda: None,
-) -> float:
-    """Share of a split's images that are classified right.
-
-    Args:
-        algorithm: whose `predict` is used.
-        split: the images.
-        inputs: what the backbone is fed.
-        workers: processes that prepare images.
-        augmentation: name in `data.AUGMENTATIONS`.
-        seed: of the augmentation.
-        stop: called between batches; may raise.
-
-    Returns:
-        A number in [0, 1].
-    """
-    algorithm.eval()
-    correct = torch.zeros((), dtype=torch.long, device=algorithm.device)
-    batches = evaluation_stream(split, transform(inputs, augmentation), EVALUATION_BATCH, workers, seed)
-    with torch.inference_mode():
-        for images, labels in batches:
-            stop()
-            correct += (algorithm.predict(images).argmax(1) == labels.to(algorithm.device)).sum()
-    return correct.item() / len(split)
 
 
 def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
@@ -201,13 +143,9 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
         BenchmarkError: anything that would stop the run later, in one sentence.
     """
     args = protocols.resolve(args)
-    hparams = get_hparams(args.algorithm, args.dataset, args.hparams_seed, args.trial_seed)
-    given = {name: getattr(args, name) for name in ("backbone", "weights", "precision")}
-    hparams_registry.apply(hparams, {k: v for k, v in given.items() if v is not None}, "the arguments")
-    others = hparams_registry.names(args.dataset)
-    hparams_registry.apply(hparams, hparams_registry.parse_hparams(args.hparams), "--hparams", others)
-    hparams.update(parse_name(args.algorithm)[1])  # a row is what its name says, whatever holds for the others
-    hparams.update(recorded_hparams or {})
+    if args.workers is None:
+        args.workers = WORKERS if torch.cuda.is_available() else 0
+    hparams = _hparams(args) | dict(recorded_hparams or {})
     hparams_registry.check(hparams)
     if args.task != "domain_generalization":
         raise BenchmarkError(f"--task {args.task}: no algorithm here uses unlabelled images; leave --task out")
@@ -236,6 +174,15 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
         raise BenchmarkError("--steps and --threads start at 1, --checkpoint_freq and --workers at 0")
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
     return Setup(args, hparams, dataset, inputs, splits, steps, freq)
+
+
+def _hparams(args: Namespace) -> dict[str, Any]:
+    """The final hyperparameters, after a look at what was given: one that nobody has, or of another type."""
+    drawn = get_hparams(args.algorithm, args.dataset, args.hparams_seed, args.trial_seed)
+    hparams_registry.apply(dict(drawn), given_hparams(args), "the arguments")
+    others = hparams_registry.names(args.dataset)
+    hparams_registry.apply(dict(drawn), hparams_registry.parse_hparams(args.hparams), "--hparams", others)
+    return final_hparams(args, drawn)
 
 
 def environment_names(dataset: MultipleDomainDataset) -> list[list[str]]:

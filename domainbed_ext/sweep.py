@@ -21,8 +21,10 @@ from domainbed_ext import cleaning, cost, status
 from domainbed_ext.definitions import make_parser, parse
 from domainbed_ext.errors import BenchmarkError, ExitCode, exit_cleanly
 from domainbed_ext.files import write_atomically
+from domainbed_ext.filling import fill
 from domainbed_ext.jobs import Job, make_jobs
-from domainbed_ext.launchers import check_options, get_launcher
+from domainbed_ext.launchers import HERE, check_options, get_launcher
+from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.launches import Launch
 from domainbed_ext.launching import Outcome, launch
 from domainbed_ext.provenance import provenance
@@ -58,7 +60,7 @@ def _launch(args: argparse.Namespace, standings: Sequence[Standing], words: Sequ
     jobs = [standing.job for standing in standings if wanted(standing)]
     get_launcher(args.command_launcher)
     check_options(args.command_launcher, args.launcher_options)
-    check(jobs)
+    checked = check(jobs)
     if args.dry_run or args.command_launcher == "dummy":
         get_launcher("dummy")([job.command for job in jobs], Launch(Path(args.output_dir)))
         return 0
@@ -68,6 +70,8 @@ def _launch(args: argparse.Namespace, standings: Sequence[Standing], words: Sequ
         return 0
     outcome = None
     if jobs:
+        if args.command_launcher in HERE:  # others may run where this cache is not seen
+            fill(jobs, checked, available_cores())
         command = shlex.join(["python", "-m", "domainbed_ext.sweep", *words])
         console = Console(stderr=True)
         outcome = launch(jobs, args.command_launcher, command, console, args.jobs, args.launcher_options)

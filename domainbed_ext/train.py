@@ -22,8 +22,8 @@ from torch import cuda, manual_seed
 
 from domainbed_ext import checkpoint
 from domainbed_ext.attempts import Claim, Lost, Taken
-from domainbed_ext.data import training_stream
 from domainbed_ext.errors import BenchmarkError, ExitCode, exit_cleanly
+from domainbed_ext.feed import Feed
 from domainbed_ext.files import replace_atomically
 from domainbed_ext.interrupts import Interrupted, OutOfTime, Stop, stoppable
 from domainbed_ext.model_selection import better
@@ -51,6 +51,9 @@ class Training:
         compute_exactly(setup.args)
         self.algorithm = setup.make_algorithm()
         self.facts = facts(setup, self.algorithm)
+        self.feed = Feed(setup, self.algorithm, stop)
+        if setup.args.profile:
+            self.feed.measure()
         self.steps_done = 0
         self.best: float | None = None
         self.values: dict[str, list[float]] = defaultdict(list)  # since the last record
@@ -69,7 +72,7 @@ class Training:
         """
         setup = self.setup
         self.claim.begin_steps()
-        stream = training_stream(setup.minibatches(), range(self.steps_done, setup.steps), setup.args.workers)
+        stream = self.feed.training(range(self.steps_done, setup.steps))
         try:
             self._evaluate_if_due()
             while self.steps_done < setup.steps:
@@ -100,34 +103,41 @@ class Training:
             return
         if not self.values:  # the record was made before the checkpoint
             return
-        validation = [f"env{i}_out" for i in setup.train_envs]
-        others = [name for name in setup.splits if name not in validation]
-        accuracies = setup.accuracies(self.algorithm, step, validation, self.stop)
+        accuracies = self.feed.accuracies(step, setup.validation_splits)
         val_acc = float(np.mean(list(accuracies.values())))
         # Every figure is read from the best step or from the last, which lean evaluation relies on.
         new_best = better(val_acc, self.best)
         if new_best or last or setup.args.evaluate == "all":
-            accuracies |= setup.accuracies(self.algorithm, step, others, self.stop)
+            accuracies |= self.feed.accuracies(step, setup.other_splits)
         self.claim.check()
-        self.folder.append(
-            {
-                **self.facts,
-                **{name: float(np.mean(history)) for name, history in self.values.items()},
-                **accuracies,
-                "step": step,
-                "epoch": step / setup.steps_per_epoch,
-                "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
-            }
-        )
-        print(f"step {step:5d}", *(f"{name} {value:.3f}" for name, value in sorted(accuracies.items())))
-        if not setup.args.skip_model_save:
-            places = {"selected": new_best, "last": last and not new_best}
-            places[f"step_{step}"] = setup.args.save_model_every_checkpoint
-            for place in (place for place, wanted in places.items() if wanted):
-                replace_atomically(self.folder.path / place, self.algorithm.save)
+        with self.feed.stage("write"):
+            self._record(step, accuracies)
+            self._save_model(step, {"selected": new_best, "last": last and not new_best})
         if new_best:
             self.best = val_acc
         self.values.clear()
+        if last and self.feed.profile:
+            print(self.feed.profile.table())
+
+    def _record(self, step: int, accuracies: dict[str, float]) -> None:
+        record = {
+            **self.facts,
+            **{name: float(np.mean(history)) for name, history in self.values.items()},
+            **accuracies,
+            "step": step,
+            "epoch": step / self.setup.steps_per_epoch,
+            "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
+        }
+        self.folder.append(record | ({"profile": self.feed.profile.summary()} if self.feed.profile else {}))
+        print(f"step {step:5d}", *(f"{name} {value:.3f}" for name, value in sorted(accuracies.items())))
+
+    def _save_model(self, step: int, places: dict[str, bool]) -> None:
+        """Writes what was trained to the places that want it."""
+        if self.setup.args.skip_model_save:
+            return
+        places[f"step_{step}"] = self.setup.args.save_model_every_checkpoint
+        for place in (place for place, wanted in places.items() if wanted):
+            replace_atomically(self.folder.path / place, self.algorithm.save)
 
     def _go_on(self) -> None:
         """From the last checkpoint that can be read, if it is of this computation; else from the start."""

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from domainbed_ext import backbones, hparams_registry
 from domainbed_ext.algorithms import ALGORITHMS, Algorithm, parse_name
-from domainbed_ext.data import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly, unknown
+from domainbed_ext.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 
 SCRIPTS = ("train", "sweep", "collect_results", "list_top_hparams")
 VARIABLE = "DOMAINBED_CHECKOUT"

@@ -14,6 +14,13 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _image_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOMAINBED_EXT_CACHE", str(tmp_path_factory.mktemp("image_cache")))
+        yield
+
+
 def pytest_configure(config):
     # Tests run side by side, one process a core: more threads each would only get in each other's way.
     torch.set_num_threads(1)

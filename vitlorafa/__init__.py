@@ -24,6 +24,7 @@ from vitlorafa.layers import LoRALinear
 from vitlorafa.ops import lora_linear
 from vitlorafa.optim import correct_gradients
 from vitlorafa.report import count_parameters, print_trainable_parameters, summary
+from vitlorafa.speed_up import speed_up
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "print_trainable_parameters",
     "remove",
     "save_adapter",
+    "speed_up",
     "summary",
     "unmerge",
 ]

@@ -72,9 +72,8 @@ def _has_image(folder: Path) -> bool:
 
 
 def unreadable(paths: Sequence[str]) -> BenchmarkError:
-    """The error for image files that cannot be read; names the first five."""
-    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-    return BenchmarkError(f"not a readable image: {', '.join(paths[:5])}{more}; replace or delete such files")
+    """The error for image files that cannot be read; names all of them, so that they can be mended in one go."""
+    return BenchmarkError(f"not a readable image: {', '.join(paths)}; replace or delete such files")
 
 
 class ImageFolderDomains(MultipleDomainDataset):

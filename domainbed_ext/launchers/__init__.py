@@ -16,7 +16,7 @@ from domainbed_ext.launchers.settings import read, table
 from domainbed_ext.launchers.slurm import SlurmOptions, read_options, slurm
 from domainbed_ext.launches import Launch
 
-__all__ = ["GROUP", "LAUNCHERS", "OPTIONS", "Launcher", "check_options", "get_launcher", "table"]
+__all__ = ["GROUP", "HERE", "LAUNCHERS", "OPTIONS", "Launcher", "check_options", "get_launcher", "table"]
 
 GROUP = others.GROUP
 
@@ -33,6 +33,9 @@ LAUNCHERS: dict[str, Launcher] = {
     "ray": ray,
     "dummy": dummy,
 }
+
+HERE = ("local", "multi_gpu")
+"""Those whose runs are on this machine."""
 
 OPTIONS: dict[str, type] = {
     "local": LocalOptions,

@@ -25,12 +25,14 @@ import numpy as np
 from PIL import Image
 
 from domainbed_ext import collect_results, hparams_registry, sweep, tables, train, upstream
-from domainbed_ext.data import Inputs, transform
+from domainbed_ext.augmentation import AUGMENTATIONS
 from domainbed_ext.datasets import DATASETS, get_dataset_class
 from domainbed_ext.errors import exit_cleanly
+from domainbed_ext.inputs import Inputs
 from domainbed_ext.model_selection import SELECTION_METHODS, group_records
 from domainbed_ext.scores import Results
 from domainbed_ext.seeds import holdout_split, seed_hash, split
+from domainbed_ext.sources import Augmented, Uncached
 
 DELIBERATE = {
     "nan": "upstream: a NaN validation accuracy wins if the run's first step has it; here: it ranks below any number",
@@ -290,11 +292,12 @@ def compare_images(report: Report, data_dir: Path) -> None:
     report.check("images", "environments", len(theirs), len(ours))
     report.check("images", "classes", theirs.num_classes, ours.num_classes)
     report.check("images", "input_shape", theirs.input_shape, ours.input_shape)
-    prepare = transform(Inputs())
+    inputs = Inputs()
     for number, (environment, mine) in enumerate(zip(theirs, ours, strict=True)):
         report.check("images", f"environment {number} labels", environment.targets, list(map(int, mine.targets)))
         for key in (0, 13):
-            gap = (environment[key][0] - prepare(mine[key][0])).abs().max().item()
+            images = Augmented(Uncached(mine), AUGMENTATIONS["none"], inputs.size).batch([key], np.random.default_rng())
+            gap = (environment[key][0] - inputs.ready(images)[0]).abs().max().item()
             report.check("images", f"environment {number} image {key} to 1e-5", gap < 1e-5, True)
 
 

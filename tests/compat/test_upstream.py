@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from domainbed_ext import hparams_registry, upstream
-from domainbed_ext.data import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.seeds import seed_hash
 
 OURS = ("BA", "BOnly", "AOnly", "LP", "FullFT")

@@ -12,7 +12,7 @@ PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "house")
 
 
-def make_domains(root: Path, domains=PACS_DOMAINS, classes=CLASSES, images=10, side=40) -> Path:
+def make_domains(root: Path, domains=PACS_DOMAINS, classes=CLASSES, images=10, side=40, tint=100) -> Path:
     """A folder of domains with random images; colours tell the classes apart."""
     draw = np.random.default_rng(0)
     for domain in domains:
@@ -21,7 +21,7 @@ def make_domains(root: Path, domains=PACS_DOMAINS, classes=CLASSES, images=10, s
             folder.mkdir(parents=True)
             for number in range(images):
                 pixels = draw.integers(0, 128, (side, side, 3), dtype=np.uint8)
-                pixels[..., label % 3] += 100
+                pixels[..., label % 3] += tint
                 Image.fromarray(pixels).save(folder / f"pic_{number:03d}.png")
     return root
 

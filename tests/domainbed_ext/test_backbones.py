@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from domainbed_ext import backbones, precision
-from domainbed_ext.data import IMAGENET_MEAN
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.inputs import IMAGENET_MEAN
 
 NAME = "test_vit"  # timm's own tiny model, 160 px
 

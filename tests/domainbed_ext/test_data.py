@@ -2,12 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from domainbed_ext.data import Inputs, Minibatches, Split, evaluation_stream, training_stream, transform
+from domainbed_ext.augmentation import AUGMENTATIONS
+from domainbed_ext.data import Evaluated, EvaluationBatches, Minibatches, Split, stream
 from domainbed_ext.datasets.base import Environment
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.inputs import Inputs
+from domainbed_ext.sources import Augmented, Features, Uncached
 
-INPUTS = Inputs((24, 24))
+SIZE = (24, 24)
 
 
 @pytest.fixture
@@ -15,8 +18,22 @@ def splits(pacs_like):
     return [Split(environment, range(4, 20)) for environment in PACS(pacs_like, [3], {}).datasets[:3]]
 
 
+def source(split, augmentation="none"):
+    return Augmented(Uncached(split.environment), AUGMENTATIONS[augmentation], SIZE)
+
+
 def minibatches(splits, seed=0, **options):
-    return Minibatches(splits, transform(INPUTS, "domainbed"), batch_size=5, seed=seed, **options)
+    sources = [source(split, "domainbed") for split in splits]
+    return Minibatches(splits, sources, batch_size=5, seed=seed, **options)
+
+
+def training_stream(batches, steps, workers):
+    return stream(batches, steps, workers, lambda batch: batch)
+
+
+def evaluation(parts, batch_size, workers=0):
+    batches = EvaluationBatches(parts, batch_size)
+    return list(stream(batches, range(len(batches)), workers, lambda batch: batch))
 
 
 def equal(first, second):
@@ -26,7 +43,7 @@ def equal(first, second):
 def test_one_minibatch_an_environment(splits):
     batch = next(training_stream(minibatches(splits), range(1), workers=0))
     assert [(x.shape, y.shape) for x, y in batch] == [((5, 3, 24, 24), (5,))] * 3
-    assert batch[0][0].dtype == torch.float32 and batch[0][1].dtype == torch.int64
+    assert batch[0][0].dtype == torch.uint8 and batch[0][1].dtype == torch.int64
 
 
 def test_batches_do_not_depend_on_workers_or_history(splits):
@@ -64,20 +81,37 @@ def test_balanced_draws_every_class_equally(splits):
 
 
 def test_evaluation_sees_every_image_once_in_order(splits):
-    batches = list(evaluation_stream(splits[0], transform(INPUTS), batch_size=7, workers=0))
-    assert [len(x) for x, _ in batches] == [7, 7, 2]
-    assert torch.cat([y for _, y in batches]).tolist() == [splits[0].environment.targets[i] for i in range(4, 20)]
-    again = list(evaluation_stream(splits[0], transform(INPUTS), batch_size=7, workers=2))
-    assert equal(batches, again)
+    batches = evaluation([Evaluated(splits[0], source(splits[0]))], 7)
+    assert [len(x) for x, *_ in batches] == [7, 7, 2]
+    assert torch.cat([y for _, y, _ in batches]).tolist() == [splits[0].environment.targets[i] for i in range(4, 20)]
+    again = evaluation([Evaluated(splits[0], source(splits[0]))], 7, workers=2)
+    assert all(torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_splits_are_evaluated_as_one_row_of_batches(splits):
+    parts = [Evaluated(split, source(split)) for split in (splits[0], Split(splits[1].environment, [3]), splits[2])]
+    batches = evaluation(parts, 10)
+    assert [len(x) for x, *_ in batches] == [10, 10, 10, 3]
+    numbers = torch.cat([numbers for *_, numbers in batches]).tolist()
+    assert numbers == [0] * 16 + [1] + [2] * 16
+    apart = [x for part in parts for x, *_ in evaluation([part], 100)]
+    assert torch.equal(torch.cat([x for x, *_ in batches]), torch.cat(apart))
+    assert evaluation([], 10) == []
 
 
 def test_images_are_resized_without_their_aspect_and_normalised(splits):
-    image, _ = splits[0].environment[0]
     inputs = Inputs((24, 12), mean=(0.5,) * 3, std=(0.25,) * 3)
-    x = transform(inputs)(image)
-    assert x.shape == inputs.shape == (3, 24, 12)
-    reference = torch.from_numpy(np.array(image.resize((12, 24), 2))).permute(2, 0, 1) / 255
-    torch.testing.assert_close(x, (reference - 0.5) / 0.25, atol=1e-6, rtol=0)
+    pixels = Augmented(Uncached(splits[0].environment), AUGMENTATIONS["none"], inputs.size).batch([0], None)
+    x = inputs.ready(pixels)
+    assert x.shape[1:] == inputs.shape == (3, 24, 12)
+    reference = torch.from_numpy(np.array(splits[0].environment[0][0].resize((12, 24), 2))).permute(2, 0, 1) / 255
+    torch.testing.assert_close(x[0], (reference - 0.5) / 0.25, atol=1e-6, rtol=0)
+    assert inputs.ready(x) is x  # what are no bytes any more stays as it is
+
+
+def test_features_stand_for_images_by_index():
+    features = torch.arange(12.0).view(4, 3)
+    assert torch.equal(Features(features).batch([2, 0, 2], None), features[[2, 0, 2]])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -86,34 +120,32 @@ def test_a_broken_image_gets_a_sentence_from_a_worker_too(pacs_like, workers):
     path.write_text("hello")
     split = Split(PACS(pacs_like, [3], {}).datasets[2], range(4))
     with pytest.raises(BenchmarkError, match="^not a readable image: .*pic_000.png; replace or delete such files$"):
-        list(evaluation_stream(split, transform(INPUTS), 2, workers))
+        evaluation([Evaluated(split, source(split))], 2, workers)
 
 
 def drawn(minibatches, steps):
-    """The labels of consecutive draws of the first environment; its transform tells the images apart."""
+    """The labels of consecutive draws of the first environment; its features tell the images apart."""
     return [float(x) for step in range(steps) for x in minibatches[step][0][0].flatten()]
 
 
-class Numbered(Environment):
-    """Images that are their own index."""
+class Labelled(Environment):
+    """Labels alone; images are their own index."""
 
-    name = "numbered"
+    name = "labelled"
 
     def __init__(self, targets):
         self.targets = targets
-
-    def load(self, index):
-        return torch.tensor([float(index)])
 
 
 @pytest.fixture
 def numbered():
     """Ten images, three of them of a rarer class."""
-    return Split(Numbered([0] * 7 + [1] * 3), list(range(10)))
+    return Split(Labelled([0] * 7 + [1] * 3), list(range(10)))
 
 
 def epochs(split, balanced=False, seed=0, batch_size=4):
-    return Minibatches([split], lambda x: x, batch_size, seed, balanced, "epochs")
+    numbers = Features(torch.arange(10.0)[:, None])
+    return Minibatches([split], [numbers], batch_size, seed, balanced, "epochs")
 
 
 def test_epochs_take_every_image_once_before_any_again(numbered):
@@ -138,17 +170,19 @@ def test_balanced_epochs_give_classes_turns_and_each_class_epochs(numbered):
 
 
 def test_epochs_do_not_depend_on_workers(splits):
-    batches = Minibatches(splits, transform(INPUTS, "domainbed"), batch_size=5, seed=3, sampling="epochs")
+    batches = minibatches(splits, seed=3, sampling="epochs")
     alone = list(training_stream(batches, range(4), workers=0))
     shared = list(training_stream(batches, range(4), workers=2))
     assert all(equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
 def test_augmented_evaluation_depends_on_its_seed_alone(splits):
-    def stream(workers, seed):
-        return list(evaluation_stream(splits[0], transform(INPUTS, "domainbed"), 7, workers, seed))
+    def images(workers, seed):
+        return torch.cat(
+            [x for x, *_ in evaluation([Evaluated(splits[0], source(splits[0], "domainbed"), seed)], 7, workers)]
+        )
 
-    alone = stream(0, 5)
+    alone = images(0, 5)
     torch.rand(3)
-    assert equal(alone, stream(2, 5))
-    assert not equal(alone, stream(0, 6))
+    assert torch.equal(alone, images(2, 5))
+    assert not torch.equal(alone, images(0, 6))

@@ -36,7 +36,13 @@ def test_a_name_never_changes_by_accident(tmp_path):
             **{"trial_seed": 0, "hparams_seed": 0, "seed": seed_hash("PACS", "BOnly", [0], 0, 0), "steps": 5001},
             **{"holdout_fraction": 0.2, "uda_holdout_fraction": 0.0, "protocol": "leave_one_out"},
             **{"validation_images": "plain", "input_stats": "backbone", "sampling": "replacement", "test_on": "in"},
-            **{"evaluate": "all", "checkpoint_freq": 300, "train_eval_share": 1.0, "threads": 1},
+            **{
+                "evaluate": "lean",
+                "training_images": "exact",
+                "checkpoint_freq": 300,
+                "train_eval_share": 1.0,
+                "threads": 1,
+            },
         },
         "hparams": {
             **{"backbone": "vit_base_patch16_224.augreg_in21k", "precision": "auto", "image_size": None},
@@ -46,7 +52,7 @@ def test_a_name_never_changes_by_accident(tmp_path):
         },
         "weights": "pretrained",
     }
-    assert job.name == "ac08a987d35b18536670de2aca98fadc"
+    assert job.name == "f0fe1fa092d9637ac2d3e3dfc22cbba5"
 
 
 def test_jobs_come_in_domainbeds_order(tmp_path):
@@ -59,7 +65,8 @@ def test_jobs_come_in_domainbeds_order(tmp_path):
     ]  # fmt: skip
     assert jobs[20]["algorithm"] == "BA" and jobs[40]["trial_seed"] == 1
     assert set(jobs[0]) == {"dataset", "algorithm", "test_envs", "holdout_fraction", "hparams_seed", "data_dir",
-                            "task", "trial_seed", "seed"}  # fmt: skip
+                            "task", "trial_seed", "seed", "evaluate"}  # fmt: skip
+    assert {j["evaluate"] for j in jobs} == {"all"}  # for leave-one-domain-out cross-validation
 
 
 def test_a_jobs_command_is_a_run_with_its_arguments(tmp_path):
@@ -98,7 +105,8 @@ def test_what_changes_no_number_changes_no_name(tmp_path, words):
         "--protocol domainbed",
         "--input_stats imagenet",
         "--sampling epochs",
-        "--evaluate lean",
+        "--evaluate all",
+        "--training_images resized",
         "--threads 2",
         "--train_eval_share 0.1",
         "--holdout_fraction 0.3",

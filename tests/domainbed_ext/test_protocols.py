@@ -20,7 +20,8 @@ def resolved(*words):
 def test_the_defaults_are_ours_and_domainbeds_are_upstreams():
     ours = resolved()
     assert (ours.protocol, ours.validation_images, ours.input_stats) == ("leave_one_out", "plain", "backbone")
-    assert (ours.sampling, ours.test_on, ours.evaluate, ours.precision) == ("replacement", "in", "all", None)
+    assert (ours.sampling, ours.test_on, ours.evaluate, ours.precision) == ("replacement", "in", "lean", None)
+    assert resolved("--test_envs", "0", "1").evaluate == "all"
     upstream = resolved("--protocol", "domainbed")
     assert (upstream.validation_images, upstream.input_stats, upstream.precision) == (
         "augmented",

@@ -45,6 +45,7 @@ def engine(monkeypatch):
     engine = Engine()
     monkeypatch.setitem(launchers.LAUNCHERS, "local", engine)
     monkeypatch.setattr(sweep, "check", lambda jobs: None)
+    monkeypatch.setattr(sweep, "fill", lambda *_: None)
     monkeypatch.setattr("domainbed_ext.collect_results.collect", lambda folder, **_: engine.collected.append(folder))
     make = sweep.make_jobs
 

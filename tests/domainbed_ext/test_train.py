@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from domainbed_ext import options, run_setup, train
+from domainbed_ext import feed, options, run_setup, train
 from domainbed_ext.algorithms import get_algorithm_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import RunFolder, State
@@ -70,8 +70,8 @@ def test_a_single_source_run_trains_on_one_environment(make_args):
 
 def test_lean_runs_record_less_and_the_same(make_args, tmp_path):
     options = {"steps": 6, "checkpoint_freq": 1, "algorithm": "LP", "test_envs": [2], "hparams": '{"lr": 0.3}'}
-    whole, *_ = run(make_args(**options, output_dir=str(tmp_path / "all")))
-    part, *_ = run(make_args(**options, evaluate="lean", output_dir=str(tmp_path / "lean")))
+    whole, *_ = run(make_args(**options, evaluate="all", output_dir=str(tmp_path / "all")))
+    part, *_ = run(make_args(**options, output_dir=str(tmp_path / "lean")))
     saved = [f.path / "selected" / "trained.safetensors" for f in (whole, part)]
     assert saved[0].read_bytes() == saved[1].read_bytes()
     shorter = 0
@@ -123,7 +123,14 @@ def test_every_checkpoint_or_none_is_saved_when_asked(make_args, tmp_path):
 
 def test_train_accuracy_is_measured_on_a_fixed_share(make_args, monkeypatch):
     sizes = []
-    monkeypatch.setattr(run_setup, "accuracy", lambda algorithm, split, *_: sizes.append(len(split)) or 0.5)
+    evaluated = feed.Feed._evaluated
+
+    def record(*words):
+        part = evaluated(*words)
+        sizes.append(len(part.split))
+        return part
+
+    monkeypatch.setattr(feed.Feed, "_evaluated", record)
     run(make_args(train_eval_share=0.1, steps=1))
     # env 0 is held out and measured whole; the others' `in` at a tenth, their `out` whole
     assert sorted(sizes) == [36, 36, 36, 89, 89, 89, 90, 360]

@@ -180,7 +180,7 @@ def test_a_run_is_as_long_as_its_batches_and_evaluations(tmp_path):
     rates = cost.Rates(start=1.0, step=0.5, image=0.01)
 
     def seconds(*more):
-        job = make_jobs(tmp_path, "--steps", "100", "--train_eval_share", "1", *more)[0]
+        job = make_jobs(tmp_path, "--steps", "100", "--train_eval_share", "1", "--evaluate", "all", *more)[0]
         return job, cost.seconds(job, run_setup.set_up(job.args), rates)
 
     job, once = seconds()
@@ -198,11 +198,6 @@ def test_rates_are_measured_on_real_steps(tmp_path):
     job = make_jobs(tmp_path)[0]
     rates = cost.measure(run_setup.set_up(job.args))
     assert 0 < rates.image < rates.step < 60 and rates.start > 0
-
-
-def test_workers_prepare_images_meanwhile():
-    assert cost._together(4.0, 1.0, 0) == 5.0
-    assert (cost._together(4.0, 1.0, 2), cost._together(4.0, 3.0, 2)) == (2.0, 3.0)
 
 
 def test_an_engine_decides_how_many_runs_go_at_once(tmp_path):

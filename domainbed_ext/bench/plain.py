@@ -1,0 +1,123 @@
+"""A run the plain way, DomainBed's: what ours is compared with in time and in accuracy.
+
+torchvision's ImageFolder and transforms on PIL images, every image decoded each time; float32; a loader with worker
+processes for each environment and each split, kept for the whole run; every split evaluated at every checkpoint, those
+of the training environments augmented. Splits, hyperparameters, initial weights and the update are ours, so that only
+the way differs; the model too, which in float32 does a little less work than timm's own (`vitlorafa.speed_up`).
+
+    python -m domainbed_ext.bench.plain --dataset PACS --data_dir D --algorithm BOnly --steps 41 --output_dir O
+
+takes the arguments of `python -m domainbed_ext.train` and writes its records; those that choose another way of
+measuring (`--evaluate`, `--sampling`, ...) are passed over.
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, RandomSampler, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from domainbed_ext.data import Minibatch, Split
+from domainbed_ext.datasets.folders import FolderEnvironment
+from domainbed_ext.errors import BenchmarkError, exit_cleanly
+from domainbed_ext.inputs import Inputs
+from domainbed_ext.options import make_parser
+from domainbed_ext.records import RunFolder
+from domainbed_ext.run_setup import Setup, compute_exactly, facts, set_up
+from domainbed_ext.seeds import seed_hash
+
+EVALUATION_BATCH = 64
+_WORKERS = 2  # a loader; DomainBed's 8 would be 88 processes
+
+
+def transforms(inputs: Inputs, augmented: bool) -> v2.Compose:
+    """DomainBed's, on PIL images.
+
+    Args:
+        inputs: what the backbone is fed.
+        augmented: as training images are, or only resized.
+    """
+    changes: list[v2.Transform] = [v2.Resize(inputs.size)]
+    if augmented:
+        changes = [
+            v2.RandomResizedCrop(inputs.size, scale=(0.7, 1.0)),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(0.3, 0.3, 0.3, 0.3),
+            v2.RandomGrayscale(p=0.1),
+        ]
+    numbers = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(inputs.mean, inputs.std)]
+    return v2.Compose([*changes, *numbers])
+
+
+def run(args: Namespace, workers: int = _WORKERS) -> RunFolder:
+    """Trains and evaluates.
+
+    Args:
+        args: of `options.make_parser`; the data set is one of image folders.
+        workers: processes of each loader; 0 for none.
+
+    Returns:
+        The run's folder, with its records.
+
+    Raises:
+        BenchmarkError: a mistake in the input.
+    """
+    setup = set_up(Namespace(**{**vars(args), "precision": "float32"}))
+    compute_exactly(setup.args)
+    algorithm = setup.make_algorithm()
+    folder = RunFolder(args.output_dir)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.start()
+    about, losses = facts(setup, algorithm), []
+    training = [_endless(setup, env, workers) for env in setup.train_envs]
+    evaluation = {name: _loader(setup, name, workers) for name in setup.splits}
+    for step in range(setup.steps):
+        losses.append(algorithm.update([next(stream) for stream in training])["loss"])
+        if step == setup.steps - 1 or (setup.checkpoint_freq and step % setup.checkpoint_freq == 0):
+            algorithm.eval()
+            accuracies = {}
+            with torch.no_grad():
+                for name, loader in evaluation.items():
+                    right = sum((algorithm.predict(x).argmax(1).cpu() == y).sum().item() for x, y in loader)
+                    accuracies[f"{name}_acc"] = right / len(setup.splits[name])
+            folder.append({**about, **accuracies, "loss": float(np.mean(losses)), "step": step})
+            losses.clear()
+    folder.finish()
+    return folder
+
+
+def _images(setup: Setup, env: int, split: Split) -> Subset:
+    environment = setup.dataset[env]
+    if not isinstance(environment, FolderEnvironment):
+        raise BenchmarkError(f"{environment.name} is no folder of images: give a data set that has them, e.g. PACS")
+    augmented = env in setup.train_envs and setup.hparams["data_augmentation"]
+    root = str(environment.paths[0]).rsplit("/", 2)[0]
+    return Subset(ImageFolder(root, transforms(setup.inputs, augmented)), split.keys)
+
+
+def _endless(setup: Setup, env: int, workers: int) -> Iterator[Minibatch]:
+    images, size = _images(setup, env, setup.splits[f"env{env}_in"]), setup.hparams["batch_size"]
+    generator = torch.Generator().manual_seed(seed_hash(setup.args.seed, env))
+    sampler = RandomSampler(images, replacement=True, num_samples=size * setup.steps, generator=generator)
+    for _ in count():
+        yield from DataLoader(images, size, sampler=sampler, num_workers=workers, generator=generator)
+
+
+def _loader(setup: Setup, name: str, workers: int) -> DataLoader:
+    env = int(name.removeprefix("env").partition("_")[0])
+    images = _images(setup, env, setup.splits[name])
+    return DataLoader(images, EVALUATION_BATCH, num_workers=workers, persistent_workers=workers > 0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    run(make_parser().parse_args(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

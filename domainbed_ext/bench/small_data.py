@@ -1,0 +1,37 @@
+"""A part of an image data set, as links to its files: for measurements that the whole would make too long."""
+
+from pathlib import Path
+
+from domainbed_ext.datasets import get_dataset_class
+from domainbed_ext.datasets.folders import FolderEnvironment, ImageFolderDomains
+from domainbed_ext.errors import BenchmarkError
+
+
+def link_part(dataset: str, data_dir: str, per_class: int, folder: Path) -> Path:
+    """Links the first images of every class and domain.
+
+    Args:
+        dataset: name of a data set of image folders.
+        data_dir: that holds it.
+        per_class: images of each class in each domain; 0 for all.
+        folder: to put the links in.
+
+    Returns:
+        What to give as `--data_dir`.
+
+    Raises:
+        BenchmarkError: no such data set, or none of image folders.
+    """
+    known = get_dataset_class(dataset)
+    if not issubclass(known, ImageFolderDomains):
+        raise BenchmarkError(f"{dataset} is no data set of image folders: give one that is, e.g. PACS")
+    for environment in known(data_dir, [], {}).datasets:
+        assert isinstance(environment, FolderEnvironment)
+        taken: dict[int, int] = {}
+        for path, label in zip(map(Path, environment.paths), environment.targets, strict=True):
+            taken[label] = taken.get(label, 0) + 1
+            if not per_class or taken[label] <= per_class:
+                link = folder / known.FOLDER / environment.name / path.parent.name / path.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+    return folder

@@ -1,0 +1,7 @@
+"""Runs the command. Processes that decode images load this file too, so it imports nothing for them."""
+
+if __name__ == "__main__":
+    from domainbed_ext.cache.command import main
+    from domainbed_ext.errors import exit_cleanly
+
+    exit_cleanly(main)

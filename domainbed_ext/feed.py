@@ -1,0 +1,148 @@
+"""What a run feeds its algorithm: minibatches to train on, and its splits' images as one row of large batches."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from domainbed_ext.algorithms import LP, Algorithm
+from domainbed_ext.augmentation import AUGMENTATIONS
+from domainbed_ext.cache.pixels import Stored
+from domainbed_ext.data import Evaluated, EvaluationBatches, Minibatch, Minibatches, Split, stream
+from domainbed_ext.features import features
+from domainbed_ext.images import RunImages, entries
+from domainbed_ext.profile import Profile, Stage, unmeasured
+from domainbed_ext.run_setup import Setup
+from domainbed_ext.seeds import seed_hash
+from domainbed_ext.sources import Augmented, Features, Source
+
+EVALUATION_BATCH = 64  # images; fixed, since another batch shape may round differently
+
+
+class Feed:
+    """Between a run's images and its algorithm.
+
+    Args:
+        setup: the run's parts.
+        algorithm: that is fed.
+        stop: called between batches that are evaluated; may raise.
+
+    Attributes:
+        profile: the run's clocks and counters, if `measure` was called.
+
+    Raises:
+        BenchmarkError: images that cannot be read, all of them named.
+    """
+
+    profile: Profile | None = None
+
+    def __init__(self, setup: Setup, algorithm: Algorithm, stop: Callable[[], None] = lambda: None) -> None:
+        self.setup, self.algorithm, self.stop = setup, algorithm, stop
+        self.images = RunImages(setup)
+        self._features = cache(self._make_features)
+        self._pinned = algorithm.device.type == "cuda"
+
+    def measure(self) -> None:
+        """Profiles from now on, after counting what a minibatch takes."""
+        self.profile = Profile(self.algorithm, next(self.training(range(1))))
+        self.algorithm.stage = self.profile.stage
+
+    @property
+    def stage(self) -> Stage:
+        """Opened around a stage of the run."""
+        return self.profile.stage if self.profile else unmeasured
+
+    def training(self, steps: range) -> Iterator[list[Minibatch]]:
+        """The minibatches of some steps, one a training environment, on the algorithm's device.
+
+        Args:
+            steps: which, e.g. `range(0, 300)`.
+
+        Returns:
+            An iterator over the steps' lists of (images [batch_size, 3, height, width], labels [batch_size]).
+        """
+        setup = self.setup
+        minibatches = Minibatches(
+            [setup.splits[f"env{i}_in"] for i in setup.train_envs],
+            [self._augmented(i) for i in setup.train_envs],
+            setup.hparams["batch_size"],
+            setup.args.seed,
+            setup.hparams["class_balanced"],
+            setup.args.sampling,
+            self.stage,
+        )
+
+        augmented = [] if setup.augmentation == "none" else ["augmented"]
+
+        def ready(batches: list[Minibatch]) -> list[Minibatch]:
+            self._count("forwarded", "backwarded", *augmented, of=batches)
+            return [self._ready(*batch) for batch in batches]
+
+        return stream(minibatches, steps, self.setup.args.workers, ready, self._pinned, self.stage)
+
+    def accuracies(self, step: int, names: Iterable[str]) -> dict[str, float]:
+        """What a record holds of some splits.
+
+        Args:
+            step: of the record; augmented images differ from one evaluation to the next, as upstream's do.
+            names: of splits, e.g. "env0_in", in the order in which they are evaluated.
+
+        Returns:
+            "env0_in_acc" and so on to the share of images that are classified right, in [0, 1].
+        """
+        parts = {f"{name}_acc": self._evaluated(step, name) for name in names}
+        batches = EvaluationBatches(list(parts.values()), EVALUATION_BATCH)
+
+        def ready(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            self._count("evaluated", of=[batch[:2]])
+            return *self._ready(*batch[:2]), batch[2].to(self.algorithm.device)
+
+        rows = stream(batches, range(len(batches)), self.setup.args.workers, ready, self._pinned)
+        algorithm = self.algorithm.eval()
+        correct = torch.zeros(len(parts), dtype=torch.long, device=algorithm.device)
+        with torch.inference_mode(), self.stage("evaluate"):
+            for images, labels, numbers in rows:
+                self.stop()
+                right = algorithm.predict(images).argmax(1) == labels
+                correct.index_add_(0, numbers, right.long())
+        counts = zip(parts.items(), correct.tolist(), strict=True)
+        return {name: count / len(part.split) for (name, part), count in counts}
+
+    def _evaluated(self, step: int, name: str) -> Evaluated:
+        setup, split, env = self.setup, self.setup.splits[name], int(name.removeprefix("env").partition("_")[0])
+        if env in setup.train_envs and not name.endswith("_uda"):
+            if name.endswith("_in"):  # the first part, whose order is the seeded shuffle's
+                split = Split(split.environment, split.keys[: max(1, round(len(split) * setup.args.train_eval_share))])
+            if setup.args.validation_images == "augmented":
+                return Evaluated(split, self._augmented(env), seed_hash(setup.args.seed, "evaluation", step, name))
+        return Evaluated(split, self._plain(env))
+
+    def _augmented(self, env: int) -> Source:
+        """What images of an environment become in training."""
+        if self.setup.augmentation == "none":
+            return self._plain(env)
+        return Augmented(self.images.training[env], AUGMENTATIONS[self.setup.augmentation], self.setup.inputs.size)
+
+    def _plain(self, env: int) -> Source:
+        """What images of an environment become where they are only looked at: features, if they stand for them."""
+        features = self._features(env)
+        if features is not None:
+            return Features(features)
+        return Augmented(self.images.evaluation[env], AUGMENTATIONS["none"], self.setup.inputs.size)
+
+    def _make_features(self, env: int) -> Tensor | None:
+        images, cache = self.images.evaluation[env], entries(self.setup.args)
+        if not (isinstance(self.algorithm, LP) and self.algorithm.embeds and isinstance(images, Stored) and cache):
+            return None
+        return features(self.algorithm, images, self.setup.inputs, cache, self.stop)
+
+    def _count(self, *what: str, of: list[Minibatch]) -> None:
+        if self.profile:
+            decoded = ["decoded"] if self.images.decodes else []
+            self.profile.images.update(dict.fromkeys([*what, *decoded], sum(len(labels) for _, labels in of)))
+
+    def _ready(self, images: Tensor, labels: Tensor) -> Minibatch:
+        """Takes them to the device, and images from bytes to numbers there."""
+        device = self.algorithm.device
+        return self.setup.inputs.ready(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)

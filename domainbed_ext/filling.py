@@ -1,0 +1,34 @@
+"""Decodes what a sweep's runs will share, before any of them starts: on all cores, and with a bar."""
+
+from collections.abc import Sequence
+
+from domainbed_ext.cache.bar import images_bar
+from domainbed_ext.cache.variants import Variant
+from domainbed_ext.images import RunImages, open_images
+from domainbed_ext.jobs import Job
+from domainbed_ext.run_setup import Setup
+from domainbed_ext.validate import Checked
+
+
+def fill(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], processes: int) -> None:
+    """Puts the images of all runs into the cache; those that are there already take no time.
+
+    Args:
+        jobs: that are to run.
+        checked: of `validate.check`.
+        processes: that decode.
+
+    Raises:
+        BenchmarkError: images that cannot be read, all of them named.
+    """
+    wanted: dict[tuple[str, Variant], tuple[Setup, set[int]]] = {}
+    for kind, test_envs in {(job.kind, tuple(job.train_args["test_envs"])) for job in jobs}:
+        setup = checked[kind].setup
+        everywhere = set(range(len(setup.dataset)))
+        for variant, is_plain in RunImages(setup).variants.items():
+            needed = everywhere if is_plain else everywhere - set(test_envs)
+            wanted.setdefault((kind[0], variant), (setup, set()))[1].update(needed)
+    for (dataset, variant), (setup, found) in wanted.items():
+        envs = sorted(found)
+        with images_bar(f"{dataset} {variant.name}", sum(len(setup.dataset[env]) for env in envs)) as advance:
+            open_images(setup, variant, envs, processes, advance)
