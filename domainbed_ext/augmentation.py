@@ -141,8 +141,7 @@ class Colours:
 
     Every operation means the same for the planes as for the levels, for the map between them is one for all channels.
     So brightness and contrast need only change `gain` and `offset`, and clip where they can exceed the levels, which
-    a factor up to 1 cannot. Unlike PIL, nothing is rounded until `write`. Each tensor operation rounds each element
-    once: in sums and fused products the last bit would depend on the number of threads.
+    a factor up to 1 cannot. Unlike PIL, nothing is rounded until `write`.
 
     Args:
         pixels: uint8 [3, height, width].
@@ -158,14 +157,15 @@ class Colours:
 
     def contrast(self, factor: float) -> None:
         """Multiplies the levels' distances from the image's mean grey by `factor`."""
-        means = self.planes.numpy().mean(axis=(1, 2)).tolist()  # numpy's, which has one thread
+        # torch gives each of the three sums to one thread, so their last bits do not depend on how many there are.
+        means = self.planes.mean(dim=(1, 2)).tolist()
         grey = sum(weight * mean for weight, mean in zip(LUMA, means, strict=True))
         self._blend(factor, self.gain * grey + self.offset)
 
     def saturation(self, factor: float) -> None:
         """Multiplies the levels' distances from the pixel's grey by `factor`, which is above 0."""
         # x + (1 − factor) / factor · grey, whose common factor goes into the gain.
-        self.planes += self._grey().mul_((1 - factor) / factor)
+        self.planes.add_(self._grey(), alpha=(1 - factor) / factor)
         self.gain *= factor
         self._clip(factor)
 
@@ -210,5 +210,5 @@ class Colours:
             self.planes.clamp_(-self.offset / self.gain, (255 - self.offset) / self.gain)
 
     def _grey(self) -> Tensor:
-        red, green, blue = (plane * weight for plane, weight in zip(self.planes, LUMA, strict=True))
-        return red.add_(green).add_(blue)
+        red, green, blue = self.planes
+        return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])

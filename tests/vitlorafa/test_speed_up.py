@@ -41,7 +41,7 @@ MODELS = {
     "two heads": ("deit_tiny_distilled_patch16_224", {}, False),
     "in parallel": ("vit_small_patch16_18x2_224", {}, False),
 }
-OTHERS = ["eva02_tiny_patch14_224", "beit_base_patch16_224", "swin_tiny_patch4_window7_224", "vit_small_patch16_dinov3"]
+OTHERS = ["eva02_tiny_patch14_224", "beit_base_patch16_224", "swin_tiny_patch4_window7_224", "eva02_base_patch14_224"]
 
 
 @pytest.fixture(params=[False, True], ids=["fused", "products"])
