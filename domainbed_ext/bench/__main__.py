@@ -1,38 +1,77 @@
 """The command line of `domainbed_ext.bench`."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_ext.bench import sweeps
+from domainbed_ext.bench import gpu, runs, stages, sweeps
 from domainbed_ext.errors import CommandLine, exit_cleanly
 from domainbed_ext.launchers import LAUNCHERS
+
+EXAMPLES = """examples:
+  python -m domainbed_ext.bench stages --data_dir D            # images a second, from the file to the optimizer
+  python -m domainbed_ext.bench run --data_dir D               # a whole run, against the plain way
+  python -m domainbed_ext.bench run --data_dir D --checkout C  # and against upstream DomainBed
+  python -m domainbed_ext.bench gpu                            # ViT-Ti, S and B on a GPU, if there is one
+  python -m domainbed_ext.bench sweep --command_launcher local --runs 200
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = CommandLine(
         prog="python -m domainbed_ext.bench",
-        description="Measures what a sweep of many short runs costs over the work of its runs, and whether it grows.",
-        epilog="example:\n  python -m domainbed_ext.bench sweep --command_launcher local --runs 200",
+        description="Measures what the benchmark itself costs, in turns with what it is compared with.",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["sweep"])
-    parser.add_argument("--runs", type=int, default=200, metavar="N", help="in steps of 20 (%(default)s)")
-    parser.add_argument("--steps", type=int, default=120, metavar="N", help="of a run (%(default)s)")
-    parser.add_argument(
+    place = CommandLine(add_help=False)
+    place.add_argument("--output_dir", default="results/bench", metavar="DIR", help="of the tables (%(default)s)")
+    data = CommandLine(add_help=False)
+    data.add_argument("--dataset", default="PACS", metavar="NAME", help="of image folders (%(default)s)")
+    data.add_argument("--data_dir", required=True, metavar="DIR", help="folder that holds it")
+    data.add_argument("--backbone", default="vit_tiny_patch16_224", metavar="NAME", help="(%(default)s)")
+    data.add_argument("--weights", default="pretrained", metavar="FILE", help="as of a run (%(default)s)")
+    data.add_argument("--cache_dir", metavar="DIR", help="as of a run")
+
+    commands = parser.add_subparsers(dest="what", required=True, metavar="stages|run|gpu|sweep")
+    some = commands.add_parser("stages", parents=[place, data], help="images a second of each stage, on one core")
+    some.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
+    some.add_argument("--images", type=int, default=128, metavar="N", help="of a round (%(default)s)")
+    some.add_argument("--rounds", type=int, default=9, metavar="N", help="(%(default)s)")
+
+    run = commands.add_parser("run", parents=[place, data], help="a whole run, against the plain way and upstream")
+    run.add_argument("--checkout", metavar="DIR", help="of upstream DomainBed")
+    run.add_argument("--algorithm", default="FullFT", metavar="NAME", help="(%(default)s)")
+    run.add_argument("--hparams", default=json.dumps({"batch_size": 16}), metavar="JSON", help="(%(default)s)")
+    run.add_argument("--steps", type=int, default=41, metavar="N", help="(%(default)s)")
+    run.add_argument("--checkpoint_freq", type=int, default=20, metavar="N", help="(%(default)s)")
+    run.add_argument("--per_class", type=int, default=30, metavar="N", help="images a class and domain; 0: all")
+    run.add_argument("--rounds", type=int, default=3, metavar="N", help="(%(default)s)")
+
+    cuda = commands.add_parser("gpu", parents=[place], help="ViT-Ti, S and B on a GPU")
+    cuda.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 96], metavar="N", help="of training")
+    cuda.add_argument("--images", type=int, default=256, metavar="N", help="of an evaluation batch (%(default)s)")
+    cuda.add_argument("--image_size", type=int, default=224, metavar="PIXELS", help="(%(default)s)")
+    cuda.add_argument("--rounds", type=int, default=20, metavar="N", help="(%(default)s)")
+
+    sweep = commands.add_parser("sweep", parents=[place], help="what many short runs cost over their own work")
+    sweep.add_argument("--runs", type=int, default=200, metavar="N", help="in steps of 20 (%(default)s)")
+    sweep.add_argument("--steps", type=int, default=120, metavar="N", help="of a run (%(default)s)")
+    sweep.add_argument(
         "--command_launcher", default="local", metavar="NAME", help=f"{', '.join(LAUNCHERS)} (%(default)s)"
     )
-    parser.add_argument("--launcher_options", default="{}", metavar="JSON", help="of the launcher")
-    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at once (one a core)")
-    parser.add_argument("--output_dir", default="results/bench", metavar="DIR", help="of the table (%(default)s)")
+    sweep.add_argument("--launcher_options", default="{}", metavar="JSON", help="of the launcher")
+    sweep.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at once (one a core)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: `python -m domainbed_ext.bench`."""
     args = make_parser().parse_args(argv)
-    sweeps.measure(args, Path(args.output_dir))
+    part = {"stages": stages, "run": runs, "gpu": gpu, "sweep": sweeps}[args.what]
+    part.measure(args, Path(args.output_dir))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ clock, divided by the number of runs at once. What comes on top:
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,10 +24,10 @@ import psutil
 
 from domainbed_ext import definitions, jobs, states
 from domainbed_ext.attempts import latest
+from domainbed_ext.bench.report import slug
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.files import write_atomically
 from domainbed_ext.launchers.slots import available_cores
-from domainbed_ext.provenance import machine
 from domainbed_ext.records import State
 
 TICK = 2.0  # seconds from one look at the processes to the next
@@ -95,9 +94,8 @@ def measure(args: Namespace, output_dir: Path) -> None:
     }
     table = pd.DataFrame([row])
     print(table.T.to_string(header=False))
-    slug = re.sub(r"\W+", "_", f"{machine()['gpu'] or machine()['cpu']} {machine()['cores']} cores").lower()
     output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / f"sweep_{args.command_launcher}_{slug}.csv"
+    path = output_dir / f"sweep_{args.command_launcher}_{slug()}.csv"
     write_atomically(path, table.to_csv(index=False))
     print(f"written: {path}")
 

@@ -1,10 +1,17 @@
+import argparse
 import csv
 
 import pytest
+import torch
 
+from domainbed_ext.augmentation import AUGMENTATIONS
 from domainbed_ext.bench import __main__ as bench
-from domainbed_ext.bench import sweeps
+from domainbed_ext.bench import gpu, plain, sweeps
+from domainbed_ext.bench.small_data import link_part
+from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.inputs import Inputs
+from domainbed_ext.sources import Augmented, Uncached
 
 
 @pytest.mark.slow
@@ -30,3 +37,75 @@ def test_growth_compares_the_quarters_when_all_is_warm():
 def test_an_unknown_word_gets_a_sentence():
     with pytest.raises(BenchmarkError, match="invalid choice: 'nothing'"):
         bench.main(["nothing"])
+
+
+def rows_of(tmp_path, name):
+    (path,) = tmp_path.glob(f"{name}_*.csv")
+    assert path.with_suffix(".md").exists()
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+SMALL = ["--backbone", "vit_pico_patch8_32", "--rounds", "1"]
+
+
+def test_stages_are_measured_from_the_file_to_the_optimizer(pacs_like, tmp_path):
+    words = ["stages", "--data_dir", str(pacs_like), "--images", "6", "--hparams", '{"batch_size": 4}']
+    bench.main([*words, *SMALL, "--output_dir", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out", "stages")
+    groups = {row["stage"] for row in rows}
+    assert groups >= {"training images", "evaluation images", "training step, BOnly", "evaluation, LP"}
+    assert all(float(row["images/s"]) > 0 for row in rows)
+    assert all(float(row["× plain"]) == 1 for row in rows if row["way"].startswith("plain"))
+    assert {row["way"] for row in rows if row["of the floor"]} == {"ours"}
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_against_the_plain_way(pacs_like, tmp_path):
+    words = ["run", "--data_dir", str(pacs_like), "--steps", "3", "--checkpoint_freq", "2", "--per_class", "7"]
+    bench.main([*words, *SMALL, "--hparams", '{"batch_size": 4}', "--output_dir", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out", "run")
+    assert [row["way"] for row in rows] == [
+        "plain",
+        "--protocol domainbed, float32",
+        "--protocol domainbed --precision bf16",
+        "defaults, the first of a sweep",
+        "defaults",
+    ]
+    assert float(rows[0]["× plain"]) == 1 and all(float(row["seconds"]) > 0 for row in rows)
+
+
+def test_a_part_of_a_data_set_has_the_first_images_of_each_class_and_domain(pacs_like, tmp_path):
+    folder = link_part("PACS", str(pacs_like), 3, tmp_path / "part")
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+    assert len(found) == 4 * 2 * 3 and str(found[0]) == "PACS/art_painting/dog/pic_000.png"
+    with pytest.raises(BenchmarkError, match="DigitsShift is no data set of image folders"):
+        link_part("DigitsShift", str(pacs_like), 3, tmp_path / "other")
+
+
+def test_without_a_gpu_nothing_is_measured_and_that_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    bench.main(["gpu", "--output_dir", str(tmp_path)])
+    assert "no CUDA device here" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_rates_of_a_model_are_those_of_its_steps():
+    args = argparse.Namespace(batch_sizes=[2, 3], images=4, image_size=32, rounds=1)
+    rows = gpu.rates("vit_pico_patch8_32", "BOnly", args)
+    assert [row["stage"] for row in rows] == ["training, batch 2", "training, batch 3", "evaluation, batch 4"]
+    assert all(row["images/s"] > 0 and row["TFLOP/s"] >= 0 for row in rows)
+
+
+def test_the_plain_way_trains_and_evaluates_everything(make_args, pacs_like):
+    hparams = '{"backbone": "vit_pico_patch8_32", "batch_size": 4}'
+    args = make_args(dataset="PACS", data_dir=str(pacs_like), hparams=hparams, checkpoint_freq=2, steps=4)
+    records = plain.run(args, workers=0).records()
+    assert [record["step"] for record in records] == [0, 2, 3]
+    assert all(len([name for name in record if name.endswith("_acc")]) == 8 for record in records)
+    assert all(record["precision"] == "float32" for record in records)
+
+
+def test_plain_images_that_are_only_looked_at_are_ours_to_the_bit(pacs_like):
+    environment, inputs = PACS(pacs_like, [0], {}).datasets[1], Inputs((24, 24))
+    ours = inputs.ready(Augmented(Uncached(environment), AUGMENTATIONS["none"], inputs.size).batch([3], None))
+    assert torch.equal(plain.transforms(inputs, augmented=False)(environment.load(3)), ours[0])

@@ -87,7 +87,7 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, 
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     heads = [t.flatten(0, 1).contiguous() for t in (q, k, v)]
-    keep = not recompute and torch.is_grad_enabled() and any(t.requires_grad for t in heads)
+    keep = not recompute and any(t.requires_grad for t in heads)  # which no_grad switches off
     y, _ = _Attention.apply(*heads, scale, keep)
     return y.unflatten(0, q.shape[:2])
 

@@ -1,0 +1,90 @@
+"""A whole run, ours against the plain way (`domainbed_ext.bench.plain`) and, given a checkout, upstream DomainBed.
+
+The same data set, backbone, method, steps and checkpoints, each a process of its own from start to end, in turns. A
+part of the data set is linked into a temporary folder, for the plain ways evaluate all of it again and again.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from statistics import median
+
+from domainbed_ext.bench import report, timing
+from domainbed_ext.bench.small_data import link_part
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.files import remove
+from domainbed_ext.launchers.slots import available_cores
+
+
+def measure(args: Namespace, output_dir: Path) -> None:
+    """Times the runs, prints a table and writes it.
+
+    Args:
+        args: of `python -m domainbed_ext.bench`.
+        output_dir: of the table.
+
+    Raises:
+        BenchmarkError: one of the runs failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        data = link_part(args.dataset, args.data_dir, args.per_class, Path(folder, "data"))
+        commands = _commands(args, data, Path(folder))
+        functions = {name: lambda words=words, name=name: _run(name, words) for name, words in commands.items()}
+        seconds = timing.interleaved(functions, args.rounds, warm_up=False)
+    slowest = "upstream" if "upstream" in commands else "plain"
+    rows = [
+        {
+            "way": name,
+            "seconds": round(median(seconds[name]), 1),
+            "fastest": round(min(seconds[name]), 1),
+            f"× {slowest}": round(1 / timing.ratio(seconds, name, slowest), 2),
+            "× plain": round(1 / timing.ratio(seconds, name, "plain"), 2),
+        }
+        for name in commands
+    ]
+    count = "all" if not args.per_class else f"{args.per_class} images of each class and domain"
+    title = f"A whole run on {args.dataset} ({count}), {args.algorithm}, {args.backbone}, {args.steps} steps"
+    report.write("run" + ("_upstream" if args.checkout else ""), title, rows, output_dir, (_said(args),))
+
+
+def _said(args: Namespace) -> str:
+    return (
+        f"Hyperparameters {args.hparams}; evaluated every {args.checkpoint_freq} steps and at the last; "
+        f"{available_cores()} threads each; {args.rounds} rounds in turns, process start to end."
+    )
+
+
+def _commands(args: Namespace, data: Path, folder: Path) -> dict[str, list[str]]:
+    """What is compared, by name."""
+    cores = available_cores()
+    hparams = {"backbone": args.backbone, "weights": args.weights, **json.loads(args.hparams)}
+    shared = ["--dataset", args.dataset, "--data_dir", str(data), "--algorithm", args.algorithm, "--test_envs", "0"]
+    shared += ["--steps", str(args.steps), "--checkpoint_freq", str(args.checkpoint_freq)]
+    threads = ["--threads", str(cores), "--hparams", json.dumps(hparams), "--cache_dir", str(folder / "cache")]
+    ours = [*shared, *threads, "--skip_model_save", "--save_minutes", "0", "--output_dir"]
+    train = [sys.executable, "-m", "domainbed_ext.train", *ours]
+    found = {"plain": [sys.executable, "-m", "domainbed_ext.bench.plain", *ours, str(folder / "plain")]}
+    if args.checkout:
+        upstream = [sys.executable, "-m", "domainbed_ext.upstream", "--checkout", args.checkout, "train", *shared]
+        float32 = json.dumps({**hparams, "precision": "float32"})
+        found["upstream"] = [*upstream, "--hparams", float32, "--skip_model_save", "--output_dir", str(folder / "up")]
+    same = ["--protocol", "domainbed", "--precision"]
+    found["--protocol domainbed, float32"] = [*train, str(folder / "float32"), *same, "float32"]
+    found["--protocol domainbed --precision bf16"] = [*train, str(folder / "bf16"), *same, "bf16"]
+    found["defaults, the first of a sweep"] = [*train, str(folder / "first"), "--cache_dir", str(folder / "empty")]
+    found["defaults"] = [*train, str(folder / "defaults")]
+    return found
+
+
+def _run(name: str, words: list[str]) -> None:
+    """From nothing: a folder with a finished run would take no time, and nor does a cache that was filled."""
+    remove(Path(words[words.index("--output_dir") + 1]))
+    if "first" in name:
+        remove(Path(words[-1]))
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise BenchmarkError(f"the run {name!r} failed ({last}): {' '.join(words)}")

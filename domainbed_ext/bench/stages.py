@@ -1,0 +1,152 @@
+"""Images a second of each stage of a run, from the file to the optimizer, on one core or one GPU.
+
+The plain way is DomainBed's: a JPEG decoded by PIL each time, torchvision's transforms on it, float32. The floor of a
+stage is what its matrix products alone take (`domainbed_ext.profile`).
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from domainbed_ext.augmentation import AUGMENTATIONS
+from domainbed_ext.bench import plain, report, timing
+from domainbed_ext.feed import Feed
+from domainbed_ext.options import make_parser
+from domainbed_ext.profile import operations, product_rate
+from domainbed_ext.run_setup import Setup, compute_exactly, set_up
+
+METHODS = ("BOnly", "BA", "LP", "FullFT")
+_KEYS = np.random.default_rng(0)
+
+
+def measure(args: Namespace, output_dir: Path) -> None:
+    """Times the stages on a data set of image folders, prints a table and writes it.
+
+    Args:
+        args: of `python -m domainbed_ext.bench`.
+        output_dir: of the table.
+    """
+    setup = setup_of(args, "BOnly")
+    compute_exactly(setup.args)
+    rows = [*_images(setup, args), *_models(args)]
+    notes = (
+        "× plain: images a second over those of the plain way in the same group, the median of the rounds' ratios.",
+        "of the floor: the share of the floor's rate, which its matrix products alone would have.",
+    )
+    title = f"Stages of a run on {args.dataset}, {setup.hparams['backbone']}, {setup.args.threads} thread(s)"
+    report.write("stages", title, rows, output_dir, notes)
+
+
+def setup_of(args: Namespace, algorithm: str, precision: str | None = None) -> Setup:
+    """A run's parts.
+
+    Args:
+        args: of `python -m domainbed_ext.bench`.
+        algorithm: its name.
+        precision: in place of the usual one.
+    """
+    words = ["--dataset", args.dataset, "--data_dir", args.data_dir, "--algorithm", algorithm]
+    words += ["--backbone", args.backbone, "--weights", args.weights, "--hparams", args.hparams]
+    words += ["--cache_dir", args.cache_dir] if args.cache_dir else []
+    words += ["--precision", precision] if precision else []
+    return set_up(make_parser().parse_args(words))
+
+
+def _images(setup: Setup, args: Namespace) -> list[dict[str, Any]]:
+    """From the file or the cache to a tensor."""
+    feed, env = Feed(setup, setup.make_algorithm()), setup.train_envs[0]
+    environment, inputs = setup.dataset[env], setup.inputs
+    keys = np.random.default_rng(0).permutation(len(environment))[: args.images].tolist()
+    kept, resized = feed.images.training[env], feed.images.evaluation[env]
+    augment, look = AUGMENTATIONS["domainbed"], AUGMENTATIONS["none"]
+    augmented, only_resized = plain.transforms(inputs, True), plain.transforms(inputs, False)
+    pixels = [np.array(kept[key]) for key in keys]
+    pictures = [Image.fromarray(each) for each in pixels]
+
+    def ours(images: Any) -> Tensor:
+        return inputs.ready(augment([images[key] for key in keys], inputs.size, np.random.default_rng(0)))
+
+    groups: dict[str, dict[str, Callable[[], object]]] = {
+        "training images": {
+            "plain: decode, transform": lambda: [augmented(environment.load(key)) for key in keys],
+            "decode (PIL)": lambda: [environment.load(key) for key in keys],
+            "transform (PIL, torchvision)": lambda: [augmented(picture) for picture in pictures],
+            "read from the cache": lambda: [np.array(kept[key]) for key in keys],
+            "augment": lambda: augment(pixels, inputs.size, np.random.default_rng(0)),
+            "ours: read, augment": lambda: augment([kept[k] for k in keys], inputs.size, np.random.default_rng(0)),
+            "ours: read, augment, normalise": lambda: ours(kept),
+        },
+        "evaluation images": {
+            "plain: decode, resize": lambda: [only_resized(environment.load(key)) for key in keys],
+            "ours: read": lambda: look([resized[key] for key in keys], inputs.size, np.random.default_rng(0)),
+            "ours: read, normalise": lambda: inputs.ready(
+                look([resized[key] for key in keys], inputs.size, np.random.default_rng(0))
+            ),
+        },
+    }
+    rows = []
+    for group, functions in groups.items():
+        seconds = timing.interleaved(functions, args.rounds)
+        first = next(iter(functions))
+        for name in functions:
+            rows.append(row(group, name, seconds[name], len(keys), 1 / timing.ratio(seconds, name, first)))
+    return rows
+
+
+def _models(args: Namespace) -> list[dict[str, Any]]:
+    """Training steps and evaluation batches, ours against float32 the plain way."""
+    rows = []
+    for method in METHODS:
+        setups = {"plain: float32": setup_of(args, method, "float32"), "ours": setup_of(args, method)}
+        algorithms = {name: setup.make_algorithm() for name, setup in setups.items()}
+        size = len(setups["ours"].train_envs) * int(setups["ours"].hparams["batch_size"])
+        x = torch.randn(size, *setups["ours"].inputs.shape, device=algorithms["ours"].device)
+        y = torch.arange(size, device=x.device) % setups["ours"].dataset.num_classes
+        ours = algorithms["ours"]
+        counted, rate = operations(ours, [(x, y)]), product_rate(ours)
+        floors = {"training step": counted["forward"] + counted["backward"], "evaluation": counted["evaluate"]}
+
+        def look(algorithm: Any, x: Tensor = x) -> None:
+            algorithm.eval()
+            with torch.inference_mode():
+                algorithm.predict(x).argmax(1).cpu()
+
+        for stage, work in (("training step", lambda a, x=x, y=y: a.update([(x, y)])), ("evaluation", look)):
+            functions = {name: lambda a=each, work=work: work(a) for name, each in algorithms.items()}
+            seconds = timing.interleaved(functions, args.rounds)
+            for name in functions:
+                share = floors[stage] * size / rate / median(seconds[name]) if name == "ours" else None
+                faster = 1 / timing.ratio(seconds, name, "plain: float32")
+                rows.append(row(f"{stage}, {method}", name, seconds[name], size, faster, share))
+    return rows
+
+
+def row(
+    group: str, name: str, seconds: list[float], images: int, faster: float, share: float | None = None
+) -> dict[str, Any]:
+    """A row of the table.
+
+    Args:
+        group: of what is compared.
+        name: of the way.
+        seconds: of its calls.
+        images: of a call.
+        faster: images a second over those of the plain way.
+        share: of the floor's rate.
+    """
+    return {
+        "stage": group,
+        "way": name,
+        "images/s": round(images / median(seconds), 1),
+        "fastest": round(images / min(seconds), 1),
+        "ms an image": round(1000 * median(seconds) / images, 3),
+        "× plain": round(faster, 2),
+        "of the floor": "" if share is None else round(share, 2),
+    }
