@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
 from domainbed_ext.feed import Feed
 from domainbed_ext.model_selection import best_step
+from domainbed_ext.options import PLACES
 from domainbed_ext.options import make_parser as make_run_parser
 from domainbed_ext.provenance import machine, versions
 from domainbed_ext.records import RunFolder, State
@@ -99,7 +100,10 @@ def _saved(records: Sequence[dict[str, Any]], record: dict[str, Any], run: RunFo
 
 def _set_up(record: dict[str, Any], data_dir: str | None, weights: str | None) -> Setup:
     """The run's parts from its record alone, so that defaults may have changed since."""
-    args = Namespace(**{**vars(make_run_parser().parse_args([])), **record["args"], "source_envs": None})
+    said = {
+        name: value for name, value in record["args"].items() if name not in PLACES or name in ("data_dir", "weights")
+    }
+    args = Namespace(**{**vars(make_run_parser().parse_args([])), **said, "source_envs": None})
     moved = {name: value for name, value in (("data_dir", data_dir), ("weights", weights)) if value is not None}
     vars(args).update(moved)
     args.hparams = None  # what it said is in the final hyperparameters

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from domainbed_ext import collect_results, definitions, evaluate, launchers, options
+from domainbed_ext.bench import __main__ as bench
+from domainbed_ext.cache import command as cache
 from domainbed_ext.prepare import command as prepare
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +133,9 @@ def test_options_that_are_named_exist():
         for action in module.make_parser()._actions
         for option in action.option_strings
     }
+    for module in (bench, cache):
+        (commands,) = (action for action in module.make_parser()._actions if action.choices)
+        known |= {option for each in commands.choices.values() for option in each._option_string_actions}
     for page in PAGES:
         named = set(re.findall(r"--[a-z_]+[a-z]", page.read_text(encoding="utf-8")))
         assert named <= known, page.name

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_ext.bench import gpu, runs, stages, sweeps
+from domainbed_ext.bench import accuracy, gpu, runs, stages, sweeps
 from domainbed_ext.errors import CommandLine, exit_cleanly
 from domainbed_ext.launchers import LAUNCHERS
 
@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   python -m domainbed_ext.bench stages --data_dir D            # images a second, from the file to the optimizer
   python -m domainbed_ext.bench run --data_dir D               # a whole run, against the plain way
   python -m domainbed_ext.bench run --data_dir D --checkout C  # and against upstream DomainBed
+  python -m domainbed_ext.bench accuracy --data_dir D          # whether the fast ways end where the exact one does
   python -m domainbed_ext.bench gpu                            # ViT-Ti, S and B on a GPU, if there is one
   python -m domainbed_ext.bench sweep --command_launcher local --runs 200
 """
@@ -35,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--weights", default="pretrained", metavar="FILE", help="as of a run (%(default)s)")
     data.add_argument("--cache_dir", metavar="DIR", help="as of a run")
 
-    commands = parser.add_subparsers(dest="what", required=True, metavar="stages|run|gpu|sweep")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="stages|run|accuracy|gpu|sweep")
     some = commands.add_parser("stages", parents=[place, data], help="images a second of each stage, on one core")
     some.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
     some.add_argument("--images", type=int, default=128, metavar="N", help="of a round (%(default)s)")
@@ -49,6 +50,14 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--checkpoint_freq", type=int, default=20, metavar="N", help="(%(default)s)")
     run.add_argument("--per_class", type=int, default=30, metavar="N", help="images a class and domain; 0: all")
     run.add_argument("--rounds", type=int, default=3, metavar="N", help="(%(default)s)")
+
+    same = commands.add_parser("accuracy", parents=[place, data], help="whether the fast ways end where the exact does")
+    same.add_argument("--algorithm", default="BOnly", metavar="NAME", help="(%(default)s)")
+    same.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
+    same.add_argument("--test_env", type=int, default=0, metavar="N", help="held out (%(default)s)")
+    same.add_argument("--steps", type=int, default=60, metavar="N", help="(%(default)s)")
+    same.add_argument("--trials", type=int, default=3, metavar="N", help="(%(default)s)")
+    same.add_argument("--per_class", type=int, default=100, metavar="N", help="images a class and domain; 0: all")
 
     cuda = commands.add_parser("gpu", parents=[place], help="ViT-Ti, S and B on a GPU")
     cuda.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 96], metavar="N", help="of training")
@@ -70,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: `python -m domainbed_ext.bench`."""
     args = make_parser().parse_args(argv)
-    part = {"stages": stages, "run": runs, "gpu": gpu, "sweep": sweeps}[args.what]
+    part = {"stages": stages, "run": runs, "accuracy": accuracy, "gpu": gpu, "sweep": sweeps}[args.what]
     part.measure(args, Path(args.output_dir))
 
 

@@ -33,28 +33,30 @@ def measure(args: Namespace, output_dir: Path) -> None:
         data = link_part(args.dataset, args.data_dir, args.per_class, Path(folder, "data"))
         commands = _commands(args, data, Path(folder))
         functions = {name: lambda words=words, name=name: _run(name, words) for name, words in commands.items()}
-        seconds = timing.interleaved(functions, args.rounds, warm_up=False)
-    slowest = "upstream" if "upstream" in commands else "plain"
+        timing.interleaved(
+            functions, args.rounds, warm_up=False, after=lambda seconds: _report(seconds, args, output_dir)
+        )
+
+
+def _report(seconds: dict[str, list[float]], args: Namespace, output_dir: Path) -> None:
+    """Writes the table of the rounds so far, for they take long."""
+    slowest = "upstream" if "upstream" in seconds else "plain"
     rows = [
         {
             "way": name,
-            "seconds": round(median(seconds[name]), 1),
-            "fastest": round(min(seconds[name]), 1),
-            f"× {slowest}": round(1 / timing.ratio(seconds, name, slowest), 2),
-            "× plain": round(1 / timing.ratio(seconds, name, "plain"), 2),
+            "seconds": round(median(times), 1),
+            "fastest": round(min(times), 1),
+            **{f"× {other}": round(1 / timing.ratio(seconds, name, other), 2) for other in dict.fromkeys((slowest, "plain"))},
         }
-        for name in commands
+        for name, times in seconds.items()
     ]
     count = "all" if not args.per_class else f"{args.per_class} images of each class and domain"
     title = f"A whole run on {args.dataset} ({count}), {args.algorithm}, {args.backbone}, {args.steps} steps"
-    report.write("run" + ("_upstream" if args.checkout else ""), title, rows, output_dir, (_said(args),))
-
-
-def _said(args: Namespace) -> str:
-    return (
+    said = (
         f"Hyperparameters {args.hparams}; evaluated every {args.checkpoint_freq} steps and at the last; "
-        f"{available_cores()} threads each; {args.rounds} rounds in turns, process start to end."
+        f"{available_cores()} threads each; {len(seconds['plain'])} round(s) in turns, process start to end."
     )
+    report.write("run" + ("_upstream" if args.checkout else ""), title, rows, output_dir, (said,))
 
 
 def _commands(args: Namespace, data: Path, folder: Path) -> dict[str, list[str]]:

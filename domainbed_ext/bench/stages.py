@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from domainbed_ext.augmentation import AUGMENTATIONS
+from domainbed_ext.augmentation import AUGMENTATIONS, Augmentation
 from domainbed_ext.bench import plain, report, timing
 from domainbed_ext.feed import Feed
 from domainbed_ext.options import make_parser
@@ -23,7 +23,6 @@ from domainbed_ext.profile import operations, product_rate
 from domainbed_ext.run_setup import Setup, compute_exactly, set_up
 
 METHODS = ("BOnly", "BA", "LP", "FullFT")
-_KEYS = np.random.default_rng(0)
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
@@ -70,8 +69,12 @@ def _images(setup: Setup, args: Namespace) -> list[dict[str, Any]]:
     pixels = [np.array(kept[key]) for key in keys]
     pictures = [Image.fromarray(each) for each in pixels]
 
-    def ours(images: Any) -> Tensor:
-        return inputs.ready(augment([images[key] for key in keys], inputs.size, np.random.default_rng(0)))
+    size = int(setup.hparams["batch_size"])
+    batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+
+    def made(images: Any, change: Augmentation, ready: Callable[[Tensor], Tensor] = lambda batch: batch) -> None:
+        for batch in batches:
+            ready(change([images[key] for key in batch], inputs.size, np.random.default_rng(0)))
 
     groups: dict[str, dict[str, Callable[[], object]]] = {
         "training images": {
@@ -80,15 +83,13 @@ def _images(setup: Setup, args: Namespace) -> list[dict[str, Any]]:
             "transform (PIL, torchvision)": lambda: [augmented(picture) for picture in pictures],
             "read from the cache": lambda: [np.array(kept[key]) for key in keys],
             "augment": lambda: augment(pixels, inputs.size, np.random.default_rng(0)),
-            "ours: read, augment": lambda: augment([kept[k] for k in keys], inputs.size, np.random.default_rng(0)),
-            "ours: read, augment, normalise": lambda: ours(kept),
+            "ours: read, augment": lambda: made(kept, augment),
+            "ours: read, augment, normalise": lambda: made(kept, augment, inputs.ready),
         },
         "evaluation images": {
             "plain: decode, resize": lambda: [only_resized(environment.load(key)) for key in keys],
-            "ours: read": lambda: look([resized[key] for key in keys], inputs.size, np.random.default_rng(0)),
-            "ours: read, normalise": lambda: inputs.ready(
-                look([resized[key] for key in keys], inputs.size, np.random.default_rng(0))
-            ),
+            "ours: read": lambda: made(resized, look),
+            "ours: read, normalise": lambda: made(resized, look, inputs.ready),
         },
     }
     rows = []

@@ -4,9 +4,14 @@ import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
+from domainbed_ext.prepare.progress import count_bar
+
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: bool = True,
+    after: Callable[[dict[str, list[float]]], object] = lambda seconds: None,
 ) -> dict[str, list[float]]:
     """Calls every function once a round.
 
@@ -14,17 +19,22 @@ def interleaved(
         functions: by name.
         rounds: that count.
         warm_up: go round once before.
+        after: told what is known after each round that counts, to keep it if the next is not finished.
 
     Returns:
         Of each the seconds of its calls.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(-int(warm_up), rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
+    with count_bar("measuring", (rounds + warm_up) * len(functions)) as advance:
+        for number in range(-int(warm_up), rounds):
+            for name, function in functions.items():
+                start = time.perf_counter()
+                function()
+                if number >= 0:
+                    seconds[name].append(time.perf_counter() - start)
+                advance()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                after(seconds)
     return seconds
 
 

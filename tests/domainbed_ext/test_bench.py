@@ -6,7 +6,7 @@ import torch
 
 from domainbed_ext.augmentation import AUGMENTATIONS
 from domainbed_ext.bench import __main__ as bench
-from domainbed_ext.bench import gpu, plain, sweeps
+from domainbed_ext.bench import accuracy, gpu, plain, sweeps
 from domainbed_ext.bench.small_data import link_part
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
@@ -109,3 +109,27 @@ def test_plain_images_that_are_only_looked_at_are_ours_to_the_bit(pacs_like):
     environment, inputs = PACS(pacs_like, [0], {}).datasets[1], Inputs((24, 24))
     ours = inputs.ready(Augmented(Uncached(environment), AUGMENTATIONS["none"], inputs.size).batch([3], None))
     assert torch.equal(plain.transforms(inputs, augmented=False)(environment.load(3)), ours[0])
+
+
+@pytest.mark.slow
+def test_accuracies_are_compared_trial_by_trial(pacs_like, tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "SMALL", 16)
+    words = ["accuracy", "--data_dir", str(pacs_like), "--steps", "1", "--trials", "1", "--per_class", "0"]
+    words += ["--backbone", "vit_pico_patch8_32", "--algorithm", "LP", "--hparams", '{"batch_size": 4}']
+    bench.main([*words, "--output_dir", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out", "accuracy")
+    assert [row["way"] for row in rows] == [
+        "float32, plain",
+        "ours, float32",
+        "ours, defaults",
+        "ours, images as they are",
+        "ours, --training_images resized",
+    ]
+    assert [row["in domain, difference"] == "" for row in rows] == [True, False, False, True, False]
+    assert all(0 <= float(row["out of domain"].split("±")[0]) <= 100 for row in rows)
+
+
+def test_a_run_that_fails_in_a_measurement_is_named(pacs_like, tmp_path):
+    words = ["accuracy", "--data_dir", str(pacs_like), "--steps", "0", "--backbone", "vit_pico_patch8_32"]
+    with pytest.raises(BenchmarkError, match="the run 'float32, plain' failed .*--steps and --threads start at 1"):
+        bench.main([*words, "--hparams", '{"batch_size": 4}', "--output_dir", str(tmp_path / "out")])

@@ -1,0 +1,105 @@
+"""Whether the fast ways end where the exact one does: the same runs, trial by trial, each way.
+
+The exact way is `domainbed_ext.bench.plain`: float32, images decoded each time, torchvision's augmentation. Its random
+numbers are others, so a run of it differs from ours as a run of another seed does; what is compared are means.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from domainbed_ext.bench import report
+from domainbed_ext.bench.small_data import link_part
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.launchers.slots import available_cores
+from domainbed_ext.model_selection import validation_accuracy
+from domainbed_ext.records import RunFolder
+
+SMALL = 160  # px, at which PACS's images of 227 px are scaled down by `--training_images resized`
+
+
+def measure(args: Namespace, output_dir: Path) -> None:
+    """Trains every way and trial, prints a table and writes it.
+
+    Args:
+        args: of `python -m domainbed_ext.bench`.
+        output_dir: of the table.
+
+    Raises:
+        BenchmarkError: one of the runs failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        data = link_part(args.dataset, args.data_dir, args.per_class, Path(folder, "data"))
+        rows = []
+        for group, (exact, others) in _ways(args).items():
+            found = {name: _accuracies(args, name, words, data, Path(folder)) for name, words in (exact, *others)}
+            for name, accuracies in found.items():
+                rows.append(_row(group, name, accuracies, found[exact[0]]))
+    count = "all" if not args.per_class else f"{args.per_class} images of each class and domain"
+    title = f"Accuracy by way on {args.dataset} ({count}), {args.algorithm}, {args.backbone}, {args.steps} steps, in %"
+    notes = (
+        f"Hyperparameters {args.hparams}; environment {args.test_env} held out; mean and standard error over "
+        f"{args.trials} trials; differences are paired by trial.",
+    )
+    report.write("accuracy", title, rows, output_dir, notes)
+
+
+Way = tuple[str, list[str]]
+
+
+def _ways(args: Namespace) -> dict[str, tuple[Way, list[Way]]]:
+    """By group the way that is exact, and those that are compared with it."""
+    train, plain = ["domainbed_ext.train", "--evaluate", "all"], ["domainbed_ext.bench.plain"]
+    small = json.dumps({**json.loads(args.hparams), "image_size": SMALL})
+    ours = "ours, images as they are"
+    return {
+        "at the backbone's size": (
+            ("float32, plain", plain),
+            [("ours, float32", [*train, "--precision", "float32"]), ("ours, defaults", train)],
+        ),
+        f"at {SMALL} px": (
+            (ours, [*train, "--hparams", small]),
+            [("ours, --training_images resized", [*train, "--hparams", small, "--training_images", "resized"])],
+        ),
+    }
+
+
+def _accuracies(args: Namespace, name: str, words: list[str], data: Path, folder: Path) -> np.ndarray:
+    """In-domain and out-of-domain accuracy of the last step, each trial: [trials, 2], in %."""
+    found = []
+    for trial in range(args.trials):
+        place = Path(tempfile.mkdtemp(dir=folder)) / "run"
+        command = [sys.executable, "-m", words[0], "--dataset", args.dataset, "--data_dir", str(data)]
+        command += ["--algorithm", args.algorithm, "--test_envs", str(args.test_env), "--hparams", args.hparams]
+        command += ["--backbone", args.backbone, "--weights", args.weights, "--steps", str(args.steps)]
+        command += ["--checkpoint_freq", "0", "--trial_seed", str(trial), "--seed", str(trial)]
+        command += ["--threads", str(available_cores()), "--cache_dir", str(folder / "cache"), "--skip_model_save"]
+        done = subprocess.run(
+            [*command, *words[1:], "--output_dir", str(place)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            raise BenchmarkError(f"the run {name!r} failed ({last}): {' '.join(command)}")
+        record = RunFolder(place).records()[-1]
+        found.append((100 * validation_accuracy(record), 100 * record[f"env{args.test_env}_in_acc"]))
+    return np.array(found)
+
+
+def _row(group: str, name: str, accuracies: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
+    shown = {"group": group, "way": name}
+    for i, column in enumerate(("in domain", "out of domain")):
+        shown[column] = _mean(accuracies[:, i])
+        shown[f"{column}, difference"] = "" if accuracies is exact else _mean(accuracies[:, i] - exact[:, i])
+    return shown
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> str:
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return f"{np.mean(values):.1f}±{error:.1f}"
