@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from domainbed_ext.cache.bar import images_bar
 from domainbed_ext.cache.variants import Variant
-from domainbed_ext.images import RunImages, open_images
+from domainbed_ext.datasets.folders import FileEnvironment
+from domainbed_ext.images import RunImages, entries, open_images
 from domainbed_ext.jobs import Job
 from domainbed_ext.run_setup import Setup
 from domainbed_ext.validate import Checked
@@ -24,6 +25,8 @@ def fill(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], processes
     wanted: dict[tuple[str, Variant], tuple[Setup, set[int]]] = {}
     for kind, test_envs in {(job.kind, tuple(job.train_args["test_envs"])) for job in jobs}:
         setup = checked[kind].setup
+        if entries(setup.args) is None or not isinstance(setup.dataset[0], FileEnvironment):
+            continue
         everywhere = set(range(len(setup.dataset)))
         for variant, is_plain in RunImages(setup).variants.items():
             needed = everywhere if is_plain else everywhere - set(test_envs)

@@ -38,6 +38,17 @@ def test_its_costs_are_the_measured_ones():
     ]
 
 
+def test_its_speeds_are_the_measured_ones():
+    def measured(what, way, column):
+        (path,) = (ROOT / "results" / "bench").glob(f"{what}_*.csv")
+        with path.open(encoding="utf-8") as file:
+            return next(float(row[column]) for row in csv.DictReader(file) if row["way"] == way)
+
+    text = " ".join(README.split())
+    assert f"at {measured('stages', 'ours: read, augment, normalise', '× plain'):.1f} × the rate of PIL" in text
+    assert f"is {measured('run_upstream', 'defaults', '× upstream'):.1f} × as fast as upstream's" in text
+
+
 def test_its_pictures_and_make_targets_exist():
     pictures = re.findall(r"!\[[^]]*]\(([^)]+)\)", README)
     assert pictures and all((ROOT / picture).is_file() for picture in pictures)

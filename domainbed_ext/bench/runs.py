@@ -46,7 +46,10 @@ def _report(seconds: dict[str, list[float]], args: Namespace, output_dir: Path) 
             "way": name,
             "seconds": round(median(times), 1),
             "fastest": round(min(times), 1),
-            **{f"× {other}": round(1 / timing.ratio(seconds, name, other), 2) for other in dict.fromkeys((slowest, "plain"))},
+            **{
+                f"× {other}": round(1 / timing.ratio(seconds, name, other), 2)
+                for other in dict.fromkeys((slowest, "plain"))
+            },
         }
         for name, times in seconds.items()
     ]

@@ -1,7 +1,11 @@
-"""How much memory processes hold."""
+"""How much memory processes hold: their own, not the pages of files that they map, which the system takes back at will.
+
+So the images of the cache count for nobody.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
@@ -39,14 +43,17 @@ def held(pids: Iterable[int]) -> dict[int, int]:
 def resident(pid: int) -> int:
     """Bytes of a process that are in memory; 0 if it is gone."""
     try:
-        return int(psutil.Process(pid).memory_info().rss)
+        told = psutil.Process(pid).memory_info()
+        return int(told.rss - getattr(told, "shared", 0))
     except Gone:
         return 0
 
 
 def _held(pid: int) -> int:
+    """Of a page that n processes share, an nth."""
     try:
-        told = psutil.Process(pid).memory_full_info()
-        return int(getattr(told, "pss", told.rss))  # of a page that n processes share, an nth
-    except Gone:
-        return 0
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:  # gone, another's, or a system without
+        return resident(pid)
+    told = {name: amount.split()[0] for name, _, amount in (line.partition(":") for line in lines[1:])}
+    return 1024 * sum(int(told.get(name, 0)) for name in ("Pss_Anon", "Pss_Shmem"))

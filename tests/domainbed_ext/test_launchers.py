@@ -14,7 +14,7 @@ import pytest
 from domainbed_ext import launchers
 from domainbed_ext.attempts import latest
 from domainbed_ext.errors import BenchmarkError, ExitCode
-from domainbed_ext.launchers import get_launcher, slots
+from domainbed_ext.launchers import get_launcher, memory, slots
 from domainbed_ext.launchers.pool import Limits, run_all
 from domainbed_ext.launchers.queue import RESTARTS, Queue
 from domainbed_ext.launchers.slots import Slot, slots_here
@@ -452,3 +452,18 @@ def test_options_may_be_words_of_a_command_line():
     assert read == Limits(2.5, 7, 2.0)
     assert ("runs_per_worker", "100", "runs after which a worker is replaced by a fresh one") in launchers.table(Limits)
     assert run_all([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("holds", "counts"), [("bytearray(2**27)", True), ("mmap.mmap(file.fileno(), 0, access=1)", False)]
+)
+def test_memory_is_a_processs_own_and_not_the_files_that_it_maps(tmp_path, holds, counts):
+    (tmp_path / "pixels").write_bytes(bytes(2**27))
+    code = f"import mmap; file = open('pixels', 'rb'); held = {holds}; sum(held[::4096]); print(flush=True); input()"
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert (memory.held([process.pid])[process.pid] > 2**27) == counts
+        assert (memory.resident(process.pid) > 2**27) == counts
+        process.communicate(b"\n")
+    assert memory.held([process.pid]) == {process.pid: 0}
