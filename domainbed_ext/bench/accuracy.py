@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from domainbed_ext.bench.small_data import link_part
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.model_selection import validation_accuracy
+from domainbed_ext.prepare.progress import count_bar
 from domainbed_ext.records import RunFolder
 
 SMALL = 160  # px, at which PACS's images of 227 px are scaled down by `--training_images resized`
@@ -35,13 +36,22 @@ def measure(args: Namespace, output_dir: Path) -> None:
     Raises:
         BenchmarkError: one of the runs failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    rows: list[dict[str, Any]] = []
+    groups = _ways(args)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        count_bar("runs", args.trials * sum(1 + len(others) for _, others in groups.values())) as advance,
+    ):
         data = link_part(args.dataset, args.data_dir, args.per_class, Path(folder, "data"))
-        rows = []
-        for group, (exact, others) in _ways(args).items():
-            found = {name: _accuracies(args, name, words, data, Path(folder)) for name, words in (exact, *others)}
-            for name, accuracies in found.items():
-                rows.append(_row(group, name, accuracies, found[exact[0]]))
+        for group, (exact, others) in groups.items():
+            found: dict[str, np.ndarray] = {}
+            for name, words in (exact, *others):
+                found[name] = _accuracies(args, name, words, data, Path(folder), advance)
+                rows.append(_row(group, name, found[name], found[exact[0]]))
+                _report(rows, args, output_dir)  # of what is known, for this takes long
+
+
+def _report(rows: list[dict[str, Any]], args: Namespace, output_dir: Path) -> None:
     count = "all" if not args.per_class else f"{args.per_class} images of each class and domain"
     title = f"Accuracy by way on {args.dataset} ({count}), {args.algorithm}, {args.backbone}, {args.steps} steps, in %"
     notes = (
@@ -71,7 +81,9 @@ def _ways(args: Namespace) -> dict[str, tuple[Way, list[Way]]]:
     }
 
 
-def _accuracies(args: Namespace, name: str, words: list[str], data: Path, folder: Path) -> np.ndarray:
+def _accuracies(
+    args: Namespace, name: str, words: list[str], data: Path, folder: Path, advance: Callable[[], None]
+) -> np.ndarray:
     """In-domain and out-of-domain accuracy of the last step, each trial: [trials, 2], in %."""
     found = []
     for trial in range(args.trials):
@@ -89,6 +101,7 @@ def _accuracies(args: Namespace, name: str, words: list[str], data: Path, folder
             raise BenchmarkError(f"the run {name!r} failed ({last}): {' '.join(command)}")
         record = RunFolder(place).records()[-1]
         found.append((100 * validation_accuracy(record), 100 * record[f"env{args.test_env}_in_acc"]))
+        advance()
     return np.array(found)
 
 
