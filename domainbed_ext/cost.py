@@ -14,8 +14,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from domainbed_ext.data import EVALUATION_BATCH
 from domainbed_ext.estimate import duration
-from domainbed_ext.feed import EVALUATION_BATCH, Feed
+from domainbed_ext.feed import Feed
 from domainbed_ext.jobs import Job
 from domainbed_ext.launchers import HERE
 from domainbed_ext.launchers.slots import slots_here

@@ -24,6 +24,8 @@ Minibatch = tuple[Tensor, Tensor]
 T = TypeVar("T")
 R = TypeVar("R")
 
+EVALUATION_BATCH = 64  # images; fixed, since another batch shape may round differently
+
 
 @dataclass(frozen=True)
 class Split:

@@ -9,20 +9,22 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from domainbed_ext.algorithms import LP
+from domainbed_ext.augmentation import none
 from domainbed_ext.cache.entries import Entries, NoRoom
 from domainbed_ext.cache.pixels import Stored
+from domainbed_ext.data import EVALUATION_BATCH
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.inputs import Inputs
 from domainbed_ext.provenance import machine, versions
 
 _FILE = "features.safetensors"
-BATCH = 64  # images
 
 
 def features(
@@ -62,9 +64,9 @@ def features(
 def _compute(algorithm: LP, images: Stored, inputs: Inputs, stop: Callable[[], None]) -> Tensor:
     algorithm.eval()
     rows = []
-    for start in range(0, len(images), BATCH):
+    for start in range(0, len(images), EVALUATION_BATCH):
         stop()
-        pixels = torch.stack([torch.tensor(image) for image in images[start : start + BATCH]]).permute(0, 3, 1, 2)
+        pixels = none(images[start : start + EVALUATION_BATCH], inputs.size, np.random.default_rng())
         rows.append(algorithm.embed(inputs.ready(pixels.to(algorithm.device))).cpu())
     return torch.cat(rows)
 

@@ -9,15 +9,13 @@ from torch import Tensor
 from domainbed_ext.algorithms import LP, Algorithm
 from domainbed_ext.augmentation import AUGMENTATIONS
 from domainbed_ext.cache.pixels import Stored
-from domainbed_ext.data import Evaluated, EvaluationBatches, Minibatch, Minibatches, Split, stream
+from domainbed_ext.data import EVALUATION_BATCH, Evaluated, EvaluationBatches, Minibatch, Minibatches, Split, stream
 from domainbed_ext.features import features
 from domainbed_ext.images import RunImages, entries
 from domainbed_ext.profile import Profile, Stage, unmeasured
-from domainbed_ext.run_setup import Setup
+from domainbed_ext.run_setup import Setup, environment_of
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.sources import Augmented, Features, Source
-
-EVALUATION_BATCH = 64  # images; fixed, since another batch shape may round differently
 
 
 class Feed:
@@ -110,7 +108,7 @@ class Feed:
         return {name: count / len(part.split) for (name, part), count in counts}
 
     def _evaluated(self, step: int, name: str) -> Evaluated:
-        setup, split, env = self.setup, self.setup.splits[name], int(name.removeprefix("env").partition("_")[0])
+        setup, split, env = self.setup, self.setup.splits[name], environment_of(name)
         if env in setup.train_envs and not name.endswith("_uda"):
             if name.endswith("_in"):  # the first part, whose order is the seeded shuffle's
                 split = Split(split.environment, split.keys[: max(1, round(len(split) * setup.args.train_eval_share))])

@@ -2,19 +2,17 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from domainbed_ext.cache.entries import Entries, NoRoom
-from domainbed_ext.cache.images import cached_all
+from domainbed_ext.cache.images import Progress, cached_all
 from domainbed_ext.cache.place import default_folder
 from domainbed_ext.cache.variants import Decoded, Resized, Shorter, Variant, cropped_from
 from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.run_setup import Setup
 from domainbed_ext.sources import Images, Uncached
-
-Progress = Callable[[int], object]
 
 
 def entries(args: Namespace) -> Entries | None:

@@ -67,7 +67,7 @@ class Profile:
             self._open.pop()
 
     def _credit(self) -> None:
-        _wait(self.device)
+        wait(self.device)
         now = time.perf_counter()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
@@ -150,14 +150,15 @@ def product_rate(algorithm: "Algorithm") -> float:
     weight = torch.ones(outputs, inputs, dtype=dtype, device=algorithm.device)
     fastest = float("inf")
     for _ in range(_TRIES):
-        _wait(algorithm.device)
+        wait(algorithm.device)
         start = time.perf_counter()
         x @ weight.T
-        _wait(algorithm.device)
+        wait(algorithm.device)
         fastest = min(fastest, time.perf_counter() - start)
     return 2 * _ROWS * inputs * outputs / fastest
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Waits until a GPU has done what it was told; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -82,6 +82,11 @@ class Setup:
         return min(sizes) / int(self.hparams["batch_size"])
 
 
+def environment_of(split: str) -> int:
+    """The index of the environment that a split, e.g. "env0_in", is of."""
+    return int(split.removeprefix("env").partition("_")[0])
+
+
 def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
     """What every record of a run says of it.
 

@@ -5,7 +5,6 @@ numbers are others, so a run of it differs from ours as a run of another seed do
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace
@@ -15,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from domainbed_ext.bench import report
-from domainbed_ext.bench.small_data import link_part
-from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.bench import report, subprocesses
+from domainbed_ext.bench.small_data import how_many, link_part
 from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.model_selection import validation_accuracy
 from domainbed_ext.prepare.progress import count_bar
@@ -52,8 +50,8 @@ def measure(args: Namespace, output_dir: Path) -> None:
 
 
 def _report(rows: list[dict[str, Any]], args: Namespace, output_dir: Path) -> None:
-    count = "all" if not args.per_class else f"{args.per_class} images of each class and domain"
-    title = f"Accuracy by way on {args.dataset} ({count}), {args.algorithm}, {args.backbone}, {args.steps} steps, in %"
+    of = f"{args.dataset} ({how_many(args.per_class)})"
+    title = f"Accuracy by way on {of}, {args.algorithm}, {args.backbone}, {args.steps} steps, in %"
     notes = (
         f"Hyperparameters {args.hparams}; environment {args.test_env} held out; mean and standard error over "
         f"{args.trials} trials; differences are paired by trial.",
@@ -93,12 +91,7 @@ def _accuracies(
         command += ["--backbone", args.backbone, "--weights", args.weights, "--steps", str(args.steps)]
         command += ["--checkpoint_freq", "0", "--trial_seed", str(trial), "--seed", str(trial)]
         command += ["--threads", str(available_cores()), "--cache_dir", str(folder / "cache"), "--skip_model_save"]
-        done = subprocess.run(
-            [*command, *words[1:], "--output_dir", str(place)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise BenchmarkError(f"the run {name!r} failed ({last}): {' '.join(command)}")
+        subprocesses.run(name, [*command, *words[1:], "--output_dir", str(place)])
         record = RunFolder(place).records()[-1]
         found.append((100 * validation_accuracy(record), 100 * record[f"env{args.test_env}_in_acc"]))
         advance()
@@ -106,10 +99,10 @@ def _accuracies(
 
 
 def _row(group: str, name: str, accuracies: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
-    shown = {"group": group, "way": name}
+    shown: dict[str, Any] = {"group": group, "way": name}
     for i, column in enumerate(("in domain", "out of domain")):
         shown[column] = _mean(accuracies[:, i])
-        shown[f"{column}, difference"] = "" if accuracies is exact else _mean(accuracies[:, i] - exact[:, i])
+        shown[f"{column}, difference"] = None if accuracies is exact else _mean(accuracies[:, i] - exact[:, i])
     return shown
 
 

@@ -10,7 +10,7 @@ import torch
 
 from domainbed_ext.algorithms import get_algorithm_class, get_hparams
 from domainbed_ext.bench import report, timing
-from domainbed_ext.profile import operations, product_rate
+from domainbed_ext.profile import operations, product_rate, wait
 
 BACKBONES = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
 METHODS = ("BOnly", "BA", "LP", "FullFT")
@@ -69,16 +69,11 @@ def rates(backbone: str, method: str, args: Namespace) -> list[dict[str, Any]]:
 
 def _train(algorithm: Any, x: torch.Tensor, y: torch.Tensor) -> None:
     algorithm.update([(x, y)])
-    _wait(algorithm)
+    wait(algorithm.device)
 
 
 def _look(algorithm: Any, x: torch.Tensor) -> None:
     algorithm.eval()
     with torch.inference_mode():
         algorithm.predict(x).argmax(1)
-    _wait(algorithm)
-
-
-def _wait(algorithm: Any) -> None:
-    if algorithm.device.type == "cuda":
-        torch.cuda.synchronize(algorithm.device)
+    wait(algorithm.device)

@@ -14,7 +14,6 @@ measuring (`--evaluate`, `--sampling`, ...) are passed over.
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from itertools import count
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from domainbed_ext.errors import BenchmarkError, exit_cleanly
 from domainbed_ext.inputs import Inputs
 from domainbed_ext.options import make_parser
 from domainbed_ext.records import RunFolder
-from domainbed_ext.run_setup import Setup, compute_exactly, facts, set_up
+from domainbed_ext.run_setup import Setup, compute_exactly, environment_of, facts, set_up
 from domainbed_ext.seeds import seed_hash
 
 EVALUATION_BATCH = 64
@@ -74,7 +73,7 @@ def run(args: Namespace, workers: int = _WORKERS) -> RunFolder:
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.start()
     about, losses = facts(setup, algorithm), []
-    training = [_endless(setup, env, workers) for env in setup.train_envs]
+    training = [_training(setup, env, workers) for env in setup.train_envs]
     evaluation = {name: _loader(setup, name, workers) for name in setup.splits}
     for step in range(setup.steps):
         losses.append(algorithm.update([next(stream) for stream in training])["loss"])
@@ -100,17 +99,15 @@ def _images(setup: Setup, env: int, split: Split) -> Subset:
     return Subset(ImageFolder(root, transforms(setup.inputs, augmented)), split.keys)
 
 
-def _endless(setup: Setup, env: int, workers: int) -> Iterator[Minibatch]:
+def _training(setup: Setup, env: int, workers: int) -> Iterator[Minibatch]:
     images, size = _images(setup, env, setup.splits[f"env{env}_in"]), setup.hparams["batch_size"]
     generator = torch.Generator().manual_seed(seed_hash(setup.args.seed, env))
     sampler = RandomSampler(images, replacement=True, num_samples=size * setup.steps, generator=generator)
-    for _ in count():
-        yield from DataLoader(images, size, sampler=sampler, num_workers=workers, generator=generator)
+    return iter(DataLoader(images, size, sampler=sampler, num_workers=workers, generator=generator))
 
 
 def _loader(setup: Setup, name: str, workers: int) -> DataLoader:
-    env = int(name.removeprefix("env").partition("_")[0])
-    images = _images(setup, env, setup.splits[name])
+    images = _images(setup, environment_of(name), setup.splits[name])
     return DataLoader(images, EVALUATION_BATCH, num_workers=workers, persistent_workers=workers > 0)
 
 

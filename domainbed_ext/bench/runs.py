@@ -5,16 +5,14 @@ part of the data set is linked into a temporary folder, for the plain ways evalu
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
 from statistics import median
 
-from domainbed_ext.bench import report, timing
-from domainbed_ext.bench.small_data import link_part
-from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.bench import report, subprocesses, timing
+from domainbed_ext.bench.small_data import how_many, link_part
 from domainbed_ext.files import remove
 from domainbed_ext.launchers.slots import available_cores
 
@@ -53,8 +51,8 @@ def _report(seconds: dict[str, list[float]], args: Namespace, output_dir: Path) 
         }
         for name, times in seconds.items()
     ]
-    count = "all" if not args.per_class else f"{args.per_class} images of each class and domain"
-    title = f"A whole run on {args.dataset} ({count}), {args.algorithm}, {args.backbone}, {args.steps} steps"
+    of = f"{args.dataset} ({how_many(args.per_class)})"
+    title = f"A whole run on {of}, {args.algorithm}, {args.backbone}, {args.steps} steps"
     said = (
         f"Hyperparameters {args.hparams}; evaluated every {args.checkpoint_freq} steps and at the last; "
         f"{available_cores()} threads each; {len(seconds['plain'])} round(s) in turns, process start to end."
@@ -89,7 +87,4 @@ def _run(name: str, words: list[str]) -> None:
     remove(Path(words[words.index("--output_dir") + 1]))
     if "first" in name:
         remove(Path(words[-1]))
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise BenchmarkError(f"the run {name!r} failed ({last}): {' '.join(words)}")
+    subprocesses.run(name, words)

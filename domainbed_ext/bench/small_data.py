@@ -35,3 +35,8 @@ def link_part(dataset: str, data_dir: str, per_class: int, folder: Path) -> Path
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path.resolve())
     return folder
+
+
+def how_many(per_class: int) -> str:
+    """What `link_part` links, in words."""
+    return f"{per_class} images of each class and domain" if per_class else "all"

@@ -149,5 +149,5 @@ def row(
         "fastest": round(images / min(seconds), 1),
         "ms an image": round(1000 * median(seconds) / images, 3),
         "× plain": round(faster, 2),
-        "of the floor": "" if share is None else round(share, 2),
+        "of the floor": None if share is None else round(share, 2),
     }

@@ -24,11 +24,12 @@ import psutil
 
 from domainbed_ext import definitions, jobs, states
 from domainbed_ext.attempts import latest
-from domainbed_ext.bench.report import slug
+from domainbed_ext.bench.report import device
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.files import write_atomically
 from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.records import State
+from vitlorafa.bench.report import file_name
 
 TICK = 2.0  # seconds from one look at the processes to the next
 _MIB = 2**20
@@ -95,7 +96,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
     table = pd.DataFrame([row])
     print(table.T.to_string(header=False))
     output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / f"sweep_{args.command_launcher}_{slug()}.csv"
+    path = output_dir / f"sweep_{args.command_launcher}_{file_name(device())}.csv"
     write_atomically(path, table.to_csv(index=False))
     print(f"written: {path}")
 

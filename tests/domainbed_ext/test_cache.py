@@ -26,16 +26,10 @@ from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.errors import BenchmarkError
 
 from .conftest import PACS_DOMAINS, make_domains
+from .opened import OPENED, settled  # noqa: F401  (a fixture)
 
 VARIANTS = (Decoded(), Shorter(32), Resized(32, 24))
-OPENED: list[str] = []
-sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "open" else None)
-
-
-@pytest.fixture(autouse=True)
-def settled(monkeypatch):
-    """Images that were written just now are as good as old ones."""
-    monkeypatch.setattr(content, "SETTLED", 0.0)
+pytestmark = pytest.mark.usefixtures("settled")
 
 
 @pytest.fixture

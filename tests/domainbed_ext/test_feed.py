@@ -1,7 +1,6 @@
 """What a run feeds its algorithm: the same with and without the cache, as images or as features."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from threadpoolctl import threadpool_limits
 
 from domainbed_ext import run_setup, sweep, train
 from domainbed_ext.algorithms import LP
-from domainbed_ext.cache import content
 from domainbed_ext.cache.entries import Entries
 from domainbed_ext.features import features
 from domainbed_ext.feed import Feed
@@ -19,16 +17,10 @@ from domainbed_ext.images import entries
 from domainbed_ext.records import RunFolder
 
 from .conftest import make_domains
+from .opened import OPENED, settled  # noqa: F401  (a fixture)
 
 TINY = {"backbone": "vit_pico_patch8_32", "batch_size": 4}
-OPENED: list[str] = []
-sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "open" else None)
-
-
-@pytest.fixture(autouse=True)
-def settled(monkeypatch):
-    """Images that were written just now are as good as old ones."""
-    monkeypatch.setattr(content, "SETTLED", 0.0)
+pytestmark = pytest.mark.usefixtures("settled")
 
 
 @pytest.fixture
