@@ -37,7 +37,7 @@ def features(
         images: of the backbone's size, out of the cache.
         inputs: what the backbone is fed.
         cache: where features are kept.
-        stop: called between batches; may raise.
+        stop: called between batches, and while another process computes them; may raise.
 
     Returns:
         [images, width] on the CPU; None where the cache has no room for them.
@@ -50,7 +50,7 @@ def features(
     key = f"{images.folder.parent.name}/features-{digest}"
     width = algorithm.backbone.num_features
     try:
-        path = cache.get(key, 4 * len(images) * int(width), build, f"features, {images.folder.name}")  # type: ignore[arg-type]
+        path = cache.get(key, 4 * len(images) * int(width), build, f"features, {images.folder.name}", stop)  # type: ignore[arg-type]
         return load_file(path / _FILE)["features"]
     except NoRoom:
         return None

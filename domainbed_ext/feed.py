@@ -24,7 +24,7 @@ class Feed:
     Args:
         setup: the run's parts.
         algorithm: that is fed.
-        stop: called between batches that are evaluated; may raise.
+        stop: called between batches that are evaluated, and while images are put into the cache; may raise.
 
     Attributes:
         profile: the run's clocks and counters, if `measure` was called.
@@ -37,7 +37,7 @@ class Feed:
 
     def __init__(self, setup: Setup, algorithm: Algorithm, stop: Callable[[], None] = lambda: None) -> None:
         self.setup, self.algorithm, self.stop = setup, algorithm, stop
-        self.images = RunImages(setup)
+        self.images = RunImages(setup, lambda count: stop())
         self._features = cache(self._make_features)
         self._pinned = algorithm.device.type == "cuda"
 

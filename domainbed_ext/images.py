@@ -33,7 +33,7 @@ def open_images(
         variant: the size that they are wanted at.
         envs: indices of the environments.
         processes: that decode.
-        progress: called with a number of images that are in the cache.
+        progress: see `cached_all`.
 
     Returns:
         By environment, its pixels. Those that are no files, or for which the cache has no room, are made at each use.
@@ -58,10 +58,11 @@ class RunImages:
 
     Args:
         setup: the run's parts.
+        progress: told how far the cache is, see `cached_all`.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
+    def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
+        self.setup, self.progress = setup, progress
 
     @property
     def variants(self) -> dict[Variant, bool]:
@@ -89,9 +90,9 @@ class RunImages:
     @cached_property
     def evaluation(self) -> dict[int, Images]:
         """Every environment's images as the backbone is fed."""
-        return open_images(self.setup, self.plain, range(len(self.setup.dataset)))
+        return open_images(self.setup, self.plain, range(len(self.setup.dataset)), progress=self.progress)
 
     @cached_property
     def training(self) -> dict[int, Images]:
         """Every training environment's images as they are augmented."""
-        return open_images(self.setup, self.original, self.setup.train_envs)
+        return open_images(self.setup, self.original, self.setup.train_envs, progress=self.progress)

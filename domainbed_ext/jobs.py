@@ -172,12 +172,10 @@ def _adopt(jobs: Iterable[Job], names: set[str]) -> list[Job]:
 def _is_of(job: Job, name: str) -> bool:
     """Whether the records in a folder of DomainBed's name, which says little, are of a job."""
     try:
-        with (job.sweep_dir / name / "results.jsonl").open(encoding="utf-8") as file:
-            return not identity.contradicts(job.computation, json.loads(file.readline()))
-    except FileNotFoundError:  # it stopped before its first record
-        return True
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no record: not ours to take over
+        record = RunFolder(job.sweep_dir / name).first_record()
+    except BenchmarkError:  # not ours to take over
         return False
+    return record is None or not identity.contradicts(job.computation, record)  # it may have stopped before its first
 
 
 def _test_envs(args: argparse.Namespace) -> dict[str, list[list[int]]]:

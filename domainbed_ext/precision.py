@@ -4,9 +4,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vitlorafa.inject import adapter_layers
+from vitlorafa.ops.dispatch import autocast_dtype
 
 PRECISIONS = ("auto", "bf16", "float32")
 
@@ -54,7 +56,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 def hold(model: nn.Module, precision: str) -> None:
     """Rounds frozen weights once to what autocast would round them to at every step; the products are the same.
 
-    Weights under an adapter stay as they are, for W + s B A is formed in float32 and rounded once.
+    Weights under an adapter stay as they are, for W + s B A is formed in float32 and rounded once. Outside autocast,
+    e.g. in a method's own update, a module computes in its input's format with the rounded weights.
 
     Args:
         model: on any device, adapted or not.
@@ -64,7 +67,32 @@ def hold(model: nn.Module, precision: str) -> None:
         return
     adapted = {layer.base for _, layer in adapter_layers(model)}
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in adapted:
+        if type(module) in _HELD and module not in adapted:
+            module.__class__ = _HELD[type(module)]
             for parameter in module.parameters(recurse=False):
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(torch.bfloat16)
+
+
+class HeldLinear(nn.Linear):
+    """A linear layer, of whose weight and bias either may be in another format than its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] → [..., out_features], in autocast's format if enabled, else in the input's."""
+        return F.linear(x, _fitting(self.weight, x), _fitting(self.bias, x))
+
+
+class HeldConv2d(nn.Conv2d):
+    """A convolution, of whose weight and bias either may be in another format than its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, in_channels, height, width] → [batch, out_channels, ...], formats as in `HeldLinear`."""
+        return self._conv_forward(x, _fitting(self.weight, x), _fitting(self.bias, x))
+
+
+def _fitting(parameter: Any, x: Tensor) -> Any:
+    """A parameter, or None, in the format of x, unless autocast will see to both."""
+    return parameter if parameter is None or autocast_dtype(x) else parameter.to(x.dtype)
+
+
+_HELD: dict[type, type] = {nn.Linear: HeldLinear, nn.Conv2d: HeldConv2d}

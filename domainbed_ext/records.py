@@ -124,22 +124,42 @@ class RunFolder:
         Raises:
             BenchmarkError: a line is not a JSON record.
         """
-        path = self.path / "results.jsonl"
         records = []
         shared: dict[str, Any] = {"run": self.path.name}  # what all records of a run repeat is held once
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            try:
-                record = json.loads(line)
-                record["step"], [record["args"][name] for name in NEEDED]
-            except (ValueError, TypeError, KeyError) as error:
-                raise BenchmarkError(
-                    f"{path} line {number} is not a record: delete the run's folder and launch the sweep again"
-                ) from error
+        for number, line in enumerate((self.path / "results.jsonl").read_bytes().splitlines(), 1):
+            record = self._record(line, number)
             for name, value in record.items():
                 if isinstance(value, (dict, list)) and shared.setdefault(name, value) == value:
                     record[name] = shared[name]
             records.append({**{sys.intern(name): value for name, value in record.items()}, "run": shared["run"]})
         return records
+
+    def first_record(self) -> dict[str, Any] | None:
+        """The first record; None if there is none yet.
+
+        Raises:
+            BenchmarkError: it cannot be read, or is no record.
+        """
+        try:
+            with (self.path / "results.jsonl").open("rb") as file:
+                return self._record(file.readline(), 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise BenchmarkError(
+                f"cannot read {self.path} ({error.strerror or error}): have its owner let you"
+            ) from error
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+            record["step"], [record["args"][name] for name in NEEDED], dict(record.get("hparams") or {})
+        except (ValueError, TypeError, KeyError) as error:
+            raise BenchmarkError(
+                f"{self.path / 'results.jsonl'} line {number} is not a record: delete the run's folder and launch the "
+                f"sweep again"
+            ) from error
+        return record
 
     def finish(self) -> None:
         """Marks the run done; everything else of it must be on disk by now."""

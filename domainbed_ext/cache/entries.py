@@ -78,7 +78,14 @@ class Entries:
             os.utime(path / RECORD)
         return path if os.path.isfile(path / RECORD) else None
 
-    def get(self, key: str, size: int, build: Callable[[Path], object], what: str = "") -> Path:
+    def get(
+        self,
+        key: str,
+        size: int,
+        build: Callable[[Path], object],
+        what: str = "",
+        waiting: Callable[[], object] = lambda: None,
+    ) -> Path:
         """An entry, made if it is missing. On one machine a second builder waits for the first.
 
         Args:
@@ -88,6 +95,7 @@ class Entries:
                 within the last hour.
             build: fills the folder that it is given.
             what: it is, in words.
+            waiting: called while another builds it, see `alone`.
 
         Returns:
             The entry's folder.
@@ -99,7 +107,8 @@ class Entries:
             return path
         what = what or key
         try:
-            with alone(self.folder / _LOCKS / self._path(key).relative_to(self.folder).as_posix().replace("/", "~")):
+            name = self._path(key).relative_to(self.folder).as_posix().replace("/", "~")
+            with alone(self.folder / _LOCKS / name, waiting):
                 return self.find(key) or self._make(key, size, build, what)
         except OSError as error:
             raise NoRoom(

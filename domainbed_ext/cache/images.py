@@ -59,7 +59,8 @@ def cached_all(
         variant: at which size they are kept.
         entries: of the cache.
         processes: that decode; 0 and 1 are this one. The pixels are the same.
-        progress: called with a number of images that are done, until all are.
+        progress: called with a number of images that are done, until all are, and with 0 while another process makes
+            them; may raise, which leaves nothing half made.
 
     Returns:
         For each environment its images, in its order: with `Decoded`, image i is equal to `environment.load(i)`.
@@ -111,7 +112,7 @@ def _stored(
 
         with decode.several(processes) as run:
             sizes = _sizes(environment.paths, variant, run)
-            return entries.get(key, pixels.needed(sizes), build, what)
+            return entries.get(key, pixels.needed(sizes), build, what, waiting=lambda: progress(0))
 
     try:
         stored = Stored(entries.find(key) or make())

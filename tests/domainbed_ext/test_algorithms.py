@@ -44,6 +44,17 @@ def test_each_method_trains_what_its_name_says():
     assert trained_names(full) == {name for name, _ in full.backbone.named_parameters()}
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_methods_own_update_needs_no_autocast(name):
+    """Frozen weights are held in bfloat16, which torch would not multiply with float32 images."""
+    algorithm = make(name, precision="bf16").eval()
+    images = batches()[0][0]
+    logits = algorithm.backbone(images)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, algorithm.predict(images), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(algorithm.backbone.double()(images.double()).float(), logits, atol=1e-3, rtol=1e-3)
+
+
 def test_bonly_starts_from_a_random_orthonormal_a():
     A = make("BOnly").backbone.blocks[0].attn.qkv.lora_A[0]
     torch.testing.assert_close(A @ A.T, torch.eye(8), atol=1e-5, rtol=0)

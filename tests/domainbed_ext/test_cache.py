@@ -1,12 +1,10 @@
-"""The cache of decoded images: its pixels, its keys, its entries. Files that are opened are counted, not timed."""
+"""The cache of decoded images: its pixels and what tells them apart. Files that are opened are counted, not timed."""
 
-import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +13,16 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
-from domainbed_ext.cache import content, decode, entries, images, pixels
-from domainbed_ext.cache.command import main
+from domainbed_ext.cache import content, decode, images, pixels
 from domainbed_ext.cache.entries import Entries, NoRoom
 from domainbed_ext.cache.images import cached, cached_all
 from domainbed_ext.cache.pixels import Damaged, Stored
-from domainbed_ext.cache.place import default_folder
 from domainbed_ext.cache.variants import Decoded, Resized, Shorter
 from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.interrupts import Interrupted
 
-from .conftest import PACS_DOMAINS, make_domains
+from .launched import wait_for
 from .opened import OPENED, settled  # noqa: F401  (a fixture)
 
 VARIANTS = (Decoded(), Shorter(32), Resized(32, 24))
@@ -187,6 +184,18 @@ def test_images_that_change_while_they_are_decoded_are_not_kept(cache, environme
     assert cache.list() == []
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_asked_to_stop_it_leaves_nothing_half_made(cache, environment, monkeypatch, processes):
+    monkeypatch.setattr(images, "_PART", 5)
+
+    def stop(count):
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        cached(environment, Decoded(), cache, "Zoo", processes, stop)
+    assert cache.list() == [] and list((cache.folder / ".unfinished").iterdir()) == []
+
+
 def test_stored_images_are_pickled_without_their_pixels(cache, environment):
     stored = cached(environment, Decoded(), cache, "Zoo")
     text = pickle.dumps(stored)
@@ -209,51 +218,6 @@ def test_damaged_images_are_refused_and_made_again(cache, environment, file):
     assert (folder / file).read_bytes() == whole
 
 
-def make_entry(cache: Entries, key: str, size: int = 1000, hours_ago: float = 0.0) -> Path:
-    path = cache.get(key, size, lambda folder: (folder / "data").write_bytes(bytes(size)))
-    used = time.time() - 3600 * hours_ago
-    os.utime(path / "entry.json", (used, used))
-    return path
-
-
-def test_the_least_recently_used_make_room(tmp_path):
-    cache = Entries(tmp_path, 3500)
-    for key, hours in (("a/1", 3), ("a/2", 5), ("b/3", 0.5)):
-        make_entry(cache, key, 800, hours)
-    assert cache.find("a/2")  # which is a use
-    assert json.loads((tmp_path / "a" / "1" / "entry.json").read_text())["key"] == "a/1"
-    mapped = (tmp_path / "a" / "1" / "data").open("rb")
-    make_entry(cache, "c/4", 1200)
-    assert [entry.key for entry in cache.list()] == ["a/2", "b/3", "c/4"]
-    assert mapped.read() == bytes(800)
-    with pytest.raises(
-        NoRoom, match=r"c/5 takes 2.0 kB, but of the 3.5 kB that the image cache .* may take, 3.*--cache_gb"
-    ):
-        make_entry(cache, "c/5", 2000)  # all others were used within the hour
-    assert len(cache.list()) == 3 and list((tmp_path / ".unfinished").iterdir()) == []
-
-
-def test_a_full_disk_is_refused_before_and_while_building(cache, monkeypatch):
-    usage = shutil.disk_usage(cache.folder.parent)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**30 + 999))
-    with pytest.raises(
-        NoRoom, match="a takes 1.0 kB, but the disk of .* has only 1.1 GB free, of which 1.1 GB stay so"
-    ):
-        make_entry(cache, "a")
-    make_entry(cache, "b", 999, hours_ago=2)
-    make_entry(cache, "c", 500)
-    with pytest.raises(NoRoom):
-        make_entry(cache, "d", 2**20)
-    assert [entry.key for entry in cache.list()] == ["b", "c"]  # nothing is removed in vain
-
-    def fill(folder):
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(NoRoom, match="cannot keep my images in the image cache .*No space left on device.*--cache_dir"):
-        cache.get("e", 1, fill, "my images")
-    assert len(cache.list()) == 2 and list((cache.folder / ".unfinished").iterdir()) == []
-
-
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(environment, tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.touch()
@@ -269,83 +233,6 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(environment, tmp_pat
     assert cached(environment, Decoded(), Entries(tmp_path / "cache", 10**9), "Zoo").folder == kept.folder
 
 
-def test_what_is_no_entry_is_replaced_and_names_are_made_safe(cache):
-    (cache.folder / "a" / "b").mkdir(parents=True)
-    (cache.folder / "a" / "b" / "data").touch()
-    assert cache.list() == [] and cache.find("a/b") is None
-    assert make_entry(cache, "a/b") == cache.folder / "a" / "b"
-    assert make_entry(cache, "../x y/.z*") == cache.folder / "_" / "x_y" / "z_"
-    (cache.folder / "a" / "b" / "entry.json").write_text("torn")
-    assert [(entry.key, entry.what) for entry in cache.list()] == [("_/x_y/z_", "../x y/.z*"), ("a/b", "?")]
-
-
-BUILDER = """
-import sys, time
-from pathlib import Path
-from domainbed_ext.cache.entries import Entries
-folder, me = Path(sys.argv[1]), sys.argv[2]
-def build(path):
-    (path / "data").write_text(me)
-    (folder / f"building_{me}").touch()
-    while not (folder / "go").exists():
-        time.sleep(0.01)
-(folder / f"asking_{me}").touch()
-print(Entries(folder / "cache", 10**9).get("a/b", 10, build))
-"""
-
-
-def start(script: str, *args: object) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", script, *map(str, args)], stdout=subprocess.PIPE, text=True)
-
-
-def wait_for(condition) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize("locks", [True, False])
-def test_two_builders_make_one_entry(tmp_path, locks):
-    script = BUILDER if locks else f"import sys; sys.modules['fcntl'] = None\n{BUILDER}"
-    first = start(script, tmp_path, "first")
-    wait_for((tmp_path / "building_first").exists)
-    second = start(script, tmp_path, "second")
-    wait_for((tmp_path / ("asking_second" if locks else "building_second")).exists)
-    (tmp_path / "go").touch()
-    told = {process.communicate(timeout=30)[0].strip() for process in (first, second)}
-    assert told == {str(tmp_path / "cache" / "a" / "b")} and first.returncode == second.returncode == 0
-    assert (tmp_path / "building_second").exists() == (not locks)
-    assert len(Entries(tmp_path / "cache", 10**9).list()) == 1
-    assert [path for name in (".unfinished", ".locks") for path in (tmp_path / "cache" / name).iterdir()] == []
-
-
-def test_a_killed_builder_leaves_nothing_that_counts(tmp_path, cache):
-    killed = start(BUILDER, tmp_path, "first")
-    wait_for((tmp_path / "building_first").exists)
-    killed.kill()
-    killed.communicate()
-    assert cache.list() == [] and cache.find("a/b") is None
-    assert len(list((cache.folder / ".unfinished").iterdir())) == 1
-    make_entry(cache, "c/d")
-    assert [entry.key for entry in cache.list()] == ["c/d"] and list((cache.folder / ".unfinished").iterdir()) == []
-    make_entry(cache, "a/b")
-    assert (cache.folder / "a" / "b" / "data").read_bytes() == bytes(1000)
-
-
-def test_the_room_that_builders_at_work_will_take_counts(tmp_path, monkeypatch):
-    working = start(BUILDER, tmp_path, "first")
-    wait_for((tmp_path / "building_first").exists)
-    monkeypatch.setattr(entries, "SPARE", 0)
-    cache = Entries(tmp_path / "cache", 1009)
-    with pytest.raises(NoRoom, match="10 bytes are in use"):
-        make_entry(cache, "c/d")
-    (tmp_path / "go").touch()
-    assert working.wait(30) == 0
-    working.communicate()
-    assert cache.find("a/b")
-
-
 def test_processes_that_decode_go_with_their_parent():
     script = """
 import multiprocessing, time
@@ -356,74 +243,10 @@ with several(2) as run:
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     next(results)
 """
-    parent = start(script)
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout
     children = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(children) == 2
     parent.kill()
     parent.communicate()
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children))
-
-
-def test_the_command_line(tmp_path, capsys, monkeypatch):
-    make_domains(tmp_path / "data" / "PACS", images=2)
-    place = ["--cache_dir", str(tmp_path / "cache")]
-    build = ["build", "--dataset", "PACS", "--data_dir", str(tmp_path / "data"), "--image_size", "14", "--workers", "1"]
-    assert main([*build, *place]) == 0
-    assert main([*build, *place, "--training_images", "resized"]) == 0
-    assert capsys.readouterr() == ("", "")
-    assert main(["list", *place, "--cache_gb", "0.5"]) == 0
-    out = capsys.readouterr().out
-    for domain in PACS_DOMAINS:
-        assert all(f"PACS/{domain}, {variant} " in out for variant in ("14x14", "decoded", "shorter16"))
-    assert "12 entries, " in out and " of 500.0 MB" in out
-    keys = [entry.key for entry in Entries(tmp_path / "cache", 1).list()]
-    with pytest.raises(BenchmarkError, match="unknown entry 'PACs': did you mean 'PACS'"):
-        main(["remove", "PACs", *place])
-    with pytest.raises(BenchmarkError, match="did you mean 'PACS/sketch'"):
-        main(["remove", "PACS/sketsch", *place])
-    main(["remove", keys[0], "PACS/sketch", *place])
-    assert [entry.key for entry in Entries(tmp_path / "cache", 1).list()] == keys[1:-3]
-    main(["remove", "PACS", *place])
-    assert not Entries(tmp_path / "cache", 1).list()
-    with pytest.raises(BenchmarkError, match="the cache is empty"):
-        main(["remove", "PACS", *place])
-    monkeypatch.setenv("DOMAINBED_EXT_CACHE", str(tmp_path / "cache"))
-    main(build)
-    assert len(Entries(default_folder(), 1).list()) == 8
-    main(["remove", "--all"])
-    assert not [path for path in default_folder().rglob("*") if path.is_file()]
-
-
-def test_where_the_cache_lies_unless_told(monkeypatch, tmp_path):
-    monkeypatch.delenv("DOMAINBED_EXT_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "domainbed_ext"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder() == Path.home() / ".cache" / "domainbed_ext"
-
-
-@pytest.mark.parametrize(
-    "wrong, sentence",
-    [
-        (["build", "--dataset", "DigitsShift", "--data_dir", "x"], "DigitsShift has no image files"),
-        (["build", "--dataset", "PACSS", "--data_dir", "x"], "did you mean 'PACS'"),
-        (["build", "--dataset", "PACS", "--data_dir", "x", "--image_size", "0"], "--image_size starts at 1"),
-        (["build", "--dataset", "PACS", "--data_dir", "x", "--workers", "0"], "--workers starts at 1"),
-        (["list", "--cache_gb", "0"], "--cache_gb is above 0"),
-        (["remove"], "or --all"),
-        ([], "list|build|remove"),
-    ],
-)
-def test_what_is_wrong_is_said(wrong, sentence):
-    with pytest.raises(BenchmarkError) as caught:
-        main(wrong)
-    assert sentence in str(caught.value)
-
-
-def test_the_exit_code_and_no_torch_for_a_list(tmp_path):
-    command = [sys.executable, "-m", "domainbed_ext.cache", "remove", "x", "--cache_dir", str(tmp_path)]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == 2 and process.stderr == "error: no entry 'x': the cache is empty\n"
-    modules = "import sys, domainbed_ext.cache.command; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", modules], capture_output=True, text=True).stdout == "False\n"

@@ -14,6 +14,7 @@ from domainbed_ext.cache.entries import Entries
 from domainbed_ext.features import features
 from domainbed_ext.feed import Feed
 from domainbed_ext.images import entries
+from domainbed_ext.interrupts import Interrupted
 from domainbed_ext.records import RunFolder
 
 from .conftest import make_domains
@@ -59,6 +60,18 @@ def test_without_room_images_are_decoded_each_time(made, capsys):
     records = made(cache_gb=1e-6)
     assert "give it more with --cache_gb" in capsys.readouterr().err
     assert records == made()
+
+
+def test_a_run_can_be_stopped_while_it_decodes(make_args, pacs_like, tmp_path):
+    def stop():
+        raise Interrupted("stopped")
+
+    args = make_args(dataset="PACS", data_dir=str(pacs_like), hparams=json.dumps(TINY), cache_dir=str(tmp_path / "c"))
+    setup = run_setup.set_up(args)
+    feed = Feed(setup, setup.make_algorithm(), stop)
+    with pytest.raises(Interrupted):
+        feed.training(range(1))
+    assert entries(setup.args).list() == []
 
 
 def test_all_bad_images_are_named_before_the_first_step(make_args, pacs_like, tmp_path, capsys):
