@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_ext.bench import accuracy, gpu, runs, stages, sweeps
+from domainbed_ext.bench import accuracy, gpu, runs, side_by_side, stages, sweeps
 from domainbed_ext.errors import CommandLine, exit_cleanly
 from domainbed_ext.launchers import LAUNCHERS
 
@@ -14,7 +14,8 @@ EXAMPLES = """examples:
   python -m domainbed_ext.bench run --data_dir D               # a whole run, against the plain way
   python -m domainbed_ext.bench run --data_dir D --checkout C  # and against upstream DomainBed
   python -m domainbed_ext.bench accuracy --data_dir D          # whether the fast ways end where the exact one does
-  python -m domainbed_ext.bench gpu                            # ViT-Ti, S and B on a GPU, if there is one
+  python -m domainbed_ext.bench gpu --data_dir D               # ViT-Ti, S and B and a run on a GPU, if there is one
+  python -m domainbed_ext.bench side_by_side --data_dir D --at_once 1 2 4  # how many runs fill a GPU, or the cores
   python -m domainbed_ext.bench sweep --command_launcher local --runs 200
 """
 
@@ -36,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--weights", default="pretrained", metavar="FILE", help="as of a run (%(default)s)")
     data.add_argument("--cache_dir", metavar="DIR", help="as of a run")
 
-    commands = parser.add_subparsers(dest="what", required=True, metavar="stages|run|accuracy|gpu|sweep")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="stages|run|accuracy|gpu|side_by_side|sweep")
     some = commands.add_parser("stages", parents=[place, data], help="images a second of each stage, on one core")
     some.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
     some.add_argument("--images", type=int, default=128, metavar="N", help="of a round (%(default)s)")
@@ -59,11 +60,22 @@ def make_parser() -> argparse.ArgumentParser:
     same.add_argument("--trials", type=int, default=3, metavar="N", help="(%(default)s)")
     same.add_argument("--per_class", type=int, default=100, metavar="N", help="images a class and domain; 0: all")
 
-    cuda = commands.add_parser("gpu", parents=[place], help="ViT-Ti, S and B on a GPU")
+    cuda = commands.add_parser("gpu", parents=[place], help="ViT-Ti, S and B on a GPU, and a run")
     cuda.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 96], metavar="N", help="of training")
     cuda.add_argument("--images", type=int, default=256, metavar="N", help="of an evaluation batch (%(default)s)")
     cuda.add_argument("--image_size", type=int, default=224, metavar="PIXELS", help="(%(default)s)")
     cuda.add_argument("--rounds", type=int, default=20, metavar="N", help="(%(default)s)")
+    cuda.add_argument("--data_dir", metavar="DIR", help="folder that holds PACS; then a run of it is timed too")
+    cuda.add_argument("--cache_dir", metavar="DIR", help="as of a run")
+    cuda.add_argument("--steps", type=int, default=5000, metavar="N", help="of the run (%(default)s)")
+    cuda.set_defaults(dataset="PACS", algorithm="BOnly", backbone="vit_base_patch16_224", weights="none", hparams="{}")
+
+    several = commands.add_parser("side_by_side", parents=[place, data], help="runs at once, against one alone")
+    several.add_argument("--at_once", type=int, nargs="+", default=[1, 2], metavar="N", help="(%(default)s)")
+    several.add_argument("--algorithm", default="BOnly", metavar="NAME", help="(%(default)s)")
+    several.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
+    several.add_argument("--steps", type=int, default=40, metavar="N", help="(%(default)s)")
+    several.add_argument("--rounds", type=int, default=3, metavar="N", help="(%(default)s)")
 
     sweep = commands.add_parser("sweep", parents=[place], help="what many short runs cost over their own work")
     sweep.add_argument("--runs", type=int, default=200, metavar="N", help="in steps of 20 (%(default)s)")
@@ -79,8 +91,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: `python -m domainbed_ext.bench`."""
     args = make_parser().parse_args(argv)
-    part = {"stages": stages, "run": runs, "accuracy": accuracy, "gpu": gpu, "sweep": sweeps}[args.what]
-    part.measure(args, Path(args.output_dir))
+    parts = {"stages": stages, "run": runs, "accuracy": accuracy, "gpu": gpu, "side_by_side": side_by_side}
+    (parts | {"sweep": sweeps})[args.what].measure(args, Path(args.output_dir))
 
 
 if __name__ == "__main__":

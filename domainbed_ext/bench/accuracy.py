@@ -86,12 +86,11 @@ def _accuracies(
     found = []
     for trial in range(args.trials):
         place = Path(tempfile.mkdtemp(dir=folder)) / "run"
-        command = [sys.executable, "-m", words[0], "--dataset", args.dataset, "--data_dir", str(data)]
-        command += ["--algorithm", args.algorithm, "--test_envs", str(args.test_env), "--hparams", args.hparams]
-        command += ["--backbone", args.backbone, "--weights", args.weights, "--steps", str(args.steps)]
-        command += ["--checkpoint_freq", "0", "--trial_seed", str(trial), "--seed", str(trial)]
-        command += ["--threads", str(available_cores()), "--cache_dir", str(folder / "cache"), "--skip_model_save"]
-        subprocesses.run(name, [*command, *words[1:], "--output_dir", str(place)])
+        command = [sys.executable, "-m", words[0], *subprocesses.arguments(args, "--data_dir", str(data))]
+        command += ["--test_envs", str(args.test_env), "--trial_seed", str(trial), "--seed", str(trial)]
+        command += ["--checkpoint_freq", "0", "--cache_dir", str(folder / "cache"), "--skip_model_save"]
+        command += ["--threads", str(available_cores()), *words[1:], "--output_dir", str(place)]
+        subprocesses.run(name, command)
         record = RunFolder(place).records()[-1]
         found.append((100 * validation_accuracy(record), 100 * record[f"env{args.test_env}_in_acc"]))
         advance()

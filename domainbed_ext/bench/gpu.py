@@ -1,5 +1,11 @@
-"""What a GPU does: images a second and the share of its products' rate, for ViT-Ti, ViT-S and ViT-B at 224 px."""
+"""What a GPU does: images a second and the share of its products' rate, for ViT-Ti, ViT-S and ViT-B at 224 px.
 
+Given data also how long a whole run takes, and how much of that the GPU waits for images.
+"""
+
+import sys
+import tempfile
+import time
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -9,8 +15,10 @@ from typing import Any
 import torch
 
 from domainbed_ext.algorithms import get_algorithm_class, get_hparams
-from domainbed_ext.bench import report, timing
+from domainbed_ext.bench import report, subprocesses, timing
+from domainbed_ext.bench.report import device
 from domainbed_ext.profile import operations, product_rate, wait
+from domainbed_ext.records import RunFolder
 
 BACKBONES = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
 METHODS = ("BOnly", "BA", "LP", "FullFT")
@@ -21,13 +29,15 @@ def measure(args: Namespace, output_dir: Path) -> None:
 
     Args:
         args: of `python -m domainbed_ext.bench`.
-        output_dir: of the table.
+        output_dir: of the tables.
     """
     if not torch.cuda.is_available():
         print("no CUDA device here: nothing measured")
         return
     rows = [row for backbone in BACKBONES for method in METHODS for row in rates(backbone, method, args)]
     report.write("gpu", "Training steps and evaluation on one GPU, bf16, random weights", rows, output_dir)
+    if args.data_dir:
+        whole_run(args, output_dir)
 
 
 def rates(backbone: str, method: str, args: Namespace) -> list[dict[str, Any]]:
@@ -65,6 +75,41 @@ def rates(backbone: str, method: str, args: Namespace) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def whole_run(args: Namespace, output_dir: Path) -> None:
+    """Times a run of random weights that trains on one environment alone, on whatever device there is.
+
+    Its images are put into the cache before. It is profiled, which costs it some of its overlap.
+
+    Args:
+        args: of `python -m domainbed_ext.bench`.
+        output_dir: of the table.
+
+    Raises:
+        BenchmarkError: the run failed.
+    """
+    words = [sys.executable, "-m", "domainbed_ext.train", *subprocesses.arguments(args)]
+    words += ["--protocol", "single_source", "--source_envs", "0", "--profile", "--skip_model_save"]
+    words += ["--save_minutes", "0", "--output_dir"]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "run")
+        subprocesses.run("that fills the cache", [*words, str(Path(folder, "first")), "--steps", "1"])
+        start = time.perf_counter()
+        subprocesses.run("that is timed", [*words, str(place)])
+        seconds = time.perf_counter() - start
+        record = RunFolder(place).records()[-1]
+    stages = record["profile"]["stages"]
+    inside = sum(stage["seconds"] for stage in stages.values())
+    row = {
+        "seconds, start to end": round(seconds, 1),
+        "of them in stages": round(inside, 1),
+        **{f"{name}, %": round(100 * stage["seconds"] / inside, 1) for name, stage in stages.items()},
+        "of the floor": round(sum(stage["floor"] for stage in stages.values()) / inside, 2),
+        "peak GB": round(record["mem_gb"], 1),
+    }
+    title = f"A run on one environment of {args.dataset}, {args.algorithm}, {args.backbone}, {args.steps} steps"
+    report.write(f"run_{device()}", title, [row], output_dir, (f"Hyperparameters {args.hparams}; profiled.",))
 
 
 def _train(algorithm: Any, x: torch.Tensor, y: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
 """Tables of measurements: printed, and kept as CSV and Markdown under the machine's name."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +16,7 @@ def write(name: str, title: str, rows: Sequence[Row], output_dir: Path, notes: S
     """Prints a table and writes `<name>_<machine>.csv` and `.md`.
 
     Args:
-        name: of the files.
+        name: of the files; characters that names do without become "_".
         title: what the table shows, in one sentence.
         rows: of the table, all with the same keys, its columns.
         output_dir: made if it is not there.
@@ -27,7 +28,7 @@ def write(name: str, title: str, rows: Sequence[Row], output_dir: Path, notes: S
     text = "\n\n".join([title, where, table(rows), *notes])
     print(text)
     output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / f"{name}_{file_name(device())}"
+    path = output_dir / f"{re.sub('[^a-z0-9]+', '_', name.lower())}_{file_name(device())}"
     write_atomically(path.with_suffix(".csv"), csv_text(rows))
     write_atomically(path.with_suffix(".md"), text + "\n")
     print(f"written: {path}.csv, {path}.md")

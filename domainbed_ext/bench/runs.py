@@ -57,7 +57,8 @@ def _report(seconds: dict[str, list[float]], args: Namespace, output_dir: Path) 
         f"Hyperparameters {args.hparams}; evaluated every {args.checkpoint_freq} steps and at the last; "
         f"{available_cores()} threads each; {len(seconds['plain'])} round(s) in turns, process start to end."
     )
-    report.write("run" + ("_upstream" if args.checkout else ""), title, rows, output_dir, (said,))
+    against = "upstream_" if args.checkout else ""
+    report.write(f"run_{against}{args.algorithm}", title, rows, output_dir, (said,))
 
 
 def _commands(args: Namespace, data: Path, folder: Path) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from domainbed_ext.augmentation import AUGMENTATIONS, Augmentation
 from domainbed_ext.bench import plain, report, timing
+from domainbed_ext.bench.subprocesses import arguments
 from domainbed_ext.feed import Feed
 from domainbed_ext.options import make_parser
 from domainbed_ext.profile import operations, product_rate
@@ -51,11 +52,8 @@ def setup_of(args: Namespace, algorithm: str, precision: str | None = None) -> S
         algorithm: its name.
         precision: in place of the usual one.
     """
-    words = ["--dataset", args.dataset, "--data_dir", args.data_dir, "--algorithm", algorithm]
-    words += ["--backbone", args.backbone, "--weights", args.weights, "--hparams", args.hparams]
-    words += ["--cache_dir", args.cache_dir] if args.cache_dir else []
-    words += ["--precision", precision] if precision else []
-    return set_up(make_parser().parse_args(words))
+    more = ["--precision", precision] if precision else []
+    return set_up(make_parser().parse_args(arguments(args, "--algorithm", algorithm, *more)))
 
 
 def _images(setup: Setup, args: Namespace) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import torch
 
 from domainbed_ext.augmentation import AUGMENTATIONS
 from domainbed_ext.bench import __main__ as bench
-from domainbed_ext.bench import accuracy, gpu, plain, sweeps
+from domainbed_ext.bench import accuracy, gpu, plain, report, sweeps
 from domainbed_ext.bench.small_data import link_part
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
@@ -64,7 +64,7 @@ def test_stages_are_measured_from_the_file_to_the_optimizer(pacs_like, tmp_path)
 def test_a_run_is_measured_against_the_plain_way(pacs_like, tmp_path):
     words = ["run", "--data_dir", str(pacs_like), "--steps", "3", "--checkpoint_freq", "2", "--per_class", "7"]
     bench.main([*words, *SMALL, "--hparams", '{"batch_size": 4}', "--output_dir", str(tmp_path / "out")])
-    rows = rows_of(tmp_path / "out", "run")
+    rows = rows_of(tmp_path / "out", "run_fullft")
     assert [row["way"] for row in rows] == [
         "plain",
         "--protocol domainbed, float32",
@@ -87,6 +87,26 @@ def test_without_a_gpu_nothing_is_measured_and_that_is_said(tmp_path, capsys, mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     bench.main(["gpu", "--output_dir", str(tmp_path)])
     assert "no CUDA device here" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_timed_on_whatever_device_there_is(pacs_like, tmp_path):
+    words = ["gpu", "--data_dir", str(pacs_like), "--cache_dir", str(tmp_path / "cache"), "--steps", "3"]
+    args = bench.make_parser().parse_args(words)
+    args.backbone, args.hparams = "vit_pico_patch8_32", '{"batch_size": 4}'
+    gpu.whole_run(args, tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out", f"run_{report.device()}")
+    assert float(row["seconds, start to end"]) > float(row["of them in stages"]) > 0
+    assert sum(float(value) for name, value in row.items() if name.endswith(", %")) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_measured_against_one(pacs_like, tmp_path):
+    words = ["side_by_side", "--data_dir", str(pacs_like), "--cache_dir", str(tmp_path / "cache"), "--steps", "2"]
+    bench.main([*words, *SMALL, "--hparams", '{"batch_size": 4}', "--output_dir", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out", "side_by_side")
+    assert [row["runs at once"] for row in rows] == ["1", "2"]
+    assert float(rows[0]["× 1 at once"]) == 1 and float(rows[1]["runs an hour"]) > 0
 
 
 def test_rates_of_a_model_are_those_of_its_steps():

@@ -1,0 +1,53 @@
+"""Runs side by side on one device, each a process of its own, against one alone: how many fill it."""
+
+import sys
+import tempfile
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
+from pathlib import Path
+from statistics import median
+
+from domainbed_ext.bench import report, subprocesses, timing
+
+
+def measure(args: Namespace, output_dir: Path) -> None:
+    """Times some runs at once, of one trial each, prints a table and writes it.
+
+    Args:
+        args: of `python -m domainbed_ext.bench`.
+        output_dir: of the table.
+
+    Raises:
+        BenchmarkError: one of the runs failed.
+    """
+    words = [sys.executable, "-m", "domainbed_ext.train", *subprocesses.arguments(args)]
+    words += ["--checkpoint_freq", "0", "--train_eval_share", "0.05", "--skip_model_save", "--save_minutes", "0"]
+    with tempfile.TemporaryDirectory() as folder:
+        names = count()
+
+        def together(runs: int) -> None:
+            commands = [
+                [*words, "--trial_seed", str(trial), "--output_dir", str(Path(folder, str(next(names))))]
+                for trial in range(runs)
+            ]
+            with ThreadPoolExecutor(runs) as pool:
+                list(pool.map(partial(subprocesses.run, f"of {runs} at once"), commands))
+
+        functions = {str(runs): partial(together, runs) for runs in args.at_once}
+        seconds = timing.interleaved(functions, args.rounds)  # a round to warm up puts the images into the cache
+    first = str(args.at_once[0])
+    rows = [
+        {
+            "runs at once": int(name),
+            "seconds": round(median(times), 1),
+            "fastest": round(min(times), 1),
+            "runs an hour": round(3600 * int(name) / median(times), 1),
+            f"× {first} at once": round(int(name) / int(first) / timing.ratio(seconds, name, first), 2),
+        }
+        for name, times in seconds.items()
+    ]
+    title = f"Runs side by side on {args.dataset}, {args.algorithm}, {args.backbone}, {args.steps} steps"
+    notes = (f"Hyperparameters {args.hparams}; one thread each; {args.rounds} round(s) in turns, start to end.",)
+    report.write("side_by_side", title, rows, output_dir, notes)
