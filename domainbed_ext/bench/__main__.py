@@ -9,6 +9,11 @@ from domainbed_ext.bench import accuracy, gpu, runs, side_by_side, stages, sweep
 from domainbed_ext.errors import CommandLine, exit_cleanly
 from domainbed_ext.launchers import LAUNCHERS
 
+PARTS = {
+    **{"stages": stages, "run": runs, "accuracy": accuracy},
+    **{"gpu": gpu, "side_by_side": side_by_side, "sweep": sweeps},
+}
+
 EXAMPLES = """examples:
   python -m domainbed_ext.bench stages --data_dir D            # images a second, from the file to the optimizer
   python -m domainbed_ext.bench run --data_dir D               # a whole run, against the plain way
@@ -37,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--weights", default="pretrained", metavar="FILE", help="as of a run (%(default)s)")
     data.add_argument("--cache_dir", metavar="DIR", help="as of a run")
 
-    commands = parser.add_subparsers(dest="what", required=True, metavar="stages|run|accuracy|gpu|side_by_side|sweep")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="|".join(PARTS))
     some = commands.add_parser("stages", parents=[place, data], help="images a second of each stage, on one core")
     some.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
     some.add_argument("--images", type=int, default=128, metavar="N", help="of a round (%(default)s)")
@@ -91,8 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: `python -m domainbed_ext.bench`."""
     args = make_parser().parse_args(argv)
-    parts = {"stages": stages, "run": runs, "accuracy": accuracy, "gpu": gpu, "side_by_side": side_by_side}
-    (parts | {"sweep": sweeps})[args.what].measure(args, Path(args.output_dir))
+    PARTS[args.what].measure(args, Path(args.output_dir))
 
 
 if __name__ == "__main__":
