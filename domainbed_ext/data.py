@@ -125,12 +125,12 @@ class Evaluated(NamedTuple):
     Attributes:
         split: its images.
         source: what they become.
-        seed: of what is drawn, where anything is.
+        seed: of what is drawn; None if nothing is.
     """
 
     split: Split
     source: Source
-    seed: int = 0
+    seed: int | None = None
 
 
 class EvaluationBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):

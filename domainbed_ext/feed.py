@@ -63,7 +63,7 @@ class Feed:
         setup = self.setup
         minibatches = Minibatches(
             [setup.splits[f"env{i}_in"] for i in setup.train_envs],
-            [self._augmented(i) for i in setup.train_envs],
+            self._trained_on(),
             setup.hparams["batch_size"],
             setup.args.seed,
             setup.hparams["class_balanced"],
@@ -90,6 +90,14 @@ class Feed:
             "env0_in_acc" and so on to the share of images that are classified right, in [0, 1].
         """
         parts = {f"{name}_acc": self._evaluated(step, name) for name in names}
+        rows: dict[object, dict[str, Evaluated]] = {}
+        for name, part in parts.items():  # what is drawn depends on its row, so nothing is there that may be features
+            rows.setdefault((part.seed is None, type(part.source)), {})[name] = part
+        counts = {name: count for row in rows.values() for name, count in self._count_right(row).items()}
+        return {name: counts[name] / len(part.split) for name, part in parts.items()}
+
+    def _count_right(self, parts: dict[str, Evaluated]) -> dict[str, int]:
+        """How many images of each split are classified right."""
         batches = EvaluationBatches(list(parts.values()), EVALUATION_BATCH)
 
         def ready(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,8 +112,7 @@ class Feed:
                 self.stop()
                 right = algorithm.predict(images).argmax(1) == labels
                 correct.index_add_(0, numbers, right.long())
-        counts = zip(parts.items(), correct.tolist(), strict=True)
-        return {name: count / len(part.split) for (name, part), count in counts}
+        return dict(zip(parts, correct.tolist(), strict=True))
 
     def _evaluated(self, step: int, name: str) -> Evaluated:
         setup, split, env = self.setup, self.setup.splits[name], environment_of(name)
@@ -116,6 +123,14 @@ class Feed:
                 return Evaluated(split, self._augmented(env), seed_hash(setup.args.seed, "evaluation", step, name))
         return Evaluated(split, self._plain(env))
 
+    def _trained_on(self) -> list[Source]:
+        """Of every training environment what its images become, all of them images or all features."""
+        envs = self.setup.train_envs
+        sources = [self._augmented(env) for env in envs]
+        if len({type(source) for source in sources}) > 1:  # there was room for the features of some
+            return [self._pixels(env) for env in envs]
+        return sources
+
     def _augmented(self, env: int) -> Source:
         """What images of an environment become in training."""
         if self.setup.augmentation == "none":
@@ -125,8 +140,9 @@ class Feed:
     def _plain(self, env: int) -> Source:
         """What images of an environment become where they are only looked at: features, if they stand for them."""
         features = self._features(env)
-        if features is not None:
-            return Features(features)
+        return self._pixels(env) if features is None else Features(features)
+
+    def _pixels(self, env: int) -> Source:
         return Augmented(self.images.evaluation[env], AUGMENTATIONS["none"], self.setup.inputs.size)
 
     def _make_features(self, env: int) -> Tensor | None:

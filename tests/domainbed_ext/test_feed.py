@@ -112,6 +112,17 @@ def test_a_probe_computes_features_once_for_all_runs_and_to_the_bit(made, hparam
     assert first == made(hparams, **options, cache_dir="none")
 
 
+@pytest.mark.parametrize("hparams", [{}, {"data_augmentation": False}])
+def test_a_probe_may_have_features_of_some_environments_alone(made, hparams, monkeypatch):
+    """Where others' images are augmented to be looked at, or the cache has no room for their features."""
+    domainbed = made(hparams, algorithm="LP", protocol="domainbed", cache_dir="none")
+    assert domainbed == made(hparams, algorithm="LP", protocol="domainbed")
+    expected = made(hparams, algorithm="LP", cache_dir="none")
+    make = Feed._make_features
+    monkeypatch.setattr(Feed, "_make_features", lambda self, env: None if env == 2 else make(self, env))
+    assert made(hparams, algorithm="LP") == expected
+
+
 def test_features_of_other_weights_or_images_are_others(make_args, pacs_like, tmp_path):
     def found(**hparams):
         setup = run_setup.set_up(
