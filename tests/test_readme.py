@@ -47,6 +47,7 @@ def test_its_speeds_are_the_measured_ones():
     text = " ".join(README.split())
     assert f"at {measured('stages', 'ours: read, augment, normalise', '× plain'):.1f} × the rate of PIL" in text
     assert f"is {measured('run_upstream_fullft', 'defaults', '× upstream'):.1f} × as fast as upstream's" in text
+    assert f"one of linear probing {measured('run_upstream_lp', 'defaults', '× upstream'):.1f} ×" in text
 
 
 def test_its_pictures_and_make_targets_exist():
