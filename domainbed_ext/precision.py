@@ -68,10 +68,11 @@ def hold(model: nn.Module, precision: str) -> None:
     adapted = {layer.base for _, layer in adapter_layers(model)}
     for module in model.modules():
         if type(module) in _HELD and module not in adapted:
-            module.__class__ = _HELD[type(module)]
-            for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(torch.bfloat16)
+            frozen = [parameter for parameter in module.parameters(recurse=False) if not parameter.requires_grad]
+            for parameter in frozen:
+                parameter.data = parameter.data.to(torch.bfloat16)
+            if frozen:
+                module.__class__ = _HELD[type(module)]
 
 
 class HeldLinear(nn.Linear):
