@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 
-from domainbed_ext import attempts, sweep
+from domainbed_ext import attempts, states, sweep
 
 SMALL = shlex.split(
     "--datasets DigitsShift --n_hparams 1 --n_trials 1 --single_test_envs --steps 2 --checkpoint_freq 0 "
@@ -22,6 +22,14 @@ def words(tmp_path, *more, command="launch", algorithms=("LP",)):
 
 def make_jobs(tmp_path, *more, **options):
     return sweep.make_jobs(sweep.parse(words(tmp_path, *more, **options)))
+
+
+def look(jobs):
+    return states.look(jobs, jobs[0].sweep_dir)
+
+
+def found(jobs):
+    return [standing.state for standing in look(jobs)]
 
 
 def attempt(job, number=1, ended=None, share=0.0, seconds=0.0, owner=ELSEWHERE):

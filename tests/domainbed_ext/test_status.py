@@ -6,19 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from domainbed_ext import estimate, launches, states, status, sweep
+from domainbed_ext import estimate, launches, status, sweep
 from domainbed_ext.launches import Launch
 from domainbed_ext.records import State
 from tests.domainbed_ext import standing
-from tests.domainbed_ext.standing import done, failed, interrupted, make_jobs, running, words
-
-
-def look(jobs):
-    return states.look(jobs, jobs[0].sweep_dir)
-
-
-def found(jobs):
-    return [standing.state for standing in look(jobs)]
+from tests.domainbed_ext.standing import done, failed, found, interrupted, look, make_jobs, running, words
 
 
 def begin(jobs, launcher="local"):

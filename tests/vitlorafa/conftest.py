@@ -1,8 +1,9 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from small_models import ARCHITECTURES
+from timm.layers import set_fused_attn, use_fused_attn
 
 from vitlorafa import AdapterConfig
 
@@ -17,6 +18,15 @@ def architecture(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def all_targets() -> Callable[..., AdapterConfig]:
     return lambda **kwargs: AdapterConfig(**{"rank": 4, "targets": "all", "seed": 0, **kwargs})
+
+
+@pytest.fixture
+def unfused() -> Iterator[None]:
+    """Attention made of plain products: CPU's fused one knows no forward-mode gradients."""
+    before = bool(use_fused_attn())
+    set_fused_attn(False)
+    yield
+    set_fused_attn(before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Adapted models under what else torch and timm do with a model, in both ways to compute."""
 
 import copy
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,157 +8,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import build, images, perturb
-from timm.layers import set_fused_attn, set_reentrant_ckpt, use_fused_attn, use_reentrant_ckpt
+from adapted import (
+    AUTOCAST,
+    COMPUTE_AND_DROPOUT,
+    RANK,
+    WAYS,
+    adapted,
+    assert_same,
+    autocast,
+    gradients,
+    loss_of,
+    one_layer,
+    step,
+    trained,
+)
+from small_models import build, images
+from timm.layers import set_reentrant_ckpt, use_reentrant_ckpt
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
-from torch._dynamo.testing import CompileCounter
-from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitlorafa import AdapterConfig, AdapterError, LoRALinear, adapter_layers, inject, ops
-from vitlorafa.ops import autograd, dispatch, reference
-
-RANK = 4
-TARGETS = ("q", "v", "proj", "fc1", "fc2")
-WAYS = pytest.mark.parametrize("compute", ["folded", "separate"])
-# With dropout the folded way is the separate one, until evaluation.
-COMPUTE_AND_DROPOUT = pytest.mark.parametrize(
-    ("compute", "dropout"), [("folded", 0.0), ("separate", 0.0), ("folded", 0.3)]
-)
-AUTOCAST = pytest.mark.parametrize("low", [False, True], ids=["float32", "autocast"])
-
-
-def adapted(compute="folded", dropout=0.0, train="B", architecture="vit_small_patch16_224", seed=0, **kwargs):
-    """A model in training mode whose factors have moved."""
-    model = build(architecture, **{"depth": 1, **kwargs})
-    config = AdapterConfig(rank=RANK, targets=TARGETS, train=train, compute=compute, dropout=dropout, seed=seed)
-    inject(model, config)
-    perturb(model)
-    return model.train()
-
-
-def one_layer(compute="folded", dropout=0.0, projections=("q", "k", "v"), **kwargs):
-    config = AdapterConfig(rank=RANK, seed=0, compute=compute, dropout=dropout, **kwargs)
-    layer = LoRALinear(nn.Linear(24, 72).requires_grad_(False), config, projections, fused=len(projections[0]) == 1)
-    nn.init.normal_(layer.lora_B)
-    return layer
-
-
-def autocast(low=True):
-    """Autocast if `low`, which may be the dtype."""
-    return torch.autocast("cpu", low if isinstance(low, torch.dtype) else torch.bfloat16, enabled=bool(low))
-
-
-def loss_of(y):
-    return y.float().sin().sum() if y.dtype in (torch.bfloat16, torch.float16) else y.sin().sum()
-
-
-def trained(model):
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def gradients(model):
-    return {name: p.grad for name, p in trained(model).items()}
-
-
-def step(model, x, low=False, seed=5, forward=None):
-    """The output and the gradients of a forward and a backward pass."""
-    model.zero_grad()
-    torch.manual_seed(seed)
-    with autocast(low):
-        y = (model if forward is None else forward)(x)
-    loss_of(y).backward()
-    return {"y": y.detach(), **gradients(model)}
-
-
-def assert_same(ours, expected, low=False):
-    """Equal up to the order of sums, and, in low precision, to a few roundings."""
-    assert ours.keys() == expected.keys()
-    for name, value in expected.items():
-        assert ours[name].dtype == value.dtype and value.abs().sum() > 0, name
-        off = (ours[name] - value).float().norm() / value.float().norm()
-        assert off < (0.03 if low else 1e-5), (name, off)
-
-
-# torch.compile
-
-
-@pytest.fixture
-def compiler():
-    torch._dynamo.reset()
-    yield torch.compile
-    torch._dynamo.reset()
-
-
-def test_compiles_into_one_graph_with_the_same_gradients(compiler):
-    model = adapted(dropout=0.3, train="BA")
-    x = images(model)
-    compiled = compiler(model, fullgraph=True, backend="aot_eager")
-    for training in (True, False):  # the separate way and the folded one
-        model.train(training)
-        assert_same(step(model, x, True, forward=compiled), step(model, x, True), low=True)
-
-
-@AUTOCAST
-@pytest.mark.parametrize("projections", [("q", "v"), ("fc1",)])
-@COMPUTE_AND_DROPOUT
-def test_compiled_layer(compiler, compute, dropout, projections, low):
-    layer = one_layer(compute, dropout, projections)
-    x = torch.randn(2, 50, 24, requires_grad=True)
-    compiled = compiler(layer, fullgraph=True, backend="aot_eager")
-    expected = [step(layer, x, low), x.grad]
-    x.grad = None
-    ours = [step(layer, x, low, forward=compiled), x.grad]
-    assert_same(ours[0], expected[0], low)
-    assert_same({"x": ours[1]}, {"x": expected[1]}, low)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), autocast(low):
-        compiled(x)
-    # Neither x nor a mask: nothing but x Aᵀ grows with the batch.
-    assert all(t.numel() <= 100 * len(projections) * RANK for t in kept if t.shape[-2:] != (72, 24))
-
-
-@WAYS
-def test_one_compiled_graph_takes_any_batch_and_inference(compiler, compute):
-    model = adapted(compute).eval()
-    counter = CompileCounter()
-    compiled = compiler(model, fullgraph=True, dynamic=True, backend=counter)
-    with torch.no_grad():
-        for n in (2, 3, 5):
-            torch.testing.assert_close(compiled(images(model, n)), model(images(model, n)))
-    assert counter.frame_count == 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_inductor_gives_the_same_gradients(compiler, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    layer = one_layer("separate", 0.3, ("fc1",), train="BA")
-    x = torch.randn(5, 7, 24, requires_grad=True)
-    compiled = compiler(layer, fullgraph=True)
-    expected = [step(layer, x), x.grad]
-    x.grad = None
-    # Draws the seed as torch does, and starts no processes.
-    with torch._inductor.config.patch(fallback_random=True, compile_threads=1):
-        ours = [step(layer, x, forward=compiled), x.grad]
-    assert_same(ours[0], expected[0])
-    assert_same({"x": ours[1]}, {"x": expected[1]})
-
-
-@WAYS
-def test_compiles_per_sample_gradients(compiler, compute, unfused):
-    """Inside a compiler too torch.func must meet the definition: traced under it, the kernel loses gradients."""
-    layer = one_layer(compute)
-    x, B = torch.randn(3, 5, 24), {"lora_B": layer.lora_B.detach()}
-
-    def loss(B, x):
-        return functional_call(layer, B, (x,)).sin().sum()
-
-    for function in (grad(loss), vmap(grad(loss), (None, 0))):
-        compiled = compiler(function, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(B, x), function(B, x))
-
+from vitlorafa import adapter_layers
 
 # Several processes
 
@@ -238,114 +108,6 @@ def test_checkpointing_changes_nothing(reentrant, compute, dropout, low):
     ours = step(model, x, low)
     for name, value in expected.items():
         assert torch.equal(ours[name], value), name
-
-
-# torch.func
-
-
-@pytest.fixture
-def unfused():
-    """Attention made of plain products: CPU's fused one knows no forward-mode gradients."""
-    before = bool(use_fused_attn())
-    set_fused_attn(False)
-    yield
-    set_fused_attn(before)
-
-
-@AUTOCAST
-@WAYS
-def test_per_sample_gradients(unfused, compute, low):
-    model = adapted(compute, train="BA")
-    x = images(model, 3)
-    parameters = {name: p.detach() for name, p in trained(model).items()}
-
-    def loss(parameters, image):
-        with autocast(low):
-            return loss_of(functional_call(model, parameters, (image[None],)))
-
-    ours = vmap(grad(loss), (None, 0))(parameters, x)
-    for i, image in enumerate(x):
-        expected = step(model, image[None], low)
-        del expected["y"]
-        assert_same({name: g[i] for name, g in ours.items()}, expected, low)
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_dropout_of_samples_follows_the_randomness_of_vmap():
-    layer = one_layer(dropout=0.5)
-    x = torch.randn(7, 24).expand(3, 7, 24)
-    torch.manual_seed(2)
-    alone = layer(x[0])
-    torch.manual_seed(2)
-    same = vmap(layer, randomness="same")(x)
-    torch.testing.assert_close(same, alone.expand_as(same))
-    different = vmap(layer, randomness="different")(x)
-    assert not torch.allclose(different[0], different[1]) and not torch.allclose(different[1], different[2])
-    with pytest.raises(RuntimeError, match="randomness"):
-        vmap(layer)(x)
-
-
-@WAYS
-def test_stacked_adapters_are_separate_models(unfused, compute):
-    models = [adapted(compute, seed=0) for _ in range(3)]
-    for i, model in enumerate(models):
-        for p in trained(model).values():
-            p.data.mul_(i)
-    x = images(models[0])
-    stacked = {name: torch.stack([dict(m.named_parameters())[name] for m in models]) for name in trained(models[0])}
-    y = vmap(lambda parameters: functional_call(models[0], parameters, (x,)))(stacked)
-    torch.testing.assert_close(y, torch.stack([model(x) for model in models]), atol=1e-5, rtol=1e-5)
-
-
-@WAYS
-def test_forward_mode_and_jacobians(unfused, compute):
-    model = adapted(compute, train="BA").double()
-    x = images(model).double()
-    parameters = {name: p.detach() for name, p in trained(model).items()}
-    direction = {name: torch.randn_like(p) for name, p in parameters.items()}
-
-    def logits(parameters):
-        return functional_call(model, parameters, (x,))
-
-    y, tangent = jvp(logits, (parameters,), (direction,))
-    eps = 1e-6
-    ahead, behind = ({n: p + e * direction[n] for n, p in parameters.items()} for e in (eps, -eps))
-    torch.testing.assert_close(y, model(x))
-    torch.testing.assert_close(tangent, (logits(ahead) - logits(behind)) / (2 * eps), rtol=1e-5, atol=1e-5)
-    jacobian = jacrev(logits)(parameters)
-    along = sum((jacobian[name] * direction[name]).flatten(2).sum(-1) for name in parameters)
-    torch.testing.assert_close(along, tangent)
-
-
-@WAYS
-def test_forward_mode_outside_of_torch_func_is_refused_not_wrong(compute):
-    layer = one_layer(compute)
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
-        layer(torch.autograd.forward_ad.make_dual(torch.randn(3, 24), torch.randn(3, 24)))
-
-
-@WAYS
-def test_functional_call_outside_of_a_transform_takes_the_kernel_and_the_given_weights(compute):
-    """Weights that come and go may get each other's address: no cast may be mistaken for theirs."""
-    layer = one_layer(compute)
-    x = torch.randn(5, 24)
-    with torch.no_grad(), autocast():
-        for i in range(6):
-            y = functional_call(layer, {"base.weight": layer.base.weight * i}, (x,))
-            other = copy.deepcopy(layer)
-            other.base.weight.mul_(i)
-            assert torch.equal(y, other(x))
-
-
-@WAYS
-def test_weights_replaced_between_calls_are_seen(compute):
-    layer, x = one_layer(compute), torch.randn(5, 24)
-    with torch.no_grad(), autocast():
-        for _ in range(6):
-            layer(x)
-            for factor in (3, 0.5):  # the second may get the address of what the first replaced
-                layer.base.weight.data = layer.base.weight.data * factor
-            assert torch.equal(layer(x), copy.deepcopy(layer)(x))
 
 
 # Copies
@@ -685,88 +447,6 @@ def test_products_and_casts_of_a_step_under_autocast(compute, dropout, projectio
         update = [] if compute == "folded" else ["addmm_"] if k == 1 else ["bmm", "add_"]
         large = [name for name, size, _ in count.made if size >= N * d]
         assert large == ["_to_copy", "addmm", *update, "mm", "_to_copy"]
-
-
-# The whole layer with the Triton steps
-
-
-@pytest.fixture
-def interpreted(monkeypatch):
-    """The layer made of the kernels, under Triton's interpreter."""
-    pytest.importorskip("triton")
-    from test_triton import interpreted as kernels
-
-    monkeypatch.setitem(autograd.BACKENDS, "interpreted", kernels)
-    monkeypatch.setattr(dispatch, "_pick", lambda x: "interpreted")
-    return kernels
-
-
-def norm_error(actual, exact):
-    return (actual.double() - exact).norm()
-
-
-@pytest.mark.parametrize(
-    ("train", "dtype"),
-    [*((train, torch.float32) for train in ("B", "A", "BA")), ("BA", torch.float16), ("B", torch.bfloat16)],
-)
-@pytest.mark.parametrize("starts", [(0,), (0, 48)])
-@pytest.mark.parametrize(("fold", "dropout"), [(True, 0.0), (False, 0.0), (False, 0.3)])
-def test_triton_layer_is_the_definition(interpreted, monkeypatch, fold, dropout, train, starts, dtype):
-    monkeypatch.setattr(reference, "dropout_mask", interpreted.dropout_mask)
-    k, m, r = len(starts), 72 if starts == (0,) else 24, 3
-    x = torch.randn(2, 20, 40).to(dtype).requires_grad_()
-    weight, bias = torch.randn(72, 40) / 6, torch.randn(72)
-    A = (torch.randn(k, r, 40) / 6).requires_grad_("A" in train)
-    B = torch.randn(k, m, r).requires_grad_("B" in train)
-    g = torch.randn(2, 20, 72).to(dtype)
-    seed = torch.tensor(2**40 + 5)
-
-    def run(function, dtype, **kwargs):
-        args = [t.detach().to(dtype or t.dtype).requires_grad_(t.requires_grad) for t in (x, weight, bias, A, B)]
-        y = function(*args, 0.7, starts=starts, dropout=dropout, **kwargs)
-        y.backward(g.to(y.dtype))
-        return [y.detach(), *(t.grad for t in args if t.requires_grad)]
-
-    ours = run(ops.lora_linear, None, seed=int(seed), fold=fold)
-    exact = run(reference.lora_linear, torch.float64, seed=seed)
-    plain = run(reference.lora_linear, dtype, seed=seed)
-    assert [t.dtype for t in ours] == [dtype, dtype, *[torch.float32] * len(train)]
-    for one, truth, naive in zip(ours, exact, plain, strict=True):
-        assert norm_error(one, truth) <= 2 * norm_error(naive, truth)
-
-
-@COMPUTE_AND_DROPOUT
-def test_triton_model_is_the_plain_one(interpreted, compute, dropout):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "_pick", lambda x: "eager")
-        patch.setattr(reference, "dropout_mask", lambda *args: interpreted.dropout_mask(*args))
-        patch.setattr("vitlorafa.ops.eager.dropout_mask", lambda *args: interpreted.dropout_mask(*args))
-        expected = step(adapted(compute, dropout, train="BA"), images(adapted(compute)))
-    ours = step(adapted(compute, dropout, train="BA"), images(adapted(compute)))
-    assert_same(ours, expected)
-
-
-def test_use_backend(monkeypatch):
-    monkeypatch.setattr(dispatch, "_backend", "eager")
-    with pytest.raises(AdapterError, match="unknown backend 'tritn': did you mean 'triton'"):
-        ops.use_backend("tritn")
-    assert dispatch._backend == "eager"
-    pytest.importorskip("triton")
-    ops.use_backend("triton")
-    assert dispatch._backend == "triton"
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        assert dispatch._pick(torch.empty(2, 3, dtype=dtype)) == "eager"
-
-    class OnGPU:
-        is_cuda = True
-
-        def __init__(self, dtype):
-            self.dtype = dtype
-
-    monkeypatch.setitem(autograd.BACKENDS, "triton", None)
-    assert [dispatch._pick(OnGPU(dtype)) for dtype in (torch.bfloat16, torch.float64)] == ["triton", "eager"]
-    ops.use_backend("eager")
-    assert dispatch._pick(OnGPU(torch.bfloat16)) == "eager"
 
 
 # Memory
