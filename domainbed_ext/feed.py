@@ -9,7 +9,7 @@ from torch import Tensor
 from domainbed_ext.algorithms import LP, Algorithm
 from domainbed_ext.augmentation import AUGMENTATIONS
 from domainbed_ext.cache.pixels import Stored
-from domainbed_ext.data import EVALUATION_BATCH, Evaluated, EvaluationBatches, Minibatch, Minibatches, Split, stream
+from domainbed_ext.data import EVALUATION_BATCH, Evaluated, EvaluationBatches, Minibatch, Minibatches, stream
 from domainbed_ext.features import features
 from domainbed_ext.images import RunImages, entries
 from domainbed_ext.profile import Profile, Stage, unmeasured
@@ -115,13 +115,11 @@ class Feed:
         return dict(zip(parts, correct.tolist(), strict=True))
 
     def _evaluated(self, step: int, name: str) -> Evaluated:
-        setup, split, env = self.setup, self.setup.splits[name], environment_of(name)
-        if env in setup.train_envs and not name.endswith("_uda"):
-            if name.endswith("_in"):  # the first part, whose order is the seeded shuffle's
-                split = Split(split.environment, split.keys[: max(1, round(len(split) * setup.args.train_eval_share))])
-            if setup.args.validation_images == "augmented":
-                return Evaluated(split, self._augmented(env), seed_hash(setup.args.seed, "evaluation", step, name))
-        return Evaluated(split, self._plain(env))
+        setup, split, env = self.setup, self.setup.evaluated(name), environment_of(name)
+        looked_at = env not in setup.train_envs or name.endswith("_uda")
+        if looked_at or setup.args.validation_images != "augmented":
+            return Evaluated(split, self._plain(env))
+        return Evaluated(split, self._augmented(env), seed_hash(setup.args.seed, "evaluation", step, name))
 
     def _trained_on(self) -> list[Source]:
         """Of every training environment what its images become, all of them images or all features."""

@@ -63,6 +63,18 @@ class Setup:
         """Names of all other splits."""
         return [name for name in self.splits if name not in self.validation_splits]
 
+    def evaluated(self, name: str) -> Split:
+        """What of a split its accuracy is measured on: of those that are trained on `--train_eval_share`.
+
+        Args:
+            name: of the split, e.g. "env0_in".
+        """
+        split = self.splits[name]
+        if environment_of(name) not in self.train_envs or not name.endswith("_in"):
+            return split
+        # The first part, whose order is the seeded shuffle's.
+        return Split(split.environment, split.keys[: max(1, round(len(split) * self.args.train_eval_share))])
+
     @property
     def augmentation(self) -> str:
         """Name in `augmentation.AUGMENTATIONS` of what training images undergo."""

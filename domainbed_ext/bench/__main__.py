@@ -58,6 +58,15 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--rounds", type=int, default=3, metavar="N", help="(%(default)s)")
 
     same = commands.add_parser("accuracy", parents=[place, data], help="whether the fast ways end where the exact does")
+    same.add_argument(
+        "--compare",
+        nargs="+",
+        choices=accuracy.COMPARISONS,
+        default=list(accuracy.COMPARISONS),
+        metavar="NAME",
+        help="all that differs from the plain way in float32, its images alone in bf16, training on resized images "
+        f"({' '.join(accuracy.COMPARISONS)})",
+    )
     same.add_argument("--algorithm", default="BOnly", metavar="NAME", help="(%(default)s)")
     same.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
     same.add_argument("--test_env", type=int, default=0, metavar="N", help="held out (%(default)s)")

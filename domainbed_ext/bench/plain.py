@@ -8,7 +8,7 @@ the way differs; the model too, which in float32 does a little less work than ti
     python -m domainbed_ext.bench.plain --dataset PACS --data_dir D --algorithm BOnly --steps 41 --output_dir O
 
 takes the arguments of `python -m domainbed_ext.train` and writes its records; those that choose another way of
-measuring (`--evaluate`, `--sampling`, ...) are passed over.
+measuring (`--evaluate`, `--sampling`, ...) are passed over, but for `--train_eval_share` and `--precision bf16`.
 """
 
 import sys
@@ -66,7 +66,7 @@ def run(args: Namespace, workers: int = _WORKERS) -> RunFolder:
     Raises:
         BenchmarkError: a mistake in the input.
     """
-    setup = set_up(Namespace(**{**vars(args), "precision": "float32"}))
+    setup = set_up(Namespace(**{**vars(args), "precision": "bf16" if args.precision == "bf16" else "float32"}))
     compute_exactly(setup.args)
     algorithm = setup.make_algorithm()
     folder = RunFolder(args.output_dir)
@@ -83,7 +83,7 @@ def run(args: Namespace, workers: int = _WORKERS) -> RunFolder:
             with torch.no_grad():
                 for name, loader in evaluation.items():
                     right = sum((algorithm.predict(x).argmax(1).cpu() == y).sum().item() for x, y in loader)
-                    accuracies[f"{name}_acc"] = right / len(setup.splits[name])
+                    accuracies[f"{name}_acc"] = right / len(setup.evaluated(name))
             folder.append({**about, **accuracies, "loss": float(np.mean(losses)), "step": step})
             losses.clear()
     folder.finish()
@@ -107,7 +107,7 @@ def _training(setup: Setup, env: int, workers: int) -> Iterator[Minibatch]:
 
 
 def _loader(setup: Setup, name: str, workers: int) -> DataLoader:
-    images = _images(setup, environment_of(name), setup.splits[name])
+    images = _images(setup, environment_of(name), setup.evaluated(name))
     return DataLoader(images, EVALUATION_BATCH, num_workers=workers, persistent_workers=workers > 0)
 
 

@@ -125,6 +125,15 @@ def test_the_plain_way_trains_and_evaluates_everything(make_args, pacs_like):
     assert all(record["precision"] == "float32" for record in records)
 
 
+def test_the_plain_way_looks_at_a_share_and_computes_in_bf16_if_told_to(make_args, pacs_like):
+    hparams = '{"backbone": "vit_pico_patch8_32", "batch_size": 4}'
+    named = {"dataset": "PACS", "data_dir": str(pacs_like), "hparams": hparams, "checkpoint_freq": 0, "steps": 1}
+    args = make_args(**named, train_eval_share=0.01, precision="bf16")
+    (record,) = plain.run(args, workers=0).records()
+    assert record["precision"] == "bf16"
+    assert {record[f"env{env}_in_acc"] for env in (1, 2, 3)} <= {0, 1}  # of one image each
+
+
 def test_plain_images_that_are_only_looked_at_are_ours_to_the_bit(pacs_like):
     environment, inputs = PACS(pacs_like, [0], {}).datasets[1], Inputs((24, 24))
     ours = inputs.ready(Augmented(Uncached(environment), AUGMENTATIONS["none"], inputs.size).batch([3], None))
@@ -137,19 +146,19 @@ def test_accuracies_are_compared_trial_by_trial(pacs_like, tmp_path, monkeypatch
     words = ["accuracy", "--data_dir", str(pacs_like), "--steps", "1", "--trials", "1", "--per_class", "0"]
     words += ["--backbone", "vit_pico_patch8_32", "--algorithm", "LP", "--hparams", '{"batch_size": 4}']
     bench.main([*words, "--output_dir", str(tmp_path / "out")])
-    rows = rows_of(tmp_path / "out", "accuracy")
-    assert [row["way"] for row in rows] == [
-        "float32, plain",
-        "ours, float32",
-        "ours, defaults",
-        "ours, images as they are",
-        "ours, --training_images resized",
-    ]
-    assert [row["in domain, difference"] == "" for row in rows] == [True, False, False, True, False]
-    assert all(0 <= float(row["out of domain"].split("±")[0]) <= 100 for row in rows)
+    ways = {
+        "all": ["plain, float32", "ours, float32", "ours, defaults"],
+        "images": ["plain, bf16", "ours, bf16"],
+        "resized": ["ours, images of 16 px", "ours, --training_images resized"],
+    }
+    for comparison, names in ways.items():
+        rows = rows_of(tmp_path / "out", f"accuracy_{comparison}")
+        assert [row["way"] for row in rows] == names
+        assert [row["in domain, difference"] == "" for row in rows] == [True] + [False] * (len(names) - 1)
+        assert all(0 <= float(row["out of domain"].split("±")[0]) <= 100 for row in rows)
 
 
 def test_a_run_that_fails_in_a_measurement_is_named(pacs_like, tmp_path):
     words = ["accuracy", "--data_dir", str(pacs_like), "--steps", "0", "--backbone", "vit_pico_patch8_32"]
-    with pytest.raises(BenchmarkError, match="the run 'float32, plain' failed .*--steps and --threads start at 1"):
+    with pytest.raises(BenchmarkError, match="the run 'plain, float32' failed .*--steps and --threads start at 1"):
         bench.main([*words, "--hparams", '{"batch_size": 4}', "--output_dir", str(tmp_path / "out")])
