@@ -198,7 +198,9 @@ def compare_jobs(report: Report) -> None:
         for number, (job, mine) in enumerate(zip(theirs, ours, strict=False)):
             what = f"{dataset} {line}: job {number}"
             train_args = {name: value for name, value in job.train_args.items() if name != "output_dir"}
-            report.check("jobs", f"{what} arguments", train_args, mine.train_args)
+            for name in train_args.keys() | mine.train_args.keys():
+                unless = None if name in train_args else "ours"
+                report.check("jobs", f"{what} argument {name}", train_args.get(name), mine.train_args.get(name), unless)
             report.check("jobs", f"{what} folder", Path(job.output_dir).name, mine.domainbed_hash)
             command, mine_command = (options(shlex.split(text)) for text in (job.command_str, mine.command))
             for option in command.keys() | mine_command.keys():
@@ -309,7 +311,8 @@ def compare_records(report: Report, data_dir: Path, folder: Path) -> None:
     upstream.set_workers(0)
     with contextlib.redirect_stdout(io.StringIO()):
         upstream.run("train", [*words, "--output_dir", str(folder / "theirs")])
-        report.check("records", "exit code", 0, train.main([*words, "--output_dir", str(folder / "ours")]))
+        mine = [*words, "--evaluate", "all", "--output_dir", str(folder / "ours")]
+        report.check("records", "exit code", 0, train.main(mine))
     found = []
     for side in ("theirs", "ours"):
         lines = (folder / side / "results.jsonl").read_text().splitlines()

@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import ImageFile
 
 from domainbed_ext import upstream
 
 ROOT = Path(__file__).resolve().parents[2]
+HALF_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES
 PLACES = (ROOT.parent / "DomainBed", ROOT / "scratch" / "DomainBed")
 
 
@@ -21,3 +23,10 @@ def checkout():
     root = upstream.register(found[0])
     upstream.set_workers(0)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _upstreams_settings_end_here():
+    """Upstream's import tells PIL to take half an image for a whole one, which is not to reach other tests."""
+    yield
+    ImageFile.LOAD_TRUNCATED_IMAGES = HALF_IMAGES
