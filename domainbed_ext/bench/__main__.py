@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--compare",
         nargs="+",
         choices=accuracy.COMPARISONS,
-        default=list(accuracy.COMPARISONS),
+        default=accuracy.COMPARISONS,
         metavar="NAME",
         help="all that differs from the plain way in float32, its images alone in bf16, training on resized images "
         f"({' '.join(accuracy.COMPARISONS)})",

@@ -35,7 +35,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
     Raises:
         BenchmarkError: one of the runs failed.
     """
-    ways = {name: COMPARISONS[name](json.loads(args.hparams)) for name in args.compare}
+    ways = {name: _ways(json.loads(args.hparams))[name] for name in args.compare}
     with (
         tempfile.TemporaryDirectory() as folder,
         count_bar("runs", args.trials * sum(map(len, ways.values()))) as advance,
@@ -59,29 +59,26 @@ def _report(comparison: str, rows: Sequence[dict[str, Any]], args: Namespace, ou
     report.write(f"accuracy_{comparison}", title, rows, output_dir, notes)
 
 
-Ways = dict[str, list[str]]  # by name the words of a command; the first way is the one that others are held against
-
-_PLAIN = ["domainbed_ext.bench.plain"]
-_OURS = ["domainbed_ext.train", "--evaluate", "all", "--validation_images", "augmented"]  # as the plain way looks
-
-
-def _all(_: dict[str, Any]) -> Ways:
-    ours = {"ours, float32": [*_OURS, "--precision", "float32"], "ours, defaults": _OURS}
-    return {"plain, float32": _PLAIN, **ours}
-
-
-def _images(_: dict[str, Any]) -> Ways:
-    bf16 = ["--precision", "bf16"]
-    return {"plain, bf16": [*_PLAIN, *bf16], "ours, bf16": [*_OURS, *bf16]}
-
-
-def _resized(hparams: dict[str, Any]) -> Ways:
-    small = ["--hparams", json.dumps({**hparams, "image_size": SMALL})]
-    ways = {f"ours, images of {SMALL} px": [], "ours, --training_images resized": ["--training_images", "resized"]}
-    return {name: [*_OURS, *small, *words] for name, words in ways.items()}
+def _ways(hparams: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """By comparison its ways, by name the words of a command; the first is the one that others are held against."""
+    plain, train, bf16 = ["domainbed_ext.bench.plain"], ["domainbed_ext.train"], ["--precision", "bf16"]
+    ours = [*train, "--validation_images", "augmented"]  # as the plain way looks at them
+    small = [*train, "--hparams", json.dumps({**hparams, "image_size": SMALL})]
+    return {
+        "all": {
+            "plain, float32": plain,
+            "ours, float32": [*ours, "--precision", "float32"],
+            "ours, defaults": ours,
+        },
+        "images": {"plain, bf16": [*plain, *bf16], "ours, bf16": [*ours, *bf16]},
+        "resized": {
+            f"ours, images of {SMALL} px": small,
+            "ours, --training_images resized": [*small, "--training_images", "resized"],
+        },
+    }
 
 
-COMPARISONS: dict[str, Callable[[dict[str, Any]], Ways]] = {"all": _all, "images": _images, "resized": _resized}
+COMPARISONS = tuple(_ways({}))
 
 
 def _accuracies(
