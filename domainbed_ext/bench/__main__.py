@@ -72,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     same.add_argument("--test_env", type=int, default=0, metavar="N", help="held out (%(default)s)")
     same.add_argument("--steps", type=int, default=60, metavar="N", help="(%(default)s)")
     same.add_argument("--trials", type=int, default=3, metavar="N", help="(%(default)s)")
+    same.add_argument("--first_trial", type=int, default=0, metavar="N", help="to add to earlier ones (%(default)s)")
     same.add_argument("--per_class", type=int, default=100, metavar="N", help="images a class and domain; 0: all")
 
     cuda = commands.add_parser("gpu", parents=[place], help="ViT-Ti, S and B on a GPU, and a run")

@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ SMALL = 160  # px, at which PACS's images of 227 px are scaled down by `--traini
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
-    """Trains every way and trial, prints a table and writes it.
+    """Trains every trial each way, prints a table and writes it, anew after each trial.
 
     Args:
         args: of `python -m domainbed_ext.bench`.
@@ -42,20 +42,33 @@ def measure(args: Namespace, output_dir: Path) -> None:
     ):
         data = link_part(args.dataset, args.data_dir, args.per_class, Path(folder, "data"))
         for comparison, compared in ways.items():
-            found: list[np.ndarray] = []
-            for name, words in compared.items():
-                found.append(_accuracies(args, name, words, data, Path(folder), advance))
-                rows = [_row(name, accuracies, found[0]) for name, accuracies in zip(compared, found, strict=False)]
-                _report(comparison, rows, args, output_dir)  # of what is known, for this takes long
+            found = []
+            for trial in range(args.first_trial, args.first_trial + args.trials):
+                found.append([])
+                for name, words in compared.items():
+                    found[-1].append(_accuracies(args, name, words, trial, data, Path(folder)))
+                    advance()
+                _report(comparison, list(compared), 100 * np.array(found), args, output_dir)  # for this takes long
 
 
-def _report(comparison: str, rows: Sequence[dict[str, Any]], args: Namespace, output_dir: Path) -> None:
+def _report(comparison: str, names: Sequence[str], found: np.ndarray, args: Namespace, output_dir: Path) -> None:
+    """Writes the table of the trials so far; `found`: [trials, ways, 2] in %."""
     of = f"{args.dataset} ({how_many(args.per_class)})"
     title = f"Accuracy by way on {of}, {args.algorithm}, {args.backbone}, {args.steps} steps, in %"
-    notes = (
+    differences = found - found[:, :1]
+    rows: list[dict[str, Any]] = []
+    for way, name in enumerate(names):
+        rows.append({"way": name})
+        for i, column in enumerate(("in domain", "out of domain")):
+            rows[-1][column] = _mean(found[:, way, i])
+            rows[-1][f"{column}, difference"] = _mean(differences[:, way, i]) if way else None
+    notes = [
         f"Hyperparameters {args.hparams}; environment {args.test_env} held out; mean and standard error over "
-        f"{args.trials} trials; differences are paired by trial.",
-    )
+        f"{len(found)} trials, from trial {args.first_trial} on; differences are paired by trial."
+    ]
+    for way, name in enumerate(names[1:], 1):
+        by_trial = ", ".join(f"{difference:.1f}" for difference in differences[:, way, 1])
+        notes.append(f"Out of domain, difference by trial, {name}: {by_trial}.")
     report.write(f"accuracy_{comparison}", title, rows, output_dir, notes)
 
 
@@ -82,32 +95,20 @@ COMPARISONS = tuple(_ways({}))
 
 
 def _accuracies(
-    args: Namespace, name: str, words: list[str], data: Path, folder: Path, advance: Callable[[], None]
-) -> np.ndarray:
-    """In-domain and out-of-domain accuracy of the last step, each trial: [trials, 2], in %."""
-    found = []
-    for trial in range(args.trials):
-        place = Path(tempfile.mkdtemp(dir=folder)) / "run"
-        command = [sys.executable, "-m", words[0], *subprocesses.arguments(args, "--data_dir", str(data))]
-        command += ["--test_envs", str(args.test_env), "--trial_seed", str(trial), "--seed", str(trial)]
-        command += ["--checkpoint_freq", "0", "--cache_dir", str(folder / "cache"), "--skip_model_save"]
-        command += ["--train_eval_share", "0.01"]  # of which nothing is read
-        command += ["--threads", str(available_cores()), *words[1:], "--output_dir", str(place)]
-        subprocesses.run(name, command)
-        record = RunFolder(place).records()[-1]
-        found.append((100 * validation_accuracy(record), 100 * record[f"env{args.test_env}_in_acc"]))
-        advance()
-    return np.array(found)
+    args: Namespace, name: str, words: list[str], trial: int, data: Path, folder: Path
+) -> tuple[float, float]:
+    """In-domain and out-of-domain accuracy of the last step."""
+    place = Path(tempfile.mkdtemp(dir=folder)) / "run"
+    command = [sys.executable, "-m", words[0], *subprocesses.arguments(args, "--data_dir", str(data))]
+    command += ["--test_envs", str(args.test_env), "--trial_seed", str(trial), "--seed", str(trial)]
+    command += ["--checkpoint_freq", "0", "--cache_dir", str(folder / "cache"), "--skip_model_save"]
+    command += ["--train_eval_share", "0.01"]  # of which nothing is read
+    command += ["--threads", str(available_cores()), *words[1:], "--output_dir", str(place)]
+    subprocesses.run(name, command)
+    record = RunFolder(place).records()[-1]
+    return validation_accuracy(record), record[f"env{args.test_env}_in_acc"]
 
 
-def _row(name: str, accuracies: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
-    shown: dict[str, Any] = {"way": name}
-    for i, column in enumerate(("in domain", "out of domain")):
-        shown[column] = _mean(accuracies[:, i])
-        shown[f"{column}, difference"] = None if accuracies is exact else _mean(accuracies[:, i] - exact[:, i])
-    return shown
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> str:
+def _mean(values: np.ndarray) -> str:
     error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
     return f"{np.mean(values):.1f}±{error:.1f}"
