@@ -42,7 +42,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
     ):
         data = link_part(args.dataset, args.data_dir, args.per_class, Path(folder, "data"))
         for comparison, compared in ways.items():
-            found = []
+            found: list[list[tuple[float, float]]] = []
             for trial in range(args.first_trial, args.first_trial + args.trials):
                 found.append([])
                 for name, words in compared.items():
@@ -64,7 +64,7 @@ def _report(comparison: str, names: Sequence[str], found: np.ndarray, args: Name
             rows[-1][f"{column}, difference"] = _mean(differences[:, way, i]) if way else None
     notes = [
         f"Hyperparameters {args.hparams}; environment {args.test_env} held out; mean and standard error over "
-        f"{len(found)} trials, from trial {args.first_trial} on; differences are paired by trial."
+        f"{len(found)} trial(s), from trial {args.first_trial} on; differences are paired by trial."
     ]
     for way, name in enumerate(names[1:], 1):
         by_trial = ", ".join(f"{difference:.1f}" for difference in differences[:, way, 1])

@@ -143,19 +143,8 @@ def test_plain_images_that_are_only_looked_at_are_ours_to_the_bit(pacs_like):
 @pytest.mark.slow
 def test_accuracies_are_compared_trial_by_trial(pacs_like, tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "SMALL", 16)
-    words = [
-        "accuracy",
-        "--data_dir",
-        str(pacs_like),
-        "--steps",
-        "1",
-        "--first_trial",
-        "1",
-        "--trials",
-        "1",
-        "--per_class",
-        "0",
-    ]
+    words = ["accuracy", "--data_dir", str(pacs_like), "--steps", "1", "--per_class", "0"]
+    words += ["--first_trial", "1", "--trials", "1"]
     words += ["--backbone", "vit_pico_patch8_32", "--algorithm", "LP", "--hparams", '{"batch_size": 4}']
     bench.main([*words, "--output_dir", str(tmp_path / "out")])
     ways = {
@@ -169,7 +158,7 @@ def test_accuracies_are_compared_trial_by_trial(pacs_like, tmp_path, monkeypatch
         assert [row["in domain, difference"] == "" for row in rows] == [True] + [False] * (len(names) - 1)
         assert all(0 <= float(row["out of domain"].split("±")[0]) <= 100 for row in rows)
         (text,) = (tmp_path / "out").glob(f"accuracy_{comparison}_*.md")
-        assert "over 1 trials, from trial 1 on" in text.read_text()
+        assert "over 1 trial(s), from trial 1 on" in text.read_text()
 
 
 def test_a_run_that_fails_in_a_measurement_is_named(pacs_like, tmp_path):
