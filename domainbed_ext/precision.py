@@ -4,11 +4,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitlorafa.inject import adapter_layers
-from vitlorafa.ops.dispatch import autocast_dtype
+from vitlorafa.layers import FastLinear
+from vitlorafa.ops import autocast_dtype
 
 PRECISIONS = ("auto", "bf16", "float32")
 
@@ -75,19 +75,11 @@ def hold(model: nn.Module, precision: str) -> None:
                 module.__class__ = _HELD[type(module)]
 
 
-class HeldLinear(nn.Linear):
-    """A linear layer, of whose weight and bias either may be in another format than its input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] → [..., out_features], in autocast's format if enabled, else in the input's."""
-        return F.linear(x, _fitting(self.weight, x), _fitting(self.bias, x))
-
-
 class HeldConv2d(nn.Conv2d):
     """A convolution, of whose weight and bias either may be in another format than its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, in_channels, height, width] → [batch, out_channels, ...], formats as in `HeldLinear`."""
+        """[batch, in_channels, height, width] → [batch, out_channels, ...], in autocast's format or the input's."""
         return self._conv_forward(x, _fitting(self.weight, x), _fitting(self.bias, x))
 
 
@@ -96,4 +88,4 @@ def _fitting(parameter: Any, x: Tensor) -> Any:
     return parameter if parameter is None or autocast_dtype(x) else parameter.to(x.dtype)
 
 
-_HELD: dict[type, type] = {nn.Linear: HeldLinear, nn.Conv2d: HeldConv2d}
+_HELD: dict[type, type] = {nn.Linear: FastLinear, nn.Conv2d: HeldConv2d}

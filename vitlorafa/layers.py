@@ -1,16 +1,25 @@
-"""The adapted linear layer."""
+"""Linear layers: the adapted one, and torch's with less work."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError
 from vitlorafa.init import initialise
-from vitlorafa.ops import autocast_dtype, lora_linear
+from vitlorafa.ops import autocast_dtype, linear, lora_linear
 
 QKV = ("q", "k", "v")  # the order in which a fused qkv stacks its outputs
+
+
+class FastLinear(nn.Linear):
+    """torch's linear layer by `vitlorafa.ops.linear`, whose weight and bias may be in another format than its input."""
+
+    def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """[..., d_in] -> [..., d_out], and GELU behind it if asked for; in autocast's format or the input's."""
+        return linear(x, self.weight, self.bias, gelu=gelu)
 
 
 class LoRALinear(nn.Module):
@@ -64,16 +73,16 @@ class LoRALinear(nn.Module):
         self._unmerged: Tensor | None = None  # the pretrained weight, while merged
         self._cast: tuple[Any, ...] | None = None  # see _frozen
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The adapted layer: [..., d_in] -> [..., d_out]."""
+    def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """The adapted layer: [..., d_in] -> [..., d_out], and GELU behind it if asked for."""
         if self.merged or self.disabled:
-            return self.base(x)
+            y = self.base(x)
+            return F.gelu(y) if gelu else y
         dropout = self.dropout if self.training else 0.0
         fold = self.fold and not dropout
         weight, bias = (self.base.weight, self.base.bias) if fold else self._frozen(autocast_dtype(x))
-        return lora_linear(
-            x, weight, bias, self.lora_A, self.lora_B, self.scale, starts=self.starts, dropout=dropout, fold=fold
-        )
+        factors = self.lora_A, self.lora_B, self.scale
+        return lora_linear(x, weight, bias, *factors, starts=self.starts, dropout=dropout, fold=fold, gelu=gelu)
 
     def _frozen(self, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
         """The base's weight and bias for autocast's dtype, cast once for as long as they stay the same."""

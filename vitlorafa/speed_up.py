@@ -3,10 +3,13 @@
 from functools import partial
 from typing import Any
 
+from timm.layers import Mlp
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
+from vitlorafa.layers import FastLinear, LoRALinear
+from vitlorafa.ops import linear
 from vitlorafa.ops.attention import attention
 
 
@@ -20,9 +23,11 @@ def speed_up(model: nn.Module, *, recompute: bool = False) -> nn.Module:
       as `model(images)`, its last block asks for that token's queries alone, and projects, normalises and passes
       through the MLP nothing but what they get: 9/12 of the products of one block's linear layers less, forward
       and backward.
+    - Every timm `Mlp`, in whatever model, makes exact GELU in its first layer's product where no gradient is needed, in
+      bfloat16 on some CPUs; not where a hook asks for what lies between the two.
 
-    Neither is there for other classes, not even for subclasses, which stay as they are. Logits and gradients are the
-    same up to rounding; dropout behind the last attention (`proj_drop`) draws a mask of other shape.
+    None of them is there for other classes, not even for subclasses, which stay as they are. Logits and gradients are
+    the same up to rounding; dropout behind the last attention (`proj_drop`) draws a mask of other shape.
 
     Only classes of modules change, to subclasses of this file: parameters, names, hooks, copies, adapters put in
     before or after, gradient checkpointing and compilation are as before. `forward_features`, `forward_intermediates`
@@ -39,8 +44,9 @@ def speed_up(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     """
     module: Any
     for module in list(model.modules()):
-        if type(module) is Attention and module._modules.keys() <= _IN_ATTENTION:
-            module.__class__ = FastAttention
+        fast, known = _FAST.get(type(module), (None, set()))
+        if fast is not None and module._modules.keys() <= known:
+            module.__class__ = fast
         if isinstance(module, FastAttention):
             module.recompute = recompute
     for module in list(model.modules()):
@@ -75,6 +81,28 @@ class FastAttention(Attention):
         if gate is not None:
             y = y * gate(x[:, :queries]).sigmoid()
         return self.proj_drop(self.proj(y))
+
+
+class FastMlp(Mlp):
+    """timm's MLP by `vitlorafa.ops.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., d]."""
+        first, act = self.fc1, self.act
+        is_exact_gelu = type(act) is nn.GELU and act.approximate == "none"
+        if not is_exact_gelu or _has_hooks(first) or _has_hooks(act):
+            return super().forward(x)
+        if type(first) is nn.Linear:
+            x = linear(x, first.weight, first.bias, gelu=True)
+        elif isinstance(first, (FastLinear, LoRALinear)):
+            x = first(x, gelu=True)
+        else:
+            return super().forward(x)
+        return self.drop2(self.fc2(self.norm(self.drop1(x))))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 class ClassTokenBlock(Block):
@@ -119,7 +147,9 @@ class ClassTokenTransformer(VisionTransformer):
 
 # What the forwards above make use of: a timm that has more in there is left alone.
 _IN_ATTENTION = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"}
+_IN_MLP = {"fc1", "act", "drop1", "norm", "fc2", "drop2"}
 _IN_BLOCK = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
+_FAST: dict[type, tuple[type, set[str]]] = {Attention: (FastAttention, _IN_ATTENTION), Mlp: (FastMlp, _IN_MLP)}
 
 
 def _ends_plainly(blocks: Any) -> bool:

@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from domainbed_ext import precision
+from vitlorafa.layers import FastLinear
 
 
 def layers():
@@ -14,7 +15,7 @@ def layers():
 def test_what_is_frozen_is_held_in_bf16_and_what_trains_stays_torchs_own():
     model = layers()
     precision.hold(model, "bf16")
-    assert [type(layer) for layer in model] == [nn.Linear, precision.HeldConv2d, precision.HeldLinear]
+    assert [type(layer) for layer in model] == [nn.Linear, precision.HeldConv2d, FastLinear]
     assert {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16} == {
         "1.weight",
         "1.bias",

@@ -5,16 +5,19 @@ import pickle
 import pytest
 import torch
 from small_models import build, images, perturb
-from timm.layers import set_fused_attn, set_reentrant_ckpt, use_fused_attn, use_reentrant_ckpt
+from timm.layers import Mlp, set_fused_attn, set_reentrant_ckpt, use_fused_attn, use_reentrant_ckpt
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlorafa import TRAIN, AdapterConfig, inject, merge, merge_and_unload, remove
-from vitlorafa.speed_up import ClassTokenBlock, ClassTokenTransformer, FastAttention, speed_up
+from vitlorafa.layers import FastLinear
+from vitlorafa.speed_up import ClassTokenBlock, ClassTokenTransformer, FastAttention, FastMlp, speed_up
 
-ops, module = (importlib.import_module(f"vitlorafa.{name}") for name in ("ops.attention", "speed_up"))
+ops, linear, module = (
+    importlib.import_module(f"vitlorafa.{name}") for name in ("ops.attention", "ops.linear", "speed_up")
+)
 VIT = "vit_small_patch16_224"
 REGISTERS = "vit_small_patch14_reg4_dinov2"
 
@@ -108,9 +111,9 @@ def test_gated_attention(products):
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
-def test_other_models_stay_as_they_are(architecture):
+def test_other_models_stay_as_they_are_but_for_their_mlps(architecture):
     model = double(architecture)
-    before = [type(m) for m in model.modules()]
+    before = [FastMlp if type(m) is Mlp else type(m) for m in model.modules()]
     x = images(model).double()
     expected = step(model, x)
     assert [type(m) for m in speed_up(model).modules()] == before
@@ -128,7 +131,9 @@ def test_subclasses_and_unknown_parts_stay_as_they_are():
     model = double(depth=3)
     model.blocks[0].attn.__class__ = MyAttention
     model.blocks[1].attn.extra = nn.Identity()
+    model.blocks[1].mlp.extra = nn.Identity()
     speed_up(model)
+    assert [type(block.mlp) for block in model.blocks] == [FastMlp, Mlp, FastMlp]
     assert [type(block.attn) for block in model.blocks] == [MyAttention, Attention, FastAttention]
     model = double()
     model.__class__ = MyTransformer
@@ -283,6 +288,67 @@ def test_attention_takes_bfloat16_by_products(monkeypatch):
     assert ours["y"].dtype == expected["y"].dtype
     for name, value in expected.items():
         assert (ours[name] - value).norm() < 0.05 * value.norm(), name
+
+
+def gelus(model, x):
+    """How many times torch is asked for GELU."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch.profiler.profile() as profiled:
+        y = model(x)
+    return y, sum(event.count for event in profiled.key_averages() if event.key == "aten::gelu")
+
+
+@pytest.mark.skipif(not linear._ONE_PASS, reason="this CPU does not multiply bfloat16")
+@pytest.mark.parametrize("kind", ["plain", "adapted", "held", "merged"])
+def test_gelu_comes_with_the_product_without_gradients(kind):
+    model = (double() if kind == "plain" else adapted()).float().eval()
+    if kind == "held":
+        for block in remove(model).blocks:
+            block.mlp.fc1.bfloat16().__class__ = FastLinear
+    model = merge(model) if kind == "merged" else model
+    x = images(model, 3)
+    expected, plain = gelus(model, x)
+    y, ours = gelus(speed_up(model), x)
+    assert (plain, ours) == (2, 2 if kind == "merged" else 0)
+    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("part", ["fc1", "act"])
+def test_what_lies_between_is_there_for_a_hook(part):
+    model = speed_up(double().float().eval())
+    x = images(model, 3)
+    seen = []
+    getattr(model.blocks[0].mlp, part).register_forward_hook(lambda _, args, y: seen.append((args[0], y)))
+    y, count = gelus(model, x)
+    ((before, after),) = seen
+    assert count == (1 if linear._ONE_PASS else 2)
+    mlp = model.blocks[0].mlp
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(after, mlp.fc1(before) if part == "fc1" else nn.functional.gelu(before))
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("act", [nn.GELU("tanh"), nn.SiLU()])
+def test_other_activations_stay(act):
+    model = double().float().eval()
+    for block in model.blocks:
+        block.mlp.act = act
+    x = images(model, 3)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mlp, z = model.blocks[0].mlp, torch.randn(3, 5, 48)
+        expected = mlp(z)
+        speed_up(model)
+        assert torch.equal(mlp(z), expected) and model(x).isfinite().all()
+
+
+def test_a_first_layer_of_another_kind_stays():
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = double()
+    model.blocks[0].mlp.fc1.__class__ = Twice
+    x = images(model).double()
+    assert_same(step(speed_up(copy.deepcopy(model)), x), step(model, x))
 
 
 def test_again_changes_recomputation_alone():

@@ -9,6 +9,8 @@ starts = (0, 2d).
 steps, `dispatch` picks.
 """
 
-from vitlorafa.ops.dispatch import autocast_dtype, lora_linear, use_backend
+from vitlorafa.ops.dispatch import lora_linear, use_backend
+from vitlorafa.ops.linear import linear
+from vitlorafa.ops.processor import autocast_dtype
 
-__all__ = ["autocast_dtype", "lora_linear", "use_backend"]
+__all__ = ["autocast_dtype", "linear", "lora_linear", "use_backend"]

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vitlorafa.errors import AdapterError
-from vitlorafa.ops.dispatch import autocast_dtype
+from vitlorafa.ops.processor import cpu_has, is_bfloat16_on_cpu, is_plain_call
 
 # Bytes of scores at a time, a core's L2 cache. Twice or half as many make no difference, 100 times take 1.2 as long.
 _SCORES = 2**20
@@ -63,7 +63,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, re
         raise AdapterError(
             f"q must be [B, H, M, D] and k and v [B, H, N, D], not {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
         )
-    if q.is_cpu and (autocast_dtype(q) or q.dtype) == torch.bfloat16 and _products_are_faster():
+    if _MEASURED_CPU and is_bfloat16_on_cpu(q) and is_plain_call():  # others know torch's, not a loop of ours
         return by_products(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale, recompute=recompute)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
@@ -150,15 +150,5 @@ def _parts(q: Tensor, k: Tensor) -> Iterator[slice]:
     return (slice(start, start + heads) for start in range(0, len(q), heads))
 
 
-def _cpu_has(feature: str) -> bool:
-    """Whether torch says that this CPU has it; no in a torch that has no word for it."""
-    return getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
-
-
 # The kind of CPU of the table above. AMX makes torch's fused attention another one, which nobody has measured here.
-_MEASURED_CPU = _cpu_has("avx512_bf16") and not _cpu_has("amx_tile")
-
-
-def _products_are_faster() -> bool:
-    """In bfloat16 on a CPU. A compiler and torch.func's transforms know torch's fused attention, not our loop."""
-    return _MEASURED_CPU and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+_MEASURED_CPU = cpu_has("avx512_bf16") and not cpu_has("amx_tile")

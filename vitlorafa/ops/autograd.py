@@ -15,10 +15,11 @@ layer under autocast keeps, a cast of its weight, is here the cast of W + s B A.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vitlorafa.ops import eager
+from vitlorafa.ops.linear import linear
 
 # The modules that make the layer's steps, by name: a compiler takes no module as an argument.
 BACKENDS: dict[str, Any] = {"eager": eager}
@@ -35,6 +36,7 @@ def lora_linear(
     dropout: float,
     seed: Tensor | None,
     fold: bool,
+    gelu: bool,
     backend: str,
 ) -> Tensor:
     """The layer of `vitlorafa.ops.reference.lora_linear`, with products in x's dtype whatever the others' is.
@@ -50,6 +52,7 @@ def lora_linear(
         dropout: Probability of dropping an element of the adapter's input.
         seed: Seed of the dropout mask, of shape [], on the CPU; None without dropout.
         fold: Whether to do one product with W + s B A; not with dropout.
+        gelu: Whether to give GELU(y); only with `fold` and without gradients.
         backend: A name of `BACKENDS`.
 
     Returns:
@@ -57,7 +60,7 @@ def lora_linear(
     """
     # Without gradients nothing inside tells whether B trains.
     keep_xA = torch.is_grad_enabled() and B.requires_grad
-    y, *_ = _LoRALinear.apply(x, weight, bias, A, B, scale, starts, dropout, seed, fold, keep_xA, backend)
+    y, *_ = _LoRALinear.apply(x, weight, bias, A, B, scale, starts, dropout, seed, fold, gelu, keep_xA, backend)
     return y
 
 
@@ -76,22 +79,22 @@ class _LoRALinear(torch.autograd.Function):
         dropout: float,
         seed: Tensor | None,
         fold: bool,
+        gelu: bool,
         keep_xA: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         steps = BACKENDS[backend]
-        bias = None if bias is None else bias.to(x.dtype)
         xA = steps.project(x, A, dropout, seed) if keep_xA or not fold else None
         if fold:
             folded = steps.fold(weight, A, B, scale, starts, x.dtype)
-            return nn.functional.linear(x, folded, bias), xA, folded
-        y = nn.functional.linear(x, weight.to(x.dtype), bias)
+            return linear(x, folded, bias, gelu=gelu), xA, folded
+        y = linear(x, weight, bias)
         steps.add_update(y, xA, B, scale, starts)
         return y, xA, None
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None, Tensor | None]) -> None:
-        x, weight, bias, A, B, ctx.scale, ctx.starts, ctx.dropout, seed, _, _, ctx.backend = inputs
+        x, weight, bias, A, B, ctx.scale, ctx.starts, ctx.dropout, seed, _, _, _, ctx.backend = inputs
         _, xA, folded = output
         ctx.mark_non_differentiable(*(t for t in (xA, folded) if t is not None))
         ctx.set_materialize_grads(False)
@@ -113,7 +116,7 @@ class _LoRALinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if g is None:
-            return (None,) * 12
+            return (None,) * 13
         x, xA, folded, weight, A, B, seed = ctx.saved_tensors
         need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
         scale, starts, dropout, steps = ctx.scale, ctx.starts, ctx.dropout, BACKENDS[ctx.backend]
@@ -134,4 +137,4 @@ class _LoRALinear(torch.autograd.Function):
             g_weight = (g.T @ x).to(ctx.weight_dtype)
         if need_bias:
             g_bias = g.sum(0).to(ctx.bias_dtype)
-        return gx, g_weight, g_bias, gA, gB, None, None, None, None, None, None, None
+        return gx, g_weight, g_bias, gA, gB, *(None,) * 8

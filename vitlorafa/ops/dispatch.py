@@ -5,21 +5,13 @@ from importlib import import_module
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitlorafa.errors import AdapterError, unknown
 from vitlorafa.ops import autograd, reference
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast computes a linear layer of x in, None where it leaves x alone.
-
-    Args:
-        x: The layer's input. As everywhere in torch, autocast leaves float64 alone.
-    """
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
-        return None
-    return torch.get_autocast_dtype(x.device.type)
+from vitlorafa.ops.linear import needs_gradient
+from vitlorafa.ops.processor import autocast_dtype, inside_torch_func
 
 
 def lora_linear(
@@ -34,8 +26,9 @@ def lora_linear(
     dropout: float = 0.0,
     seed: int | None = None,
     fold: bool = True,
+    gelu: bool = False,
 ) -> Tensor:
-    """y = x Wᵀ + b, plus s (x̃ A_jᵀ) B_jᵀ on the outputs of each projection j, with x̃ = dropout(x).
+    """y = x Wᵀ + b, plus s (x̃ A_jᵀ) B_jᵀ on the outputs of each projection j, with x̃ = dropout(x); or its GELU.
 
     LoRA (Hu et al. 2021), section 4.1, for k projections that share one linear layer. Only what training
     needs is kept for backward, as `requires_grad` of A and B tells: x Aᵀ if B trains, x if A does. Gradients
@@ -54,6 +47,7 @@ def lora_linear(
             layer under gradient checkpointing meets the same mask.
         fold: Whether to form W + s B A once, in float32 or better, and do one product with it, as long as there is
             no dropout; else the rank-r update is added apart.
+        gelu: Whether GELU follows, the exact one; where no gradient is needed, by `vitlorafa.ops.linear`.
 
     Returns:
         y, [..., d_out], in autocast's dtype if enabled, else in x's.
@@ -68,13 +62,18 @@ def lora_linear(
     mask_seed = None
     if dropout:
         mask_seed = torch.randint(2**63 - 1, ()) if seed is None else torch.tensor(seed)
-    if _inside_torch_func():
+    # torch.func takes the definition, made of ordinary operations. So does a compiler that traces it: there B does not
+    # say that it trains, and its gradient would be lost.
+    if inside_torch_func():
         W, A, B = (t.to(x.dtype) for t in (weight, A, B))
         bias = None if bias is None else bias.to(x.dtype)
-        return reference.lora_linear(x, W, bias, A, B, scale, starts=starts, dropout=dropout, seed=mask_seed)
+        y = reference.lora_linear(x, W, bias, A, B, scale, starts=starts, dropout=dropout, seed=mask_seed)
+        return F.gelu(y) if gelu else y
     rows, fold = x.reshape(-1, x.shape[-1]), fold and not dropout
-    y = autograd.lora_linear(rows, weight, bias, A, B, scale, starts, dropout, mask_seed, fold, _pick(x))
-    return y.view(*x.shape[:-1], len(weight))
+    within = gelu and fold and not needs_gradient(x, weight, bias, A, B)
+    y = autograd.lora_linear(rows, weight, bias, A, B, scale, starts, dropout, mask_seed, fold, within, _pick(x))
+    y = y.view(*x.shape[:-1], len(weight))
+    return F.gelu(y) if gelu and not within else y
 
 
 def use_backend(name: str) -> None:
@@ -105,14 +104,6 @@ def _pick(x: Tensor) -> str:
         return "eager"
     autograd.BACKENDS.setdefault("triton", import_module("vitlorafa.ops.triton"))
     return "triton"
-
-
-def _inside_torch_func() -> bool:
-    """Whether vmap, grad, jvp or the like is at work: these take the definition, made of ordinary operations.
-
-    So does a compiler that traces them: there B does not say that it trains, and its gradient would be lost.
-    """
-    return torch._C._are_functorch_transforms_active()
 
 
 def _check(x: Tensor, weight: Tensor, A: Tensor, B: Tensor, starts: tuple[int, ...]) -> None:

@@ -1,0 +1,88 @@
+"""A linear layer, x Wᵀ + b, whose bias, and GELU behind it, are made in its product where that is faster.
+
+In bfloat16 on a CPU `F.linear` writes the bias into all of the output before the product adds to it, and `F.gelu`
+reads and writes all of it again. oneDNN, which makes the product, can do both to what it has in its registers; torch
+lets only its compiler ask for that, by the operation used here.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vitlorafa.ops.processor import autocast_dtype, cpu_has, is_bfloat16_on_cpu, is_plain_call
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """x Wᵀ + b, or GELU(x Wᵀ + b).
+
+    `F.linear` and `F.gelu`, but in bfloat16 on a CPU that multiplies it natively, outside of a compiler and of
+    torch.func's transforms. There the bias comes with the product, with the same bits; so does GELU where no gradient
+    is needed, of x Wᵀ + b in float32 then, which the former rounds before.
+
+    Args:
+        x: [..., d_in].
+        weight: [d_out, d_in], in any format.
+        bias: [d_out] or None, in any format.
+        gelu: Whether GELU follows, the exact one (Hendrycks and Gimpel 2016).
+
+    Returns:
+        [..., d_out], in autocast's dtype if enabled, else in x's.
+    """
+    dtype = autocast_dtype(x) or x.dtype
+    x, weight = x.to(dtype), weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    if not (is_bfloat16_on_cpu(x) and _ONE_PASS and is_plain_call()) or not 0 < x.shape[-1] == weight.shape[1]:
+        y = F.linear(x, weight, bias)
+    elif not needs_gradient(x, weight, bias):
+        return _product(x, weight, bias, gelu)
+    else:
+        y = _Linear.apply(x, weight, bias)
+    return F.gelu(y) if gelu else y
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether what is made of them will be differentiated."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+class _Linear(torch.autograd.Function):
+    """The products of backward are torch's own, so it can be differentiated again."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        x, weight, _ = inputs
+        need_x, need_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        _, need_weight, need_bias = ctx.needs_input_grad
+        rows = g.reshape(-1, g.shape[-1])
+        gx = None if weight is None else g @ weight
+        g_weight = rows.T @ x.reshape(-1, x.shape[-1]) if need_weight else None
+        return gx, g_weight, rows.sum(0) if need_bias else None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    what, how = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, what, [], how)
+
+
+# Torch's own word for whether oneDNN is built in is not enough: without the instructions it is no faster.
+_ONE_PASS = cpu_has("avx512_bf16") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+if _ONE_PASS:
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _operations(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+        """For torch's `FlopCounterMode`, which gives shapes."""
+        rows = torch.Size(x[:-1]).numel()
+        return 2 * rows * weight[0] * weight[1]

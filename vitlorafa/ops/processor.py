@@ -1,0 +1,35 @@
+"""What the processor multiplies natively, and the number format that a layer computes in."""
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast computes a linear layer of x in, None where it leaves x alone.
+
+    Args:
+        x: The layer's input. As everywhere in torch, autocast leaves float64 alone.
+    """
+    if x.dtype == torch.float64 or x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def is_bfloat16_on_cpu(x: Tensor) -> bool:
+    """Whether a layer of x computes in bfloat16 on the CPU."""
+    return x.is_cpu and (autocast_dtype(x) or x.dtype) == torch.bfloat16
+
+
+def cpu_has(feature: str) -> bool:
+    """Whether torch says that this CPU has it; no in a torch that has no word for it."""
+    return getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
+
+
+def is_plain_call() -> bool:
+    """Whether neither a compiler nor torch.func's transforms are at work, which know torch's operations, not ours."""
+    return not torch.compiler.is_compiling() and not inside_torch_func()
+
+
+def inside_torch_func() -> bool:
+    """Whether vmap, grad, jvp or the like is at work."""
+    return torch._C._are_functorch_transforms_active()
