@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitlorafa import AdapterError
+from vitlorafa import AdapterError, ops
 from vitlorafa.ops import reference
 
 triton = pytest.importorskip("triton")
@@ -20,17 +20,22 @@ import vitlorafa.ops.triton as compiled  # noqa: E402
 
 
 def load_copy(name, **environment):
-    """A second copy of the module, which `environment` is set for while it loads.
+    """A second copy of the module and of its kernels, which `environment` is set for while they load.
 
     TRITON_INTERPRET is read when a kernel is decorated. A copy is interpreted whether or not something else has
     imported Triton before (torchvision does), and leaves nothing set behind.
     """
-    spec = importlib.util.spec_from_file_location(name, compiled.__file__)
-    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment.items():
             patch.setenv(key, value)
-        spec.loader.exec_module(module)
+        patch.setattr(ops, "kernels", _loaded(f"{name}_kernels", compiled.kernels.__file__))
+        return _loaded(name, compiled.__file__)
+
+
+def _loaded(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -276,10 +281,10 @@ def far(out, ptr, mask, row0, n, stride, seed, BLOCK: tl.constexpr):
     rows = row0 + tl.arange(0, BLOCK)
     cols = tl.arange(0, BLOCK)
     before = row0.to(tl.int64) * stride
-    tile = interpreted._load(ptr - before, rows, cols, row0 + n, n, stride, 1, True)
-    interpreted._store(out - before, tile, rows, cols, row0 + n, n, stride, 1, True)
-    keep = interpreted._keep(seed, rows.to(tl.int64) * 64, 0, 2**31, BLOCK, BLOCK)
-    interpreted._store(mask - before, keep, rows, cols, row0 + n, n, stride, 1, False)
+    tile = interpreted.kernels.load(ptr - before, rows, cols, row0 + n, n, stride, 1, True)
+    interpreted.kernels.store(out - before, tile, rows, cols, row0 + n, n, stride, 1, True)
+    keep = interpreted.kernels.kept(seed, rows.to(tl.int64) * 64, 0, 2**31, BLOCK, BLOCK)
+    interpreted.kernels.store(mask - before, keep, rows, cols, row0 + n, n, stride, 1, False)
 
 
 def test_offsets_pass_32_bits():
@@ -368,4 +373,4 @@ def test_compiles_for_a_gpu_without_one(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(COMPILE)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["_fold", "_mask", "_ut_v", "_v_mt", "_v_mt_and_ut_v", "_v_plus_u_m"]
+    assert done.stdout.split() == ["fold", "mask", "ut_v", "v_mt", "v_mt_and_ut_v", "v_plus_u_m"]
