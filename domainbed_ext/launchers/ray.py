@@ -240,6 +240,8 @@ def _task(text: str, place: str) -> int:
         The exit code.
     """
     global _devices_of_cuda
+    # Ray stops a task by an interrupt, to which it is deaf if a script put the launcher into the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(OSError):  # where there is none, paths may still be absolute
         os.chdir(place)
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -81,6 +81,7 @@ def test_it_says_so_where_no_machine_has_room(capsys):
 def cluster():
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a job that a script put into the background
     ray.init(
         address="local",
         num_cpus=2,
@@ -90,6 +91,7 @@ def cluster():
         log_to_driver=False,
         logging_level="ERROR",
     )
+    signal.signal(signal.SIGINT, before)
     yield ray
     ray.shutdown()
 
