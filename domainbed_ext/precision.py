@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vitlorafa.inject import adapter_layers
 from vitlorafa.layers import FastLinear
 from vitlorafa.ops import autocast_dtype
+from vitlorafa.ops.processor import cpu_has
 
 PRECISIONS = ("auto", "bf16", "float32")
 
@@ -36,8 +37,7 @@ def _cpu_has_bf16() -> bool:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if capabilities:
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    older = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch 2.6 and before have no public word
-    return bool(older and older())
+    return cpu_has("avx512_bf16")  # torch 2.6 and before have no public word
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

@@ -17,9 +17,9 @@ QKV = ("q", "k", "v")  # the order in which a fused qkv stacks its outputs
 class FastLinear(nn.Linear):
     """torch's linear layer by `vitlorafa.ops.linear`, whose weight and bias may be in another format than its input."""
 
-    def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        """[..., d_in] -> [..., d_out], and GELU behind it if asked for; in autocast's format or the input's."""
-        return linear(x, self.weight, self.bias, gelu=gelu)
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_in] -> [..., d_out], in autocast's format or the input's."""
+        return linear(x, self.weight, self.bias)
 
 
 class LoRALinear(nn.Module):

@@ -90,14 +90,11 @@ class FastMlp(Mlp):
         """[..., d] -> [..., d]."""
         first, act = self.fc1, self.act
         is_exact_gelu = type(act) is nn.GELU and act.approximate == "none"
-        if not is_exact_gelu or _has_hooks(first) or _has_hooks(act):
+        is_known = type(first) in (nn.Linear, FastLinear, LoRALinear)
+        if not (is_exact_gelu and is_known) or _has_hooks(first) or _has_hooks(act):
             return super().forward(x)
-        if type(first) is nn.Linear:
-            x = linear(x, first.weight, first.bias, gelu=True)
-        elif isinstance(first, (FastLinear, LoRALinear)):
-            x = first(x, gelu=True)
-        else:
-            return super().forward(x)
+        adapted = isinstance(first, LoRALinear)
+        x = first(x, gelu=True) if adapted else linear(x, first.weight, first.bias, gelu=True)
         return self.drop2(self.fc2(self.norm(self.drop1(x))))
 
 

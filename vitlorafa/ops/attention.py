@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vitlorafa.errors import AdapterError
-from vitlorafa.ops.processor import cpu_has, is_bfloat16_on_cpu, is_plain_call
+from vitlorafa.ops.processor import cpu_has, is_plain_bfloat16_on_cpu
 
 # Bytes of scores at a time, a core's L2 cache. Twice or half as many make no difference, 100 times take 1.2 as long.
 _SCORES = 2**20
@@ -63,7 +63,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, re
         raise AdapterError(
             f"q must be [B, H, M, D] and k and v [B, H, N, D], not {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
         )
-    if _MEASURED_CPU and is_bfloat16_on_cpu(q) and is_plain_call():  # others know torch's, not a loop of ours
+    if _MEASURED_CPU and is_plain_bfloat16_on_cpu(q):
         return by_products(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale, recompute=recompute)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vitlorafa.ops import eager
-from vitlorafa.ops.linear import linear
+from vitlorafa.ops.linear import linear, needs_gradient
 
 # The modules that make the layer's steps, by name: a compiler takes no module as an argument.
 BACKENDS: dict[str, Any] = {"eager": eager}
@@ -59,7 +59,7 @@ def lora_linear(
         y, [N, d_out].
     """
     # Without gradients nothing inside tells whether B trains.
-    keep_xA = torch.is_grad_enabled() and B.requires_grad
+    keep_xA = needs_gradient(B)
     y, *_ = _LoRALinear.apply(x, weight, bias, A, B, scale, starts, dropout, seed, fold, gelu, keep_xA, backend)
     return y
 

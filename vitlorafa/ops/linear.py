@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vitlorafa.ops.processor import autocast_dtype, cpu_has, is_bfloat16_on_cpu, is_plain_call
+from vitlorafa.ops.processor import autocast_dtype, cpu_has, is_plain_bfloat16_on_cpu
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
@@ -46,7 +46,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     dtype = autocast_dtype(x) or x.dtype
     x, weight = x.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    if not (is_bfloat16_on_cpu(x) and _ONE_PASS and is_plain_call()) or not 0 < x.shape[-1] == weight.shape[1]:
+    if not (_ONE_PASS and is_plain_bfloat16_on_cpu(x)) or not 0 < x.shape[-1] == weight.shape[1]:
         y = F.linear(x, weight, bias)
     elif not needs_gradient(x, weight, bias):
         return _product(x, weight, bias, gelu)

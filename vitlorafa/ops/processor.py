@@ -15,19 +15,18 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(x.device.type)
 
 
-def is_bfloat16_on_cpu(x: Tensor) -> bool:
-    """Whether a layer of x computes in bfloat16 on the CPU."""
-    return x.is_cpu and (autocast_dtype(x) or x.dtype) == torch.bfloat16
+def is_plain_bfloat16_on_cpu(x: Tensor) -> bool:
+    """Whether a layer of x computes in bfloat16 on the CPU, where ways of our own may be faster than torch's.
+
+    Not so under a compiler or torch.func's transforms, which know torch's operations, not ours.
+    """
+    in_bfloat16 = x.is_cpu and (autocast_dtype(x) or x.dtype) == torch.bfloat16
+    return in_bfloat16 and not torch.compiler.is_compiling() and not inside_torch_func()
 
 
 def cpu_has(feature: str) -> bool:
     """Whether torch says that this CPU has it; no in a torch that has no word for it."""
     return getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
-
-
-def is_plain_call() -> bool:
-    """Whether neither a compiler nor torch.func's transforms are at work, which know torch's operations, not ours."""
-    return not torch.compiler.is_compiling() and not inside_torch_func()
 
 
 def inside_torch_func() -> bool:
