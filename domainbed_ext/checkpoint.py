@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from domainbed_ext.files import replace_atomically
+from vitlorafa.tensor_bytes import tensor_bytes
 
 KEPT = 2
+_COMPLEX = (torch.complex32, torch.complex128)  # formats that safetensors lacks: saved as pairs of real numbers
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
@@ -103,13 +105,15 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode("utf-8"))
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensors[name]))
     return digest.hexdigest()
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     """As JSON can hold it, keys that are not text and tuples included; tensors go to `tensors`, and leave a number."""
     if isinstance(value, Tensor):
+        if value.dtype in _COMPLEX:
+            return {"complex": _encode(torch.view_as_real(value.detach().resolve_conj()), tensors)}
         # A copy, for what shares memory cannot be saved, and a run goes on while it is written.
         name = str(len(tensors))
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
@@ -136,6 +140,8 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
+    if "complex" in value:
+        return torch.view_as_complex(_decode(value["complex"], tensors))
     if "array" in value:
         return np.array(value["array"], dtype=value["dtype"])
     if "tuple" in value:

@@ -23,6 +23,7 @@ from domainbed_ext.data import EVALUATION_BATCH
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.inputs import Inputs
 from domainbed_ext.provenance import machine, versions
+from vitlorafa.tensor_bytes import tensor_bytes
 
 _FILE = "features.safetensors"
 
@@ -48,7 +49,7 @@ def features(
 
     digest = _digest(algorithm, images, inputs)
     key = f"{images.folder.parent.name}/features-{digest}"
-    width = algorithm.backbone.num_features
+    width = algorithm.backbone.get_classifier().in_features  # type: ignore[operator]
     try:
         path = cache.get(key, 4 * len(images) * int(width), build, f"features, {images.folder.name}", stop)  # type: ignore[arg-type]
         return load_file(path / _FILE)["features"]
@@ -78,7 +79,7 @@ def _digest(algorithm: LP, images: Stored, inputs: Inputs) -> str:
     for name, tensor in algorithm.backbone.state_dict(keep_vars=True).items():
         if id(tensor) not in head:
             content.update(name.encode("utf-8"))
-            content.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            content.update(tensor_bytes(tensor))
     said = {**versions(), **machine(), "backbone": algorithm.hparams["backbone"], "precision": algorithm.precision}
     said |= {"images": images.folder.name, "inputs": repr(inputs), "threads": torch.get_num_threads()}
     content.update(json.dumps(said, sort_keys=True).encode("utf-8"))

@@ -33,6 +33,31 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path):
     assert same(state, STATE) and not complaints
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(3),
+        torch.tensor(True),
+        torch.tensor(2.5, dtype=torch.float64),
+        torch.empty(0, 3),
+        torch.randn(2, 3).bfloat16().T,
+        torch.randn(1, 2, 3, 3).to(memory_format=torch.channels_last),
+        torch.randn(1).expand(3),
+        torch.randn(3).to(torch.float8_e4m3fn),
+        torch.randn(3, dtype=torch.complex64).conj(),
+        torch.randn(2, 3, dtype=torch.complex128).conj().T,
+        torch.randn(3, dtype=torch.complex64).conj().imag,
+        torch.tensor([1, 2], dtype=torch.uint16),
+    ],
+    ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)}".removeprefix("torch."),
+)
+def test_tensors_of_any_format_shape_and_layout_are_saved(tmp_path, tensor):
+    checkpoint.save(tmp_path, 1, {"tensor": tensor})
+    state, complaints = checkpoint.load(tmp_path)
+    assert not complaints and state["tensor"].dtype == tensor.dtype
+    assert state["tensor"].tolist() == tensor.tolist()
+
+
 def test_tensors_that_share_memory_are_saved_apart(tmp_path):
     base = torch.arange(6.0).reshape(2, 3)
     checkpoint.save(tmp_path, 1, {"base": base, "transposed": base.T, "row": base[1]})

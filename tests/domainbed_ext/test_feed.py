@@ -123,6 +123,18 @@ def test_a_probe_may_have_features_of_some_environments_alone(made, hparams, mon
     assert made(hparams, algorithm="LP") == expected
 
 
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])
+def test_networks_with_buffers_that_are_scalars_are_probed_too(made, backbone, monkeypatch):
+    """Batch norm counts its batches in a whole number without a dimension."""
+    embed, embedded = LP.embed, []
+    monkeypatch.setattr(LP, "embed", lambda self, x: embedded.append(len(x)) or embed(self, x))
+    options = {"algorithm": "LP", "train_eval_share": 0.2, "sampling": "epochs"}
+    records = made({"backbone": backbone, "weights": "none"}, **options)
+    assert sum(embedded) == 80
+    assert made({"backbone": backbone, "weights": "none"}, **options) == records
+    assert sum(embedded) == 80
+
+
 def test_features_of_other_weights_or_images_are_others(make_args, pacs_like, tmp_path):
     def found(**hparams):
         setup = run_setup.set_up(
