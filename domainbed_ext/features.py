@@ -51,7 +51,7 @@ def features(
     key = f"{images.folder.parent.name}/features-{digest}"
     width = algorithm.backbone.get_classifier().in_features  # type: ignore[operator]
     try:
-        path = cache.get(key, 4 * len(images) * int(width), build, f"features, {images.folder.name}", stop)  # type: ignore[arg-type]
+        path = cache.get(key, 4 * len(images) * int(width), build, f"features, {images.folder.name}", stop)
         return load_file(path / _FILE)["features"]
     except NoRoom:
         return None
