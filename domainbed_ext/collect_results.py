@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext import page, plots, tables
+from domainbed_ext import option_values, page, plots, tables
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
 from domainbed_ext.files import write_atomically
 from domainbed_ext.grid import Table
@@ -109,8 +109,10 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--input_dir", type=Path, required=True, help="the folder that holds the runs' folders")
-    parser.add_argument("--output_dir", type=Path, help="where the files go (default: INPUT_DIR/tables)")
+    parser.add_argument(
+        "--input_dir", type=option_values.path, required=True, help="the folder that holds the runs' folders"
+    )
+    parser.add_argument("--output_dir", type=option_values.path, help="where the files go (default: INPUT_DIR/tables)")
     parser.add_argument(
         "--selection",
         nargs="+",

@@ -2,18 +2,21 @@
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from domainbed_ext import launchers, options, resources
+from domainbed_ext import launchers, option_values, options, resources, yaml12
 from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError, CommandLine, unknown
 
 QUICKSTART = "quickstart.yaml"
+_OBJECTS = ("hparams", "launcher_options")  # what a definition may give as a mapping
+_OPPOSITE = {"pairs": ["--single_test_envs"]}  # what a flag that is false says, where that is not the default
 
 COMMANDS = {
     "launch": "run all that is not done, and print the tables",
@@ -76,6 +79,7 @@ def _launcher_table() -> str:
 def _add_runs(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--sweep",
+        type=option_values.path,
         metavar="FILE",
         help="YAML of the arguments below, which override it; a bare name is looked up among the packaged ones "
         f"({QUICKSTART}, unless --datasets or --algorithms is given)",
@@ -83,23 +87,35 @@ def _add_runs(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--datasets", nargs="+", metavar="NAME", help=", ".join(DATASETS))
     group.add_argument("--algorithms", nargs="+", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16")
     group.add_argument("--task", default="domain_generalization", metavar="NAME", help="%(default)s")
-    group.add_argument("--n_hparams_from", type=int, default=0, metavar="N", help="first hparams seed (%(default)s)")
+    group.add_argument(
+        "--n_hparams_from",
+        type=option_values.seed,
+        default=0,
+        metavar="N",
+        help="first hparams seed (%(default)s)",
+    )
     group.add_argument(
         "--n_hparams",
-        type=int,
+        type=option_values.whole(1),
         default=20,
         metavar="N",
         help="hparams seeds end before this; 1: the defaults alone (20)",
     )
-    group.add_argument("--output_dir", metavar="DIR", help="the sweep's folder")
-    group.add_argument("--data_dir", metavar="DIR", help="folder that holds the data sets")
+    group.add_argument("--output_dir", type=option_values.path, metavar="DIR", help="the sweep's folder")
+    group.add_argument("--data_dir", type=option_values.path, metavar="DIR", help="folder that holds the data sets")
     group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="taken for DomainBed's sake, and unused as there"
+        "--seed",
+        type=option_values.seed,
+        default=0,
+        metavar="N",
+        help="taken for DomainBed's sake, and unused as there",
     )
-    group.add_argument("--n_trials", type=int, default=3, metavar="N", help="(%(default)s)")
-    group.add_argument("--steps", type=int, metavar="N", help="training steps (the data set's)")
+    group.add_argument("--n_trials", type=option_values.whole(1), default=3, metavar="N", help="(%(default)s)")
+    group.add_argument("--steps", type=option_values.whole(1), metavar="N", help="training steps (the data set's)")
     group.add_argument("--hparams", metavar="JSON", help="hyperparameters, for every algorithm that has them")
-    group.add_argument("--holdout_fraction", type=float, default=0.2, metavar="SHARE", help="(%(default)s)")
+    group.add_argument(
+        "--holdout_fraction", type=option_values.share(), default=0.2, metavar="SHARE", help="(%(default)s)"
+    )
     group.add_argument("--single_test_envs", action="store_true", help="hold out one environment at a time, no pairs")
     group.add_argument(
         "--pairs",
@@ -122,8 +138,14 @@ def _add_launching(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--launcher_options", metavar="JSON", help="""of the launcher, e.g. '{"partition": "gpu"}' (none)"""
     )
-    group.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at once (as the launcher sees fit)")
-    group.add_argument("--jobs_per_gpu", type=int, metavar="N", help="runs that share a GPU (1)")
+    group.add_argument(
+        "--jobs",
+        type=option_values.whole(0),
+        default=0,
+        metavar="N",
+        help="runs at once (0: as the launcher sees fit)",
+    )
+    group.add_argument("--jobs_per_gpu", type=option_values.whole(1), metavar="N", help="runs that share a GPU (1)")
     group.add_argument("--verify_images", action="store_true", help="check every image file before the start")
     group.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
     group.add_argument("--skip_confirmation", action="store_true", help="never ask")
@@ -146,16 +168,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     name = args.sweep or (None if args.datasets or args.algorithms else QUICKSTART)
     if name:
-        known = {*vars(args), "pairs"} - {"command", "sweep"}
-        defined = vars(parser.parse_args([args.command, *_definition(name, known)]))
+        defined = vars(parser.parse_args([args.command, *_definition(name, parser)]))
         parser.set_defaults(**defined)  # which the command line overrides
         args = parser.parse_args(argv)
     for needed in ("datasets", "algorithms", "output_dir"):
         if not getattr(args, needed):
             raise BenchmarkError(f"--{needed} is missing: give it, or a --sweep FILE.yaml that does")
-    if args.n_hparams <= args.n_hparams_from or args.n_trials < 1:
+    if args.n_hparams <= args.n_hparams_from:
         raise BenchmarkError(
-            "this sweep has no run: --n_hparams should be above --n_hparams_from, --n_trials at least 1"
+            f"this sweep has no run: --n_hparams {args.n_hparams} should be above --n_hparams_from "
+            f"{args.n_hparams_from}"
         )
     # A name given twice is one row, and must not be run twice in one folder.
     args.datasets, args.algorithms = list(dict.fromkeys(args.datasets)), list(dict.fromkeys(args.algorithms))
@@ -175,38 +197,63 @@ def _launcher_options(args: argparse.Namespace) -> dict[str, Any]:
             f"""--launcher_options is not a JSON object but {args.launcher_options}: write it like """
             """'{"partition": "gpu"}'"""
         )
-    for name, least in (("jobs", 0), ("jobs_per_gpu", 1)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise BenchmarkError(f"--{name} {value}: it starts at {least}")
     return given if args.jobs_per_gpu is None else given | {"jobs_per_gpu": args.jobs_per_gpu}
 
 
 def _find_definition(name: str) -> Path:
     packaged = resources.sweeps() / name
-    for path in (Path(name).expanduser(), packaged, packaged.with_suffix(".yaml")):
+    for path in (Path(name), packaged, packaged.with_suffix(".yaml")):
         if path.is_file():
             return path
     known = ", ".join(sorted(path.name for path in resources.sweeps().glob("*.yaml")))
     raise BenchmarkError(f"no sweep definition {name}: give --sweep a YAML file, or one of {known}")
 
 
-def _definition(name: str, known: set[str]) -> list[str]:
+def _definition(name: str, parser: argparse.ArgumentParser) -> list[str]:
     """A sweep definition as words of a command line, so that both are checked alike."""
     path = _find_definition(name)
     try:
-        definition = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = yaml12.read_mapping(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise BenchmarkError(f"{path}{where} is not YAML ({getattr(error, 'problem', error)}): mend it") from error
-    if not isinstance(definition, dict):
+        problem = getattr(error, "problem", None) or error
+        raise BenchmarkError(f"{path}{where} is not YAML ({problem}): fix it") from error
+    if entries is None:
         raise BenchmarkError(f"{path} is not a list of `argument: value` lines: see {resources.sweeps() / QUICKSTART}")
+    actions = {text.removeprefix("--"): action for action in parser._actions for text in action.option_strings}
+    known = actions.keys() - {"sweep", "help", "h", "-h"}
     words = []
-    for key, value in definition.items():
-        if key not in known:
-            raise unknown(f"argument in {path}:", str(key), known)
-        if value is None or value is False:
-            continue
-        values = value if isinstance(value, list) else [] if value is True else [value]
-        words += [f"--{key}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    for key, value, line in entries:
+        if not isinstance(key, str) or key not in known:
+            raise unknown(f"argument in {path} line {line}:", str(key), known)
+        try:
+            words += _words(key, value, actions[key])
+        except ValueError as error:
+            raise BenchmarkError(f"{path} line {line}: {key} {error}") from None
     return words
+
+
+def _words(key: str, value: Any, action: argparse.Action) -> list[str]:
+    """An argument of a definition as words of a command line; a `ValueError` says what is wrong with it."""
+    if value is None:
+        return []
+    if action.nargs == 0:  # a flag
+        if not isinstance(value, bool):
+            raise ValueError(f"is true or false, not {value}")
+        return [f"--{key}"] if value else _OPPOSITE.get(key, [])
+    if isinstance(value, list) and action.nargs is None:
+        raise ValueError(f"takes one value, not a list of {len(value)}")
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise ValueError("is an empty list: give it a value, or leave it out")
+    if isinstance(value, dict) and key in _OBJECTS:
+        return [f"--{key}", json.dumps(value)]
+    for each in values:
+        if isinstance(each, (bool, dict, list)) or each is None:
+            raise ValueError(f"takes text or a number, not {json.dumps(each, default=str)}; text goes in quotes")
+    if action.nargs is None:
+        return [f"--{key}={value}"]
+    if option := next((each for each in map(str, values) if re.match(r"-[^\d.]|-$", each)), None):
+        raise ValueError(f"takes values, not an option such as {option}")
+    return [f"--{key}", *map(str, values)]

@@ -2,10 +2,11 @@
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable
 from enum import IntEnum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class ExitCode(IntEnum):
@@ -23,7 +24,14 @@ class BenchmarkError(Exception):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser whose errors are sentences like all others, without the usage before them."""
+    """A parser whose errors are sentences like all others, without the usage before them.
+
+    A word that begins with a dash and a digit, such as -1e-3 or DomainBed's environment -90%, is a value.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-\.?\d|-(inf|nan)$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """Raises a `BenchmarkError`."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
+from domainbed_ext import option_values
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
 from domainbed_ext.feed import Feed
 from domainbed_ext.model_selection import best_step
@@ -144,10 +145,17 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="example:\n  python -m domainbed_ext.evaluate --run runs/pacs/0657090f9a83ff76efe083a104fde93a",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", required=True, metavar="DIR", help="folder of a finished run")
+    parser.add_argument("--run", type=option_values.path, required=True, metavar="DIR", help="folder of a finished run")
     parser.add_argument("--step", default="best", metavar="STEP", help="best, last or a number (%(default)s)")
-    parser.add_argument("--data_dir", metavar="DIR", help="folder that holds the data sets, if it has moved")
-    parser.add_argument("--weights", metavar="FILE", help="the backbone's file, if it has moved")
+    parser.add_argument(
+        "--data_dir",
+        type=option_values.path,
+        metavar="DIR",
+        help="folder that holds the data sets, if it has moved",
+    )
+    parser.add_argument(
+        "--weights", type=option_values.path, metavar="FILE", help="the backbone's file, if it has moved"
+    )
     return parser
 
 

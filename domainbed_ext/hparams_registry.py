@@ -11,6 +11,7 @@ wants more. A linear probe is a convex problem, for which a large rate is safe. 
 """
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -176,6 +177,8 @@ def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ot
             raise BenchmarkError(
                 f"hyperparameter {name} in {source} should be of type {type(current).__name__}, not {value!r}"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BenchmarkError(f"hyperparameter {name} in {source} is {value}: give a finite number")
         hparams[name] = value
 
 
@@ -199,3 +202,6 @@ def check(hparams: Mapping[str, Any]) -> None:
         raise BenchmarkError(f"lr {hparams['lr']} should be above 0")
     if not hparams["weight_decay"] >= 0:
         raise BenchmarkError(f"weight_decay {hparams['weight_decay']} should be 0 or more")
+    for name in ("resnet_dropout", "vit_dropout"):  # of adapters AdapterConfig checks it
+        if not 0 <= hparams.get(name, 0) < 1:
+            raise BenchmarkError(f"{name} {hparams[name]} should be 0 or more, and below 1")

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext import backbones, hparams_registry, protocols
+from domainbed_ext import backbones, hparams_registry, option_values, protocols
 from domainbed_ext.algorithms import get_hparams, parse_name
 from domainbed_ext.datasets import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
@@ -62,7 +62,10 @@ def final_hparams(args: Namespace, drawn: Mapping[str, Any] | None = None) -> di
     given = given_hparams(args)
     given |= hparams_registry.parse_hparams(args.hparams)
     given |= parse_name(args.algorithm)[1]  # a row is what its name says
-    return hparams | {name: value for name, value in given.items() if name in hparams}
+    hparams |= {name: value for name, value in given.items() if name in hparams}
+    if isinstance(weights := hparams["weights"], str):
+        hparams["weights"] = option_values.expanded("weights", weights)
+    return hparams
 
 
 def given_hparams(args: Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def entries(args: Namespace) -> Entries | None:
     """The cache that a run's arguments name; None if they say "none"."""
     if args.cache_dir == "none":
         return None
-    folder = Path(args.cache_dir).expanduser() if args.cache_dir else default_folder()
+    folder = Path(args.cache_dir) if args.cache_dir else default_folder()
     return Entries(folder, int(args.cache_gb * 10**9))
 
 

@@ -75,6 +75,9 @@ class Job:
         for name, value in sorted(arguments.items()):
             if value is None or value is False:
                 continue
+            if isinstance(value, str) and value.startswith("-"):
+                argv.append(f"--{name}={value}")
+                continue
             values = value if isinstance(value, list) else [] if value is True else [value]
             argv += [f"--{name}", *map(str, values)]
         return argv

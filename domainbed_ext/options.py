@@ -2,7 +2,7 @@
 
 import argparse
 
-from domainbed_ext import precision
+from domainbed_ext import option_values, precision
 from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.cache.place import DEFAULT_GB, VARIABLE
 from domainbed_ext.datasets import DATASETS
@@ -89,19 +89,27 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--train_eval_share",
-        type=float,
+        type=option_values.share(with_1=True),
         metavar="SHARE",
         help="of each training environment's `in` split, on which train accuracy is measured (1)",
     )
     group.add_argument(
-        "--checkpoint_freq", type=int, metavar="N", help="evaluate every N steps and at the last; 0: at the last alone"
+        "--checkpoint_freq",
+        type=option_values.whole(0),
+        metavar="N",
+        help="evaluate every N steps and at the last; 0: at the last alone",
     )
     group.add_argument("--backbone", metavar="NAME", help="any timm model, e.g. vit_tiny_patch16_224")
-    group.add_argument("--weights", metavar="FILE", help="a .safetensors file, 'pretrained' (timm's own way) or 'none'")
+    group.add_argument(
+        "--weights",
+        type=option_values.path,
+        metavar="FILE",
+        help="a .safetensors file, 'pretrained' (timm's own way) or 'none'",
+    )
     group.add_argument("--precision", choices=precision.PRECISIONS, help="auto: bf16 where the processor has it")
     group.add_argument(
         "--threads",
-        type=int,
+        type=option_values.whole(1),
         metavar="N",
         help="CPU threads of a run (1: runs go side by side instead); another number rounds differently",
     )
@@ -111,14 +119,21 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
     """Adds what runs and sweeps share of how fast a run goes, at the same numbers."""
     group = parser.add_argument_group("speed", "images are decoded once and kept (python -m domainbed_ext.cache list)")
     group.add_argument(
-        "--cache_dir", metavar="DIR", help=f"where ({VARIABLE}, else ~/.cache/domainbed_ext); 'none' decodes each time"
+        "--cache_dir",
+        type=option_values.path,
+        metavar="DIR",
+        help=f"where ({VARIABLE}, else ~/.cache/domainbed_ext); 'none' decodes each time",
     )
     group.add_argument(
-        "--cache_gb", type=float, default=DEFAULT_GB, metavar="GB", help="that it may take (%(default)g)"
+        "--cache_gb",
+        type=option_values.number(least=0),
+        default=DEFAULT_GB,
+        metavar="GB",
+        help="that it may take (%(default)g)",
     )
     group.add_argument(
         "--workers",
-        type=int,
+        type=option_values.whole(0),
         metavar="N",
         help="processes that prepare a run's images (4 beside a GPU, else none); 0: the run itself does",
     )
@@ -130,13 +145,20 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("going on", "a run that was stopped or killed goes on from its last checkpoint")
     group.add_argument(
         "--save_minutes",
-        type=float,
+        type=option_values.number(least=0),
         default=5.0,
         metavar="M",
         help="write a checkpoint every M minutes (%(default)g); 0: never",
     )
-    group.add_argument("--save_steps", type=int, default=0, metavar="N", help="and every N steps (0: never)")
-    group.add_argument("--time_limit", type=float, metavar="M", help="minutes after which an attempt has failed (none)")
+    group.add_argument(
+        "--save_steps", type=option_values.whole(0), default=0, metavar="N", help="and every N steps (0: never)"
+    )
+    group.add_argument(
+        "--time_limit",
+        type=option_values.number(above=0),
+        metavar="M",
+        help="minutes after which an attempt has failed (none)",
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -149,29 +171,44 @@ def make_parser() -> argparse.ArgumentParser:
         "--data_dir data --protocol single_source --source_envs cartoon \\\n    --output_dir runs/cartoon",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data_dir", metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument("--data_dir", type=option_values.path, metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--dataset", default="DigitsShift", metavar="NAME", help=f"{', '.join(DATASETS)} (%(default)s)")
     parser.add_argument(
         "--algorithm", default="BOnly", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16 (%(default)s)"
     )
     parser.add_argument("--task", default="domain_generalization", metavar="NAME", help="%(default)s")
     parser.add_argument("--hparams", metavar="JSON", help="hyperparameters, over the defaults or the random draw")
-    parser.add_argument("--hparams_seed", type=int, default=0, metavar="N", help="0: the defaults (%(default)s)")
-    parser.add_argument("--trial_seed", type=int, default=0, metavar="N", help="of splits and random hyperparameters")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything else")
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps (the data set's)")
+    for name, meaning in (
+        ("hparams_seed", "0: the defaults (%(default)s)"),
+        ("trial_seed", "of splits and random hyperparameters"),
+        ("seed", "of everything else"),
+    ):
+        parser.add_argument(f"--{name}", type=option_values.seed, default=0, metavar="N", help=meaning)
+    parser.add_argument("--steps", type=option_values.whole(1), metavar="N", help="training steps (the data set's)")
     parser.add_argument(
         "--test_envs",
-        type=int,
+        type=option_values.whole(0),
         nargs="+",
         default=DEFAULT_TEST_ENVS,
         metavar="N",
         help="indices of the held-out environments (0; of single_source, all but the source)",
     )
-    parser.add_argument("--output_dir", default="train_output", metavar="DIR", help="the run's folder (%(default)s)")
-    parser.add_argument("--holdout_fraction", type=float, default=0.2, metavar="SHARE", help="(%(default)s)")
     parser.add_argument(
-        "--uda_holdout_fraction", type=float, default=0.0, metavar="SHARE", help="of a test environment, kept from `in`"
+        "--output_dir",
+        type=option_values.path,
+        default="train_output",
+        metavar="DIR",
+        help="the run's folder (%(default)s)",
+    )
+    parser.add_argument(
+        "--holdout_fraction", type=option_values.share(), default=0.2, metavar="SHARE", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--uda_holdout_fraction",
+        type=option_values.share(with_0=True),
+        default=0.0,
+        metavar="SHARE",
+        help="of a test environment, kept from `in`",
     )
     parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
     parser.add_argument("--save_model_every_checkpoint", action="store_true", help="save it at every evaluation too")

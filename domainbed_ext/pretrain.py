@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 
+from domainbed_ext import option_values
 from domainbed_ext.datasets import glyphs
 from domainbed_ext.datasets.digits import digits_environments
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
@@ -143,25 +144,27 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=option_values.path,
         default=WEIGHTS,
         help="weights to write; a .json goes beside them (default: the packaged file)",
     )
-    parser.add_argument("--steps", type=int, default=2000, help="training steps (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=64, help="images per step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and images (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="processor threads (default: %(default)s)")
+    for name, kind, default, meaning in (
+        ("steps", option_values.whole(1), 2000, "training steps"),
+        ("batch_size", option_values.whole(1), 64, "images per step"),
+        ("lr", option_values.number(above=0), 1e-3, "highest learning rate"),
+        ("seed", option_values.seed, 0, "of weights and images"),
+        ("threads", option_values.whole(1), 1, "processor threads"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} (default: %(default)s)")
     args = parser.parse_args(argv)
-    if min(args.steps, args.batch_size, args.threads) < 1:
-        raise BenchmarkError("--steps, --batch_size and --threads must be at least 1")
+    out = Path(args.out)
 
     try:  # before the training, not after it
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("ab"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("ab"):
             pass
     except OSError as error:
-        raise BenchmarkError(f"cannot write {args.out}: {error.strerror}") from error
+        raise BenchmarkError(f"cannot write {out}: {error.strerror}") from error
 
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
@@ -199,9 +202,9 @@ def main(argv: list[str] | None = None) -> None:
         },
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    args.out.write_bytes(data)
-    args.out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{args.out}: {len(data):,} bytes, glyph accuracy {accuracy:.1%}, {record['minutes']} min")
+    out.write_bytes(data)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{out}: {len(data):,} bytes, glyph accuracy {accuracy:.1%}, {record['minutes']} min")
 
 
 if __name__ == "__main__":

@@ -195,6 +195,8 @@ def _check_test_envs(test_envs: Sequence[int], names: Names) -> None:
     count = len(names)
     listed = ", ".join(f"{i} {environment[0]}" for i, environment in enumerate(names))
     wrong = [i for i in test_envs if not 0 <= i < count]
+    if twice := {i for i in test_envs if list(test_envs).count(i) > 1}:
+        raise BenchmarkError(f"--test_envs names {', '.join(map(str, sorted(twice)))} twice: name each once")
     if wrong:
         raise BenchmarkError(f"--test_envs {' '.join(map(str, wrong))}: there are {count} environments ({listed})")
     if len(set(test_envs)) == count:

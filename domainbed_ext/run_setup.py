@@ -168,9 +168,6 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
         raise BenchmarkError(f"--task {args.task}: no algorithm here uses unlabelled images; leave --task out")
 
     dataset = get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
-    _check_range("--holdout_fraction", args.holdout_fraction, 0, 1)
-    _check_range("--uda_holdout_fraction", args.uda_holdout_fraction, 0, 1, low_allowed=True)
-    _check_range("--train_eval_share", args.train_eval_share, 0, 1, high_allowed=True)
     args.test_envs, args.source_envs = protocols.environments_of_a_run(args, environment_names(dataset))
     protocols.check_evaluate(args.evaluate, args.source_envs is None and len(args.test_envs) > 1)
     splits = _split(dataset, args)
@@ -187,8 +184,6 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
 
     steps = dataset.N_STEPS if args.steps is None else args.steps
     freq = dataset.CHECKPOINT_FREQ if args.checkpoint_freq is None else args.checkpoint_freq
-    if steps < 1 or freq < 0 or args.threads < 1 or args.workers < 0:
-        raise BenchmarkError("--steps and --threads start at 1, --checkpoint_freq and --workers at 0")
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
     return Setup(args, hparams, dataset, inputs, splits, steps, freq)
 
@@ -205,13 +200,6 @@ def _hparams(args: Namespace) -> dict[str, Any]:
 def environment_names(dataset: MultipleDomainDataset) -> list[list[str]]:
     """What the environments of a data set may be called: each one's label, and its folder's name."""
     return [[label, part.name] for label, part in zip(dataset.environments, dataset.datasets, strict=True)]
-
-
-def _check_range(
-    name: str, value: float, low: float, high: float, low_allowed: bool = False, high_allowed: bool = False
-) -> None:
-    if not (low < value < high or (low_allowed and value == low) or (high_allowed and value == high)):
-        raise BenchmarkError(f"{name} {value} is out of range: give a share between {low} and {high}")
 
 
 def _split(dataset: MultipleDomainDataset, args: Namespace) -> dict[str, Split]:

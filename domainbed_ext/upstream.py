@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domainbed_ext import backbones, hparams_registry
+from domainbed_ext import backbones, hparams_registry, option_values
 from domainbed_ext.algorithms import ALGORITHMS, Algorithm, parse_name
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly, unknown
 from domainbed_ext.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
@@ -317,11 +317,25 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkout", metavar="DIR", help="folder of the DomainBed checkout")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes of each loader (upstream's 8); 0: none")
+    parser.add_argument("--checkout", type=option_values.path, metavar="DIR", help="folder of the DomainBed checkout")
+    parser.add_argument(
+        "--workers",
+        type=option_values.whole(0),
+        metavar="N",
+        help="processes of each loader (upstream's 8); 0: none",
+    )
     parser.add_argument("script", help=", ".join(SCRIPTS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own")
     return parser
+
+
+def _expanded(arguments: Sequence[str]) -> list[str]:
+    """The script's arguments, with `~` and variables expanded in those that are paths."""
+    before = ["", *arguments]
+    return [
+        option_values.expanded(option, word) if option in ("--data_dir", "--output_dir", "--input_dir") else word
+        for option, word in zip(before, arguments, strict=False)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -332,12 +346,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = register(args.checkout)
     again = [sys.executable, "-m", "domainbed_ext.upstream", "--checkout", str(root)]
     if args.workers is not None:
-        if args.workers < 0:
-            raise BenchmarkError(f"--workers {args.workers}: give 0 or more")
         set_workers(args.workers)
         again += ["--workers", str(args.workers)]
     with rerouted([*again, "train"]):
-        run(args.script, args.arguments)
+        run(args.script, _expanded(args.arguments))
     return 0
 
 

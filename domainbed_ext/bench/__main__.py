@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from domainbed_ext import option_values
 from domainbed_ext.bench import accuracy, gpu, runs, side_by_side, stages, sweeps
 from domainbed_ext.errors import CommandLine, exit_cleanly
 from domainbed_ext.launchers import LAUNCHERS
@@ -34,28 +35,40 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     place = CommandLine(add_help=False)
-    place.add_argument("--output_dir", default="results/bench", metavar="DIR", help="of the tables (%(default)s)")
+    place.add_argument(
+        "--output_dir",
+        type=option_values.path,
+        default="results/bench",
+        metavar="DIR",
+        help="of the tables (%(default)s)",
+    )
     data = CommandLine(add_help=False)
     data.add_argument("--dataset", default="PACS", metavar="NAME", help="of image folders (%(default)s)")
-    data.add_argument("--data_dir", required=True, metavar="DIR", help="folder that holds it")
+    data.add_argument("--data_dir", type=option_values.path, required=True, metavar="DIR", help="folder that holds it")
     data.add_argument("--backbone", default="vit_tiny_patch16_224", metavar="NAME", help="(%(default)s)")
-    data.add_argument("--weights", default="pretrained", metavar="FILE", help="as of a run (%(default)s)")
-    data.add_argument("--cache_dir", metavar="DIR", help="as of a run")
+    data.add_argument(
+        "--weights", type=option_values.path, default="pretrained", metavar="FILE", help="as of a run (%(default)s)"
+    )
+    data.add_argument("--cache_dir", type=option_values.path, metavar="DIR", help="as of a run")
 
     commands = parser.add_subparsers(dest="what", required=True, metavar="|".join(PARTS))
     some = commands.add_parser("stages", parents=[place, data], help="images a second of each stage, on one core")
     some.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
-    some.add_argument("--images", type=int, default=128, metavar="N", help="of a round (%(default)s)")
-    some.add_argument("--rounds", type=int, default=9, metavar="N", help="(%(default)s)")
+    some.add_argument(
+        "--images", type=option_values.whole(1), default=128, metavar="N", help="of a round (%(default)s)"
+    )
+    some.add_argument("--rounds", type=option_values.whole(1), default=9, metavar="N", help="(%(default)s)")
 
     run = commands.add_parser("run", parents=[place, data], help="a whole run, against the plain way and upstream")
-    run.add_argument("--checkout", metavar="DIR", help="of upstream DomainBed")
+    run.add_argument("--checkout", type=option_values.path, metavar="DIR", help="of upstream DomainBed")
     run.add_argument("--algorithm", default="FullFT", metavar="NAME", help="(%(default)s)")
     run.add_argument("--hparams", default=json.dumps({"batch_size": 16}), metavar="JSON", help="(%(default)s)")
-    run.add_argument("--steps", type=int, default=41, metavar="N", help="(%(default)s)")
-    run.add_argument("--checkpoint_freq", type=int, default=20, metavar="N", help="(%(default)s)")
-    run.add_argument("--per_class", type=int, default=30, metavar="N", help="images a class and domain; 0: all")
-    run.add_argument("--rounds", type=int, default=3, metavar="N", help="(%(default)s)")
+    run.add_argument("--steps", type=option_values.whole(1), default=41, metavar="N", help="(%(default)s)")
+    run.add_argument("--checkpoint_freq", type=option_values.whole(0), default=20, metavar="N", help="(%(default)s)")
+    run.add_argument(
+        "--per_class", type=option_values.whole(0), default=30, metavar="N", help="images a class and domain; 0: all"
+    )
+    run.add_argument("--rounds", type=option_values.whole(1), default=3, metavar="N", help="(%(default)s)")
 
     same = commands.add_parser("accuracy", parents=[place, data], help="whether the fast ways end where the exact does")
     same.add_argument(
@@ -69,37 +82,60 @@ def make_parser() -> argparse.ArgumentParser:
     )
     same.add_argument("--algorithm", default="BOnly", metavar="NAME", help="(%(default)s)")
     same.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
-    same.add_argument("--test_env", type=int, default=0, metavar="N", help="held out (%(default)s)")
-    same.add_argument("--steps", type=int, default=60, metavar="N", help="(%(default)s)")
-    same.add_argument("--trials", type=int, default=3, metavar="N", help="(%(default)s)")
-    same.add_argument("--first_trial", type=int, default=0, metavar="N", help="to add to earlier ones (%(default)s)")
-    same.add_argument("--per_class", type=int, default=100, metavar="N", help="images a class and domain; 0: all")
+    same.add_argument("--test_env", type=option_values.whole(0), default=0, metavar="N", help="held out (%(default)s)")
+    same.add_argument("--steps", type=option_values.whole(1), default=60, metavar="N", help="(%(default)s)")
+    same.add_argument("--trials", type=option_values.whole(1), default=3, metavar="N", help="(%(default)s)")
+    same.add_argument(
+        "--first_trial",
+        type=option_values.whole(0),
+        default=0,
+        metavar="N",
+        help="to add to earlier ones (%(default)s)",
+    )
+    same.add_argument(
+        "--per_class", type=option_values.whole(0), default=100, metavar="N", help="images a class and domain; 0: all"
+    )
 
     cuda = commands.add_parser("gpu", parents=[place], help="ViT-Ti, S and B on a GPU, and a run")
-    cuda.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 96], metavar="N", help="of training")
-    cuda.add_argument("--images", type=int, default=256, metavar="N", help="of an evaluation batch (%(default)s)")
-    cuda.add_argument("--image_size", type=int, default=224, metavar="PIXELS", help="(%(default)s)")
-    cuda.add_argument("--rounds", type=int, default=20, metavar="N", help="(%(default)s)")
-    cuda.add_argument("--data_dir", metavar="DIR", help="folder that holds PACS; then a run of it is timed too")
-    cuda.add_argument("--cache_dir", metavar="DIR", help="as of a run")
-    cuda.add_argument("--steps", type=int, default=5000, metavar="N", help="of the run (%(default)s)")
+    cuda.add_argument(
+        "--batch_sizes", type=option_values.whole(1), nargs="+", default=[32, 96], metavar="N", help="of training"
+    )
+    cuda.add_argument(
+        "--images", type=option_values.whole(1), default=256, metavar="N", help="of an evaluation batch (%(default)s)"
+    )
+    cuda.add_argument("--image_size", type=option_values.whole(1), default=224, metavar="PIXELS", help="(%(default)s)")
+    cuda.add_argument("--rounds", type=option_values.whole(1), default=20, metavar="N", help="(%(default)s)")
+    cuda.add_argument(
+        "--data_dir",
+        type=option_values.path,
+        metavar="DIR",
+        help="folder that holds PACS; then a run of it is timed too",
+    )
+    cuda.add_argument("--cache_dir", type=option_values.path, metavar="DIR", help="as of a run")
+    cuda.add_argument(
+        "--steps", type=option_values.whole(1), default=5000, metavar="N", help="of the run (%(default)s)"
+    )
     cuda.set_defaults(dataset="PACS", algorithm="BOnly", backbone="vit_base_patch16_224", weights="none", hparams="{}")
 
     several = commands.add_parser("side_by_side", parents=[place, data], help="runs at once, against one alone")
-    several.add_argument("--at_once", type=int, nargs="+", default=[1, 2], metavar="N", help="(%(default)s)")
+    several.add_argument(
+        "--at_once", type=option_values.whole(1), nargs="+", default=[1, 2], metavar="N", help="(%(default)s)"
+    )
     several.add_argument("--algorithm", default="BOnly", metavar="NAME", help="(%(default)s)")
     several.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
-    several.add_argument("--steps", type=int, default=40, metavar="N", help="(%(default)s)")
-    several.add_argument("--rounds", type=int, default=3, metavar="N", help="(%(default)s)")
+    several.add_argument("--steps", type=option_values.whole(1), default=40, metavar="N", help="(%(default)s)")
+    several.add_argument("--rounds", type=option_values.whole(1), default=3, metavar="N", help="(%(default)s)")
 
     sweep = commands.add_parser("sweep", parents=[place], help="what many short runs cost over their own work")
-    sweep.add_argument("--runs", type=int, default=200, metavar="N", help="in steps of 20 (%(default)s)")
-    sweep.add_argument("--steps", type=int, default=120, metavar="N", help="of a run (%(default)s)")
+    sweep.add_argument(
+        "--runs", type=option_values.whole(1), default=200, metavar="N", help="in steps of 20 (%(default)s)"
+    )
+    sweep.add_argument("--steps", type=option_values.whole(1), default=120, metavar="N", help="of a run (%(default)s)")
     sweep.add_argument(
         "--command_launcher", default="local", metavar="NAME", help=f"{', '.join(LAUNCHERS)} (%(default)s)"
     )
     sweep.add_argument("--launcher_options", default="{}", metavar="JSON", help="of the launcher")
-    sweep.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at once (one a core)")
+    sweep.add_argument("--jobs", type=option_values.whole(0), default=0, metavar="N", help="runs at once (one a core)")
     return parser
 
 

@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from domainbed_ext import option_values
 from domainbed_ext.cache.bar import images_bar
 from domainbed_ext.cache.content import forget
 from domainbed_ext.cache.entries import Entries
@@ -36,9 +37,18 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     place = CommandLine(add_help=False)
     place.add_argument(
-        "--cache_dir", metavar="DIR", help=f"where entries lie (${VARIABLE}, else domainbed_ext among your caches)"
+        "--cache_dir",
+        type=option_values.path,
+        metavar="DIR",
+        help=f"where entries lie (${VARIABLE}, else domainbed_ext among your caches)",
     )
-    place.add_argument("--cache_gb", type=float, default=DEFAULT_GB, metavar="GB", help="it may take (%(default)g)")
+    place.add_argument(
+        "--cache_gb",
+        type=option_values.number(above=0),
+        default=DEFAULT_GB,
+        metavar="GB",
+        help="it may take (%(default)g)",
+    )
     parser = CommandLine(
         prog="python -m domainbed_ext.cache",
         description="Images that are decoded once, for all runs after.",
@@ -49,15 +59,27 @@ def make_parser() -> argparse.ArgumentParser:
     commands.add_parser("list", parents=[place], help="what there is")
     build = commands.add_parser("build", parents=[place], help="decode a data set's images now")
     build.add_argument("--dataset", required=True, metavar="NAME", help="a data set of image files")
-    build.add_argument("--data_dir", required=True, metavar="DIR", help="folder that holds the data sets")
-    build.add_argument("--image_size", type=int, default=224, metavar="PIXELS", help="that runs feed (%(default)s)")
+    build.add_argument(
+        "--data_dir",
+        type=option_values.path,
+        required=True,
+        metavar="DIR",
+        help="folder that holds the data sets",
+    )
+    build.add_argument(
+        "--image_size",
+        type=option_values.whole(1),
+        default=224,
+        metavar="PIXELS",
+        help="that runs feed (%(default)s)",
+    )
     build.add_argument(
         "--training_images",
         choices=("exact", "resized"),
         default="exact",
         help="kept at their own size, or their shorter side at 8/7 of the image size (%(default)s)",
     )
-    build.add_argument("--workers", type=int, metavar="N", help="processes that decode (one a core)")
+    build.add_argument("--workers", type=option_values.whole(1), metavar="N", help="processes that decode (one a core)")
     remove = commands.add_parser("remove", parents=[place], help="make room")
     remove.add_argument(
         "names", nargs="*", metavar="NAME", help="entries, or the environments or data sets of which all go"
@@ -79,9 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         BenchmarkError: what went wrong, in one sentence with what to do.
     """
     args = make_parser().parse_args(argv)
-    if not args.cache_gb > 0:
-        raise BenchmarkError(f"--cache_gb is above 0, not {args.cache_gb:g}")
-    folder = Path(args.cache_dir).expanduser() if args.cache_dir else default_folder()
+    folder = Path(args.cache_dir) if args.cache_dir else default_folder()
     entries = Entries(folder, int(args.cache_gb * 1e9))
     {"list": _list, "build": _build, "remove": _remove}[args.command](entries, args)
     return 0
@@ -107,10 +127,6 @@ def _build(entries: Entries, args: argparse.Namespace) -> None:
     from domainbed_ext.datasets import get_dataset_class
     from domainbed_ext.datasets.folders import FileEnvironment
 
-    if args.image_size < 1:
-        raise BenchmarkError(f"--image_size starts at 1, not {args.image_size}")
-    if args.workers is not None and args.workers < 1:
-        raise BenchmarkError(f"--workers starts at 1, not {args.workers}")
     dataset = get_dataset_class(args.dataset)(args.data_dir, [], {})
     environments = [environment for environment in dataset.datasets if isinstance(environment, FileEnvironment)]
     if not environments:

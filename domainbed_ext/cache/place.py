@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.option_values import expanded
+
 DEFAULT_GB = 32.0
 VARIABLE = "DOMAINBED_EXT_CACHE"
 
@@ -10,6 +13,12 @@ VARIABLE = "DOMAINBED_EXT_CACHE"
 def default_folder() -> Path:
     """The folder that the environment variable DOMAINBED_EXT_CACHE names, else one among the user's caches."""
     if named := os.environ.get(VARIABLE):
-        return Path(named).expanduser()
+        return Path(expanded(VARIABLE, named))
     caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "domainbed_ext"
+    try:
+        return (Path(caches) if caches else Path.home() / ".cache") / "domainbed_ext"
+    except RuntimeError as error:
+        raise BenchmarkError(
+            f"no home folder is known, so no place for the image cache: give --cache_dir DIR (none: decode each time), "
+            f"or set {VARIABLE}"
+        ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from domainbed_ext import option_values
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError, CommandLine, unknown
 from domainbed_ext.launchers.slots import available_cores
@@ -38,9 +39,16 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help=", ".join(_names()))
-    parser.add_argument("--data_dir", required=True, metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument(
+        "--data_dir",
+        type=option_values.path,
+        required=True,
+        metavar="DIR",
+        help="folder that holds the data sets",
+    )
     parser.add_argument(
         "--archive",
+        type=option_values.path,
         nargs="+",
         action="extend",
         default=[],
@@ -50,7 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--verify", action="store_true", help="only verify what is there")
     parser.add_argument("--decode", action="store_true", help="decode every image too, and name those that do not")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (one a core)")
+    parser.add_argument(
+        "--workers", type=option_values.whole(1), metavar="N", help="processes that read images (one a core)"
+    )
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and do nothing")
     return parser
 
@@ -74,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = make_parser().parse_args(argv)
     name = _check(args)
-    place = Place(name, Path(args.data_dir).expanduser())
+    place = Place(name, Path(args.data_dir))
     given = expand(name, args.archive) if name in SOURCES else []
     if args.dry_run:
         _say_what(place, given, args.verify)
@@ -100,8 +110,6 @@ def _check(args: argparse.Namespace) -> str:
         raise BenchmarkError("ImageFolderDomains is a folder of yours, which can only be verified: add --verify")
     if args.verify and args.archive:
         raise BenchmarkError("--verify looks at what is laid out: leave out --archive, or leave out --verify")
-    if args.workers is not None and args.workers < 1:
-        raise BenchmarkError(f"--workers starts at 1, not {args.workers}")
     return name
 
 

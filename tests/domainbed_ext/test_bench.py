@@ -162,6 +162,6 @@ def test_accuracies_are_compared_trial_by_trial(pacs_like, tmp_path, monkeypatch
 
 
 def test_a_run_that_fails_in_a_measurement_is_named(pacs_like, tmp_path):
-    words = ["accuracy", "--data_dir", str(pacs_like), "--steps", "0", "--backbone", "vit_pico_patch8_32"]
-    with pytest.raises(BenchmarkError, match="the run 'plain, float32' failed .*--steps and --threads start at 1"):
+    words = ["accuracy", "--data_dir", str(pacs_like), "--test_env", "9", "--backbone", "vit_pico_patch8_32"]
+    with pytest.raises(BenchmarkError, match="the run 'plain, float32' failed .*--test_envs 9: there are 4"):
         bench.main([*words, "--hparams", '{"batch_size": 4}', "--output_dir", str(tmp_path / "out")])

@@ -67,8 +67,8 @@ def test_a_definition_may_hold_a_launchers_options(tmp_path):
     [
         (["--launcher_options", "{partition: gpu}"], "--launcher_options is not JSON"),
         (["--launcher_options", "3"], "--launcher_options is not a JSON object but 3"),
-        (["--jobs_per_gpu", "0"], "--jobs_per_gpu 0: it starts at 1"),
-        (["--jobs", "-1"], "--jobs -1: it starts at 0"),
+        (["--jobs_per_gpu", "0"], "--jobs_per_gpu: 0 is too small, it starts at 1"),
+        (["--jobs", "-1"], "--jobs: -1 is too small, it starts at 0"),
     ],
 )
 def test_malformed_launching_gets_a_sentence(tmp_path, more, sentence):
@@ -113,10 +113,13 @@ def write(tmp_path, text):
         ("dataset: PACS", "unknown argument in .*'dataset': did you mean 'datasets'"),
         ("datasets: [PACS]", "--algorithms is missing"),
         ("{datasets: [PACS], algorithms: [BA]}", "--output_dir is missing"),
-        ("{datasets: [PACS], algorithms: [BA], output_dir: o, n_hparams: 0}", "this sweep has no run"),
-        ("steps: many", "argument --steps: invalid int value: 'many'; see python -m domainbed_ext.sweep --help"),
-        ("n_trials: 2.5", "argument --n_trials: invalid int value: '2.5'"),
-        ("steps: [1, 2]", "unrecognized arguments: 2"),
+        (
+            "{datasets: [PACS], algorithms: [BA], output_dir: o, n_hparams: 0}",
+            "--n_hparams: 0 is too small, it starts at 1",
+        ),
+        ("{datasets: [PACS], algorithms: [BA], output_dir: o, n_hparams_from: 20}", "this sweep has no run"),
+        ("steps: many", "argument --steps: 'many' is not a whole number; see python -m domainbed_ext.sweep --help"),
+        ("n_trials: 2.5", "argument --n_trials: '2.5' is not a whole number"),
     ],
 )
 def test_a_malformed_definition_gets_a_sentence(tmp_path, text, sentence):

@@ -100,7 +100,7 @@ def test_pretraining_repeats_to_the_byte(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("argument", ["--steps", "--batch_size", "--threads"])
 def test_pretraining_refuses_nothing_to_do(argument, tmp_path):
-    with pytest.raises(BenchmarkError, match="at least 1"):
+    with pytest.raises(BenchmarkError, match="too small, it starts at 1"):
         pretrain.main([argument, "0", "--out", str(tmp_path / "x.safetensors")])
 
 

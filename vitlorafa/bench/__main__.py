@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -102,9 +103,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="rounds that count (%(default)s)")
     parser.add_argument("--warmup", type=int, default=2, metavar="N", help="rounds before them (%(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's choice)")
-    parser.add_argument("--output_dir", default="runs/bench", metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--output_dir", type=_path, default="runs/bench", metavar="DIR", help="(%(default)s)")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, by formula; write nothing")
     return parser
+
+
+def _path(text: str) -> str:
+    return os.path.expanduser(os.path.expandvars(text))
 
 
 def make_plans(args: argparse.Namespace) -> list[Plan]:

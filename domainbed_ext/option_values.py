@@ -1,0 +1,142 @@
+"""What the values of options may be: types for argparse, whose errors say what is wrong and where values start."""
+
+import math
+import os
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+from domainbed_ext.errors import BenchmarkError
+
+LARGEST_SEED = 2**32 - 1  # NumPy's
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an option that is a whole number.
+
+    Args:
+        least: Smallest value.
+        most: Largest value; None for no limit.
+
+    Returns:
+        The type. It reads "1e3" too.
+    """
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = _integral(text)
+        if value < least:
+            raise ArgumentTypeError(f"{text} is too small, it starts at {least}")
+        if most is not None and value > most:
+            raise ArgumentTypeError(f"{text} is too large, it ends at {most}")
+        return value
+
+    return read
+
+
+seed = whole(0, LARGEST_SEED)
+
+
+def number(least: float = -math.inf, above: float = -math.inf) -> Callable[[str], float]:
+    """The type of an option that is a finite number.
+
+    Args:
+        least: Smallest value.
+        above: Bound that the value must exceed.
+
+    Returns:
+        The type.
+    """
+
+    def read(text: str) -> float:
+        value = _finite(text)
+        if value < least:
+            raise ArgumentTypeError(f"{text} is too small, it starts at {least:g}")
+        if not value > above:
+            raise ArgumentTypeError(f"{text} is too small, give a number above {above:g}")
+        return value
+
+    return read
+
+
+def share(with_0: bool = False, with_1: bool = False) -> Callable[[str], float]:
+    """The type of an option that is a share of something.
+
+    Args:
+        with_0: Whether it may be nothing.
+        with_1: Whether it may be all.
+
+    Returns:
+        The type.
+    """
+
+    def read(text: str) -> float:
+        value = _finite(text)
+        if not (0 < value < 1 or (with_0 and value == 0) or (with_1 and value == 1)):
+            low, high = "from 0" if with_0 else "above 0", "up to 1" if with_1 else "below 1"
+            raise ArgumentTypeError(f"{text} is out of range, give a share {low} and {high}")
+        return value
+
+    return read
+
+
+def path(text: str) -> str:
+    """The type of an option that names a file or a folder: `~` and variables such as `$HOME` are expanded.
+
+    Args:
+        text: Path, or a word like "none", which has nothing to expand.
+
+    Returns:
+        The path.
+    """
+    if not text.startswith("~") and os.path.exists(text):  # also where its name has a $
+        return text
+    expanded = os.path.expandvars(text)
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", expanded):
+        raise ArgumentTypeError(f"{text}: the variable {unset[0]} is not set")
+    if not expanded:
+        raise ArgumentTypeError(f"{text!r} is empty, give a path")
+    if expanded.startswith("~"):
+        user = expanded.split(os.sep)[0]
+        expanded = os.path.expanduser(expanded)
+        if expanded.startswith("~"):
+            raise ArgumentTypeError(f"{text}: no home folder of {user} is known; write the path without {user}")
+    return expanded
+
+
+def expanded(what: str, text: str) -> str:
+    """A path that is no option of its own, expanded as `path` does.
+
+    Args:
+        what: Where it was given, for the error.
+        text: Path.
+
+    Raises:
+        BenchmarkError: It cannot be expanded.
+    """
+    try:
+        return path(text)
+    except ArgumentTypeError as error:
+        raise BenchmarkError(f"{what} {error}") from None
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def _integral(text: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value.is_integer():
+        raise ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(value)
