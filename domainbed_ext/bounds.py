@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.grid import NOT_RECORDED
 from domainbed_ext.model_selection import Record, training_environments
 
@@ -150,15 +151,16 @@ def adapted_shapes(backbone: str, targets: str) -> tuple[tuple[int, int], ...]:
     import timm
     import torch
 
-    import domainbed_ext.tiny_vit  # noqa: F401  (registers the embedded backbone with timm)
+    from domainbed_ext import backbone_names
     from vitlorafa import AdapterConfig, AdapterError
     from vitlorafa.inject import linear_sites
 
     try:
         wanted = AdapterConfig(targets=targets).targets  # type: ignore[arg-type]
         with torch.device("meta"):
-            model = timm.create_model(backbone, pretrained=False)
-    except (AdapterError, RuntimeError, ValueError):  # a name of another release, or of a plug-in that is not here
+            model = timm.create_model(backbone_names.parse(backbone).timm, pretrained=False)
+    # A name of another release or of a plug-in that is not here, or a folder that is elsewhere.
+    except (AdapterError, BenchmarkError, RuntimeError, ValueError):
         return ()
     shapes = []
     for site in linear_sites(model):

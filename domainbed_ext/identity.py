@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext import backbones, hparams_registry, option_values, protocols
+from domainbed_ext import backbone_names, backbones, hparams_registry, option_values, protocols
 from domainbed_ext.algorithms import get_hparams, parse_name
 from domainbed_ext.datasets import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
@@ -44,7 +44,8 @@ class Computations:
         args = protocols.resolve(args)
         drawn = self._drawn(args.algorithm, args.dataset, args.hparams_seed, args.trial_seed)
         hparams = final_hparams(args, drawn)
-        weights = self._weights(hparams.pop("weights"))
+        weights = self._weights(hparams.pop("weights"), hparams["backbone"])
+        hparams["backbone"] = backbone_names.identity(hparams["backbone"])
         return {"args": _said(vars(args), args.dataset), "hparams": hparams, "weights": weights}
 
 
@@ -89,6 +90,8 @@ def contradicts(computation: Computation, record: Mapping[str, Any]) -> bool:
     """
     args, hparams = record["args"], dict(record.get("hparams") or {})
     weights = hparams.pop("weights", None)
+    if "backbone" in hparams:
+        hparams["backbone"] = backbone_names.identity(hparams["backbone"])
     weights = record.get("weights_digest") or (weights if weights in backbones.NO_FILE else None)
     said = {name: value for name, value in _said(args, computation["args"]["dataset"]).items() if value is not None}
     return (
@@ -106,11 +109,11 @@ def _said(args: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     return said | {name: value for name, value in defaults.items() if said[name] is None}
 
 
-def _weights(weights: str) -> str:
-    if weights in backbones.NO_FILE:
-        return weights
-    digest = backbones.digest(weights)
+def _weights(weights: str, backbone: str) -> str:
+    digest = backbones.digest(weights, backbone)
     if digest is None:
+        if weights in backbones.NO_FILE:
+            return weights
         raise BenchmarkError(
             f"no weights file {Path(weights).expanduser()}: runs are told apart by what is in it; give --weights a "
             ".safetensors file, or leave it out for timm's own"

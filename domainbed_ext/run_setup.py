@@ -114,7 +114,7 @@ def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
         "environments": list(setup.dataset.environments),
         "split_sizes": {name: len(split) for name, split in setup.splits.items()},
         "precision": algorithm.precision,
-        "weights_digest": backbones.digest(setup.hparams["weights"]),
+        "weights_digest": backbones.digest(setup.hparams["weights"], setup.hparams["backbone"]),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "versions": versions(),

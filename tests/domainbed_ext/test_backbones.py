@@ -3,7 +3,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from domainbed_ext import backbones, precision
+from domainbed_ext import backbones, image_sizes, precision
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.inputs import IMAGENET_MEAN
 
@@ -48,6 +48,56 @@ def test_input_statistics_are_the_backbones_own_or_imagenets():
 def test_another_image_size_resamples_the_position_embedding(weights):
     model = backbones.create(NAME, str(weights), num_classes=3, image_size=64)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_position_embeddings_that_are_resampled_are_reported(weights, capsys):
+    backbones.create(NAME, "none", num_classes=3, image_size=64)
+    assert "resampled by timm: pos_embed from [1, 101, 64] to [1, 17, 64]" in capsys.readouterr().err
+    backbones.create(NAME, "none", num_classes=3, image_size=160)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("test_resnet", 64), ("test_convnext", 100), ("test_coatnet", 96), ("twins_svt_small", 96), ("test_vit", 96)],
+)
+def test_any_size_that_a_model_takes(name, size):
+    model = backbones.create(name, "none", num_classes=3, image_size=size).eval()
+    assert model(torch.zeros(1, 3, size, size)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "sentence"),
+    [
+        (NAME, 100, r"test_vit takes no images of 100 × 100 pixels .*it takes 96, 112, its own 160 × 160.*or null"),
+        (NAME, 8, r"test_vit takes no images of 8 × 8 pixels .*give image_size another value"),
+        ("twins_svt_small", 100, "it takes 96, 128, its own 224 × 224"),
+        ("vgg11", 8, r"vgg11 takes no images of 8 × 8 pixels"),
+    ],
+)
+def test_a_size_that_a_model_cannot_take_gets_a_sentence(name, size, sentence):
+    for call in (lambda: backbones.inputs(name, size), lambda: backbones.create(name, "none", 3, image_size=size)):
+        with pytest.raises(BenchmarkError, match=sentence):
+            call()
+
+
+def test_looking_for_a_size_draws_nothing():
+    image_sizes._try.cache_clear()
+    torch.manual_seed(3)
+    with pytest.raises(BenchmarkError):
+        backbones.inputs(NAME, 100)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_a_model_without_a_head_gets_a_sentence(monkeypatch):
+    class Encoder(torch.nn.Linear):
+        pass
+
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: Encoder(1, 1))
+    with pytest.raises(BenchmarkError, match="test_vit is no classifier .Encoder has no head."):
+        backbones.create(NAME, "none", 3)
 
 
 def spoil(path, change):

@@ -149,7 +149,7 @@ def test_weights_count_by_what_is_in_them(tmp_path, weights, monkeypatch):
 
     read = []
     digest = backbones.digest
-    monkeypatch.setattr(backbones, "digest", lambda path: (read.append(path), digest(path))[1])
+    monkeypatch.setattr(backbones, "digest", lambda *args: (read.append(args), digest(*args))[1])
     before = names(tmp_path, "--weights", str(weights), "--n_trials", "3")
     assert len(read) == 1  # once for all runs
     moved = shutil.move(weights, tmp_path / "moved.safetensors")
