@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext import option_values, page, plots, tables
+from domainbed_ext import mixture, option_values, page, plots, tables
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
 from domainbed_ext.files import write_atomically
 from domainbed_ext.grid import Table
@@ -66,15 +66,18 @@ def collect(
         The paths of the files written.
 
     Raises:
-        BenchmarkError: no records, an unknown selection method, nothing that the paper has too, or a folder that
-            cannot be written.
+        BenchmarkError: no records, runs of one data set's name on different data, an unknown selection method, nothing
+            that the paper has too, or a folder that cannot be written.
     """
     # A method named twice is one method.
     methods = list(dict.fromkeys(method(name) for name in selections)) if selections else None
     left_out = [] if unreadable is None else unreadable
-    results = Results(load_records(input_dir, unfinished, left_out), methods)
+    records = load_records(input_dir, unfinished, left_out)
     for sentence in left_out:
         print(f"left out: {sentence}", file=sys.stderr)
+    for warning in mixture.check(records, input_dir):
+        print(f"warning: {warning}", file=sys.stderr)
+    results = Results(records, methods)
     shown = tables.all_tables(results)
     extra: dict[str, bytes] = {}
     if paper:

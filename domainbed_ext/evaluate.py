@@ -16,6 +16,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from domainbed_ext import option_values
+from domainbed_ext.differences import Kind, changed, differences
 from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
 from domainbed_ext.feed import Feed
 from domainbed_ext.model_selection import best_step
@@ -23,7 +24,7 @@ from domainbed_ext.options import PLACES
 from domainbed_ext.options import make_parser as make_run_parser
 from domainbed_ext.provenance import machine, versions
 from domainbed_ext.records import RunFolder, State
-from domainbed_ext.run_setup import Setup, compute_exactly, set_up
+from domainbed_ext.run_setup import Setup, compute_exactly, facts, set_up
 from vitlorafa import AdapterError
 
 
@@ -60,6 +61,7 @@ def evaluate(
     setup = _set_up(record, data_dir, weights)
     compute_exactly(setup.args)
     algorithm = setup.make_algorithm()
+    _check(record, facts(setup, algorithm), run)
     try:
         algorithm.load(saved)
     except (AdapterError, SafetensorError, OSError) as error:
@@ -110,14 +112,17 @@ def _set_up(record: dict[str, Any], data_dir: str | None, weights: str | None) -
     args.hparams = None  # what it said is in the final hyperparameters
     hparams = {**record["hparams"], "precision": record["precision"]}
     hparams |= {name: value for name, value in moved.items() if name == "weights"}
-    setup = set_up(args, hparams)
-    for name, split in setup.splits.items():
-        if len(split) != (size := record["split_sizes"].get(name, 0)):
+    return set_up(args, hparams)
+
+
+def _check(record: dict[str, Any], now: dict[str, Any], run: RunFolder) -> None:
+    """Refuses data and weights that are not the run's."""
+    found = differences(record, now)
+    for kind, option in ((Kind.DATA, "--data_dir"), (Kind.WEIGHTS, "--weights")):
+        if kind in found:
             raise BenchmarkError(
-                f"{name} has {len(split)} images here and had {size} in the run: give --data_dir the images that it "
-                "was trained on"
+                f"{run.path} is of other {kind.value} than those here ({found[kind]}): give {option} those of the run"
             )
-    return setup
 
 
 def difference(record: dict[str, Any], reproduced: Sequence[Reproduced]) -> str:
@@ -132,8 +137,8 @@ def difference(record: dict[str, Any], reproduced: Sequence[Reproduced]) -> str:
         return ""
     here = {**versions(), **machine()}
     there = {**record.get("versions", {}), **record.get("machine", {})}
-    changed = [f"{name} {there[name]} then, {here.get(name)} now" for name in there if there[name] != here.get(name)]
-    reason = f"it ran elsewhere: {'; '.join(changed)}" if changed else "the images or the weights are not the run's"
+    elsewhere = changed(there, here)
+    reason = f"it ran elsewhere: {elsewhere}" if elsewhere else "the images or the weights are not the run's"
     return f"{len(differing)} of {len(reproduced)} accuracies are not as recorded ({reason})"
 
 

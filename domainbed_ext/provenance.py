@@ -1,5 +1,8 @@
 """Where numbers come from: versions, machine, command and date."""
 
+import contextlib
+import hashlib
+import inspect
 import os
 import platform
 import shlex
@@ -21,6 +24,25 @@ def versions() -> dict[str, str]:
     """Of Python and of every package that the numbers depend on."""
     packages = (domainbed_ext, torch, torchvision, timm, np, safetensors)
     return {"python": platform.python_version(), **{package.__name__: package.__version__ for package in packages}}
+
+
+def own_sources(made: type, base: type) -> dict[str, str]:
+    """Digests of the source files of a class that is not of this package, and of its bases that are not.
+
+    Args:
+        made: Class of a method or a data set.
+        base: What all such classes inherit from.
+
+    Returns:
+        Class name to digest; without classes whose source is not in a file.
+    """
+    digests = {}
+    for each in made.__mro__:
+        if issubclass(each, base) and each.__module__.partition(".")[0] != domainbed_ext.__name__:
+            with contextlib.suppress(OSError, TypeError):  # typed at a prompt, say
+                content = Path(inspect.getsourcefile(each) or "").read_bytes()
+                digests[each.__name__] = hashlib.blake2b(content, digest_size=8).hexdigest()
+    return digests
 
 
 def machine() -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """A run's parts, made from its arguments and checked before any work is done."""
 
-import json
 import random
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ from domainbed_ext import backbones, hparams_registry, protocols
 from domainbed_ext.algorithms import Algorithm, get_algorithm_class, get_hparams
 from domainbed_ext.data import Split
 from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
+from domainbed_ext.datasets.digest import digest
 from domainbed_ext.datasets.folders import unreadable
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.identity import final_hparams, given_hparams
 from domainbed_ext.inputs import Inputs
-from domainbed_ext.options import PLACES
-from domainbed_ext.provenance import machine, versions
+from domainbed_ext.provenance import machine, own_sources, versions
 from domainbed_ext.seeds import holdout_split, seed_hash, split
 from vitlorafa import count_parameters
 
@@ -75,6 +75,11 @@ class Setup:
         # The first part, whose order is the seeded shuffle's.
         return Split(split.environment, split.keys[: max(1, round(len(split) * self.args.train_eval_share))])
 
+    @cached_property
+    def data_digest(self) -> list[str]:
+        """The digest of each environment."""
+        return digest(self.dataset)
+
     @property
     def augmentation(self) -> str:
         """Name in `augmentation.AUGMENTATIONS` of what training images undergo."""
@@ -112,28 +117,19 @@ def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
         "args": vars(setup.args),
         "hparams": setup.hparams,
         "environments": list(setup.dataset.environments),
+        "data_digest": setup.data_digest,
         "split_sizes": {name: len(split) for name, split in setup.splits.items()},
         "precision": algorithm.precision,
         "weights_digest": backbones.digest(setup.hparams["weights"], setup.hparams["backbone"]),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "versions": versions(),
+        "sources": {
+            **own_sources(type(algorithm), Algorithm),
+            **own_sources(type(setup.dataset), MultipleDomainDataset),
+        },
         "machine": machine(),
     }
-
-
-def is_same_computation(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two runs' facts are of the same computation, wherever it takes place and its data lie."""
-
-    def computed(all_facts: Mapping[str, Any]) -> str:
-        said = {name: value for name, value in all_facts["args"].items() if name not in PLACES}
-        hparams = {name: value for name, value in all_facts["hparams"].items() if name != "weights"}
-        weights = all_facts.get("weights_digest") or all_facts["hparams"]["weights"]
-        rest = {name: all_facts.get(name) for name in ("environments", "split_sizes", "precision", "versions")}
-        # As JSON, for one of them may come from a file.
-        return json.dumps({**rest, "args": said, "hparams": hparams, "weights": weights}, sort_keys=True)
-
-    return computed(one) == computed(other)
 
 
 def compute_exactly(args: Namespace) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext import cleaning, cost, status
+from domainbed_ext import cleaning, cost, finished, status
 from domainbed_ext.definitions import make_parser, parse
 from domainbed_ext.errors import BenchmarkError, ExitCode, exit_cleanly
 from domainbed_ext.files import write_atomically
@@ -48,9 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{count_of(len(jobs))} in {args.output_dir}: {summary(standings)}", flush=True)
     if args.command == "delete_incomplete":
         return _delete(args, standings)
+    _compare_finished(standings)
     if args.command == "validate":
         return _validate(args, standings)
     return _launch(args, standings, words)
+
+
+def _compare_finished(standings: Sequence[Standing]) -> None:
+    """Refuses finished runs on other data than what is here, and warns of what else has changed since."""
+    for warning in finished.compare([standing.job for standing in standings if standing.state is State.DONE]):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _launch(args: argparse.Namespace, standings: Sequence[Standing], words: Sequence[str]) -> int:
@@ -156,10 +163,11 @@ def _status(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     sweep_dir = Path(args.output_dir)
     if args.json:
         print(status.as_json(look(jobs, sweep_dir), sweep_dir))
-        return 0
-    status.show(lambda: look(jobs, sweep_dir), sweep_dir, args.watch)
-    if count := others(jobs, sweep_dir):
-        print(_about_others(count, args.output_dir))
+    else:
+        status.show(lambda: look(jobs, sweep_dir), sweep_dir, args.watch)
+        if count := others(jobs, sweep_dir):
+            print(_about_others(count, args.output_dir))
+    _compare_finished(look(jobs, sweep_dir))  # last, for it may list many files
     return 0
 
 

@@ -22,6 +22,7 @@ from torch import cuda, manual_seed
 
 from domainbed_ext import checkpoint
 from domainbed_ext.attempts import Claim, Lost, Taken
+from domainbed_ext.differences import Kind, differences
 from domainbed_ext.errors import BenchmarkError, ExitCode, exit_cleanly
 from domainbed_ext.feed import Feed
 from domainbed_ext.files import replace_atomically
@@ -29,7 +30,7 @@ from domainbed_ext.interrupts import Interrupted, OutOfTime, Stop, stoppable
 from domainbed_ext.model_selection import better
 from domainbed_ext.options import make_parser
 from domainbed_ext.records import RunFolder, State
-from domainbed_ext.run_setup import Setup, compute_exactly, facts, is_same_computation, set_up
+from domainbed_ext.run_setup import Setup, compute_exactly, facts, set_up
 from domainbed_ext.seeds import seed_hash
 
 ProgressBar = Callable[[float], None]
@@ -144,8 +145,9 @@ class Training:
         state, complaints = checkpoint.load(self.folder.path)
         for complaint in complaints:
             print(complaint, file=sys.stderr)
-        if state is not None and not is_same_computation(state["facts"], self.facts):
-            print("the checkpoint is of another computation (arguments or versions): starting again", file=sys.stderr)
+        if state is not None and (found := differences(state["facts"], self.facts)):
+            told = ", ".join(f"{kind.value} ({words})" for kind, words in found.items())
+            print(f"the checkpoint is of other {told}: starting again", file=sys.stderr)
             state = None
         if state is None:
             self.folder.start()
@@ -201,10 +203,7 @@ def run(args: argparse.Namespace, progress: ProgressBar) -> ExitCode:
     """
     folder = RunFolder(args.output_dir)
     if folder.state is State.DONE:
-        if is_same_computation(folder.records()[-1], facts(set_up(args))):
-            print(f"{folder.path} is done already")
-            return ExitCode.DONE
-        raise BenchmarkError(f"{folder.path} holds a finished run of other arguments: give another --output_dir")
+        return _done_already(args, folder)
     try:
         claim = folder.claim()
     except Taken as taken:
@@ -215,6 +214,23 @@ def run(args: argparse.Namespace, progress: ProgressBar) -> ExitCode:
             claim.ended = "done"
             return ExitCode.DONE
         return _attempt(args, folder, claim, progress)
+
+
+def _done_already(args: argparse.Namespace, folder: RunFolder) -> ExitCode:
+    """Accepts a finished run of the same computation; versions, precision and source files may have changed since."""
+    record = folder.records()[-1]
+    found = differences(record, facts(set_up(args)))
+    if "data_digest" not in record:
+        print(f"{folder.path} does not record of which data it is: taken as of the data here", file=sys.stderr)
+    for kind, words in found.items():
+        if kind in (Kind.ARGUMENTS, Kind.DATA, Kind.WEIGHTS):
+            raise BenchmarkError(
+                f"{folder.path} holds a finished run of other {kind.value} ({words}): give another --output_dir, or "
+                f"the {kind.value} of then"
+            )
+        print(f"{folder.path} is of other {kind.value} ({words}): accepted as it is", file=sys.stderr)
+    print(f"{folder.path} is done already")
+    return ExitCode.DONE
 
 
 def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress: ProgressBar) -> ExitCode:

@@ -8,28 +8,22 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from domainbed_ext import file_stats
+from domainbed_ext.file_stats import THREADS, UNKNOWN, in_chunks
 from domainbed_ext.files import write_atomically
-
-T = TypeVar("T")
 
 SETTLED = 2.0  # seconds after a change in which the next may bear the same time, on the coarsest of file systems
 
 _MEMOS = ".memos"
 _DIGEST = 16  # bytes
-_UNKNOWN = -1  # in place of a stat
-_THREADS = 16
-_CHUNK = 256  # files
-_SLOW = 1e-4  # seconds: a stat that takes longer goes over a network, where many at once are quicker
 
 
 def digest(paths: Sequence[str], folder: Path) -> str:
@@ -45,15 +39,15 @@ def digest(paths: Sequence[str], folder: Path) -> str:
     names = "\0".join([*map(os.path.abspath, paths[:1]), *paths]).encode("utf-8", "surrogateescape")
     memo = folder / _MEMOS / f"{hashlib.blake2b(names, digest_size=_DIGEST).hexdigest()}.safetensors"
     now = time.time_ns()
-    stats = _stats(paths)
+    stats = file_stats.stats(paths)
     known, digests = _recall(memo, len(paths))
-    stale = np.flatnonzero((stats != known).any(1) | (stats == _UNKNOWN).all(1)).tolist()
+    stale = np.flatnonzero((stats != known).any(1) | (stats == UNKNOWN).all(1)).tolist()
     if stale:
-        contents = _in_chunks(_digests, [paths[i] for i in stale], _THREADS)
+        contents = in_chunks(_digests, [paths[i] for i in stale], THREADS)
         digests[stale] = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, _DIGEST)
         # Whatever changed a moment ago may change again and look the same, so it is read once more next time.
         unsettled = (stats[:, 2] > now - SETTLED * 1e9) | (digests == 0).all(1)
-        stats[unsettled] = _UNKNOWN
+        stats[unsettled] = UNKNOWN
         if (stats != known).any():
             _remember(memo, stats, digests)
     return hashlib.blake2b(digests.data, digest_size=_DIGEST).hexdigest()
@@ -69,26 +63,6 @@ def forget(folder: Path) -> None:
         memo.unlink(missing_ok=True)
 
 
-def _stats(paths: Sequence[str]) -> NDArray[np.int64]:
-    """(size, modified, changed, inode) of each file, times in ns: int64 [files, 4]."""
-    start = time.perf_counter()
-    first = _stat(paths[:_CHUNK])
-    slow = time.perf_counter() - start > _SLOW * len(first)
-    return np.concatenate([first, *_in_chunks(_stat, paths[_CHUNK:], _THREADS if slow else 1)])
-
-
-def _stat(paths: Sequence[str]) -> NDArray[np.int64]:
-    rows: list[int] = []
-    for path in paths:
-        try:
-            found = os.stat(path)
-        except OSError:
-            rows += [_UNKNOWN] * 4
-        else:  # some file systems number their files with 64 bits and no sign
-            rows += found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & (2**63 - 1)
-    return np.array(rows, np.int64).reshape(-1, 4)
-
-
 def _digests(paths: Sequence[str]) -> bytes:
     """The digest of each file's content, one after another; zeros for a file that cannot be read."""
     found = []
@@ -100,14 +74,6 @@ def _digests(paths: Sequence[str]) -> bytes:
     return b"".join(found)
 
 
-def _in_chunks(function: Callable[[Sequence[str]], T], paths: Sequence[str], threads: int) -> list[T]:
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    if threads < 2:
-        return [function(chunk) for chunk in chunks]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, chunks))
-
-
 def _recall(memo: Path, count: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """The stats [files, 4] and digests [files, 16] of a memo; unknown ones if there is none, or it is broken."""
     try:
@@ -117,7 +83,7 @@ def _recall(memo: Path, count: int) -> tuple[NDArray[np.int64], NDArray[np.uint8
             return stats.copy(), digests.copy()
     except (OSError, SafetensorError, KeyError):
         pass
-    return np.full((count, 4), _UNKNOWN, np.int64), np.zeros((count, _DIGEST), np.uint8)
+    return np.full((count, 4), UNKNOWN, np.int64), np.zeros((count, _DIGEST), np.uint8)
 
 
 def _remember(memo: Path, stats: NDArray[np.int64], digests: NDArray[np.uint8]) -> None:

@@ -5,7 +5,7 @@ their own with seed 0, in DomainBed's order, so that labels are those of a Domai
 are the same normal values, but turned into 8-bit pixels, since that is what an environment holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +36,10 @@ class DebugEnvironment(Environment):
     def load(self, index: int) -> Image.Image:
         """The image, RGB."""
         return Image.fromarray(self.images[index])
+
+    def content(self) -> Iterator[bytes]:
+        """The pixels."""
+        yield self.images.tobytes()
 
 
 class Debug28(MultipleDomainDataset):

@@ -15,7 +15,7 @@ never change, so the images do not depend on machine or thread count; a Pillow t
 images with another rounding may move a pixel by a grey level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class DigitsEnvironment(Environment):
         """The image [32, 32], RGB."""
         return Image.fromarray(self.images[index])
 
+    def content(self) -> Iterator[bytes]:
+        """What the images are made from: the scans and the seed."""
+        yield str(_SEED).encode()
+        yield _digits()[0][digits_split()[self.name]].tobytes()
+
 
 class DigitsShift(MultipleDomainDataset):
     """Real handwritten digits under four synthetic shifts; needs no `--data_dir`."""
@@ -70,9 +75,7 @@ def digits_split() -> dict[str, NDArray[np.int64]]:
     Returns:
         For each environment the ascending indices into `load_digits()`: disjoint, together all of them.
     """
-    from sklearn.datasets import load_digits  # here, for it takes seconds that only this data set need wait
-
-    target = load_digits().target
+    target = _digits()[1]
     rng = np.random.RandomState(_SEED)
     by_class = np.concatenate([rng.permutation(np.flatnonzero(target == c)) for c in range(NUM_CLASSES)])
     # Dealing on from class to class, rather than anew for each, evens out the sizes as well.
@@ -88,19 +91,25 @@ def digits_environments() -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64
         For each environment, in the order of `ENVIRONMENTS`, the images [n, 32, 32, 3] (RGB, 0 to 255) and
         their classes [n] (0 to 9). The arrays are shared between callers and therefore read-only.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    scans = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    scans, target = _digits()
     environments = {}
     for name, indices in digits_split().items():
         rng = np.random.RandomState(_SEED + 1 + ENVIRONMENTS.index(name))
         ink = [_enlarge(scans[i]) for i in indices]
         images = np.stack([np.asarray(image) for image in _SHIFTS[name](ink, rng)])
-        labels = digits.target[indices].astype(np.int64)
+        labels = target[indices].astype(np.int64)
         images.flags.writeable = labels.flags.writeable = False
         environments[name] = (images, labels)
     return environments
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """scikit-learn's scans [n, 8, 8], 0 to 255, and their classes [n]."""
+    from sklearn.datasets import load_digits  # here, for it takes seconds that only this data set need wait
+
+    digits = load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
 
 def _enlarge(scan: NDArray[np.uint8]) -> Image.Image:

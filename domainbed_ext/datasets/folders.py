@@ -5,7 +5,7 @@ refused rather than taken for an environment, and so are classes that differ bet
 would shift every index silently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
+from domainbed_ext.datasets.digest import content_of_files
 from domainbed_ext.errors import BenchmarkError
 
 
@@ -35,6 +36,10 @@ class FileEnvironment(Environment):
                 return image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:  # what PIL raises, by format, on a broken file
             raise unreadable([self.paths[index]]) from error
+
+    def content(self) -> Iterator[bytes]:
+        """Names and sizes of the files."""
+        return content_of_files(self.paths)
 
     def verify(self) -> list[str]:
         """Runs `PIL.Image.verify` on every file."""

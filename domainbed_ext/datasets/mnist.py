@@ -9,7 +9,7 @@ Nothing is downloaded. The IDX files lie as torchvision lays them out, in `<data
 `python -m domainbed_ext.prepare MNIST` puts them there. No images are augmented, as in DomainBed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +77,10 @@ class RotatedEnvironment(Environment):
         turned = Image.fromarray(self.images[index]).rotate(int(self.name), Image.Resampling.BILINEAR)
         return turned.convert("RGB")
 
+    def content(self) -> Iterator[bytes]:
+        """The pixels that are turned."""
+        yield self.images.tobytes()
+
 
 class ColoredEnvironment(Environment):
     """Digits in red or green.
@@ -96,6 +100,11 @@ class ColoredEnvironment(Environment):
         image = np.zeros((*self.images[index].shape, 3), np.uint8)
         image[..., self.colours[index]] = self.images[index]
         return Image.fromarray(image)
+
+    def content(self) -> Iterator[bytes]:
+        """The pixels that are coloured, and their colours."""
+        yield self.images.tobytes()
+        yield np.asarray(self.colours, "<i8").tobytes()
 
 
 class _DealtMNIST(MultipleDomainDataset):

@@ -53,6 +53,7 @@ def single_source_run(
             },
             "hparams": {"backbone": "vit_base_patch16_224.augreg_in21k", "lr": 0.001, **hparams},
             "environments": NAMES[dataset],
+            "data_digest": ["0" * 16] * len(NAMES[dataset]),
             "split_sizes": sizes,
             "trainable_parameters": parameters,
             "total_parameters": 86_000_000,

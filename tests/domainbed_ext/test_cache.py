@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
+from domainbed_ext import file_stats
 from domainbed_ext.cache import content, decode, images, pixels
 from domainbed_ext.cache.entries import Entries, NoRoom
 from domainbed_ext.cache.images import cached, cached_all
@@ -148,8 +149,8 @@ def test_the_digest_reads_what_changed_and_nothing_else(environment, tmp_path, m
     no_folder = Path(environment.paths[0])
     assert content.digest(environment.paths, no_folder) == before
     assert content.digest([*environment.paths, str(zoo / "gone")], folder) != before
-    monkeypatch.setattr(content, "_SLOW", -1.0)
-    monkeypatch.setattr(content, "_CHUNK", 2)  # as over a network, by threads
+    monkeypatch.setattr(file_stats, "_SLOW", -1.0)
+    monkeypatch.setattr(file_stats, "_CHUNK", 2)  # as over a network, by threads
     assert content.digest(environment.paths, folder) == before
 
 

@@ -4,7 +4,9 @@ import json
 import pickle
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from domainbed_ext import evaluate, train
 from domainbed_ext.errors import BenchmarkError
@@ -94,8 +96,23 @@ def test_data_that_has_moved(run, pacs_like, tmp_path):
     record, reproduced = evaluate.evaluate(folder, data_dir=str(moved))
     assert evaluate.difference(record, reproduced) == ""
     (moved / "PACS" / "photo" / "dog" / "pic_003.png").unlink()
-    with pytest.raises(BenchmarkError, match="env2_(in|out) has 1?[0-9] images here and had 1?[0-9] in the run"):
+    with pytest.raises(
+        BenchmarkError, match=r"is of other data than those here \(environment P: names.*give --data_dir"
+    ):
         evaluate.evaluate(folder, data_dir=str(moved))
+    change(folder, data_digest=None)  # as records were before they had one
+    with pytest.raises(BenchmarkError, match=r"\(env2_out 4 then, 3 now\)"):
+        evaluate.evaluate(folder, data_dir=str(moved))
+
+
+def test_weights_that_are_not_the_runs_are_refused(run, tmp_path):
+    model = timm.create_model("test_vit")
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    folder = run(backbone="test_vit", weights=str(tmp_path / "weights.safetensors"), hparams='{"image_size": 48}')
+    evaluate.evaluate(folder)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(BenchmarkError, match="is of other weights than those here .* give --weights those of"):
+        evaluate.evaluate(folder)
 
 
 def test_what_cannot_be_evaluated_gets_a_sentence(run, tmp_path):
