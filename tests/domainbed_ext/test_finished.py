@@ -48,6 +48,12 @@ def half_done(tmp_path, data):
     return jobs
 
 
+def warnings(capsys):
+    """Those printed since the last look, and all that was printed on stdout."""
+    said = capsys.readouterr()
+    return [line for line in said.err.splitlines() if line.startswith("warning: ")], said.out
+
+
 def replace(data):
     """Another data set at the same place: other images of the same classes and domains."""
     shutil.rmtree(data)
@@ -96,8 +102,8 @@ def test_other_domains_at_another_place_are_other_data(tmp_path, data, half_done
 def test_the_same_data_at_another_place_are_the_same(tmp_path, data, half_done, capsys):
     shutil.move(data, tmp_path / "moved")
     assert sweep.main(words(tmp_path, tmp_path / "moved", "--dry_run")) == 0
-    said = capsys.readouterr()
-    assert "1 not launched, 2 done" in said.out and said.err == ""
+    told, out = warnings(capsys)
+    assert "1 not launched, 2 done" in out and told == []
 
 
 def test_an_edited_manifest_is_other_data(tmp_path, data):
@@ -115,9 +121,9 @@ def test_records_without_a_digest_are_accepted_with_one_warning(tmp_path, data, 
     for job in half_done[:2]:
         done(job, data_digest=None)
     assert sweep.main(words(tmp_path, data, "--dry_run")) == 0
-    assert capsys.readouterr().err == (
-        "warning: 2 runs finished before records said of which data: taken as of the data here\n"
-    )
+    assert warnings(capsys)[0] == [
+        "warning: 2 runs finished before records said of which data: taken as of the data here"
+    ]
 
 
 def test_data_that_are_not_at_hand_are_not_compared(tmp_path, half_done, data):
@@ -144,12 +150,12 @@ def test_other_versions_and_another_precision_are_counted(tmp_path, data, half_d
     done(half_done[1], versions={**provenance.versions(), "torch": "1.0"}, precision="float8")
     assert sweep.main(words(tmp_path, data, "--dry_run")) == 0
     here = provenance.versions()["torch"]
-    warnings = capsys.readouterr().err.splitlines()
-    assert warnings[0] == (
+    told, _ = warnings(capsys)
+    assert told[0] == (
         f"warning: 2 of 2 finished runs are of other versions (torch 1.0 then, {here} now) and are accepted: other "
         "versions may round differently"
     )
-    assert len(warnings) == 2 and "1 of 2 finished runs are of other precision (precision float8 then," in warnings[1]
+    assert len(told) == 2 and "1 of 2 finished runs are of other precision (precision float8 then," in told[1]
 
 
 def method_of(path, code="pass"):
@@ -171,10 +177,10 @@ def test_a_changed_source_file_of_ones_own_is_told(tmp_path, data, monkeypatch, 
     sources = job.folder.first_record()["sources"]
     assert list(sources) == ["Mine"] and not provenance.own_sources(LP, algorithms.Algorithm)
     assert sweep.main(words(tmp_path, data, "--algorithms", "Mine", "--dry_run")) == 0
-    assert capsys.readouterr().err == ""
+    assert warnings(capsys)[0] == []
     monkeypatch.setitem(algorithms.ALGORITHMS, "Mine", method_of(tmp_path / "mine.py", "steps = 7"))
     assert sweep.main(words(tmp_path, data, "--algorithms", "Mine", "--dry_run")) == 0
-    assert "1 of 1 finished runs are of other source files (the source file of Mine has" in capsys.readouterr().err
+    assert "1 of 1 finished runs are of other source files (the source file of Mine has" in warnings(capsys)[0][0]
 
 
 # One run.
