@@ -1,7 +1,7 @@
 """Features of a frozen backbone: the same at every step and in every run, so computed once and kept in the cache.
 
-A linear probe is evaluated on them, and trained too where its images are not augmented. They are what the probe would
-compute at each step, to the bit.
+A linear probe is evaluated on them, and trained too where its images are not augmented. They are always computed in the
+same batches, an environment's images in their order: what the cache has room for changes no bit of them.
 """
 
 import hashlib
@@ -14,15 +14,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from domainbed_ext.algorithms import LP
-from domainbed_ext.augmentation import none
+from domainbed_ext.augmentation import AUGMENTATIONS
 from domainbed_ext.cache.entries import Entries, NoRoom
 from domainbed_ext.cache.pixels import Stored
-from domainbed_ext.data import EVALUATION_BATCH
+from domainbed_ext.data import EVALUATION_BATCH, stream
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.inputs import Inputs
-from domainbed_ext.provenance import machine, versions
+from domainbed_ext.provenance import machine, rounding, versions
+from domainbed_ext.sources import Augmented, Images
 from vitlorafa.tensor_bytes import tensor_bytes
 
 _FILE = "features.safetensors"
@@ -45,7 +47,7 @@ def features(
     """
 
     def build(folder: Path) -> None:
-        save_file({"features": _compute(algorithm, images, inputs, stop)}, folder / _FILE)
+        save_file({"features": compute(algorithm, images, inputs, stop)}, folder / _FILE)
 
     digest = _digest(algorithm, images, inputs)
     key = f"{images.folder.parent.name}/features-{digest}"
@@ -62,14 +64,42 @@ def features(
 
 
 @torch.inference_mode()
-def _compute(algorithm: LP, images: Stored, inputs: Inputs, stop: Callable[[], None]) -> Tensor:
+def compute(
+    algorithm: LP, images: Images, inputs: Inputs, stop: Callable[[], None] = lambda: None, workers: int = 0
+) -> Tensor:
+    """The features of all images of an environment, without the cache.
+
+    Args:
+        algorithm: Linear probe that `embeds`.
+        images: The environment's images, out of the cache or decoded here.
+        inputs: Size and statistics of the backbone's input.
+        stop: Function that is called between batches; may raise.
+        workers: Number of processes that read and decode images; 0 does so in this one. The result is the same.
+
+    Returns:
+        [images, width] on the CPU.
+    """
     algorithm.eval()
     rows = []
-    for start in range(0, len(images), EVALUATION_BATCH):
+    batches = _InOrder(Augmented(images, AUGMENTATIONS["none"], inputs.size), len(images))
+    for pixels in stream(batches, range(len(batches)), workers, lambda pixels: pixels.to(algorithm.device)):
         stop()
-        pixels = none(images[start : start + EVALUATION_BATCH], inputs.size, np.random.default_rng())
-        rows.append(algorithm.embed(inputs.ready(pixels.to(algorithm.device))).cpu())
+        rows.append(algorithm.embed(inputs.ready(pixels)).cpu())
     return torch.cat(rows)
+
+
+class _InOrder(Dataset[Tensor]):
+    """An environment's images in batches that depend on nothing but the environment."""
+
+    def __init__(self, source: Augmented, count: int) -> None:
+        self.source, self.count = source, count
+
+    def __len__(self) -> int:
+        return -(-self.count // EVALUATION_BATCH)
+
+    def __getitem__(self, batch: int) -> Tensor:
+        keys = range(self.count)[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
+        return self.source.batch(keys, np.random.default_rng(0))  # of which nothing is drawn
 
 
 def _digest(algorithm: LP, images: Stored, inputs: Inputs) -> str:
@@ -81,6 +111,6 @@ def _digest(algorithm: LP, images: Stored, inputs: Inputs) -> str:
             content.update(name.encode("utf-8"))
             content.update(tensor_bytes(tensor))
     said = {**versions(), **machine(), "backbone": algorithm.hparams["backbone"], "precision": algorithm.precision}
-    said |= {"images": images.folder.name, "inputs": repr(inputs), "threads": torch.get_num_threads()}
+    said |= {"images": images.folder.name, "inputs": repr(inputs), **rounding()}
     content.update(json.dumps(said, sort_keys=True).encode("utf-8"))
     return content.hexdigest()

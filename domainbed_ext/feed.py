@@ -10,7 +10,7 @@ from domainbed_ext.algorithms import LP, Algorithm
 from domainbed_ext.augmentation import AUGMENTATIONS
 from domainbed_ext.cache.pixels import Stored
 from domainbed_ext.data import EVALUATION_BATCH, Evaluated, EvaluationBatches, Minibatch, Minibatches, stream
-from domainbed_ext.features import features
+from domainbed_ext.features import compute, features
 from domainbed_ext.images import RunImages, entries
 from domainbed_ext.profile import Profile, Stage, unmeasured
 from domainbed_ext.run_setup import Setup, environment_of
@@ -38,7 +38,7 @@ class Feed:
     def __init__(self, setup: Setup, algorithm: Algorithm, stop: Callable[[], None] = lambda: None) -> None:
         self.setup, self.algorithm, self.stop = setup, algorithm, stop
         self.images = RunImages(setup, lambda count: stop())
-        self._features = cache(self._make_features)
+        self._features = cache(self._all_features)
         self._pinned = algorithm.device.type == "cuda"
 
     def measure(self) -> None:
@@ -124,10 +124,7 @@ class Feed:
     def _trained_on(self) -> list[Source]:
         """Of every training environment what its images become, all of them images or all features."""
         envs = self.setup.train_envs
-        sources = [self._augmented(env) for env in envs]
-        if len({type(source) for source in sources}) > 1:  # there was room for the features of some
-            return [self._pixels(env) for env in envs]
-        return sources
+        return [self._augmented(env) for env in envs]
 
     def _augmented(self, env: int) -> Source:
         """What images of an environment become in training."""
@@ -136,22 +133,40 @@ class Feed:
         return Augmented(self.images.training[env], AUGMENTATIONS[self.setup.augmentation], self.setup.inputs.size)
 
     def _plain(self, env: int) -> Source:
-        """What images of an environment become where they are only looked at: features, if they stand for them."""
-        features = self._features(env)
-        return self._pixels(env) if features is None else Features(features)
+        """What images of an environment become where they are only looked at: features, if they stand for them.
+
+        Never for some environments alone: which images share a batch changes how what is made of them rounds, and
+        must not follow from what the cache has room for.
+        """
+        return self._pixels(env) if self._probe is None else Features(self._features(env))
 
     def _pixels(self, env: int) -> Source:
         return Augmented(self.images.evaluation[env], AUGMENTATIONS["none"], self.setup.inputs.size)
 
+    @property
+    def _probe(self) -> LP | None:
+        """The algorithm, if features stand for images that it only looks at."""
+        return self.algorithm if isinstance(self.algorithm, LP) and self.algorithm.embeds else None
+
+    def _all_features(self, env: int) -> Tensor:
+        kept = self._make_features(env)
+        if kept is None:
+            probe, images = self._probe, self.images.evaluation[env]
+            assert probe is not None
+            return compute(probe, images, self.setup.inputs, self.stop, self.setup.args.workers)
+        return kept
+
     def _make_features(self, env: int) -> Tensor | None:
-        images, cache = self.images.evaluation[env], entries(self.setup.args)
-        if not (isinstance(self.algorithm, LP) and self.algorithm.embeds and isinstance(images, Stored) and cache):
+        """Those that the cache keeps; None where it has no room, or there is none."""
+        probe, images, cache = self._probe, self.images.evaluation[env], entries(self.setup.args)
+        if probe is None or cache is None or not isinstance(images, Stored):
             return None
-        return features(self.algorithm, images, self.setup.inputs, cache, self.stop)
+        return features(probe, images, self.setup.inputs, cache, self.stop)
 
     def _count(self, *what: str, of: list[Minibatch]) -> None:
         if self.profile:
-            decoded = ["decoded"] if self.images.decodes else []
+            are_images = any(images.dtype == torch.uint8 for images, _ in of)  # features were, when they were computed
+            decoded = ["decoded"] if are_images and self.images.decodes else []
             self.profile.images.update(dict.fromkeys([*what, *decoded], sum(len(labels) for _, labels in of)))
 
     def _ready(self, images: Tensor, labels: Tensor) -> Minibatch:

@@ -46,16 +46,29 @@ def own_sources(made: type, base: type) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and GPU."""
+    """Processor, what torch uses of its instructions, cores and GPU."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": models[0] if models else platform.processor() or "unknown",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def rounding() -> dict[str, Any]:
+    """What sets in this process how sums round, beside versions and machine: threads, and limits on instructions."""
+    limits = {name: value for name, value in os.environ.items() if name.startswith(_LIMITS)}
+    instructions = dict(getattr(torch.cpu, "get_capabilities", dict)())  # torch 2.6 has no word for them
+    precision = torch.get_float32_matmul_precision()
+    return {"threads": torch.get_num_threads(), "limits": limits, "has": instructions, "matmul": precision}
+
+
+# Environment variables of torch, oneDNN, MKL and OpenMP that say what instructions and threads may be used.
+_LIMITS = ("ATEN_", "DNNL_", "MKL_", "ONEDNN_", "OMP_DYNAMIC", "OMP_THREAD_LIMIT")
 
 
 def provenance(module: str, argv: Sequence[str]) -> dict[str, Any]:

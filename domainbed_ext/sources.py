@@ -15,6 +15,8 @@ from domainbed_ext.datasets.base import Environment
 class Images(Protocol):
     """Pixels by index, uint8 [height, width, 3]; of any height and width, and not to be written to."""
 
+    def __len__(self) -> int: ...
+
     def __getitem__(self, index: int, /) -> Pixels: ...
 
 
@@ -46,6 +48,9 @@ class Uncached:
         self, environment: Environment, prepare: Callable[[Image.Image], Image.Image] = lambda image: image
     ) -> None:
         self.environment, self.prepare = environment, prepare
+
+    def __len__(self) -> int:
+        return len(self.environment)
 
     def __getitem__(self, index: int) -> Pixels:
         return np.asarray(self.prepare(self.environment.load(index)))

@@ -10,6 +10,7 @@ from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError
 from vitlorafa.init import initialise
 from vitlorafa.ops import autocast_dtype, linear, lora_linear
+from vitlorafa.ops.private import is_of_torch_func
 
 QKV = ("q", "k", "v")  # the order in which a fused qkv stacks its outputs
 
@@ -172,5 +173,5 @@ def _keeps_still(parameter: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and not parameter.requires_grad
         and not parameter.is_inference()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(parameter)
+        and not is_of_torch_func(parameter)
     )

@@ -135,7 +135,36 @@ def test_networks_with_buffers_that_are_scalars_are_probed_too(made, backbone, m
     assert sum(embedded) == 80
 
 
-def test_features_of_other_weights_or_images_are_others(make_args, pacs_like, tmp_path):
+@pytest.fixture
+def rounding_by_batch(monkeypatch):
+    """Features that depend on the other images of their batch, as they do by a rounding on some processors."""
+    embed, logits = LP.embed, LP.logits
+
+    def with_others(self, images):
+        return embed(self, images) * (1 + images.mean())
+
+    monkeypatch.setattr(LP, "embed", with_others)
+    monkeypatch.setattr(LP, "logits", lambda self, x: logits(self, x if x.ndim == 2 else x * (1 + 0.1 * x.mean())))
+
+
+@pytest.mark.parametrize("hparams", [{}, {"data_augmentation": False}])
+def test_what_is_cached_changes_no_bit_of_a_probe(made, hparams, monkeypatch, rounding_by_batch):
+    expected = made(hparams, algorithm="LP")
+    assert expected == made(hparams, algorithm="LP")  # features out of the cache
+    assert expected == made(hparams, algorithm="LP", cache_dir="none")
+    assert expected == made(hparams, algorithm="LP", cache_dir="none", workers=2)
+    assert expected == made(hparams, algorithm="LP", cache_gb=1e-6)
+    make = Feed._make_features
+    monkeypatch.setattr(Feed, "_make_features", lambda self, env: None if env == 2 else make(self, env))
+    assert expected == made(hparams, algorithm="LP")
+
+
+def test_a_probe_without_the_cache_decodes_what_it_looks_at_once(made):
+    made({"data_augmentation": False}, algorithm="LP", cache_dir="none", steps=4, checkpoint_freq=1)
+    assert decoded() == 80
+
+
+def test_features_of_other_weights_images_or_instructions_are_others(make_args, pacs_like, tmp_path, monkeypatch):
     def found(**hparams):
         setup = run_setup.set_up(
             make_args(dataset="PACS", data_dir=str(pacs_like), algorithm="LP", hparams=json.dumps({**TINY, **hparams}))
@@ -150,6 +179,9 @@ def test_features_of_other_weights_or_images_are_others(make_args, pacs_like, tm
     other, _ = found(weights="none")
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert len(cache.list()) == 2
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    found()
+    assert len(cache.list()) == 3
 
 
 def test_a_probe_on_features_is_logistic_regression(make_args, tmp_path):
@@ -203,6 +235,15 @@ def test_a_profile_counts_images_and_changes_no_number(made, make_args, pacs_lik
     each = profile["gflop_per_image"]
     assert each["backward"] == pytest.approx(each["forward"], rel=0.3) and each["evaluate"] == each["forward"]
     assert "stage " in capsys.readouterr().out
+
+
+def test_a_profile_counts_no_decoding_of_features(make_args, pacs_like):
+    args = make_args(dataset="PACS", data_dir=str(pacs_like), algorithm="LP", train_eval_share=1.0, profile=True)
+    args.hparams, args.cache_dir = json.dumps({**TINY, "data_augmentation": False}), "none"
+    assert train.run(args, lambda share: None) == 0
+    count = 3 * 3 * 4
+    counted = RunFolder(args.output_dir).records()[-1]["profile"]["images"]
+    assert counted == {"forwarded": count, "backwarded": count, "evaluated": 80}
 
 
 def test_a_sweep_decodes_before_its_runs_start(pacs_like, tmp_path, monkeypatch):

@@ -1,4 +1,8 @@
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from vitlorafa import lora_linear
 from vitlorafa.ops import linear
 
 ops = importlib.import_module("vitlorafa.ops.linear")
-native = pytest.mark.skipif(not ops._ONE_PASS, reason="this CPU does not multiply bfloat16")
+native = pytest.mark.skipif(not ops.in_one_pass(), reason="this CPU does not multiply bfloat16")
 BIAS = pytest.mark.parametrize("bias", [True, False])
 # rows, d_in, d_out
 SHAPES = [
@@ -213,3 +217,68 @@ def test_per_sample_gradients():
         leaf = weight.clone().requires_grad_()
         (expected,) = torch.autograd.grad(loss(leaf, row), leaf)
         assert (one - expected).norm() < 0.02 * expected.norm()
+
+
+# Where torch's private operation does not work
+
+
+@pytest.fixture
+def untried():
+    ops._works_here.cache_clear()
+    yield
+    ops._works_here.cache_clear()
+
+
+def refuses(*_):
+    raise RuntimeError("could not create a primitive descriptor")
+
+
+def means_something_else(x, weight, bias, gelu=False):
+    return F.linear(x, weight)
+
+
+@pytest.mark.parametrize("product", [refuses, means_something_else])
+def test_torchs_own_stands_in_for_an_operation_that_does_not_work(untried, monkeypatch, product):
+    tried = []
+    monkeypatch.setattr(ops, "_ONE_PASS", True)
+    monkeypatch.setattr(ops, "_product", lambda *args: tried.append(len(tried)) or product(*args))
+    inputs = tensors()
+    expected = run(lambda *t: F.gelu(F.linear(*t)), inputs)
+    assert all(map(torch.equal, run(linear, inputs, gelu=True), expected)) and tried
+    tried.clear()
+    assert all(map(torch.equal, run(linear, inputs, gelu=True), expected)) and not tried  # once a process
+
+
+@native
+def test_nobody_sees_the_trial(untried):
+    """Neither a counter, nor autocast, nor inference mode of the first caller's."""
+    inputs = tensors(trained=False)
+    with torch.inference_mode(), torch.autocast("cpu", torch.float16), Calls() as called:
+        assert ops.in_one_pass() and not called.names
+    assert torch.is_inference_mode_enabled() is False and not torch.is_autocast_enabled("cpu")
+    assert torch.equal(linear(*inputs), F.linear(*inputs))
+
+
+ONE_LAYER = """
+import torch
+import torch.nn.functional as F
+from vitlorafa.ops import linear
+
+x, weight, bias = torch.randn(64, 192), torch.randn(96, 192, requires_grad=True), torch.randn(96)
+with torch.autocast("cpu", torch.bfloat16):
+    y = linear(x, weight, bias)
+    assert torch.equal(y, F.linear(x, weight, bias))
+    y.sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, bias, gelu=True), F.gelu(y), rtol=0.02, atol=0.05)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE"])
+def test_computes_with_a_onednn_of_fewer_instructions(limit):
+    """Elsewhere than on x86 the limit is not heard, and nothing changes."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": limit}
+    command = [sys.executable, "-c", ONE_LAYER]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

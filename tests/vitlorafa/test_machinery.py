@@ -1,7 +1,6 @@
 """Adapted models under what else torch and timm do with a model, in both ways to compute."""
 
 import copy
-import importlib
 import subprocess
 import sys
 import textwrap
@@ -31,6 +30,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitlorafa import adapter_layers
+from vitlorafa.ops.linear import in_one_pass
 
 # Several processes
 
@@ -202,7 +202,7 @@ def test_trains_after_inference_mode(compute, dropout, low):
     assert_same(step(model.train(), x, low), step(other, x, low), low)
 
 
-LINEAR = "_linear_pointwise" if importlib.import_module("vitlorafa.ops.linear")._ONE_PASS else "addmm"  # in bfloat16
+LINEAR = "_linear_pointwise" if in_one_pass() else "addmm"  # in bfloat16
 
 
 class Count(TorchDispatchMode):

@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vitlorafa.errors import AdapterError
+from vitlorafa.ops.private import softmax_backward
 from vitlorafa.ops.processor import cpu_has, is_plain_bfloat16_on_cpu
 
 # Bytes of scores at a time, a core's L2 cache. Twice or half as many make no difference, 100 times take 1.2 as long.
@@ -130,7 +131,7 @@ class _Attention(torch.autograd.Function):
             if gq is None and gk is None:
                 continue
             g_weights = torch.bmm(g[part], v[part].mT)
-            g_scores = torch._softmax_backward_data(g_weights, weights, -1, weights.dtype)
+            g_scores = softmax_backward(g_weights, weights)
             if gq is not None:
                 gq[part].baddbmm_(g_scores, k[part], beta=0, alpha=ctx.scale)
             if gk is not None:

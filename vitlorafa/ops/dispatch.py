@@ -11,7 +11,8 @@ from torch import Tensor
 from vitlorafa.errors import AdapterError, unknown
 from vitlorafa.ops import autograd, reference
 from vitlorafa.ops.linear import needs_gradient
-from vitlorafa.ops.processor import autocast_dtype, inside_torch_func
+from vitlorafa.ops.private import inside_torch_func
+from vitlorafa.ops.processor import autocast_dtype
 
 
 def lora_linear(

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vitlorafa.ops.private import inside_torch_func
+
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast computes a linear layer of x in, None where it leaves x alone.
@@ -27,8 +29,3 @@ def is_plain_bfloat16_on_cpu(x: Tensor) -> bool:
 def cpu_has(feature: str) -> bool:
     """Whether torch says that this CPU has it; no in a torch that has no word for it."""
     return getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
-
-
-def inside_torch_func() -> bool:
-    """Whether vmap, grad, jvp or the like is at work."""
-    return torch._C._are_functorch_transforms_active()
