@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from enum import IntEnum
+from functools import cache
 from typing import Any, NoReturn
 
 
@@ -54,6 +55,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BenchmarkError:
     near = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.4)
     hint = f"did you mean {by_lower[near[0]]!r}?" if near else f"choose one of {', '.join(names[:20])}."
     return BenchmarkError(f"unknown {kind} {name!r}: {hint}")
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Prints a warning to stderr, unless this process has done so before.
+
+    Args:
+        sentence: What is wrong, and what happens instead.
+    """
+    print(f"warning: {sentence}", file=sys.stderr)
 
 
 def exit_cleanly(main: Callable[[], int | None]) -> None:

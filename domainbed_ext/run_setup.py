@@ -15,9 +15,9 @@ from domainbed_ext.algorithms import Algorithm, get_algorithm_class, get_hparams
 from domainbed_ext.data import Split
 from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
 from domainbed_ext.datasets.digest import digest
-from domainbed_ext.datasets.folders import unreadable
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.identity import final_hparams, given_hparams
+from domainbed_ext.image_files import unreadable
 from domainbed_ext.inputs import Inputs
 from domainbed_ext.provenance import machine, own_sources, versions
 from domainbed_ext.seeds import holdout_split, seed_hash, split
@@ -174,7 +174,9 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
                 f"{environment.name}: lower it, e.g. --hparams '{{\"batch_size\": {min(32, size)}}}'"
             )
     if args.verify_images:
-        broken = [path for environment in dataset.datasets for path in environment.verify()]
+        broken: dict[str, str] = {}
+        for environment in dataset.datasets:
+            broken |= environment.verify()
         if broken:
             raise unreadable(broken)
 

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, features
+from PIL import features
 
 from domainbed_ext.cache import pixels
 from domainbed_ext.cache.pixels import Pixels
 from domainbed_ext.cache.variants import Variant
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.image_files import RULES, UnusableImage, read, size
 
 UNREADABLE = (0, 0)  # in place of a size
-
-_TELL_SIZE = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF")  # a TIFF, say, may be turned when it is decoded
 
 Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
@@ -47,63 +46,51 @@ class Part:
     offset: int
 
 
-def decode(part: Part) -> list[str]:
+def decode(part: Part) -> dict[str, str]:
     """Decodes images and writes their pixels.
 
     Args:
-        part: which, and where to.
+        part: Which images, and where to.
 
     Returns:
-        The paths of all that could not be decoded to the size they should have.
+        By path, why an image could not be decoded to the size it should have.
     """
-    bad = []
+    bad = {}
 
     def images() -> Iterator[Pixels]:
         for path, (height, width) in zip(part.paths, part.sizes, strict=True):
-            image = _load(path, part.variant)
-            if image is None or image.shape != (height, width, 3):
-                bad.append(path)
-                image = np.zeros((height, width, 3), np.uint8)  # so that the next one is where it should be
-            yield image
+            try:
+                image = np.asarray(part.variant(read(path)))
+                if image.shape != (height, width, 3):
+                    bad[path] = "of another size when it is decoded"
+            except UnusableImage as reason:
+                bad[path] = str(reason)
+            # What is kept of a bad one is nothing, so that the next one is where it should be.
+            yield np.zeros((height, width, 3), np.uint8) if path in bad else image
 
     pixels.write(part.folder, images(), part.offset)
     return bad
 
 
-def _load(path: str, variant: Variant) -> Pixels | None:
-    """An image as `FileEnvironment.load` decodes it, in the size to be kept; None if it is broken."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(variant(image.convert("RGB")))
-    except MemoryError:
-        raise
-    except Exception:  # whatever PIL raises, which depends on the format and on how it is broken
-        return None
-
-
 def sizes(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """(height, width) of images as decoded, from the files' headers; `UNREADABLE` for those without one.
+    """(height, width) of images as decoded; `UNREADABLE` for those that cannot be.
 
     Args:
-        paths: of the files.
+        paths: The files.
     """
     found = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                if image.format not in _TELL_SIZE:
-                    image.load()
-                found.append((image.height, image.width))
-        except MemoryError:
-            raise
-        except Exception:
+            found.append(size(path))
+        except UnusableImage:
             found.append(UNREADABLE)
     return found
 
 
 def decoder() -> str:
-    """Versions of what the decoded pixels depend on."""
-    return " ".join([PIL.__version__, *(str(features.version(name)) for name in ("jpg", "libjpeg_turbo", "webp"))])
+    """What the pixels of a file depend on: our rules, and the versions of what decodes them."""
+    codecs = ("jpg", "libjpeg_turbo", "webp", "littlecms2")
+    return " ".join([f"rules {RULES}", PIL.__version__, *(str(features.version(name)) for name in codecs)])
 
 
 @contextlib.contextmanager

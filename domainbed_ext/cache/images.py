@@ -15,6 +15,7 @@ from domainbed_ext.cache.entries import Entries
 from domainbed_ext.cache.pixels import Damaged, Stored
 from domainbed_ext.cache.variants import Variant
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.image_files import unreadable
 
 if TYPE_CHECKING:  # it brings torch with it
     from domainbed_ext.datasets.folders import FileEnvironment
@@ -25,10 +26,10 @@ Progress = Callable[[int], object]
 
 
 class _BadImages(Exception):  # noqa: N818
-    """Files that do not decode."""
+    """Files that do not decode, each with the reason."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.paths = paths
+    def __init__(self, reasons: dict[str, str]) -> None:
+        self.reasons = reasons
 
 
 def cached(
@@ -71,15 +72,13 @@ def cached_all(
         NoRoom: they cannot be kept; decode them at each use, or make room.
     """
     found: list[Stored] = []
-    bad: list[str] = []
+    bad: dict[str, str] = {}
     for environment in environments:
         try:
             found.append(_stored(environment, variant, entries, dataset, processes, progress or (lambda count: None)))
         except _BadImages as error:
-            bad += error.paths
+            bad |= error.reasons
     if bad:
-        from domainbed_ext.datasets.folders import unreadable
-
         raise unreadable(bad)
     return found
 
@@ -100,9 +99,9 @@ def _stored(
                 decode.Part(environment.paths[i : i + _PART], sizes[i : i + _PART], variant, folder, int(offsets[i]))
                 for i in range(0, len(environment), _PART)
             ]
-            bad: list[str] = []
+            bad: dict[str, str] = {}
             for part, broken in zip(parts, run(decode.decode, parts), strict=True):
-                bad += broken
+                bad |= broken
                 done += len(part.paths)
                 progress(len(part.paths))
             if _digest(environment, entries) != digest:

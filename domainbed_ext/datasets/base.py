@@ -43,9 +43,9 @@ class Environment(Dataset[tuple[Image.Image, int]]):
         """What tells its images from others, for `digest`; nothing where a class does not say."""
         return ()
 
-    def verify(self) -> list[str]:
-        """The places of all images that are not whole, found without decoding their pixels."""
-        return []
+    def verify(self) -> dict[str, str]:
+        """By path, why an image cannot be read; most are checked without decoding their pixels."""
+        return {}
 
 
 class MultipleDomainDataset:

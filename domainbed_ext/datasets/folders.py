@@ -1,20 +1,22 @@
 """Data sets that are folders: `<root>/<data set>/<environment>/<class>/<image>`.
 
-Environments and classes are the sorted sub-folders, as in DomainBed. Unlike DomainBed, a stray folder is
+Environments and classes are the sorted sub-folders, as in DomainBed. Unlike DomainBed, an unexpected folder is
 refused rather than taken for an environment, and so are classes that differ between environments: either
-would shift every index silently.
+would shift every index silently. Hidden files and folders are ignored, and so are those of operating systems.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
-from torchvision.datasets import ImageFolder
 
 from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
 from domainbed_ext.datasets.digest import content_of_files
-from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.datasets.listing import count_images, list_images, split_folders
+from domainbed_ext.errors import BenchmarkError, warn_once
+from domainbed_ext.image_files import UnusableImage, check, read, unreadable
 
 
 class FileEnvironment(Environment):
@@ -31,54 +33,44 @@ class FileEnvironment(Environment):
 
     def load(self, index: int) -> Image.Image:
         """Decodes an image file to RGB."""
+        path = self.paths[index]
         try:
-            with Image.open(self.paths[index]) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises, by format, on a broken file
-            raise unreadable([self.paths[index]]) from error
+            return read(path)
+        except UnusableImage as reason:
+            raise unreadable({path: str(reason)}) from reason
 
     def content(self) -> Iterator[bytes]:
         """Names and sizes of the files."""
         return content_of_files(self.paths)
 
-    def verify(self) -> list[str]:
-        """Runs `PIL.Image.verify` on every file."""
-        broken = []
+    def verify(self) -> dict[str, str]:
+        """By path, why an image cannot be read; those of 8 bits are checked without decoding their pixels."""
+        broken = {}
         for path in self.paths:
             try:
-                with Image.open(path) as image:
-                    image.verify()
-            except (OSError, SyntaxError, ValueError):
-                broken.append(path)
+                check(path)
+            except UnusableImage as reason:
+                broken[path] = str(reason)
         return broken
 
 
 class FolderEnvironment(FileEnvironment):
     """The images of one folder, by class. Listed as torchvision's `ImageFolder` lists them, so that index i is
-    DomainBed's index i."""
+    DomainBed's index i; what is hidden is left out.
+
+    Attributes:
+        classes: Names of the class folders.
+        hidden: Paths of what is ignored.
+    """
 
     def __init__(self, path: Path) -> None:
-        try:
-            listing = ImageFolder(str(path))
-        except FileNotFoundError as error:  # torchvision's sentence lists every extension it knows
-            empty = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir() and not _has_image(folder)]
+        listing = list_images(path)
+        empty = [name for label, name in enumerate(listing.classes) if label not in set(listing.targets)]
+        if empty or not listing.classes:
             where = f"class folder(s) {', '.join(empty)} of {path}" if empty else f"domain folder {path}"
-            raise BenchmarkError(
-                f"no image in {where}: it should be <domain>/<class>/<image>; put the images there"
-            ) from error
-        super().__init__(path.name, [file for file, _ in listing.samples], listing.targets)
-        self.classes: list[str] = listing.classes
-
-
-def _has_image(folder: Path) -> bool:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    return any(file.suffix.lower() in IMG_EXTENSIONS for file in folder.rglob("*"))
-
-
-def unreadable(paths: Sequence[str]) -> BenchmarkError:
-    """The error for image files that cannot be read; names all of them, so that they can be mended in one go."""
-    return BenchmarkError(f"not a readable image: {', '.join(paths)}; replace or delete such files")
+            raise BenchmarkError(f"no image in {where}: it should be <domain>/<class>/<image>; put the images there")
+        super().__init__(path.name, listing.files, listing.targets)
+        self.classes, self.hidden = listing.classes, listing.hidden
 
 
 class ImageFolderDomains(MultipleDomainDataset):
@@ -101,7 +93,7 @@ class ImageFolderDomains(MultipleDomainDataset):
         folder = Path(root).expanduser() / self.FOLDER
         if not folder.is_dir():
             raise BenchmarkError(f"{name}: no folder {folder}; --data_dir should hold {self.layout()}")
-        found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        found, hidden = split_folders(folder)
         if self.DOMAINS:
             missing = [domain for domain in self.DOMAINS if domain not in found]
             stray = [domain for domain in found if domain not in self.DOMAINS]
@@ -109,7 +101,7 @@ class ImageFolderDomains(MultipleDomainDataset):
                 raise BenchmarkError(f"{name}: missing domain folder(s) {', '.join(missing)} in {folder}; add them")
             if stray:
                 raise BenchmarkError(
-                    f"{name}: stray folder(s) {', '.join(stray)} in {folder} would count as domains; move them away"
+                    f"{name}: unexpected folder(s) {', '.join(stray)} in {folder} would be domains; move them away"
                 )
         elif len(found) < 2:
             raise BenchmarkError(f"{name}: {folder} holds {len(found)} domain folder(s), but it takes at least two")
@@ -118,6 +110,7 @@ class ImageFolderDomains(MultipleDomainDataset):
         self.classes = self.datasets[0].classes
         for environment in self.datasets[1:]:
             _check_same_classes(name, self.datasets[0], environment)
+        _tell_hidden(name, folder, hidden + [path for environment in self.datasets for path in environment.hidden])
 
     @classmethod
     def layout(cls) -> str:
@@ -141,6 +134,14 @@ def _check_same_classes(dataset: str, first: FolderEnvironment, other: FolderEnv
     raise BenchmarkError(
         f"{dataset}: classes differ between domains ({'; '.join(differing)}): give every domain the same class folders"
     )
+
+
+def _tell_hidden(dataset: str, folder: Path, hidden: list[str]) -> None:
+    """Says how many images are ignored, where there are any."""
+    if count := count_images(hidden):
+        examples = ", ".join(os.path.relpath(path, folder) for path in hidden[:3])
+        more = ", ..." if len(hidden) > 3 else ""
+        warn_once(f"{dataset}: {count} image(s) ignored, hidden or in hidden or system folders: {examples}{more}")
 
 
 class VLCS(ImageFolderDomains):

@@ -153,8 +153,8 @@ def _alone(place: Place) -> Iterator[None]:
 def _report(place: Place, decode: bool, workers: int) -> int:
     report = verify(place.name, place.data_dir, decode, workers)
     Console().print(report.table())
-    for path in report.unreadable:
-        print(f"does not decode: {path}")
+    for path, reason in report.unreadable.items():
+        print(f"does not decode: {path} ({reason})")
     if report.problems:
         raise BenchmarkError(f"{place.target} is not as it should be: {'; '.join(report.problems)}")
     if place.name != "MNIST":

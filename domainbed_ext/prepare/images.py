@@ -1,7 +1,6 @@
 """An image file's size, hash, and whether it decodes. Imports little, for it is loaded by every worker process."""
 
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from PIL import Image
+from domainbed_ext.image_files import UnusableImage, read
 
 _FEW = 2000  # images that one process is done with before others have started
 
@@ -19,14 +18,14 @@ class Examined:
     """What was found out about a file.
 
     Attributes:
-        size: in bytes.
-        sha256: of the content.
-        readable: it decodes; None if that was not tried.
+        size: Bytes.
+        sha256: Hash of the content.
+        problem: Why it does not decode; empty if it does, or if that was not tried.
     """
 
     size: int
     sha256: str
-    readable: bool | None
+    problem: str = ""
 
 
 def examine(path: str, decode: bool) -> Examined:
@@ -37,16 +36,15 @@ def examine(path: str, decode: bool) -> Examined:
         decode: also decode the whole image.
     """
     content = Path(path).read_bytes()
-    return Examined(len(content), hashlib.sha256(content).hexdigest(), _decodes(content) if decode else None)
+    return Examined(len(content), hashlib.sha256(content).hexdigest(), _problem(path) if decode else "")
 
 
-def _decodes(content: bytes) -> bool:
+def _problem(path: str) -> str:
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what PIL raises, by format
-        return False
-    return True
+        read(path)
+    except UnusableImage as reason:
+        return str(reason)
+    return ""
 
 
 def examine_all(paths: Sequence[str], decode: bool, workers: int, advance: Callable[[], None]) -> list[Examined]:

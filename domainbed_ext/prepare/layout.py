@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
+from domainbed_ext.datasets.listing import is_hidden, is_image
 from domainbed_ext.errors import BenchmarkError
 
 Plan = list[tuple[Path, str]]
@@ -37,8 +36,8 @@ class Root:
             yield self.path.parent, [], [self.path.name]
             return
         for folder, folders, files in os.walk(self.path):
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-            yield Path(folder), list(folders), sorted(name for name in files if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            yield Path(folder), list(folders), sorted(name for name in files if not is_hidden(name))
 
 
 def named_files(roots: Sequence[Root], names: Sequence[str]) -> dict[str, Path]:
@@ -109,7 +108,7 @@ def images(folder: Path) -> list[str]:
     return sorted(
         entry.name
         for entry in os.scandir(folder)
-        if entry.name.lower().endswith(IMG_EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
+        if is_image(entry.name) and not is_hidden(entry.name) and entry.is_file()
     )
 
 
@@ -117,7 +116,7 @@ def folder_plan(dataset: str, roots: Sequence[Root], domains: Sequence[str]) -> 
     """The images of every domain and class: `<domain>/<class>/<image>`. Lists and other files stay behind."""
     plan = []
     for domain, folder in domain_folders(dataset, roots, domains).items():
-        for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        for child in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)):
             plan += [(child / name, f"{domain}/{child.name}/{name}") for name in images(child)]
     return plan
 

@@ -32,7 +32,7 @@ class Report:
         known: what they should be, in the version nearest to it; None for a data set of the user's.
         sizes: domain to bytes.
         problems: in words; none if all is well.
-        unreadable: paths of images that do not decode.
+        unreadable: By path, why an image does not decode.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Report:
     known: Counts | None
     sizes: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -99,8 +99,8 @@ def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Report:
     table = []
     for (path, label, domain), found in zip(rows, examined, strict=True):
         report.sizes[domain] = report.sizes.get(domain, 0) + found.size
-        if found.readable is False:
-            report.unreadable.append(path)
+        if found.problem:
+            report.unreadable[path] = found.problem
         table.append((Path(path).relative_to(folder).as_posix(), label, domain, str(found.size), found.sha256))
     if report.unreadable:
         report.problems.append(f"{len(report.unreadable)} image(s) do not decode: replace or delete them")

@@ -39,7 +39,7 @@ def test_a_manifest_of_pacs_is_pacs(manifest, pacs_like):
     for mine, theirs in zip(ours.datasets, pacs.datasets, strict=True):
         assert list(mine.targets) == list(theirs.targets) and mine.name == theirs.name
         assert np.array_equal(np.asarray(mine[13][0]), np.asarray(theirs[13][0]))
-        assert mine.verify() == []
+        assert mine.verify() == {}
 
 
 def test_the_files_order_is_kept_within_a_domain(manifest):

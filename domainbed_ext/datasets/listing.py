@@ -1,0 +1,125 @@
+"""Which files of a folder are a data set's images: those that torchvision's `ImageFolder` lists, in its order, but for
+what is hidden or an operating system's."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from domainbed_ext.errors import BenchmarkError
+
+_PREFIXES = (".", "__MACOSX", "@eaDir")
+_SYSTEM = {  # folders that operating systems, and those of network storage, put beside files of the user's
+    *("$recycle.bin", "system volume information", "lost+found"),
+    *("#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "~snapshot"),
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a folder of classes.
+
+    Attributes:
+        classes: Names of the class folders, sorted.
+        files: Paths of the images, class by class.
+        targets: The label of each.
+        hidden: Paths of what was ignored.
+    """
+
+    classes: list[str]
+    files: list[str]
+    targets: list[int]
+    hidden: list[str]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or an operating system's own."""
+    return name.startswith(_PREFIXES) or name.lower() in _SYSTEM
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
+def split_folders(folder: Path) -> tuple[list[str], list[str]]:
+    """The folders in a folder.
+
+    Args:
+        folder: Where to look.
+
+    Returns:
+        Names of those that count, sorted, and paths of the hidden ones.
+
+    Raises:
+        BenchmarkError: The folder cannot be read.
+    """
+    names = [entry.name for entry in _scan(str(folder)) if entry.is_dir()]
+    hidden = [os.path.join(folder, name) for name in sorted(filter(is_hidden, names))]
+    return sorted(name for name in names if not is_hidden(name)), hidden
+
+
+def list_images(folder: Path) -> Listing:
+    """Lists the images in the class folders of a folder.
+
+    Args:
+        folder: Of a domain.
+
+    Raises:
+        BenchmarkError: A folder cannot be read, or a link in it leads back to one that it is in.
+    """
+    classes, hidden = split_folders(folder)
+    files: list[str] = []
+    targets: list[int] = []
+    for label, name in enumerate(classes):
+        # Torchvision sorts folders by their whole path, and files within each.
+        for _, names in sorted(_walk(os.path.join(folder, name), hidden)):
+            files += names
+            targets += [label] * len(names)
+    return Listing(classes, files, targets, hidden)
+
+
+def count_images(paths: list[str]) -> int:
+    """How many images there are among files, and in folders at any depth.
+
+    Args:
+        paths: Files and folders.
+    """
+    folders = [path for path in paths if os.path.isdir(path)]
+    below = (name for folder in folders for _, _, names in os.walk(folder) for name in names)
+    return len(paths) - len(folders) + sum(map(is_image, below))
+
+
+def _walk(
+    folder: str, hidden: list[str], above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it, each with its images; adds to `hidden` what is ignored."""
+    status = os.stat(folder)
+    here = above | {(status.st_dev, status.st_ino)}
+    if here == above:
+        raise BenchmarkError(f"{folder} is a link to a folder that it lies in: remove it")
+    images: list[str] = []
+    for entry in sorted(_scan(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            if is_hidden(entry.name):
+                hidden.append(entry.path)
+            else:
+                yield from _walk(entry.path, hidden, here)
+        elif _is_image_file(entry):
+            (hidden if is_hidden(entry.name) else images).append(entry.path)
+    yield folder, images
+
+
+def _is_image_file(entry: os.DirEntry[str]) -> bool:
+    """Also if it is a dead link: that it cannot be read is told with all other files that cannot."""
+    return is_image(entry.name) and (entry.is_file() or entry.is_symlink())
+
+
+def _scan(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise BenchmarkError(f"cannot read the folder {folder} ({error.strerror}): have its owner let you") from error
