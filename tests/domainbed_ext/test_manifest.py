@@ -7,6 +7,7 @@ import pytest
 from domainbed_ext import train
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.datasets.manifest import Manifest
+from domainbed_ext.datasets.manifest_file import read_manifest
 from domainbed_ext.errors import BenchmarkError
 
 from .conftest import CLASSES, PACS_DOMAINS
@@ -116,14 +117,139 @@ def test_a_spoilt_list_gets_a_sentence(manifest, change, sentence):
 
 
 def test_a_file_that_is_none_gets_a_sentence(tmp_path):
-    with pytest.raises(BenchmarkError, match="add --data_dir with a .csv or .parquet file"):
+    with pytest.raises(BenchmarkError, match="add --data_dir with a .csv, .tsv or .parquet file"):
         Manifest(None, [0], {})
     with pytest.raises(BenchmarkError, match="no file .*nothing.csv"):
         Manifest(tmp_path / "nothing.csv", [0], {})
     (tmp_path / "list.txt").write_text("path,label,domain\n")
-    with pytest.raises(BenchmarkError, match="ends in .txt: a manifest is a .csv or a .parquet file"):
+    with pytest.raises(BenchmarkError, match="ends in .txt: a manifest is a .csv, .tsv or .parquet file"):
         Manifest(tmp_path / "list.txt", [0], {})
     for content in (b"", b'a,b\n"\xff\xfe', b"a\nb,c,d\n"):
         (tmp_path / "list.csv").write_bytes(content)
-        with pytest.raises(BenchmarkError, match="is no readable csv table|has no column"):
+        with pytest.raises(BenchmarkError, match="is not UTF-8|has no column"):
             Manifest(tmp_path / "list.csv", [0], {})
+
+
+def same(one, other):
+    """Whether two manifests list the same images, classes and domains in the same order."""
+    ours = [Manifest(path, [0], {}) for path in (one, other)]
+    assert ours[0].classes == ours[1].classes and ours[0].environments == ours[1].environments
+    for mine, theirs in zip(*ours, strict=True):
+        assert (mine.paths, mine.targets) == (theirs.paths, theirs.targets)
+
+
+def spoken(separator=",", header="path,label,domain", end="\n", encoding="utf-8", cell=lambda text: text, before=""):
+    """How a spreadsheet or a script writes a table."""
+
+    def write(path, table):
+        lines = [header.split(","), *table.to_numpy().tolist()]
+        text = "".join(separator.join(map(cell, line)) + end for line in lines)
+        path.write_bytes((before + text).encode(encoding))
+
+    return write
+
+
+WRITTEN = {
+    "semicolons.csv": spoken(";"),
+    "tabs.tsv": spoken("\t"),
+    "tabs.csv": spoken("\t"),
+    "commas.tsv": spoken(),
+    "bars.CSV": spoken("|"),
+    "header_case.csv": spoken(header=" Path,LABEL ,Domain"),
+    "spaces.csv": spoken(cell=lambda text: f"  {text} "),
+    "quoted.csv": spoken(";", cell=lambda text: f'"{text}"'),
+    "windows.csv": spoken(end="\r\n"),
+    "old_mac.csv": spoken(end="\r"),
+    "mark.csv": spoken(encoding="utf-8-sig"),
+    "utf16.csv": spoken("\t", encoding="utf-16"),
+    "utf16_be.csv": spoken(before="\ufeff", encoding="utf-16-be"),
+    "utf32.csv": spoken(encoding="utf-32"),
+    "told.csv": spoken(";", before="sep=;\r\n"),
+    "blank_lines.csv": spoken(before="\n\n", end="\n\n,,\n"),
+    "backslashes.csv": spoken(cell=lambda text: text.replace("/", "\\")),
+    "variable.csv": spoken(cell=lambda text: f"$IMAGES/{text}" if "/" in text else text),
+    "home.csv": spoken(cell=lambda text: f"~/{text}" if "/" in text else text),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_manifest_as_spreadsheets_and_scripts_write_it(manifest, pacs_like, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(pacs_like))
+    monkeypatch.setenv("IMAGES", str(pacs_like))
+    WRITTEN[name](pacs_like / name, rows(pacs_like))
+    same(manifest(), pacs_like / name)
+
+
+def test_columns_may_stand_in_any_order_beside_others(manifest, pacs_like):
+    table = rows(pacs_like).assign(bytes=7, Path="x")[["bytes", "domain", "path", "Path", "label"]]
+    table.to_csv(pacs_like / "other.csv", index=False)
+    same(manifest(), pacs_like / "other.csv")
+
+
+def test_cells_in_quotation_marks_hold_anything(pacs_like):
+    odd = ["a, b;c.png", 'say "x".png', "two\nlines.png", "caf\u00e9\u2028\x1c.png"]
+    table = pd.DataFrame({"path": odd, "label": ["\u00e9t\u00e9, x", "b"] * 2, "domain": ["1", "1", "2", "2"]})
+    table.to_csv(pacs_like / "odd.csv", index=False)
+    found = read_manifest(pacs_like / "odd.csv")
+    assert [row.path for row in found] == odd and found[0].label == "\u00e9t\u00e9, x"
+
+
+def test_a_path_is_first_of_all_what_it_says(manifest, pacs_like):
+    """A file whose name holds a backslash, a tilde, a dollar or a space at its end is found before any other."""
+    names = ["PACS\\x.png", "~.png", "$HOME.png", "space.png "]
+    for name in names:
+        (pacs_like / name).write_bytes((pacs_like / "PACS/photo/dog/pic_000.png").read_bytes())
+    (pacs_like / "PACS/x.png").touch()
+    table = rows(pacs_like)
+    found = Manifest(manifest(lambda _: table.assign(path=[*names, *table["path"][4:]])), [0], {})
+    assert found[0].paths[:4] == [str(pacs_like / name) for name in names]
+
+
+def test_labels_that_differ_by_spaces_are_one(manifest):
+    found = Manifest(
+        manifest(lambda table: table.assign(label=table["label"] + " " * 3, domain=table["domain"])), [0], {}
+    )
+    assert found.classes == list(CLASSES)
+
+
+def text_is(content):
+    return lambda path, table: path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (spoken(";", header="path,class,domain"), "no column label: name its .*; it has path, class, domain, of which"),
+        (spoken(header="image,label,env"), "no column path, domain.*of which image may be path, env may be domain"),
+        (spoken(":"), "it has 'path:label:domain' there; cells are separated by commas, semicolons or tabs"),
+        (text_is("a/x.png,cat,photo\n"), "its first line, a/x.png, cat, photo, should be these names and not an image"),
+        (text_is(""), "has no column path, label, domain: .*; it has nothing there"),
+        (spoken(header="Path,label,domain,PATH"), "has 2 columns path: leave one of them"),
+        (spoken(encoding="utf-16-le"), "is no text in UTF-8: save it as CSV in UTF-8"),
+        (
+            text_is("path,label,domain\na.png,\u00e9,x\n".encode("latin-1")),
+            r"line 2 is not UTF-8 .byte 0xe9.: save it in",
+        ),
+        (text_is("path,label,domain\na,b.png,cat,photo\n"), "row 1 has 4 cells and the header has 3: put cells that"),
+        (text_is("path,label,domain\na.png,cat\n"), "row 1 has an empty cell .domain.: fill it"),
+        (
+            text_is('path,label,domain\na.png,"cat,photo\n'),
+            "is no readable table .*: look for a quotation mark left open",
+        ),
+        (
+            spoken(cell=lambda text: f"C:\\data\\{text}" if "/" in text else text),
+            "not there, .*: a path of another machine",
+        ),
+        (spoken(cell=lambda text: text if "/" not in text else text * 9), "lists 80 image.s. that are not there"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_named(pacs_like, write, sentence):
+    write(pacs_like / "list.csv", rows(pacs_like))
+    with pytest.raises(BenchmarkError, match=sentence):
+        Manifest(pacs_like / "list.csv", [0], {})
+
+
+def test_a_csv_needs_no_pandas(manifest, monkeypatch):
+    path = manifest()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert len(Manifest(path, [0], {})) == 4
