@@ -138,10 +138,13 @@ def _check_same_classes(dataset: str, first: FolderEnvironment, other: FolderEnv
 
 def _tell_hidden(dataset: str, folder: Path, hidden: list[str]) -> None:
     """Says how many images are ignored, where there are any."""
-    if count := count_images(hidden):
-        examples = ", ".join(os.path.relpath(path, folder) for path in hidden[:3])
-        more = ", ..." if len(hidden) > 3 else ""
-        warn_once(f"{dataset}: {count} image(s) ignored, hidden or in hidden or system folders: {examples}{more}")
+    counts = {path: count for path in hidden if (count := count_images(path))}
+    if counts:
+        examples = ", ".join(os.path.relpath(path, folder) for path in list(counts)[:3])
+        more = ", ..." if len(counts) > 3 else ""
+        warn_once(
+            f"{dataset}: {sum(counts.values())} image(s) ignored, hidden or in hidden or system folders: {examples}{more}"
+        )
 
 
 class VLCS(ImageFolderDomains):

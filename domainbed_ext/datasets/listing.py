@@ -81,15 +81,15 @@ def list_images(folder: Path) -> Listing:
     return Listing(classes, files, targets, hidden)
 
 
-def count_images(paths: list[str]) -> int:
-    """How many images there are among files, and in folders at any depth.
+def count_images(path: str) -> int:
+    """How many images there are in a folder, at any depth; 1 for a file.
 
     Args:
-        paths: Files and folders.
+        path: Folder or file.
     """
-    folders = [path for path in paths if os.path.isdir(path)]
-    below = (name for folder in folders for _, _, names in os.walk(folder) for name in names)
-    return len(paths) - len(folders) + sum(map(is_image, below))
+    if not os.path.isdir(path):
+        return 1
+    return sum(is_image(name) for _, _, names in os.walk(path) for name in names)
 
 
 def _walk(
