@@ -30,6 +30,7 @@ LEASE = 60.0  # seconds without a heartbeat after which an owner that cannot be 
 BEATS = 5  # heartbeats a lease
 
 _TOLD = ("owner", "seconds", "set_up", "share", "ended")
+_TOLD_SINCE = ("left",)  # which older files lack
 _NAME = re.compile(r"attempt_(\d+)\.json")
 
 
@@ -53,6 +54,7 @@ class Attempt:
         set_up: seconds of this attempt before its first step.
         share: of the run that is done, in [0, 1].
         ended: "done", "failed" or "interrupted"; None if it goes on, or was killed.
+        left: seconds that the rest takes, as the run itself sees it; None if it does not know yet.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Attempt:
     set_up: float = 0.0
     share: float = 0.0
     ended: str | None = None
+    left: float | None = None
 
     def alive(self, now: float | None = None) -> bool:
         """Whether its owner is at it, as far as can be told at once; in doubt it is not.
@@ -113,7 +116,8 @@ def latest(folder: Path, names: Iterable[str] | None = None) -> Attempt | None:
     path = folder / f"attempt_{max(numbers)}.json"
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        return Attempt(path, max(numbers), **{name: told[name] for name in _TOLD})
+        since = {name: told.get(name) for name in _TOLD_SINCE}
+        return Attempt(path, max(numbers), **{name: told[name] for name in _TOLD}, **since)
     except (OSError, ValueError, KeyError, TypeError):  # being made just now, or on a disk that was full
         return Attempt(path, max(numbers), {})
 
@@ -139,6 +143,7 @@ class Claim:
         self.path = folder / f"attempt_{self.number}.json"
         self.set_up = 0.0
         self.share = 0.0
+        self.left: float | None = None
         self.ended: str | None = None
         self._seconds_before = before.seconds if before else 0.0
         self._start = time.monotonic()
@@ -197,6 +202,7 @@ class Claim:
             "seconds": round(self.seconds, 3),
             "set_up": round(self.set_up, 3),
             "share": round(self.share, 4),
+            "left": None if self.left is None else round(self.left, 1),
             "ended": self.ended,
         }
         return json.dumps(told, indent=2) + "\n"

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from domainbed_ext.data import EVALUATION_BATCH
-from domainbed_ext.estimate import duration
 from domainbed_ext.feed import Feed
 from domainbed_ext.jobs import Job
 from domainbed_ext.launchers import HERE
 from domainbed_ext.launchers.slots import slots_here
+from domainbed_ext.progress import bar, duration
 from domainbed_ext.run_setup import Setup, compute_exactly
 from domainbed_ext.states import count_of
 from domainbed_ext.validate import Checked, disk, free, records, size
@@ -120,7 +120,6 @@ def report(
     jobs: Sequence[Job],
     checked: dict[tuple[str, str], Checked],
     at_once: int | None,
-    tell: Callable[[str], object] = lambda kind: None,
 ) -> tuple[RenderableType, RenderableType]:
     """Measures each kind and says what all runs will take.
 
@@ -128,7 +127,6 @@ def report(
         jobs: that are to run.
         checked: of `validate.check`.
         at_once: number of runs; None if that is not known.
-        tell: told each kind before it is measured, which takes a while.
 
     Returns:
         A table with a row for each kind, and what all come to.
@@ -142,10 +140,14 @@ def report(
     for header in ("runs", "a step", "an image", "a run", "all", "saved a run"):
         table.add_column(header, justify="right")
     taken = []
+    with bar("timing", len(of_kind), "kinds of runs") as shown:
+        measured = {}
+        for kind in of_kind:
+            shown.note(f"{kind[1]} on {kind[0]}")
+            measured[kind] = measure(checked[kind].setup)
+            shown.advance()
     for (dataset, algorithm), members in of_kind.items():
-        tell(f"{algorithm} on {dataset}")
-        found = checked[dataset, algorithm]
-        rates = measure(found.setup)
+        found, rates = checked[dataset, algorithm], measured[dataset, algorithm]
         each = [seconds(job, found.setup, rates) for job in members]
         taken += each
         saved = 0 if members[0].extra_args["skip_model_save"] else found.trained

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from domainbed_ext.datasets.base import Environment
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.processes import be_deaf
 from domainbed_ext.profile import Stage, unmeasured
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.sources import Source
@@ -189,7 +190,11 @@ def stream(
     Raises:
         BenchmarkError: what a worker raised, its sentence alone.
     """
-    loader = iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pinned))
+    # Ctrl-C is the run's to handle: workers that it ended would make a failure of an interruption.
+    loaded = DataLoader(
+        batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pinned, worker_init_fn=be_deaf
+    )
+    loader = iter(loaded)
     for _ in order:
         try:
             with stage("data wait"):

@@ -9,6 +9,10 @@ from enum import IntEnum
 from functools import cache
 from typing import Any, NoReturn
 
+STOPPED = 130  # exit code of what Ctrl-C ended, as shells have it
+RESUME = "run the same command again to resume"
+START_AGAIN = "run the same command again"  # of what keeps nothing of what it has done
+
 
 class ExitCode(IntEnum):
     """What the exit code of a run says; any other is a crash's."""
@@ -67,11 +71,12 @@ def warn_once(sentence: str) -> None:
     print(f"warning: {sentence}", file=sys.stderr)
 
 
-def exit_cleanly(main: Callable[[], int | None]) -> None:
+def exit_cleanly(main: Callable[[], int | None], interrupted: str = RESUME) -> None:
     """Runs a command's `main` and exits: a `BenchmarkError` becomes one line on stderr and exit code 2.
 
     Args:
         main: the command; its return value is the exit code (None is 0).
+        interrupted: what to do after Ctrl-C, for which the exit code is 130.
     """
     try:
         code = main() or 0
@@ -79,6 +84,6 @@ def exit_cleanly(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
-        code = 130
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        code = STOPPED
     sys.exit(code)

@@ -1,10 +1,11 @@
 """How long what is left of a sweep takes, from what its runs took so far."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from domainbed_ext.progress import duration
 from domainbed_ext.records import State
 from domainbed_ext.states import Standing
 
@@ -48,35 +49,41 @@ class Left:
         return f"time left: {least}{duration(self.seconds)} at {self.running} at once{unknown}"
 
 
-def left(standings: Sequence[Standing]) -> Left:
-    """What is left: of the launches under way, or else of all but what failed."""
+def left(standings: Sequence[Standing], at_once: int = 0) -> Left:
+    """What is left: of the launches under way, or else of all but what failed.
+
+    Args:
+        standings: of the runs.
+        at_once: how many run at once, if that is known; those that run at this moment may be fewer.
+    """
     under_way = [standing for standing in standings if standing.state in (State.RUNNING, State.QUEUED)]
     others = (State.DONE, State.FAILED)
     missing = under_way or [standing for standing in standings if standing.state not in others]
     whole = seconds_a_run(standings)
     untold = dict.fromkeys(standing.job.kind for standing in missing if standing.job.kind not in whole)
-    rest = [(1 - standing.share) * whole.get(standing.job.kind, 0.0) for standing in missing]
+    rest = [_rest(standing, whole) for standing in missing]
     work, running = sum(rest), sum(standing.state is State.RUNNING for standing in missing)
+    running = max(running, min(at_once, len(missing)))
     # The last run takes its time, however many there could be at once.
     seconds = max(work / running, *rest) if running and work else None
     return Left(len(missing), work, list(untold), running, seconds)
+
+
+def _rest(standing: Standing, whole: Mapping[Kind, float]) -> float:
+    """Seconds that the rest of a run takes; 0 where nothing tells."""
+    if standing.attempt and standing.attempt.left is not None:
+        return standing.attempt.left
+    return (1 - standing.share) * whole.get(standing.job.kind, 0.0)
 
 
 def seconds_a_run(standings: Sequence[Standing]) -> dict[Kind, float]:
     """The mean of each kind, from whole runs and from those that are far enough."""
     taken = defaultdict(list)
     for standing in standings:
-        if (standing.state is State.DONE or standing.share >= _TELLING) and standing.seconds:
+        if not standing.seconds:
+            continue
+        if standing.attempt and standing.attempt.left is not None:  # the run itself knows better than its share does
+            taken[standing.job.kind].append(standing.seconds + standing.attempt.left)
+        elif standing.state is State.DONE or standing.share >= _TELLING:
             taken[standing.job.kind].append(standing.seconds / standing.share)
     return {kind: fmean(seconds) for kind, seconds in taken.items()}
-
-
-def duration(seconds: float) -> str:
-    """In words, to two figures or so: "40 s", "7 min", "2 h 05 min", "3 d 4 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from domainbed_ext import option_values
 from domainbed_ext.differences import Kind, changed, differences
-from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
+from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, exit_cleanly
 from domainbed_ext.feed import Feed
 from domainbed_ext.model_selection import best_step
 from domainbed_ext.options import PLACES
@@ -182,4 +182,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    exit_cleanly(main, START_AGAIN)

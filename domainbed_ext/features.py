@@ -23,6 +23,7 @@ from domainbed_ext.cache.pixels import Stored
 from domainbed_ext.data import EVALUATION_BATCH, stream
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.inputs import Inputs
+from domainbed_ext.progress import bar
 from domainbed_ext.provenance import machine, rounding, versions
 from domainbed_ext.sources import Augmented, Images
 from vitlorafa.tensor_bytes import tensor_bytes
@@ -82,9 +83,11 @@ def compute(
     algorithm.eval()
     rows = []
     batches = _InOrder(Augmented(images, AUGMENTATIONS["none"], inputs.size), len(images))
-    for pixels in stream(batches, range(len(batches)), workers, lambda pixels: pixels.to(algorithm.device)):
-        stop()
-        rows.append(algorithm.embed(inputs.ready(pixels)).cpu())
+    with bar("computing features", len(images), "images") as shown:
+        for pixels in stream(batches, range(len(batches)), workers, lambda pixels: pixels.to(algorithm.device)):
+            stop()
+            rows.append(algorithm.embed(inputs.ready(pixels)).cpu())
+            shown.advance(len(pixels))
     return torch.cat(rows)
 
 

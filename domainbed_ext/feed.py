@@ -1,5 +1,6 @@
 """What a run feeds its algorithm: minibatches to train on, and its splits' images as one row of large batches."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
@@ -13,6 +14,7 @@ from domainbed_ext.data import EVALUATION_BATCH, Evaluated, EvaluationBatches, M
 from domainbed_ext.features import compute, features
 from domainbed_ext.images import RunImages, entries
 from domainbed_ext.profile import Profile, Stage, unmeasured
+from domainbed_ext.progress import bar
 from domainbed_ext.run_setup import Setup, environment_of
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.sources import Augmented, Features, Source
@@ -28,12 +30,14 @@ class Feed:
 
     Attributes:
         profile: the run's clocks and counters, if `measure` was called.
+        seconds_an_image: that evaluation takes; None as long as nothing was evaluated.
 
     Raises:
         BenchmarkError: images that cannot be read, all of them named.
     """
 
     profile: Profile | None = None
+    seconds_an_image: float | None = None
 
     def __init__(self, setup: Setup, algorithm: Algorithm, stop: Callable[[], None] = lambda: None) -> None:
         self.setup, self.algorithm, self.stop = setup, algorithm, stop
@@ -107,12 +111,16 @@ class Feed:
         rows = stream(batches, range(len(batches)), self.setup.args.workers, ready, self._pinned)
         algorithm = self.algorithm.eval()
         correct = torch.zeros(len(parts), dtype=torch.long, device=algorithm.device)
-        with torch.inference_mode(), self.stage("evaluate"):
+        start, count = time.perf_counter(), sum(len(part.split) for part in parts.values())
+        with bar("evaluating", count, "images") as done, torch.inference_mode(), self.stage("evaluate"):
             for images, labels, numbers in rows:
                 self.stop()
                 right = algorithm.predict(images).argmax(1) == labels
                 correct.index_add_(0, numbers, right.long())
-        return dict(zip(parts, correct.tolist(), strict=True))
+                done.advance(len(labels))
+        counts = correct.tolist()
+        self.seconds_an_image = (time.perf_counter() - start) / max(1, count)
+        return dict(zip(parts, counts, strict=True))
 
     def _evaluated(self, step: int, name: str) -> Evaluated:
         setup, split, env = self.setup, self.setup.evaluated(name), environment_of(name)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from domainbed_ext.cache.bar import images_bar
 from domainbed_ext.cache.variants import Variant
 from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.images import RunImages, entries, open_images
@@ -31,7 +30,5 @@ def fill(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], processes
         for variant, is_plain in RunImages(setup).variants.items():
             needed = everywhere if is_plain else everywhere - set(test_envs)
             wanted.setdefault((kind[0], variant), (setup, set()))[1].update(needed)
-    for (dataset, variant), (setup, found) in wanted.items():
-        envs = sorted(found)
-        with images_bar(f"{dataset} {variant.name}", sum(len(setup.dataset[env]) for env in envs)) as advance:
-            open_images(setup, variant, envs, processes, advance)
+    for (_, variant), (setup, found) in wanted.items():
+        open_images(setup, variant, sorted(found), processes)

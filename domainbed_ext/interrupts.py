@@ -1,4 +1,4 @@
-"""Stops a run at the next place where it can go on from: on a signal, or when its time is up."""
+"""Stops a run at the next place from which it can resume: on a signal, or when its time is up."""
 
 import contextlib
 import os
@@ -21,10 +21,15 @@ class OutOfTime(Interrupted):
 
 
 class Stop:
-    """Calling it raises what has been asked for, if anything has."""
+    """Calling it raises what has been asked for, if anything has.
+
+    Attributes:
+        at_once: Whether Ctrl-C interrupts at once, the first time too, for there is nothing yet to save.
+    """
 
     def __init__(self) -> None:
         self.wish: Interrupted | None = None
+        self.at_once = False
 
     def __call__(self) -> None:
         """Raises what has been asked for.
@@ -79,6 +84,8 @@ def stoppable(minutes: float | None = None, on_hang: Callable[[OutOfTime], None]
         stop.wish = Interrupted(f"stopped by {signal.Signals(number).name}")
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
+            if stop.at_once:
+                raise KeyboardInterrupt
 
     def time_is_up() -> None:
         stop.wish = OutOfTime(f"it took longer than its time limit of {minutes:g} minutes")

@@ -5,28 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from domainbed_ext import launches
-from domainbed_ext.errors import ExitCode
+from domainbed_ext.errors import STOPPED, ExitCode
 from domainbed_ext.jobs import Job
+from domainbed_ext.launch_progress import LaunchProgress
 from domainbed_ext.launchers import get_launcher
 from domainbed_ext.launches import Launch
+from domainbed_ext.progress import bar
 from domainbed_ext.records import RunFolder, State
-
-STOPPED = 130  # exit code of what Ctrl-C ended, as shells have it
-
-_COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TextColumn("runs, {task.fields[rate]}"),
-    TimeElapsedColumn(),
-    TextColumn("gone,"),
-    TimeRemainingColumn(),
-    TextColumn("left"),
-)
+from domainbed_ext.states import Standing
 
 
 @dataclass
@@ -54,9 +41,9 @@ def launch(
     jobs: Sequence[Job],
     launcher: str,
     command: str,
-    console: Console,
     parallel: int = 0,
     options: dict[str, Any] | None = None,
+    others: Sequence[Standing] = (),
 ) -> Outcome:
     """Runs jobs, and marks those that died without a word as failed.
 
@@ -64,9 +51,9 @@ def launch(
         jobs: what is to run; at least one.
         launcher: a name that `get_launcher` takes.
         command: that was typed.
-        console: for the progress bar, which a pipe does not get.
         parallel: how many at once; 0 leaves it to the launcher.
         options: of the launcher.
+        others: all other runs of the sweep, whose times tell how long these will take.
 
     Returns:
         What became of them.
@@ -75,18 +62,8 @@ def launch(
     words = {job.name: _last_word(job.folder) for job in jobs}
     tried: dict[str, int] = {}
     codes: Sequence[int | None] = ()
-    with Progress(*_COLUMNS, console=console, disable=not console.is_terminal, speed_estimate_period=600) as bar:
-        task = bar.add_task("sweep", total=len(jobs), rate="starting")
-        shares, total = [0.0] * len(jobs), 0.0
-
-        def progress(index: int, share: float) -> None:
-            nonlocal total
-            total += share - shares[index]
-            shares[index] = share
-            elapsed = bar.tasks[task].elapsed or 0.0
-            rate = 60 * total / elapsed if elapsed else 0.0
-            bar.update(task, completed=round(total, 2), rate=f"{rate:.1f} a minute")
-
+    with bar("sweep", len(jobs), "runs") as shown:
+        progress = LaunchProgress(jobs, others, shown)
         wanted = Launch(sweep_dir, [job.name for job in jobs], parallel, options or {}, progress)
         with launches.begin(sweep_dir, launcher, command, wanted) as begun:
             outcome, tried = Outcome(begun.path), launches.said(begun.path)["tried"]

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from domainbed_ext import option_values
 from domainbed_ext.datasets import glyphs
 from domainbed_ext.datasets.digits import digits_environments
-from domainbed_ext.errors import BenchmarkError, CommandLine, exit_cleanly
+from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, exit_cleanly
 from domainbed_ext.tiny_vit import NAME, WEIGHTS
 
 _TEST_IMAGES = 2048
@@ -208,4 +208,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    exit_cleanly(main, START_AGAIN)

@@ -11,15 +11,16 @@ last/                the same at the last step, where that is another
 """
 
 import contextlib
-import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from domainbed_ext import run_log
 from domainbed_ext.attempts import Attempt, Claim, latest
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.files import remove, write_atomically
@@ -191,43 +192,15 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return f"{self.path} does not say why; its log is {self.path / 'err.txt'}"
 
-    @contextlib.contextmanager
-    def log(self) -> Iterator[None]:
+    def log(self) -> AbstractContextManager[None]:
         """Sends what is printed to `out.txt` and `err.txt` as well."""
-        with (
-            (self.path / "out.txt").open("a", encoding="utf-8") as out,
-            (self.path / "err.txt").open("a", encoding="utf-8") as err,
-            contextlib.redirect_stdout(_Tee(sys.stdout, out)),
-            contextlib.redirect_stderr(_Tee(sys.stderr, err)),
-        ):
-            yield
+        return run_log.copied(self.path / "out.txt", self.path / "err.txt")
 
 
 def _clear_checkpoints(path: Path) -> None:
     from domainbed_ext import checkpoint  # with it comes torch, which takes seconds: readers of records do without
 
     checkpoint.clear(path)
-
-
-class _Tee(io.TextIOBase):
-    """Writes to two streams; a terminal stays one for whoever asks."""
-
-    def __init__(self, stream: TextIO, file: TextIO) -> None:
-        self.stream, self.file = stream, file
-
-    def write(self, text: str) -> int:
-        self.stream.write(text)
-        with contextlib.suppress(OSError):  # a log that cannot be written must not end a run that can
-            self.file.write(text)
-            self.file.flush()
-        return len(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
-        self.file.flush()
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
 
 
 def not_writable(path: Path, error: OSError) -> BenchmarkError:

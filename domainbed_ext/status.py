@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from domainbed_ext.estimate import duration, left
+from domainbed_ext.estimate import left
+from domainbed_ext.progress import duration
 from domainbed_ext.records import State
 from domainbed_ext.states import Standing, count_of, summary
 

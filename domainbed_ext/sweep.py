@@ -80,8 +80,8 @@ def _launch(args: argparse.Namespace, standings: Sequence[Standing], words: Sequ
         if args.command_launcher in HERE:  # others may run where this cache is not seen
             fill(jobs, checked, available_cores())
         command = shlex.join(["python", "-m", "domainbed_ext.sweep", *words])
-        console = Console(stderr=True)
-        outcome = launch(jobs, args.command_launcher, command, console, args.jobs, args.launcher_options)
+        others = [standing for standing in standings if not wanted(standing)]
+        outcome = launch(jobs, args.command_launcher, command, args.jobs, args.launcher_options, others)
         if outcome.stopped is not None:
             return _say_stopped(standings, outcome.stopped)
     code = _collect(args, standings)
@@ -111,11 +111,13 @@ def _say(outcome: Outcome, args: argparse.Namespace, count: int) -> int:
     if outcome.elsewhere:
         print(f"{count_of(len(outcome.elsewhere))} done or at work elsewhere: `status` tells how far they are")
     if outcome.interrupted:
-        print(f"{count_of(len(outcome.interrupted))} interrupted: the same command goes on with them", file=sys.stderr)
+        print(
+            f"{count_of(len(outcome.interrupted))} interrupted: run the same command again to resume", file=sys.stderr
+        )
     for job, reason in outcome.failed:
         print(f"failed: {job}: {reason} (log: {job.folder.path / 'err.txt'})", file=sys.stderr)
     if outcome.failed:
-        print(f"{len(outcome.failed)} of {count_of(count)} failed; the same command runs them again", file=sys.stderr)
+        print(f"{len(outcome.failed)} of {count_of(count)} failed; `sweep retry` runs them again", file=sys.stderr)
         return ExitCode.FAILED
     return ExitCode.INTERRUPTED if outcome.interrupted else ExitCode.DONE
 
@@ -123,7 +125,7 @@ def _say(outcome: Outcome, args: argparse.Namespace, count: int) -> int:
 def _say_stopped(standings: Sequence[Standing], code: int) -> int:
     now = look([standing.job for standing in standings], standings[0].job.sweep_dir)
     how = "cancelled" if code == ExitCode.INTERRUPTED else "interrupted"
-    print(f"{how}: {summary(now)}; the same command goes on with what is missing", file=sys.stderr)
+    print(f"{how}: {summary(now)}; run the same command again to resume", file=sys.stderr)
     return code
 
 
@@ -178,14 +180,12 @@ def _validate(args: argparse.Namespace, standings: Sequence[Standing]) -> int:
     if not jobs:
         print("Nothing is left to run.")
         return 0
-    error_console, console = Console(stderr=True), Console()
-    with error_console.status("checking") as shown:
-        checked = check(jobs)
-        print("Nothing found that would stop a run.", flush=True)
-        if args.dry_run:
-            return 0
-        at_once = cost.slots(args, jobs)
-        parts = cost.report(jobs, checked, at_once, lambda kind: shown.update(f"timing {kind}"))
+    checked = check(jobs)
+    print("Nothing found that would stop a run.", flush=True)
+    if args.dry_run:
+        return 0
+    parts = cost.report(jobs, checked, cost.slots(args, jobs))
+    console = Console()
     console = console if console.is_terminal else Console(width=status.WIDE)
     console.print(*parts, sep="")
     return 0

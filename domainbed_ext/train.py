@@ -2,12 +2,11 @@
 
 python -m domainbed_ext.train --algorithm BOnly --test_envs 0 --output_dir runs/one
 
-A run that was stopped or killed goes on from its last checkpoint, to the same records and the same adapter: the same
-command again.
+A run that was stopped or killed resumes from its last checkpoint, to the same records and the same adapter: run the
+same command again.
 """
 
 import argparse
-import json
 import sys
 import time
 import traceback
@@ -16,24 +15,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import cuda, manual_seed
 
-from domainbed_ext import checkpoint
+from domainbed_ext import checkpoint, run_report
 from domainbed_ext.attempts import Claim, Lost, Taken
 from domainbed_ext.differences import Kind, differences
-from domainbed_ext.errors import BenchmarkError, ExitCode, exit_cleanly
+from domainbed_ext.errors import RESUME, BenchmarkError, ExitCode, exit_cleanly
 from domainbed_ext.feed import Feed
 from domainbed_ext.files import replace_atomically
 from domainbed_ext.interrupts import Interrupted, OutOfTime, Stop, stoppable
 from domainbed_ext.model_selection import better
 from domainbed_ext.options import make_parser
+from domainbed_ext.progress import Bar, bar, display
 from domainbed_ext.records import RunFolder, State
 from domainbed_ext.run_setup import Setup, compute_exactly, facts, set_up
+from domainbed_ext.run_time import RunTime
 from domainbed_ext.seeds import seed_hash
 
-ProgressBar = Callable[[float], None]
+Progress = Callable[[float], None]
 """Told the share of the steps that are done."""
 
 
@@ -59,9 +58,10 @@ class Training:
         self.best: float | None = None
         self.values: dict[str, list[float]] = defaultdict(list)  # since the last record
         self.saved_at = (time.monotonic(), 0)
+        self.time = RunTime(setup)
         self._go_on()
 
-    def finish(self, progress: ProgressBar) -> None:
+    def finish(self, progress: Progress) -> None:
         """Does what is left of it.
 
         Args:
@@ -74,18 +74,32 @@ class Training:
         setup = self.setup
         self.claim.begin_steps()
         stream = self.feed.training(range(self.steps_done, setup.steps))
-        try:
-            self._evaluate_if_due()
-            while self.steps_done < setup.steps:
-                self.stop()
-                self._step(stream)
-                self.claim.share = self.steps_done / setup.steps
-                progress(self.claim.share)
-                self._save_if_due()
+        self.stop.at_once = False  # from here on there is something to save
+        with bar(f"{setup.args.dataset} {setup.args.algorithm}", setup.steps, "steps") as steps:
+            steps.start_from(self.steps_done)
+            try:
                 self._evaluate_if_due()
-        except Interrupted:
-            self._save()
-            raise
+                while self.steps_done < setup.steps:
+                    self.stop()
+                    self._step(stream)
+                    self._tell(progress, steps)
+                    self._save_if_due()
+                    if self._evaluate_if_due():
+                        self._tell(progress, steps)
+                        steps.start_from(self.steps_done)  # evaluating is not among the rate of steps
+            except Interrupted:
+                self._save()
+                raise
+
+    def _tell(self, progress: Progress, steps: Bar) -> None:
+        """Tells everybody how far the run is."""
+        self.time.evaluation(self.feed.seconds_an_image)
+        self.claim.left = steps.seconds_left = self.time.left(self.steps_done)
+        share = self.steps_done / self.setup.steps
+        if share != self.claim.share:
+            self.claim.share = share
+            steps.reach(self.steps_done)
+            progress(share)
 
     def _step(self, stream: Any) -> None:
         start = time.perf_counter()
@@ -93,17 +107,22 @@ class Training:
         manual_seed(seed_hash(self.setup.args.seed, "update", self.steps_done))  # for step t needs no history (dropout)
         for name, value in self.algorithm.update(batches).items():
             self.values[name].append(value)
-        self.values["step_time"].append(time.perf_counter() - start)
+        self.values["step_time"].append(seconds := time.perf_counter() - start)
+        self.time.step(seconds)
         self.steps_done += 1
 
-    def _evaluate_if_due(self) -> None:
-        """Evaluates, records and saves after the steps that want it; also where an attempt before was stopped at it."""
+    def _evaluate_if_due(self) -> bool:
+        """Evaluates, records and saves after the steps that want it; also where an attempt before was stopped at it.
+
+        Returns:
+            Whether this step wanted it.
+        """
         setup, step = self.setup, self.steps_done - 1
         last = step == setup.steps - 1
         if step < 0 or not (last or (setup.checkpoint_freq and step % setup.checkpoint_freq == 0)):
-            return
+            return False
         if not self.values:  # the record was made before the checkpoint
-            return
+            return False
         accuracies = self.feed.accuracies(step, setup.validation_splits)
         val_acc = float(np.mean(list(accuracies.values())))
         # Every figure is read from the best step or from the last, which lean evaluation relies on.
@@ -119,6 +138,7 @@ class Training:
         self.values.clear()
         if last and self.feed.profile:
             print(self.feed.profile.table())
+        return True
 
     def _record(self, step: int, accuracies: dict[str, float]) -> None:
         record = {
@@ -130,7 +150,7 @@ class Training:
             "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
         }
         self.folder.append(record | ({"profile": self.feed.profile.summary()} if self.feed.profile else {}))
-        print(f"step {step:5d}", *(f"{name} {value:.3f}" for name, value in sorted(accuracies.items())))
+        print(run_report.line(record, self.setup.steps, self.claim.seconds))
 
     def _save_model(self, step: int, places: dict[str, bool]) -> None:
         """Writes what was trained to the places that want it."""
@@ -151,7 +171,7 @@ class Training:
             state = None
         if state is None:
             self.folder.start()
-            print(json.dumps(self.facts, indent=2, sort_keys=True))
+            print(run_report.header(self.facts, self.setup))
             return
         self.folder.start(state["lines"])
         self.algorithm.load_training_state(state["algorithm"])
@@ -159,7 +179,7 @@ class Training:
         self.steps_done, self.best = state["steps_done"], state["best"]
         self.values.update(state["values"])
         self.saved_at = (time.monotonic(), self.steps_done)
-        print(f"goes on after {self.steps_done} of {self.setup.steps} steps (attempt {self.claim.number})")
+        print(f"resumes after {self.steps_done} of {self.setup.steps} steps (attempt {self.claim.number})")
 
     def _save_if_due(self) -> None:
         args, (then, step) = self.setup.args, self.saved_at
@@ -188,7 +208,7 @@ class Training:
         self.saved_at = (time.monotonic(), self.steps_done)
 
 
-def run(args: argparse.Namespace, progress: ProgressBar) -> ExitCode:
+def run(args: argparse.Namespace, progress: Progress = lambda share: None) -> ExitCode:
     """A run from its arguments to its `done` or `failed`.
 
     Args:
@@ -233,7 +253,7 @@ def _done_already(args: argparse.Namespace, folder: RunFolder) -> ExitCode:
     return ExitCode.DONE
 
 
-def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress: ProgressBar) -> ExitCode:
+def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress: Progress) -> ExitCode:
     def fail(error: BaseException, sentence: str, code: ExitCode) -> ExitCode:
         claim.ended = "failed"
         folder.fail(sentence, code)
@@ -244,17 +264,23 @@ def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress
         fail(error, f"{error} and did not stop", ExitCode.FAILED)
         claim.beat()
 
-    with folder.log(), stoppable(args.time_limit, hang) as stop:
+    # The display is around the log, which gets what is printed and nothing of the bars.
+    with display(), folder.log(), stoppable(args.time_limit, hang) as stop:
+        stop.at_once = True
         try:
-            Training(set_up(args), folder, claim, stop).finish(progress)
+            with bar("setting up"):
+                training = Training(set_up(args), folder, claim, stop)
+            training.finish(progress)
             claim.check()
             folder.finish()
             claim.ended = "done"
+            print(run_report.closing(folder.records(), folder.path))
             return ExitCode.DONE
         except OutOfTime as error:
-            return fail(error, f"{error}: give it a longer --time_limit, and it goes on", ExitCode.FAILED)
-        except Interrupted as interrupted:
-            print(f"{interrupted}: the same command goes on", file=sys.stderr)
+            return fail(error, f"{error}: give it a longer --time_limit, and it resumes", ExitCode.FAILED)
+        except (Interrupted, KeyboardInterrupt) as interrupted:
+            reason = f" ({interrupted})" if str(interrupted) else ""
+            print(f"interrupted{reason}: {RESUME}", file=sys.stderr)
             return ExitCode.INTERRUPTED
         except Lost as lost:
             print(f"{lost}: leaving it alone", file=sys.stderr)
@@ -264,7 +290,7 @@ def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress
         except OSError as error:  # a full disk, a folder that became read-only
             traceback.print_exc()
             where = error.filename or folder.path
-            return fail(error, f"{error.strerror or error}: {where}; mend that, and it goes on", ExitCode.FAILED)
+            return fail(error, f"{error.strerror or error}: {where}; fix that, and it resumes", ExitCode.FAILED)
         except Exception as error:
             traceback.print_exc()
             return fail(error, f"{type(error).__name__}: {error}", ExitCode.FAILED)
@@ -272,12 +298,7 @@ def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.train`."""
-    args = make_parser().parse_args(argv)
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"{args.dataset} {args.algorithm}", total=100)
-        return run(args, lambda share: bar.update(task, completed=round(100 * share)))
+    return run(make_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

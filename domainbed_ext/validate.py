@@ -11,6 +11,7 @@ from domainbed_ext.algorithms import Algorithm
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.identity import final_hparams
 from domainbed_ext.jobs import Job
+from domainbed_ext.progress import bar
 from domainbed_ext.run_setup import Setup, set_up
 from domainbed_ext.states import count_of
 
@@ -67,18 +68,20 @@ def _set_up(jobs: Sequence[Job]) -> dict[tuple[str, str], Setup]:
     setups: dict[tuple[str, str], Setup] = {}
     verified: set[str] = set()
     trained_on: set[tuple[str, int]] = set()
-    for job in sorted(jobs, key=_batch_size, reverse=True):
-        dataset = job.train_args["dataset"]
-        known = next((setup for kind, setup in setups.items() if kind[0] == dataset), None)
-        sources = set() if known is None else {(dataset, i) for i in _training_environments(job, known)}
-        if known is not None and job.kind in setups and sources <= trained_on:
-            continue
-        args = job.args
-        args.verify_images = args.verify_images and dataset not in verified
-        setup = set_up(args)
-        verified.add(dataset)
-        trained_on |= {(dataset, i) for i in setup.train_envs}
-        setups.setdefault(job.kind, setup)
+    with bar("checking", len(jobs), "runs") as shown:
+        for job in sorted(jobs, key=_batch_size, reverse=True):
+            shown.advance()
+            dataset = job.train_args["dataset"]
+            known = next((setup for kind, setup in setups.items() if kind[0] == dataset), None)
+            sources = set() if known is None else {(dataset, i) for i in _training_environments(job, known)}
+            if known is not None and job.kind in setups and sources <= trained_on:
+                continue
+            args = job.args
+            args.verify_images = args.verify_images and dataset not in verified
+            setup = set_up(args)
+            verified.add(dataset)
+            trained_on |= {(dataset, i) for i in setup.train_envs}
+            setups.setdefault(job.kind, setup)
     return {job.kind: setups[job.kind] for job in jobs}  # in the sweep's order
 
 
@@ -101,9 +104,11 @@ def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) 
         if key not in largest or hparams.get("rank", 0) > largest[key].computation["hparams"].get("rank", 0):
             largest[key] = job
     trained: dict[tuple[str, str], int] = {}
-    for job in largest.values():
-        algorithm = setup_like(setups[job.kind], job).make_algorithm()
-        trained[job.kind] = max(trained.get(job.kind, 0), _trained(algorithm))
+    with bar("checking", len(largest), "models") as shown:
+        for job in largest.values():
+            algorithm = setup_like(setups[job.kind], job).make_algorithm()
+            trained[job.kind] = max(trained.get(job.kind, 0), _trained(algorithm))
+            shown.advance()
     return trained
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from domainbed_ext import option_values
 from domainbed_ext.bench import accuracy, gpu, runs, side_by_side, stages, sweeps
-from domainbed_ext.errors import CommandLine, exit_cleanly
+from domainbed_ext.errors import START_AGAIN, CommandLine, exit_cleanly
 from domainbed_ext.launchers import LAUNCHERS
 
 PARTS = {
@@ -146,4 +146,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    exit_cleanly(main, START_AGAIN)

@@ -19,7 +19,7 @@ from domainbed_ext.bench import report, subprocesses
 from domainbed_ext.bench.small_data import how_many, link_part
 from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.model_selection import validation_accuracy
-from domainbed_ext.prepare.progress import count_bar
+from domainbed_ext.progress import bar
 from domainbed_ext.records import RunFolder
 
 SMALL = 160  # px, at which PACS's images of 227 px are scaled down by `--training_images resized`
@@ -38,7 +38,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
     ways = {name: _ways(json.loads(args.hparams))[name] for name in args.compare}
     with (
         tempfile.TemporaryDirectory() as folder,
-        count_bar("runs", args.trials * sum(map(len, ways.values()))) as advance,
+        bar("measuring", args.trials * sum(map(len, ways.values())), "runs") as shown,
     ):
         data = link_part(args.dataset, args.data_dir, args.per_class, Path(folder, "data"))
         for comparison, compared in ways.items():
@@ -47,7 +47,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
                 found.append([])
                 for name, words in compared.items():
                     found[-1].append(_accuracies(args, name, words, trial, data, Path(folder)))
-                    advance()
+                    shown.advance()
                 _report(comparison, list(compared), 100 * np.array(found), args, output_dir)  # for this takes long
 
 

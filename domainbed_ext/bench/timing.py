@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
-from domainbed_ext.prepare.progress import count_bar
+from domainbed_ext.progress import bar
 
 
 def interleaved(
@@ -25,14 +25,14 @@ def interleaved(
         Of each the seconds of its calls.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    with count_bar("measuring", (rounds + warm_up) * len(functions)) as advance:
+    with bar("measuring", (rounds + warm_up) * len(functions), "calls") as shown:
         for number in range(-int(warm_up), rounds):
             for name, function in functions.items():
                 start = time.perf_counter()
                 function()
                 if number >= 0:
                     seconds[name].append(time.perf_counter() - start)
-                advance()
+                shown.advance()
             if number >= 0:
                 after(seconds)
     return seconds

@@ -8,6 +8,5 @@ pixels     the file format: arrays in one memory map
 entries    a bounded folder of entries, each there whole or not at all
 locks      one builder at a time
 place      where the cache lies, and how large it may grow, unless told
-bar        of progress
 command    the command line
 """

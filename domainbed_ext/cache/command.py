@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from domainbed_ext import option_values
-from domainbed_ext.cache.bar import images_bar
 from domainbed_ext.cache.content import forget
 from domainbed_ext.cache.entries import Entries
 from domainbed_ext.cache.images import cached_all
@@ -134,8 +133,7 @@ def _build(entries: Entries, args: argparse.Namespace) -> None:
     size = args.image_size
     training = Decoded() if args.training_images == "exact" else Shorter(cropped_from(size))
     for variant in (Resized(size, size), training):
-        with images_bar(f"{args.dataset} {variant.name}", sum(map(len, environments))) as advance:
-            cached_all(args.dataset, environments, variant, entries, args.workers or available_cores(), advance)
+        cached_all(args.dataset, environments, variant, entries, args.workers or available_cores())
 
 
 def _remove(entries: Entries, args: argparse.Namespace) -> None:

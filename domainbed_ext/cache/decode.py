@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from domainbed_ext.cache.pixels import Pixels
 from domainbed_ext.cache.variants import Variant
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.image_files import RULES, UnusableImage, read, size
+from domainbed_ext.processes import HELPERS
 
 UNREADABLE = (0, 0)  # in place of a size
 
@@ -109,8 +110,7 @@ def several(processes: int) -> Iterator[Map]:
     if processes < 2:
         yield map
         return
-    # Spawned rather than forked, for this process has threads.
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_leave_with_parent) as pool:
+    with ProcessPoolExecutor(processes, HELPERS, initializer=_leave_with_parent) as pool:
         try:
             yield pool.map
         except BrokenProcessPool as error:

@@ -16,6 +16,7 @@ from domainbed_ext.cache.pixels import Damaged, Stored
 from domainbed_ext.cache.variants import Variant
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.image_files import unreadable
+from domainbed_ext.progress import Bar, bar
 
 if TYPE_CHECKING:  # it brings torch with it
     from domainbed_ext.datasets.folders import FileEnvironment
@@ -73,18 +74,26 @@ def cached_all(
     """
     found: list[Stored] = []
     bad: dict[str, str] = {}
-    for environment in environments:
-        try:
-            found.append(_stored(environment, variant, entries, dataset, processes, progress or (lambda count: None)))
-        except _BadImages as error:
-            bad |= error.reasons
+    tell = progress or (lambda count: None)
+    with bar(f"decoding {dataset}, {variant.name}", sum(map(len, environments)), "images") as shown:
+        for environment in environments:
+            try:
+                found.append(_stored(environment, variant, entries, dataset, processes, tell, shown))
+            except _BadImages as error:
+                bad |= error.reasons
     if bad:
         raise unreadable(bad)
     return found
 
 
 def _stored(
-    environment: FileEnvironment, variant: Variant, entries: Entries, dataset: str, processes: int, progress: Progress
+    environment: FileEnvironment,
+    variant: Variant,
+    entries: Entries,
+    dataset: str,
+    processes: int,
+    progress: Progress,
+    shown: Bar,
 ) -> Stored:
     digest = _digest(environment, entries)
     key = f"{dataset}/{environment.name.replace('/', '_')}-{digest[:12]}-{variant.name}"
@@ -104,6 +113,7 @@ def _stored(
                 bad |= broken
                 done += len(part.paths)
                 progress(len(part.paths))
+                shown.advance(len(part.paths))
             if _digest(environment, entries) != digest:
                 raise BenchmarkError(f"images of {environment.name} changed while they were decoded: start again")
             if bad:
@@ -120,6 +130,7 @@ def _stored(
             entries.remove(key)
         stored = Stored(make())
     progress(len(environment) - done)
+    shown.leave_out(len(environment) - done)
     return stored
 
 

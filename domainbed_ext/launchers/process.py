@@ -10,9 +10,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from domainbed_ext.launchers import memory, worker
+from domainbed_ext.processes import HELPERS
 
 TELL = 0.5  # seconds at least from one word of a run's progress to the next
-_DEAF_TO = {signal.SIGINT, signal.SIGHUP}  # the launcher's to handle, who hands them on as SIGTERM
 
 
 class Worker:
@@ -37,10 +37,9 @@ class Worker:
         self.verdict: str | None = None
         self.kill_at: float | None = None
         self._first_size = 0
-        context = multiprocessing.get_context("spawn")  # a forked torch with threads or CUDA may hang
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_work, args=(theirs,))
-        with theirs, _environment(environment), _blocked():
+        self.pipe, theirs = HELPERS.Pipe()  # Ctrl-C is the launcher's to handle, who hands it on as SIGTERM
+        self.process: BaseProcess = HELPERS.Process(target=_work, args=(theirs,))
+        with theirs, _environment(environment):
             self.process.start()
 
     @property
@@ -122,21 +121,8 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextlib.contextmanager
-def _blocked() -> Iterator[None]:
-    """Processes that are started inside miss what a worker is deaf to until they can say so themselves."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _work(pipe: Connection) -> None:
     """What the process does."""
-    for number in _DEAF_TO:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEAF_TO)
     worker.die_with_parent()
     parent = multiprocessing.parent_process()
     if parent is None or os.getppid() != parent.pid:  # it died before that

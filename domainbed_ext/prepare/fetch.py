@@ -129,7 +129,9 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
             arrived = part.stat().st_size if part.exists() else 0
             fruitless = 0 if arrived > before else fruitless + 1
             if fruitless >= ATTEMPTS:
-                raise DownloadError(f"{cut}, {arrived:,} bytes are there and the same command goes on") from cut
+                raise DownloadError(
+                    f"{cut}, {arrived:,} bytes are there: run the same command again to resume"
+                ) from cut
             time.sleep(PAUSE * 2 ** max(0, fruitless - 1))
             continue
         if total is not None and part.stat().st_size > total:

@@ -22,8 +22,8 @@ from domainbed_ext.prepare import cct20, domain_net
 from domainbed_ext.prepare.archives import is_archive, unpack
 from domainbed_ext.prepare.fetch import DownloadError, download, file_digest
 from domainbed_ext.prepare.layout import Plan, Root, folder_plan, follow, mnist_plan
-from domainbed_ext.prepare.progress import bytes_bar, count_bar
 from domainbed_ext.prepare.sources import SOURCES, Source
+from domainbed_ext.progress import BYTES, bar
 
 _PLAIN = (".txt", ".json", "-ubyte", "-ubyte.gz")  # endings of files that are used as they are
 
@@ -115,8 +115,8 @@ def lay_out(place: Place, given: Sequence[Path]) -> None:
     roots = [_unpacked(place, path) for path in files]
     plan = _plan(place.name, roots)
     layout = place.staging / "layout"
-    with count_bar("laying out", len(plan)) as advance:
-        follow(plan, layout, advance)
+    with bar("laying out", len(plan), "files") as shown:
+        follow(plan, layout, shown.advance)
     record = {"dataset": place.name, "sources": [_describe(path) for path in files]}
     write_atomically(layout / "prepared.json", json.dumps(record, indent=2) + "\n")
     if place.target.is_dir() and not any(place.target.iterdir()):
@@ -138,8 +138,8 @@ def _fetch(place: Place, sources: Sequence[Source], given: Sequence[Path]) -> No
             failed[source] = dead[min(hosts)]
             continue
         try:
-            with bytes_bar(source.name) as progress:
-                download(source, place.downloads / source.name, progress)
+            with bar(source.name, unit=BYTES) as shown:
+                download(source, place.downloads / source.name, shown.follow)
         except DownloadError as error:
             failed[source] = str(error)
             if error.unreachable:
@@ -171,8 +171,8 @@ def _unpacked(place: Place, path: Path) -> Root:
     key = hashlib.sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = place.staging / "unpacked" / key
     if not folder.exists():
-        with count_bar(f"unpacking {path.name}") as advance:
-            unpack(path, folder, advance)
+        with bar(f"unpacking {path.name}", unit="files") as shown:
+            unpack(path, folder, shown.advance)
     return Root(path.name, folder)
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from domainbed_ext.image_files import UnusableImage, read
+from domainbed_ext.processes import HELPERS
 
 _FEW = 2000  # images that one process is done with before others have started
 
@@ -65,9 +65,11 @@ def examine_all(paths: Sequence[str], decode: bool, workers: int, advance: Calla
             found.append(examine(path, decode))
             advance()
         return found
-    # Spawned rather than forked: this process has threads, of torch and of the progress bar.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for result in pool.map(partial(examine, decode=decode), paths, chunksize=64):
-            found.append(result)
-            advance()
+    with ProcessPoolExecutor(workers, mp_context=HELPERS) as pool:
+        try:
+            for result in pool.map(partial(examine, decode=decode), paths, chunksize=64):
+                found.append(result)
+                advance()
+        finally:
+            pool.shutdown(cancel_futures=True)  # where it was interrupted, the rest is not waited for
     return found

@@ -15,8 +15,8 @@ from domainbed_ext.datasets.folders import ImageFolderDomains
 from domainbed_ext.datasets.mnist import read_mnist
 from domainbed_ext.files import write_atomically
 from domainbed_ext.prepare.images import examine_all
-from domainbed_ext.prepare.progress import count_bar
 from domainbed_ext.prepare.sources import CLASSES, KNOWN, Counts, images_of
+from domainbed_ext.progress import bar
 
 MANIFEST = "manifest.csv"
 _COLUMNS = ("path", "label", "domain", "bytes", "sha256")
@@ -94,8 +94,8 @@ def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Report:
     for environment in dataset.datasets:
         counts[environment.name] = dict(Counter(environment.classes[label] for label in environment.targets))
     report = Report(name, counts, _nearest(name, counts), problems=_miscounts(name, counts))
-    with count_bar("reading", len(rows)) as advance:
-        examined = examine_all([path for path, _, _ in rows], decode, workers, advance)
+    with bar("reading", len(rows), "images") as shown:
+        examined = examine_all([path for path, _, _ in rows], decode, workers, shown.advance)
     table = []
     for (path, label, domain), found in zip(rows, examined, strict=True):
         report.sizes[domain] = report.sizes.get(domain, 0) + found.size

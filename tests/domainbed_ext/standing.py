@@ -32,7 +32,7 @@ def found(jobs):
     return [standing.state for standing in look(jobs)]
 
 
-def attempt(job, number=1, ended=None, share=0.0, seconds=0.0, owner=ELSEWHERE):
+def attempt(job, number=1, ended=None, share=0.0, seconds=0.0, owner=ELSEWHERE, **more):
     """What an attempt leaves; one of another host that has not ended seems alive for a minute."""
     job.folder.path.mkdir(parents=True, exist_ok=True)
     told = {
@@ -42,6 +42,7 @@ def attempt(job, number=1, ended=None, share=0.0, seconds=0.0, owner=ELSEWHERE):
         "set_up": 0.0,
         "share": share,
         "ended": ended,
+        **more,
     }
     (job.folder.path / f"attempt_{number}.json").write_text(json.dumps(told))
 
@@ -60,8 +61,8 @@ def interrupted(job, share=0.5, seconds=10.0, number=1):
     attempt(job, number, "interrupted", share, seconds)
 
 
-def running(job, share=0.5, seconds=10.0):
-    attempt(job, 1, None, share, seconds)
+def running(job, share=0.5, seconds=10.0, **more):
+    attempt(job, 1, None, share, seconds, **more)
 
 
 @contextlib.contextmanager

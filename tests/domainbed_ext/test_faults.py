@@ -61,7 +61,7 @@ def test_a_signal_makes_it_checkpoint_and_leave_with_a_code_that_says_so(tmp_pat
     assert RunFolder(folder).state is State.INTERRUPTED and list(folder.glob("checkpoint_*"))
     assert latest(folder).ended == "interrupted" and latest(folder).share >= 0.25
     assert Run(folder, "--save_steps", "0", "--save_minutes", "0").end() == 0
-    assert "goes on after" in (folder / "out.txt").read_text()
+    assert "resumes after" in (folder / "out.txt").read_text()
     assert outcome(folder) == undisturbed
 
 

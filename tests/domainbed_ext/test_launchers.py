@@ -81,7 +81,7 @@ def test_a_run_whose_worker_alone_is_asked_to_stop_goes_on(tmp_path):
 
     command = train_command(tmp_path / "run", "--steps", "40")
     assert get_launcher("local")([command], launch(tmp_path, 1, stop_once)) == [0]
-    assert stopped and "goes on after" in (tmp_path / "run" / "out.txt").read_text()
+    assert stopped and "resumes after" in (tmp_path / "run" / "out.txt").read_text()
     assert latest(tmp_path / "run").number == 2
 
 

@@ -1,12 +1,11 @@
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from domainbed_ext import launchers, launches, launching, sweep
+from domainbed_ext import launch_progress, launchers, launches, launching, progress, sweep
 from domainbed_ext.errors import BenchmarkError, ExitCode
+from domainbed_ext.launch_progress import LaunchProgress
 from domainbed_ext.launches import Launch
 from domainbed_ext.records import State
 from tests.domainbed_ext import standing
@@ -192,7 +191,7 @@ def test_a_run_that_died_without_a_word_is_failed(tmp_path, engine, end, sentenc
     if end is broken_when_it_should_go_on:
         interrupted(job)
     engine.jobs, engine.acts = {job.name: job}, {job.name: end}
-    outcome = launching.launch([job], "local", "", Console(stderr=True))
+    outcome = launching.launch([job], "local", "")
     assert outcome.failed == [(job, sentence)]
     assert job.folder.state is State.FAILED and job.folder.failure() == sentence
 
@@ -201,7 +200,7 @@ def test_an_old_reason_is_not_told_of_a_run_that_died_since(tmp_path, engine):
     job = make_jobs(tmp_path)[0]
     failed(job, "an old reason")
     engine.jobs, engine.acts = {job.name: job}, {job.name: lambda job: -11}
-    outcome = launching.launch([job], "local", "", Console(stderr=True))
+    outcome = launching.launch([job], "local", "")
     assert outcome.failed == [(job, "the run was killed by signal 11 without a word")]
 
 
@@ -210,7 +209,7 @@ def test_an_interrupted_run_has_not_failed(tmp_path, engine, capsys, code):
     job = make_jobs(tmp_path)[0]
     engine.acts[job.name] = lambda job: (interrupted(job), code)[1]
     assert sweep.main(words(tmp_path)) == ExitCode.INTERRUPTED
-    assert "1 run interrupted: the same command goes on" in capsys.readouterr().err
+    assert "1 run interrupted: run the same command again to resume" in capsys.readouterr().err
     assert job.folder.state is State.INTERRUPTED
 
 
@@ -228,7 +227,7 @@ def test_a_launch_that_is_stopped_says_how_to_go_on(tmp_path, engine, capsys, ca
     engine.acts[jobs[1].name] = stop
     assert sweep.main(words(tmp_path)) == code
     said = capsys.readouterr()
-    sentence = "2 not launched, 1 interrupted, 1 done; the same command goes on with what is missing"
+    sentence = "2 not launched, 1 interrupted, 1 done; run the same command again to resume"
     assert said.err == f"{how}: {sentence}\n"
     assert engine.collected == [] and launches.under_way(tmp_path / "sweep") == []
     engine.acts = {}
@@ -296,8 +295,68 @@ def test_a_file_in_a_runs_place_fails_that_run_alone(tmp_path, engine, capsys):
     assert "the run ended with exit code 2 without a word" in capsys.readouterr().err
 
 
-def test_a_terminal_gets_a_progress_bar(tmp_path, engine):
-    screen, jobs = io.StringIO(), make_jobs(tmp_path)
-    engine.jobs = {job.name: job for job in jobs}
-    launching.launch(jobs, "local", "", Console(file=screen, force_terminal=True, no_color=True, width=120))
-    assert "4/4 runs, " in screen.getvalue() and "a minute" in screen.getvalue()
+def test_a_line_for_each_run_that_ended_says_which_and_how(tmp_path, engine, capsys):
+    jobs = make_jobs(tmp_path)
+
+    def tested(job):
+        accuracies = {f"env{env}_{split}_acc": 0.5 + 0.1 * env for env in range(4) for split in ("in", "out")}
+        record = {"args": job.train_args, "step": 7, "environments": ["A", "C", "P", "S"], **accuracies}
+        done(job)
+        job.folder.append(record)
+
+    engine.acts = {
+        **{jobs[0].name: tested, jobs[1].name: lambda job: failed(job, "the disk is full")},
+        **{jobs[2].name: killed_at_once, jobs[3].name: done},
+    }
+    assert sweep.main(words(tmp_path)) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if " of 4 runs: " in line]
+    log = jobs[1].folder.path / "err.txt"
+    assert lines[0] == f"1 of 4 runs: {jobs[0]}: done in 10 s, tested on A: 50.0 % at step 7"
+    assert lines[1] == f"2 of 4 runs: {jobs[1]}: failed: the disk is full (log: {log})"
+    assert lines[2] == f"3 of 4 runs: {jobs[2]}: not launched"
+    assert lines[3].startswith(f"4 of 4 runs: {jobs[3]}: done in 10 s, but its records cannot be read (")
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_the_time_left_of_a_launch_is_sane_from_its_first_run_on(tmp_path, monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(launch_progress.time, "monotonic", clock)
+    jobs = make_jobs(tmp_path, "--n_trials", "2")
+    shown = progress.Bar(None, "sweep", len(jobs), "runs")
+    told = LaunchProgress(jobs, [], shown)
+    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
+        running(jobs[0], 0.01, 20.0)
+        running(jobs[1], 0.01, 20.0)
+        told(0, 0.01)
+        assert shown.seconds_left is None  # rather than a hundredth of a run's 2,000 seconds
+        running(jobs[0], 0.1, 30.0, left=30.0)  # the run itself knows
+        told(0, 0.1)
+        assert shown.seconds_left is None  # looked at again only after a while
+        clock.now += 10
+        told(0, 0.2)
+        assert shown.seconds_left == pytest.approx((30.0 + 0.99 * 60 + 6 * 60) / 2)
+        done(jobs[0], 60.0)  # one of the two that run has ended, and nothing has taken its place yet
+        clock.now += 10
+        told(0, 1.0)
+        assert shown.seconds_left == pytest.approx((0.99 * 60 + 6 * 60) / 2)
+    assert shown.done == 1.0
+    assert capsys.readouterr().out.endswith("; 3 min left\n")
+
+
+def test_what_runs_took_before_tells_of_a_launch_that_resumes(tmp_path):
+    jobs = make_jobs(tmp_path)
+    for job in jobs[:2]:
+        done(job, 100.0)
+    shown = progress.Bar(None, "sweep", 2, "runs")
+    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs[2:]])):
+        running(jobs[2], 0.01, 1.0)
+        LaunchProgress(jobs[2:], standing.look(jobs)[:2], shown)(0, 0.01)
+    assert shown.seconds_left == pytest.approx(0.99 * 100 + 100)

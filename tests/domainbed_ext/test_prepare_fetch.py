@@ -144,7 +144,7 @@ def test_google_drives_question_is_answered(server, tmp_path):
     ("path", "known", "reason"),
     [
         ("/missing", {}, "the server answers 404 Not Found"),
-        ("/cut/0", {}, "cut again and again .*, 0 bytes are there and the same command goes on"),
+        ("/cut/0", {}, "cut again and again .*, 0 bytes are there: run the same command again to resume"),
         ("/page", {}, "a web page came instead of the file"),
         ("/quota", {}, "downloaded too often today"),
         ("/file", {"md5": "0" * 32}, f"its MD5 is {hashlib.md5(CONTENT).hexdigest()} instead of 0+; what came is kept"),

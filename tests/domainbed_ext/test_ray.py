@@ -129,7 +129,7 @@ def test_a_run_whose_process_is_killed_goes_on_and_its_process_is_warm(tmp_path,
     commands = [train_command(first, "--steps", "60"), train_command(second)]
     assert get_launcher("ray")(commands, launch(tmp_path, 1, num_gpus=0)) == [0, 0]
     assert latest(first).number == 2 and latest(second).number == 1
-    assert "goes on after" in (first / "out.txt").read_text()
+    assert "resumes after" in (first / "out.txt").read_text()
     assert latest(first).owner["pid"] == latest(second).owner["pid"]
     assert get_launcher("ray")(commands, launch(tmp_path)) == [0, 0]
     assert latest(first).number == 2

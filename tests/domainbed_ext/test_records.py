@@ -1,8 +1,11 @@
+import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import RunFolder, State, load_records
@@ -136,6 +139,34 @@ def test_a_log_that_cannot_be_written_does_not_end_a_run(tmp_path, capsys, monke
         monkeypatch.setattr(sys.stdout.file, "write", lambda text: (_ for _ in ()).throw(OSError(28, "full")))
         print("trained")
     assert capsys.readouterr().out == "trained\n"
+
+
+def test_logs_are_as_a_terminal_would_be_left(tmp_path, capsys):
+    folder = make_run(tmp_path / "run")
+    with folder.log():
+        print("\x1b[1mbold\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x07")
+        for share in (0, 50, 100):
+            print(f"\r{share} %\x1b[K", end="", file=sys.stderr)
+        print("\nsaved\r", file=sys.stderr)
+        print("\x1b[3", end="")
+        print("1mhalf a code", end="")
+    assert (folder.path / "out.txt").read_text() == "bold link\nhalf a code\n"
+    assert (folder.path / "err.txt").read_text() == "100 %\nsaved\n"
+    assert capsys.readouterr().out.startswith("\x1b[1mbold")  # the terminal has it all
+
+
+def test_a_console_that_is_made_within_a_log_draws_beneath_it(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    folder = make_run(tmp_path / "run")
+    with Progress(console=Console(file=screen, force_terminal=True)) as outer, folder.log():
+        inner = Console(stderr=True, force_terminal=True)
+        inner.print("drawn")  # each would call the other without end
+        outer.add_task("bar")
+        print("careful", file=sys.stderr)
+    assert "drawn" in screen.getvalue() and "careful" in screen.getvalue()
+    assert (folder.path / "err.txt").read_text() == "careful\n"
 
 
 def test_nothing_to_load_gets_a_sentence(tmp_path):

@@ -354,7 +354,7 @@ def test_warned_and_killed_a_run_ends_as_if_nothing_had_happened(tmp_path, real_
     ask("scontrol", "requeue", f"{job}_0")
     wait_for(lambda: folder.state is State.DONE, "it does not go on")
     assert re.search(
-        "goes on after .*attempt 2.*goes on after .*attempt 3", (folder.path / "out.txt").read_text(), re.S
+        "resumes after .*attempt 2.*resumes after .*attempt 3", (folder.path / "out.txt").read_text(), re.S
     )
     assert undisturbed.end() == 0
     assert outcome(folder.path)[:2] == outcome(tmp_path / "undisturbed")[:2]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from domainbed_ext import estimate, launches, status, sweep
+from domainbed_ext import estimate, launches, progress, status, sweep
 from domainbed_ext.launches import Launch
 from domainbed_ext.records import State
 from tests.domainbed_ext import standing
@@ -179,7 +179,7 @@ def test_what_is_not_known_is_said_to_be_unknown(tmp_path, makes, sentence):
     [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min"), (360_000, "4 d 4 h")],
 )
 def test_durations_read_well(seconds, words):
-    assert estimate.duration(seconds) == words
+    assert progress.duration(seconds) == words
 
 
 def test_status_is_plain_text_where_nobody_watches(tmp_path, capsys):
