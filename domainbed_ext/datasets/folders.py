@@ -139,12 +139,10 @@ def _check_same_classes(dataset: str, first: FolderEnvironment, other: FolderEnv
 def _tell_hidden(dataset: str, folder: Path, hidden: list[str]) -> None:
     """Says how many images are ignored, where there are any."""
     counts = {path: count for path in hidden if (count := count_images(path))}
-    if counts:
+    if total := sum(counts.values()):
         examples = ", ".join(os.path.relpath(path, folder) for path in list(counts)[:3])
         more = ", ..." if len(counts) > 3 else ""
-        warn_once(
-            f"{dataset}: {sum(counts.values())} image(s) ignored, hidden or in hidden or system folders: {examples}{more}"
-        )
+        warn_once(f"{dataset}: {total} image(s) ignored, hidden or in hidden or system folders: {examples}{more}")
 
 
 class VLCS(ImageFolderDomains):
