@@ -153,7 +153,7 @@ def adapted_shapes(backbone: str, targets: str) -> tuple[tuple[int, int], ...]:
 
     from domainbed_ext import backbone_names
     from vitlorafa import AdapterConfig, AdapterError
-    from vitlorafa.inject import linear_sites
+    from vitlorafa.sites import linear_sites
 
     try:
         wanted = AdapterConfig(targets=targets).targets  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ vitlorafa.merge_and_unload(model)  # a plain timm model again
 """
 
 from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
-from vitlorafa.errors import AdapterError
+from vitlorafa.errors import AdapterError, AdapterWarning
 from vitlorafa.init import INITS
 from vitlorafa.inject import (
     adapter_layers,
@@ -34,6 +34,7 @@ __all__ = [
     "TRAIN",
     "AdapterConfig",
     "AdapterError",
+    "AdapterWarning",
     "LoRALinear",
     "adapter_layers",
     "correct_gradients",

@@ -123,7 +123,7 @@ class AdapterConfig:
 
     def generator(self) -> torch.Generator:
         """A new generator on the CPU for the factors' start, seeded by `seed` or from the global one."""
-        seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
+        seed = int(torch.randint(2**63 - 1, (), device="cpu")) if self.seed is None else self.seed
         return torch.Generator().manual_seed(seed)
 
     def to_dict(self) -> dict[str, Any]:

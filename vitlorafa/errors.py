@@ -1,11 +1,25 @@
-"""The one exception of the package."""
+"""The one exception and the one warning of the package."""
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class AdapterError(ValueError):
     """Something about an adapter cannot be done; one sentence says what, where and what to do instead."""
+
+
+class AdapterWarning(UserWarning):
+    """Something about an adapter is likely not as meant; one sentence says what, and what happens instead."""
+
+
+def warn(sentence: str) -> None:
+    """Warns, with the place in the user's code that called this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "vitlorafa":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(sentence, AdapterWarning, stacklevel=level - 1)
 
 
 def unknown(what: str, name: object, choices: Iterable[str]) -> AdapterError:

@@ -28,12 +28,12 @@ def orthonormal(rank: int, weight: Tensor, fan_in: int, generator: Generator) ->
 def gaussian(rank: int, weight: Tensor, fan_in: int, generator: Generator) -> Tensor:
     """Independent normal entries of standard deviation 1/√width: rows have length one in the mean."""
     width = weight.shape[1]
-    return torch.randn(rank, width, dtype=_dtype(weight), generator=generator) / math.sqrt(width)
+    return torch.randn(rank, width, dtype=_dtype(weight), device="cpu", generator=generator) / math.sqrt(width)
 
 
 def kaiming_uniform(rank: int, weight: Tensor, fan_in: int, generator: Generator) -> Tensor:
     """Uniform within ±1/√fan_in, as `nn.Linear` (Kaiming with a = √5) and so PEFT's LoRA start."""
-    entries = torch.rand(rank, weight.shape[1], dtype=_dtype(weight), generator=generator)
+    entries = torch.rand(rank, weight.shape[1], dtype=_dtype(weight), device="cpu", generator=generator)
     return (2 * entries - 1) / math.sqrt(fan_in)
 
 
@@ -44,7 +44,7 @@ def singular(rank: int, weight: Tensor, fan_in: int, generator: Generator) -> Te
 
 def zero(rank: int, weight: Tensor, fan_in: int, generator: Generator) -> Tensor:
     """All zero: the update starts as nothing."""
-    return torch.zeros(rank, weight.shape[1], dtype=_dtype(weight))
+    return torch.zeros(rank, weight.shape[1], dtype=_dtype(weight), device="cpu")
 
 
 INITS: dict[str, Init] = {

@@ -1,39 +1,16 @@
-"""Adapters into and out of a timm vision transformer, in place.
-
-Layers are found by structure, not by the model's name, and only inside the repeated transformer blocks: the patch
-embedding, the head and attention pools hold layers of the same names, and stay as they are.
-"""
+"""Adapters into and out of a timm vision transformer, in place."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from vitlorafa.config import TARGETS, AdapterConfig
-from vitlorafa.errors import AdapterError
-from vitlorafa.layers import QKV, LoRALinear
-
-# Attribute of an attention or MLP module -> the targets that its linear layer computes.
-_ATTENTION: dict[str, tuple[str, ...]] = {
-    "qkv": QKV,
-    "q_proj": ("q",),
-    "k_proj": ("k",),
-    "v_proj": ("v",),
-    "proj": ("proj",),
-}
-_MLP: dict[str, tuple[str, ...]] = {"fc1": ("fc1",), "fc1_g": ("fc1",), "fc1_x": ("fc1",), "fc2": ("fc2",)}
-
-
-class Site(NamedTuple):
-    """A linear layer of a block."""
-
-    name: str  # within the model
-    owner: nn.Module  # the attention or MLP module
-    attribute: str  # of the owner
-    targets: tuple[str, ...]
+from vitlorafa.config import AdapterConfig
+from vitlorafa.errors import AdapterError, warn
+from vitlorafa.layers import STACKS, LoRALinear
+from vitlorafa.sites import Site, check_targets, gaps, linear_sites, stacks
 
 
 @dataclass
@@ -59,11 +36,16 @@ def inject(model: nn.Module, config: AdapterConfig, *, train_head: bool = False)
     Raises:
         AdapterError: If the model is adapted already, has nothing to adapt or no such target, has a target
             that is not a plain linear layer, or is narrower than the rank. The model is then as before.
+
+    Warns:
+        AdapterWarning: If some blocks have no such target, or hold linear layers but no attention.
     """
     if hasattr(model, "_vitlorafa") or any(isinstance(module, LoRALinear) for module in model.modules()):
         raise AdapterError("the model is adapted already: remove(model) or merge_and_unload(model) first")
     sites = linear_sites(model)
-    _check_targets(model, sites, config)
+    check_targets(model, sites, config.targets)
+    if left_out := gaps(model, sites, config.targets, classifiers(model)):
+        warn(left_out)
     sites = [site for site in sites if set(site.targets) & set(config.targets)]
     head = head_parameters(model) if train_head else {}
     generator = config.generator()
@@ -196,27 +178,6 @@ def adapted_state(model: nn.Module) -> _Adapted:
     return state
 
 
-def linear_sites(model: nn.Module) -> list[Site]:
-    """The linear layers of all transformer blocks, adapted or not, in the model's order."""
-    sites = []
-    for block_name, block in _blocks(model):
-        attention = None
-        for name, module in block.named_modules(prefix=block_name):
-            if attention is not None and name.startswith(attention + "."):
-                continue  # such as the MLP that computes Swin v2's position bias
-            attributes: dict[str, tuple[str, ...]] = {}
-            if _is_attention(module):
-                attention, attributes = name, _ATTENTION
-            elif _is_mlp(module):
-                attributes = _MLP
-            sites += [
-                Site(f"{name}.{attribute}", module, attribute, targets)
-                for attribute, targets in attributes.items()
-                if _has(module, attribute)
-            ]
-    return sites
-
-
 def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
     """The classifier, or both of a distilled model; none if it has no such thing."""
     found = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
@@ -258,64 +219,16 @@ def _adapt(site: Site, config: AdapterConfig, generator: torch.Generator) -> LoR
         or not linear.weight.is_floating_point()
     ):
         raise AdapterError(f"{site.name} is no plain linear layer but {type(linear).__name__}: leave it out")
-    fused = site.attribute == "qkv"
-    if fused and not _stacks_qkv(site.owner):
-        raise AdapterError(f"{site.name} does not stack q, k and v in thirds: leave q, k and v out")
+    stack = STACKS.get(site.attribute, ())
+    if stack and not stacks(site):
+        raise AdapterError(f"{site.name} does not stack {_and(stack)} in equal parts: leave {_and(stack)} out")
     projections = tuple(name for name in site.targets if name in config.targets)
     try:
-        layer = LoRALinear(linear, config, projections, fused, generator)
+        layer = LoRALinear(linear, config, projections, stack, generator)
     except AdapterError as error:
         raise AdapterError(f"{site.name}: {error}") from None
     return layer.train(linear.training)
 
 
-def _stacks_qkv(attention: nn.Module) -> bool:
-    """Whether the outputs of qkv are all of q, then of k, then of v.
-
-    Not so in GCViT's global attention (no q) and in EfficientFormer's (unequal widths); and TinyViT's and
-    MaxViT's stack by head first.
-    """
-    by_head = getattr(attention, "head_first", False) or hasattr(attention, "key_dim")
-    return not by_head and attention.qkv.out_features == 3 * attention.proj.in_features  # type: ignore
-
-
-def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The innermost elements of a Sequential or ModuleList that hold both an attention and an MLP."""
-    blocks = {
-        f"{name}.{index}".lstrip("."): element
-        for name, container in model.named_modules()
-        if isinstance(container, (nn.Sequential, nn.ModuleList))
-        for index, element in container.named_children()
-        if any(map(_is_attention, element.modules())) and any(map(_is_mlp, element.modules()))
-    }
-    return [
-        (name, block) for name, block in blocks.items() if not any(other.startswith(name + ".") for other in blocks)
-    ]
-
-
-def _is_attention(module: nn.Module) -> bool:
-    return _has(module, "proj") and (_has(module, "qkv") or _has(module, "q_proj"))
-
-
-def _is_mlp(module: nn.Module) -> bool:
-    return _has(module, "fc2") and (_has(module, "fc1") or _has(module, "fc1_g"))
-
-
-def _has(module: nn.Module, child: str) -> bool:
-    return module._modules.get(child) is not None
-
-
-def _check_targets(model: nn.Module, sites: list[Site], config: AdapterConfig) -> None:
-    existing = {target for site in sites for target in site.targets}
-    if not existing:
-        packed = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
-        why = (
-            f"its attention ({packed[0]}) is a packed nn.MultiheadAttention, which cannot be adapted"
-            if packed
-            else "it has no transformer blocks with timm's qkv, proj, fc1 and fc2"
-        )
-        raise AdapterError(f"nothing to adapt in this {type(model).__name__}: {why}")
-    missing = [target for target in config.targets if target not in existing]
-    if missing:
-        names = ", ".join(target for target in TARGETS if target in existing)
-        raise AdapterError(f"this {type(model).__name__} has no {', '.join(missing)}: its targets are {names}")
+def _and(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -13,6 +13,8 @@ from vitlorafa.ops import autocast_dtype, linear, lora_linear
 from vitlorafa.ops.private import is_of_torch_func
 
 QKV = ("q", "k", "v")  # the order in which a fused qkv stacks its outputs
+# Name of a layer that computes several projections -> those, in the order in which it stacks them.
+STACKS: dict[str, tuple[str, ...]] = {"qkv": QKV, "qk": ("q", "k"), "kv": ("k", "v")}
 
 
 class FastLinear(nn.Linear):
@@ -29,8 +31,8 @@ class LoRALinear(nn.Module):
     Args:
         base: The pretrained layer. It stays this object, unchanged and frozen by whoever adapts the model.
         config: Rank, scaling, start and which factor trains.
-        projections: What is adapted: one name, or any of q, k, v in this order if `fused`.
-        fused: Whether `base` stacks q, k and v, a third of its outputs each.
+        projections: What is adapted: one name, or any of the `stack` in its order.
+        stack: The projections that `base` stacks, equal parts of its outputs, such as q, k and v; none if it is one.
         generator: Source of the factors' start, on the CPU; the config's if None.
 
     Attributes:
@@ -50,17 +52,17 @@ class LoRALinear(nn.Module):
         base: nn.Linear,
         config: AdapterConfig,
         projections: tuple[str, ...],
-        fused: bool = False,
+        stack: tuple[str, ...] = (),
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        m = base.out_features // 3 if fused else base.out_features
+        m = base.out_features // max(1, len(stack))
         if config.rank > min(m, base.in_features):
             raise AdapterError(f"rank {config.rank} is over the layer's width {min(m, base.in_features)}")
         generator = generator or config.generator()
         self.base = base
         self.projections = projections
-        self.starts = tuple(QKV.index(name) * m for name in projections) if fused else (0,)
+        self.starts = tuple(stack.index(name) * m for name in projections) if stack else (0,)
         self.scale = config.scale
         self.dropout = config.dropout
         self.fold = config.compute == "folded"

@@ -23,8 +23,9 @@ from torch.nn.functional import pad
 
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError
-from vitlorafa.inject import adapted_state, adapter_layers, classifiers, linear_sites
-from vitlorafa.layers import QKV
+from vitlorafa.inject import adapted_state, adapter_layers, classifiers
+from vitlorafa.layers import STACKS
+from vitlorafa.sites import linear_sites
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -122,11 +123,13 @@ def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
 
 
 def _peft_config(model: nn.Module, architecture: str | None, heads: list[str]) -> dict[str, Any]:
-    # One rank for all, or k·r on each fused qkv. PEFT matches the names of targets, and patterns, to the end of a
-    # module's name from a dot on: a full name is one layer, and "qkv" every fused one, of which none has another k.
+    # One rank for all, or k·r on each layer that computes k projections. PEFT matches the names of targets, and
+    # patterns, to the end of a module's name from a dot on: a full name is one layer, and "qkv" every layer of that
+    # name, of which none has another k.
     config, layers = adapted_state(model).config, dict(adapter_layers(model))
-    counts = {len(layer.starts) for layer in layers.values()}
-    least, most = min(counts), max(counts)
+    counts = {name.rpartition(".")[2]: len(layer.starts) for name, layer in layers.items()}
+    least = min(counts.values())
+    wider = {name: k for name, k in counts.items() if k > least}
 
     def alpha(k: int) -> float:  # PEFT declares an int, and some of its readers insist
         value = config.alpha * (math.sqrt(k) if config.rank_stabilised else k)
@@ -139,8 +142,8 @@ def _peft_config(model: nn.Module, architecture: str | None, heads: list[str]) -
         "inference_mode": True,
         "r": least * config.rank,
         "lora_alpha": alpha(least),
-        "rank_pattern": {"qkv": most * config.rank} if most > least else {},
-        "alpha_pattern": {"qkv": alpha(most)} if most > least else {},
+        "rank_pattern": {name: k * config.rank for name, k in wider.items()},
+        "alpha_pattern": {name: alpha(k) for name, k in wider.items()},
         "use_rslora": config.rank_stabilised,
         "lora_dropout": config.dropout,
         "target_modules": list(layers),
@@ -246,10 +249,10 @@ def _is_pair(A: Tensor | None = None, B: Tensor | None = None) -> bool:
 
 def _slices(name: str, projections: list[str], A: Tensor, B: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     """A [k, r, d_in] and B [k, m, r] of a layer's projections, each with a block of A and B or with the `shared` A."""
-    fused = name.rpartition(".")[2] == "qkv"
-    m = len(B) // 3 if fused else len(B)
+    stack = STACKS.get(name.rpartition(".")[2], ())
+    m = len(B) // max(1, len(stack))
     r = len(A) if shared else len(A) // len(projections)
-    rows = [QKV.index(projection) * m for projection in projections] if fused else [0]
+    rows = [stack.index(projection) * m for projection in projections] if stack else [0]
     columns = [0 if shared else j * r for j in range(len(rows))]
     factor_B = [B[row : row + m, column : column + r] for row, column in zip(rows, columns, strict=True)]
     return torch.stack([A[column : column + r] for column in columns]), torch.stack(factor_B)

@@ -6,6 +6,7 @@ from small_models import build, perturb
 from torch import nn
 
 from vitlorafa import AdapterConfig, LoRALinear, inject
+from vitlorafa.layers import QKV
 
 RANK = 4
 TARGETS = ("q", "v", "proj", "fc1", "fc2")
@@ -28,7 +29,9 @@ def adapted(compute="folded", dropout=0.0, train="B", architecture="vit_small_pa
 
 def one_layer(compute="folded", dropout=0.0, projections=("q", "k", "v"), **kwargs):
     config = AdapterConfig(rank=RANK, seed=0, compute=compute, dropout=dropout, **kwargs)
-    layer = LoRALinear(nn.Linear(24, 72).requires_grad_(False), config, projections, fused=len(projections[0]) == 1)
+    layer = LoRALinear(
+        nn.Linear(24, 72).requires_grad_(False), config, projections, QKV if len(projections[0]) == 1 else ()
+    )
     nn.init.normal_(layer.lora_B)
     return layer
 

@@ -250,6 +250,17 @@ def test_seed():
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_another_default_device_does_not_matter():
+    """As torch.set_default_device("cuda") sets one for whole scripts; factors are drawn on the CPU all the same."""
+    plain, other = build("test_vit"), build("test_vit")
+    inject(plain, AdapterConfig(rank=2, seed=1))
+    with torch.device("meta"):
+        inject(other, AdapterConfig(rank=2, seed=1))
+        AdapterConfig(rank=2).generator()
+    for (_, one), (_, two) in zip(adapter_layers(plain), adapter_layers(other), strict=True):
+        assert torch.equal(one.lora_A, two.lora_A) and torch.equal(one.lora_B, two.lora_B)
+
+
 def test_modes_of_modules_are_left():
     model = build("test_vit").train()
     model.blocks[1].eval()
@@ -342,7 +353,7 @@ def with_layer(attribute, layer):
         (
             lambda: with_layer("blocks.1.attn.qkv", nn.Linear(64, 128)),
             {},
-            "blocks.1.attn.qkv does not stack q, k and v in thirds",
+            "blocks.1.attn.qkv does not stack q, k and v in equal parts",
         ),
         (lambda: timm.create_model("tiny_vit_5m_224"), {}, "stages.1.blocks.0.attn.qkv does not stack q, k and v"),
         (

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 from vitlorafa import AdapterConfig, AdapterError, LoRALinear
+from vitlorafa.layers import QKV
 
 
 def layer(projections=("q", "v"), dtype=torch.float32, moved=True, **kwargs):
     config = AdapterConfig(**{"rank": 4, "seed": 0, **kwargs})
     base = nn.Linear(24, 72, dtype=dtype).requires_grad_(False)
-    adapted = LoRALinear(base, config, projections, fused=projections != ("fc1",))
+    adapted = LoRALinear(base, config, projections, QKV if projections != ("fc1",) else ())
     if moved:
         with torch.no_grad():
             for factor in (adapted.lora_A, adapted.lora_B):

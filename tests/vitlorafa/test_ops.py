@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vitlorafa import AdapterConfig, AdapterError, LoRALinear, lora_linear
+from vitlorafa.layers import QKV
 from vitlorafa.ops import reference
 
 SLICES = [(0,), (7,), (14,), (0, 7), (0, 14), (7, 14), (0, 7, 14)]  # of a fused qkv of width 7
@@ -185,7 +186,7 @@ def test_keeps_for_backward_only_what_training_needs(projections, train, keeps_x
     N, d, r, k = 2 * 50, 48, 4, len(projections)
     config = AdapterConfig(rank=r, train=train, dropout=dropout, seed=0)
     linear = nn.Linear(d, 3 * d).requires_grad_(False)
-    layer = LoRALinear(linear, config, projections, fused=True)
+    layer = LoRALinear(linear, config, projections, QKV)
     x = torch.randn(2, 50, d, requires_grad=True)
     seed = 8 if dropout else 0
     assert saved_bytes(layer, x) == 4 * N * (k * r * keeps_xA + d * keeps_x) + seed
