@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from domainbed_ext import strict_json
 from domainbed_ext.files import write_atomically
 
 LEASE = 60.0  # seconds without a heartbeat after which an owner that cannot be looked at is taken for dead
@@ -205,7 +206,7 @@ class Claim:
             "left": None if self.left is None else round(self.left, 1),
             "ended": self.ended,
         }
-        return json.dumps(told, indent=2) + "\n"
+        return strict_json.dumps(told, indent=2) + "\n"
 
     def __enter__(self) -> "Claim":
         self._thread = threading.Thread(target=self._beat_on, daemon=True)

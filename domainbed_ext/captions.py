@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from domainbed_ext import divergence
 from domainbed_ext.grid import MISSING, NOT_RECORDED, Origin
 from domainbed_ext.model_selection import Record, SelectionMethod
 from domainbed_ext.scores import Results, Score, SourceScore, recorded
@@ -27,7 +28,13 @@ def warning(results: Results, method: SelectionMethod, datasets: list[str]) -> s
         for dataset in datasets
     }
     alone = " One trial only: its error is not known." if max(trials) == 1 else ""
-    return alone + (f" Incomplete: {', '.join(lacking)}." if lacking else "")
+    diverged = {
+        f"{algorithm}{f' on {dataset}' if len(datasets) > 1 else ''}": results.diverged[dataset, algorithm]
+        for algorithm in results.algorithms
+        for dataset in datasets
+        if (dataset, algorithm) in results.diverged
+    }
+    return alone + (f" Incomplete: {', '.join(lacking)}." if lacking else "") + divergence.sentence(diverged)
 
 
 def roles(names: Sequence[str], source: int) -> list[str]:

@@ -7,6 +7,7 @@ everything else as JSON, with a digest of both. The last two are kept, for the c
 import contextlib
 import hashlib
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from domainbed_ext import strict_json
 from domainbed_ext.files import replace_atomically
 from vitlorafa.tensor_bytes import tensor_bytes
 
@@ -36,7 +38,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
         OSError: it cannot be written, e.g. on a full disk; the ones before are still there.
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_encode(state, tensors))
+    text = strict_json.dumps(_encode(state, tensors))
     metadata = {"state": text, "digest": _digest(text, tensors)}
 
     def write(path: Path) -> None:
@@ -119,7 +121,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     if isinstance(value, np.ndarray):
-        return {"array": value.tolist(), "dtype": str(value.dtype)}
+        return {"array": _encode(value.tolist(), tensors), "dtype": str(value.dtype)}
     if isinstance(value, np.generic):
         return _encode(value.item(), tensors)
     if isinstance(value, tuple):
@@ -128,6 +130,8 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [_encode(item, tensors) for item in value]
     if isinstance(value, dict):
         return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, float) and not math.isfinite(value):  # which JSON does not have
+        return {"float": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
@@ -142,8 +146,10 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[value["tensor"]]
     if "complex" in value:
         return torch.view_as_complex(_decode(value["complex"], tensors))
+    if "float" in value:
+        return float(value["float"])
     if "array" in value:
-        return np.array(value["array"], dtype=value["dtype"])
+        return np.array(_decode(value["array"], tensors), dtype=value["dtype"])
     if "tuple" in value:
         return tuple(_decode(item, tensors) for item in value["tuple"])
     return {_decode(key, tensors): _decode(item, tensors) for key, item in value["dict"]}

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from domainbed_ext import strict_json
+
 _NAMED = 3  # of many differences
 
 
@@ -90,7 +92,7 @@ def _arguments(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
             name: value for name, value in facts.get("hparams", {}).items() if name not in ("weights", "precision")
         }
         # A hyperparameter's final value stands for the argument that set it. As JSON, for the other is from a file.
-        both: dict[str, Any] = json.loads(json.dumps({**args, **hparams}))
+        both: dict[str, Any] = json.loads(strict_json.dumps({**args, **hparams}))
         return both
 
     return changed(said(then), said(now))

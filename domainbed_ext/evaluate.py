@@ -4,6 +4,7 @@ python -m domainbed_ext.evaluate --run runs/one
 """
 
 import argparse
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -29,11 +30,16 @@ from vitlorafa import AdapterError
 
 
 class Reproduced(NamedTuple):
-    """One accuracy as a run recorded it, and as it is now, both in [0, 1]."""
+    """One accuracy as a run recorded it, and as it is now, both in [0, 1]; NaN of a model that diverged."""
 
     name: str
     recorded: float
     now: float
+
+    @property
+    def same(self) -> bool:
+        """Whether both are the same number, or neither is known."""
+        return self.recorded == self.now or (math.isnan(self.recorded) and math.isnan(self.now))
 
 
 def evaluate(
@@ -71,7 +77,11 @@ def evaluate(
     for group in (setup.validation_splits, setup.other_splits):  # in the batches of the run
         now |= feed.accuracies(record["step"], [name for name in group if f"{name}_acc" in record])
     names = [name for name in setup.splits if f"{name}_acc" in record]
-    return record, [Reproduced(name, record[f"{name}_acc"], now[f"{name}_acc"]) for name in names]
+    return record, [Reproduced(name, _number(record[f"{name}_acc"]), now[f"{name}_acc"]) for name in names]
+
+
+def _number(recorded: float | None) -> float:
+    return math.nan if recorded is None else recorded
 
 
 def _choose(records: Sequence[dict[str, Any]], step: str, run: RunFolder) -> dict[str, Any]:
@@ -132,7 +142,7 @@ def difference(record: dict[str, Any], reproduced: Sequence[Reproduced]) -> str:
         record: of the run.
         reproduced: its accuracies.
     """
-    differing = [each for each in reproduced if each.recorded != each.now]
+    differing = [each for each in reproduced if not each.same]
     if not differing:
         return ""
     here = {**versions(), **machine()}
@@ -171,8 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = record["args"]
     print(f"{run['dataset']} {run['algorithm']}, tested on {run['test_envs']}, step {record['step']}")
     table = Table("split", "recorded", "now", "", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, recorded, now in reproduced:
-        table.add_row(name, f"{recorded:.6f}", f"{now:.6f}", "same" if recorded == now else "differs")
+    for each in reproduced:
+        table.add_row(each.name, f"{each.recorded:.6f}", f"{each.now:.6f}", "same" if each.same else "differs")
     Console().print(table)
     if sentence := difference(record, reproduced):
         print(sentence, file=sys.stderr)

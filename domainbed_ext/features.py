@@ -5,7 +5,6 @@ same batches, an environment's images in their order: what the cache has room fo
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from domainbed_ext import strict_json
 from domainbed_ext.algorithms import LP
 from domainbed_ext.augmentation import AUGMENTATIONS
 from domainbed_ext.cache.entries import Entries, NoRoom
@@ -115,5 +115,5 @@ def _digest(algorithm: LP, images: Stored, inputs: Inputs) -> str:
             content.update(tensor_bytes(tensor))
     said = {**versions(), **machine(), "backbone": algorithm.hparams["backbone"], "precision": algorithm.precision}
     said |= {"images": images.folder.name, "inputs": repr(inputs), **rounding()}
-    content.update(json.dumps(said, sort_keys=True).encode("utf-8"))
+    content.update(strict_json.dumps(said, sort_keys=True).encode("utf-8"))
     return content.hexdigest()

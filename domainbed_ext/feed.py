@@ -1,5 +1,6 @@
 """What a run feeds its algorithm: minibatches to train on, and its splits' images as one row of large batches."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -91,7 +92,8 @@ class Feed:
             names: of splits, e.g. "env0_in", in the order in which they are evaluated.
 
         Returns:
-            "env0_in_acc" and so on to the share of images that are classified right, in [0, 1].
+            "env0_in_acc" and so on to the share of images that are classified right, in [0, 1]; NaN where logits are
+            NaN or infinite, by which nothing is classified.
         """
         parts = {f"{name}_acc": self._evaluated(step, name) for name in names}
         rows: dict[object, dict[str, Evaluated]] = {}
@@ -100,8 +102,8 @@ class Feed:
         counts = {name: count for row in rows.values() for name, count in self._count_right(row).items()}
         return {name: counts[name] / len(part.split) for name, part in parts.items()}
 
-    def _count_right(self, parts: dict[str, Evaluated]) -> dict[str, int]:
-        """How many images of each split are classified right."""
+    def _count_right(self, parts: dict[str, Evaluated]) -> dict[str, float]:
+        """How many images of each split are classified right; NaN where one has no highest logit."""
         batches = EvaluationBatches(list(parts.values()), EVALUATION_BATCH)
 
         def ready(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,17 +112,18 @@ class Feed:
 
         rows = stream(batches, range(len(batches)), self.setup.args.workers, ready, self._pinned)
         algorithm = self.algorithm.eval()
-        correct = torch.zeros(len(parts), dtype=torch.long, device=algorithm.device)
+        correct, unknown = torch.zeros(2, len(parts), dtype=torch.long, device=algorithm.device)
         start, count = time.perf_counter(), sum(len(part.split) for part in parts.values())
         with bar("evaluating", count, "images") as done, torch.inference_mode(), self.stage("evaluate"):
             for images, labels, numbers in rows:
                 self.stop()
-                right = algorithm.predict(images).argmax(1) == labels
-                correct.index_add_(0, numbers, right.long())
+                highest, predicted = algorithm.predict(images).max(1)
+                correct.index_add_(0, numbers, (predicted == labels).long())
+                unknown.index_add_(0, numbers, (~highest.isfinite()).long())
                 done.advance(len(labels))
-        counts = correct.tolist()
+        counted = zip(parts, correct.tolist(), unknown.tolist(), strict=True)
         self.seconds_an_image = (time.perf_counter() - start) / max(1, count)
-        return dict(zip(parts, counts, strict=True))
+        return {name: math.nan if without else right for name, right, without in counted}
 
     def _evaluated(self, step: int, name: str) -> Evaluated:
         setup, split, env = self.setup, self.setup.evaluated(name), environment_of(name)

@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from domainbed_ext.scores import Results, Summary
+from domainbed_ext.summaries import DIVERGED
 
 MISSING = "X"
 NOT_RECORDED = "-"
@@ -147,6 +148,8 @@ def narrow(cell: Summary | None) -> str:
     """A cell of a table that is to fit a terminal, without the error that a single trial does not have."""
     if cell is None:
         return MISSING
+    if np.isnan(cell.mean):
+        return DIVERGED
     return f"{cell.mean:.1f}" + (f"±{cell.err:.1f}" if cell.trials > 1 else "")
 
 
@@ -163,7 +166,8 @@ def show(console: Console, results: Results, tables: Iterable[Table]) -> None:
         results: the figures that the tables show, for a word on their number.
         tables: the tables.
     """
-    console.print(f"{len(results.runs)} runs, {len(results.records)} records", highlight=False)
+    diverged = f", {results.diverged_runs} runs diverged" if results.diverged_runs else ""
+    console.print(f"{len(results.runs)} runs, {len(results.records)} records{diverged}", highlight=False)
     if warning := results.duplicates():
         console.print(Text(f"Note: {warning}", "yellow"), soft_wrap=True)
     for table in tables:

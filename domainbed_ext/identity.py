@@ -1,14 +1,13 @@
 """What a run computes, and the name that follows from it: the same wherever it runs and its data lie."""
 
 import hashlib
-import json
 from argparse import Namespace
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext import backbone_names, backbones, hparams_registry, option_values, protocols
+from domainbed_ext import backbone_names, backbones, hparams_registry, option_values, protocols, strict_json
 from domainbed_ext.algorithms import get_hparams, parse_name
 from domainbed_ext.datasets import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
@@ -76,7 +75,7 @@ def given_hparams(args: Namespace) -> dict[str, Any]:
 
 def name(computation: Computation) -> str:
     """Of the folder of a run that computes this: 32 hexadecimal digits, as DomainBed's names have."""
-    text = json.dumps(computation, sort_keys=True)
+    text = strict_json.dumps(computation, sort_keys=True)
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
 

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 import shlex
 import sys
@@ -15,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext import identity, options
+from domainbed_ext import identity, options, strict_json
 from domainbed_ext.algorithms import parse_name
 from domainbed_ext.datasets import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
@@ -64,7 +63,7 @@ class Job:
     def domainbed_hash(self) -> str:
         """What DomainBed, and our first versions, call the folder: a hash of the arguments as they were typed."""
         typed = {name: value for name, value in self.train_args.items() if name != "evaluate"}  # the protocol's
-        text = json.dumps(typed, sort_keys=True)
+        text = strict_json.dumps(typed, sort_keys=True)
         return hashlib.md5(text.encode("utf-8")).hexdigest()
 
     @property

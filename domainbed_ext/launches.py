@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from domainbed_ext import strict_json
 from domainbed_ext.attempts import Claim, latest
 from domainbed_ext.files import write_atomically
 
@@ -51,7 +52,7 @@ class Launch:
         """Says that the runs go on waiting when this process has ended, in an engine of which something is noted."""
         path = self.path / "launch.json"
         said = json.loads(path.read_text(encoding="utf-8"))
-        write_atomically(path, json.dumps({**said, "detached": True, "engine": engine}, indent=2) + "\n")
+        write_atomically(path, strict_json.dumps({**said, "detached": True, "engine": engine}, indent=2) + "\n")
 
 
 def said(path: Path) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def begin(sweep_dir: Path, launcher: str, command: str, launch: Launch) -> Itera
         "tried": {name: last.number for name in launch.runs if (last := latest(sweep_dir / name))},
         "detached": False,
     }
-    write_atomically(path / "launch.json", json.dumps(content, indent=2) + "\n")
+    write_atomically(path / "launch.json", strict_json.dumps(content, indent=2) + "\n")
     try:
         with Claim(path):
             yield replace(launch, path=path)

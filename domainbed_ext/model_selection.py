@@ -76,7 +76,10 @@ def accuracy(record: Record, env: int, split: Split) -> float:
     Raises:
         BenchmarkError: the record has no such number.
     """
-    value = record.get(f"env{env}_{split}_acc")
+    name = f"env{env}_{split}_acc"
+    value = record.get(name)
+    if value is None and name in record:  # what is not finite is null in JSON
+        return math.nan
     if not isinstance(value, int | float):
         raise BenchmarkError(
             f"run {record.get('run')!r} has no number env{env}_{split}_acc at step {record.get('step')}"

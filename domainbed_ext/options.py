@@ -27,13 +27,13 @@ NUMBERS = (
 # `--weights` counts by its content.
 PLACES = (
     *("data_dir", "output_dir", "weights", "cache_dir", "cache_gb", "workers", "verify_images", "profile"),
-    *("save_steps", "save_minutes", "time_limit"),
+    *("save_steps", "save_minutes", "time_limit", "stop_on_nan"),
 )
 
 # What a sweep passes on to its runs beside their identity.
 EXTRA = (
     *("cache_dir", "cache_gb", "workers", "verify_images", "profile", "skip_model_save"),
-    *("save_steps", "save_minutes", "time_limit"),
+    *("save_steps", "save_minutes", "time_limit", "stop_on_nan"),
 )
 
 
@@ -158,6 +158,12 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
         type=option_values.number(above=0),
         metavar="M",
         help="minutes after which an attempt has failed (none)",
+    )
+    group.add_argument(
+        "--stop_on_nan",
+        action="store_true",
+        help="end a run as failed at the first step whose loss or outputs are not finite; without it the run "
+        "continues, and is counted as diverged",
     )
 
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from domainbed_ext import __version__, plots
+from domainbed_ext import __version__, plots, strict_json
 from domainbed_ext.chart import HEIGHT, WIDTH
 from domainbed_ext.grid import Origin, Table
 from domainbed_ext.model_selection import Record
@@ -79,6 +79,7 @@ def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Figure
         whole=chosen.keys() <= kept,
         records=len(results.records),
         warning=results.duplicates(),
+        diverged=results.diverged_runs,
         versions=_distinct(last.values(), "versions"),
         machines=_distinct(last.values(), "machine"),
         own_version=__version__,
@@ -131,7 +132,7 @@ def _distinct(records: Iterable[Record], key: str) -> list[tuple[dict[str, Any],
     found: dict[str, int] = {}
     for record in records:
         if value := record.get(key):
-            text = json.dumps(value, sort_keys=True)
+            text = strict_json.dumps(value, sort_keys=True)
             found[text] = found.get(text, 0) + 1
     return [(json.loads(text), count) for text, count in found.items()]
 
@@ -150,7 +151,7 @@ def _plain(value: Any) -> str:
     """A recorded value as text."""
     if value is None:
         return "none"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else strict_json.dumps(value, ensure_ascii=False)
 
 
 def _number(value: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from domainbed_ext.chart import Chart, chart
 from domainbed_ext.curves import Moment, trajectory
+from domainbed_ext.divergence import is_diverged
 from domainbed_ext.grid import Table
 from domainbed_ext.model_selection import Record, training_environments
 from domainbed_ext.protocols import protocol_of
@@ -62,6 +63,8 @@ class Run:
         names = ("trial_seed", "hparams_seed", "seed", "test_envs", "holdout_fraction", "steps")
         facts = {name.replace("_", " "): args[name] for name in names if args.get(name) is not None}
         extra = {"protocol": protocol_of(self.record), "precision": self.record.get("precision")}
+        if is_diverged(self.record):
+            extra["diverged"] = f"at step {self.record.get('first_nonfinite_step', '?')}"
         if count := self.record.get("trainable_parameters"):
             facts["trainable parameters"] = f"{count:,}"
         return {**facts, **{name: value for name, value in extra.items() if value is not None}}

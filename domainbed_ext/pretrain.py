@@ -9,7 +9,6 @@ count and library versions give equal bytes.
 
 import argparse
 import hashlib
-import json
 import platform
 import shlex
 import sys
@@ -33,7 +32,7 @@ from threadpoolctl import threadpool_limits
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 
-from domainbed_ext import option_values
+from domainbed_ext import option_values, strict_json
 from domainbed_ext.datasets import glyphs
 from domainbed_ext.datasets.digits import digits_environments
 from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, exit_cleanly
@@ -203,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     out.write_bytes(data)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    out.with_suffix(".json").write_text(strict_json.dumps(record, indent=2) + "\n")
     print(f"{out}: {len(data):,} bytes, glyph accuracy {accuracy:.1%}, {record['minutes']} min")
 
 

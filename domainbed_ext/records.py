@@ -3,6 +3,7 @@
 results.jsonl        one JSON record a line, keys sorted; only ever replaced as a whole
 out.txt err.txt      what the run printed, in all its attempts
 done                 the run is whole (DomainBed's marker): written last, when all else is on disk
+diverged             the first step with a loss or an output that is not finite, as JSON, if there is one
 failed               why it is not, as JSON: error (one sentence), log, exit_code, attempt
 attempt_2.json       who is or was at it (see `attempts`)
 checkpoint_*         from where it goes on (see `checkpoint`), until it is done
@@ -20,7 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext import run_log
+from domainbed_ext import run_log, strict_json
 from domainbed_ext.attempts import Attempt, Claim, latest
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.files import remove, write_atomically
@@ -91,7 +92,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for leftover in ("done", "failed", *(path.name for path in self.path.glob(".*"))):
+            for leftover in ("done", "failed", "diverged", *(path.name for path in self.path.glob(".*"))):
                 remove(self.path / leftover)  # what begins with a dot was being written when an attempt was killed
             if lines is not None:
                 self._write_lines(lines)
@@ -105,7 +106,7 @@ class RunFolder:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds a record to `results.jsonl`, on disk before it returns; nobody ever sees half of it."""
-        self._write_lines([*self.lines(), json.dumps(record, sort_keys=True)])
+        self._write_lines([*self.lines(), strict_json.dumps(record, sort_keys=True)])
 
     def lines(self) -> list[str]:
         """Of `results.jsonl`, as they are."""
@@ -183,7 +184,16 @@ class RunFolder:
         }
         with contextlib.suppress(OSError):  # if nothing can be written here, that is why it failed
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "failed", json.dumps(reason, indent=2) + "\n")
+            write_atomically(self.path / "failed", strict_json.dumps(reason, indent=2) + "\n")
+
+    def diverge(self, step: int) -> None:
+        """Notes that the run diverged, for whoever looks at many folders."""
+        write_atomically(self.path / "diverged", strict_json.dumps({"step": step}) + "\n")
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run noted that it diverged."""
+        return (self.path / "diverged").exists()
 
     def failure(self) -> str:
         """Why the run failed, in one sentence."""

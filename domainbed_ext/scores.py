@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 
+from domainbed_ext import divergence
 from domainbed_ext.model_selection import (
     LEAVE_ONE_DOMAIN_OUT,
     ORACLE,
@@ -91,6 +92,7 @@ class Results:
         runs: the same by run.
         methods: the selection methods, in the order given.
         environments: the environments' names of each data set, in the order of tables.
+        diverged: by data set and algorithm, how many runs diverged, of how many.
         algorithms: their names, in the order of tables.
         single: the figures of single-source runs; None without any.
     """
@@ -105,6 +107,7 @@ class Results:
         self.single = SingleSource(single_source) if single_source else None
         self.algorithms = sorted({group.algorithm for group in groups}, key=algorithm_order)
         self.environments = environment_names(left_out)
+        self.diverged = divergence.count(left_out, _dataset_and_algorithm)
         if methods is None:
             pairs = any(len(record["args"]["test_envs"]) == 2 for record in left_out)
             methods = [TRAINING_DOMAIN, *([LEAVE_ONE_DOMAIN_OUT] if pairs else []), ORACLE]
@@ -122,6 +125,12 @@ class Results:
             for group, members in groups.items():
                 if (selection := method.select(members, group.test_env)) is not None:
                     self._scores[method.name, group.dataset, group.algorithm].append(Score(group, selection))
+
+    @property
+    def diverged_runs(self) -> int:
+        """How many runs diverged, single-source ones included."""
+        counts = [*self.diverged.values(), *(self.single.diverged.values() if self.single else ())]
+        return sum(each.diverged for each in counts)
 
     @property
     def main_method(self) -> SelectionMethod:
@@ -229,7 +238,8 @@ class Results:
         """Every figure: a row per data set, algorithm, selection method, metric and environment, in percent.
 
         The environment "Avg" is the mean over trials of each trial's mean over environments (DomainBed's
-        Averages table). Parameter counts are their own metrics, in numbers. Rows of single-source runs name their
+        Averages table). Parameter counts are their own metrics, in numbers. "diverged" is the
+        number of the row's runs that diverged. Rows of single-source runs name their
         `source`, and their `err` is the standard deviation over trials, not the standard error.
         """
         rows: list[dict[str, object]] = []
@@ -245,15 +255,16 @@ class Results:
                     trials = len({score.group.trial_seed for score in scores})
                     figures += [(count, "Avg", mean) for count, mean in parameter_counts(scores, trials)]
                     key = {"dataset": dataset, "algorithm": algorithm, "selection": method.name, "source": ""}
+                    diverged = self.diverged.get((dataset, algorithm), divergence.Count(0, 0)).diverged
                     key["protocol"] = " ".join(sorted({protocol_of(score.selection.record) for score in scores}))
                     rows += [
-                        {**key, "metric": metric, "environment": name, **found._asdict()}
+                        {**key, "metric": metric, "environment": name, **found._asdict(), "diverged": diverged}
                         for metric, name, found in figures
                         if found is not None
                     ]
         rows += self.single.tidy() if self.single else []
         columns = ["dataset", "algorithm", "selection", "metric", "environment", *Summary._fields]
-        return pd.DataFrame(rows, columns=[*columns, "protocol", "source"])
+        return pd.DataFrame(rows, columns=[*columns, "protocol", "source", "diverged"])
 
     def selected(self) -> pd.DataFrame:
         """Where every figure comes from: a row per chosen record, with its run, step and hyperparameters."""
@@ -276,3 +287,7 @@ class Results:
             for score in self.scores(method, dataset, algorithm)
         ]
         return pd.DataFrame(rows + (self.single.selected() if self.single else []))
+
+
+def _dataset_and_algorithm(record: Record) -> tuple[str, str]:
+    return record["args"]["dataset"], record["args"]["algorithm"]

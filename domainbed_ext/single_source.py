@@ -5,12 +5,12 @@ trials, as in the tables of Zhu et al., Asymmetry in Low-Rank Adapters of Founda
 standard errors.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from domainbed_ext import divergence, strict_json
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import (
     SOURCE_HOLDOUT,
@@ -33,7 +33,9 @@ from domainbed_ext.summaries import (
 SingleSourceMetric = Literal["accuracy", "gap", "train"]
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """What a row of a table is of."""
+
     dataset: str
     algorithm: str
     source: int
@@ -98,6 +100,7 @@ class SingleSource:
 
     Attributes:
         environments: the environments' names of each data set, in the order of tables.
+        diverged: by data set, algorithm and source, how many runs diverged, of how many.
         sources: the indices of the environments that were trained on, ascending, of each data set.
         algorithms: their names, in the order of tables.
     """
@@ -105,17 +108,17 @@ class SingleSource:
     def __init__(self, records: Sequence[Record]) -> None:
         self.environments = environment_names(records)
         self.algorithms = sorted({record["args"]["algorithm"] for record in records}, key=algorithm_order)
-        groups: defaultdict[tuple[_Row, int], list[Record]] = defaultdict(list)
+        groups: defaultdict[tuple[Row, int], list[Record]] = defaultdict(list)
         for record in records:
             args = record["args"]
-            row = _Row(args["dataset"], args["algorithm"], _source(record))
-            groups[row, args["trial_seed"]].append(record)
+            groups[_row(record), args["trial_seed"]].append(record)
+        self.diverged = divergence.count(records, _row)
         self.sources = {
             dataset: sorted({row.source for row, _ in groups if row.dataset == dataset})
             for dataset in self.environments
         }
         self._trials: defaultdict[str, set[int]] = defaultdict(set)
-        self._scores: defaultdict[_Row, list[SourceScore]] = defaultdict(list)
+        self._scores: defaultdict[Row, list[SourceScore]] = defaultdict(list)
         for (row, trial_seed), members in sorted(groups.items()):
             self._trials[row.dataset].add(trial_seed)
             if (selection := SOURCE_HOLDOUT.select(members, row.source)) is not None:
@@ -130,7 +133,7 @@ class SingleSource:
 
     def scores(self, dataset: str, algorithm: str, source: int) -> list[SourceScore]:
         """The chosen record of each trial, by trial."""
-        return self._scores.get(_Row(dataset, algorithm, source), [])
+        return self._scores.get(Row(dataset, algorithm, source), [])
 
     def summary(
         self, dataset: str, algorithm: str, source: int, metric: SingleSourceMetric, env: int | None = None
@@ -171,6 +174,7 @@ class SingleSource:
                 **found._asdict(),
                 "protocol": SINGLE_SOURCE,
                 "source": self.environments[dataset][source],
+                "diverged": self.diverged.get(Row(dataset, algorithm, source), divergence.Count(0, 0)).diverged,
             }
             for dataset, algorithm, source in self.rows()
             for metric, environment, found in self._figures(dataset, algorithm, source)
@@ -225,8 +229,12 @@ def traced(selection: Selection) -> dict[str, Any]:
         "run": selection.record["run"],
         "step": selection.step,
         "hparams_seed": selection.hparams_seed,
-        "hparams": json.dumps(selection.record.get("hparams"), sort_keys=True),
+        "hparams": strict_json.dumps(selection.record.get("hparams"), sort_keys=True),
     }
+
+
+def _row(record: Record) -> Row:
+    return Row(record["args"]["dataset"], record["args"]["algorithm"], _source(record))
 
 
 def _source(record: Record) -> int:

@@ -1,9 +1,10 @@
 """The tables of single-source runs, as Zhu et al. (2024) lay theirs out: accuracy (11, 12) and gap (13)."""
 
-from domainbed_ext import bounds
+from domainbed_ext import bounds, divergence
 from domainbed_ext.captions import origins, parameters, roles, train_share
 from domainbed_ext.grid import NOT_RECORDED, Origin, Table, narrow, ranked
 from domainbed_ext.scores import SingleSource, Summary
+from domainbed_ext.single_source import Row
 from domainbed_ext.summaries import labelled
 
 
@@ -126,7 +127,8 @@ def _warning(single: SingleSource, dataset: str, source: int) -> str:
         f"{algorithm} ({lack})" for algorithm in algorithms if (lack := single.incomplete(dataset, algorithm, source))
     ]
     alone = " One trial only: its spread is not known." if trials == {1} else ""
-    return alone + (f" Incomplete: {', '.join(lacking)}." if lacking else "")
+    diverged = {algorithm: single.diverged[Row(dataset, algorithm, source)] for algorithm in algorithms}
+    return alone + (f" Incomplete: {', '.join(lacking)}." if lacking else "") + divergence.sentence(diverged)
 
 
 def _origins(

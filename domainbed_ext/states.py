@@ -55,6 +55,11 @@ class Standing:
         return 1.0 if self.state is State.DONE else self.attempt.share if self.attempt else 0.0
 
     @cached_property
+    def diverged(self) -> bool:
+        """Whether a loss or an output of it was not finite."""
+        return self.state is not State.NOT_LAUNCHED and self.job.folder.diverged
+
+    @cached_property
     def seconds(self) -> float | None:
         """That all attempts at it took so far; None where nobody noted it, as in upstream's runs."""
         attempt = self.attempt or (attempts.latest(self.job.folder.path) if self.state is State.DONE else None)

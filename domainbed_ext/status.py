@@ -1,7 +1,6 @@
 """What `sweep status` shows: how far a sweep is, where its time goes, and what went wrong."""
 
 import contextlib
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from domainbed_ext import strict_json
 from domainbed_ext.estimate import left
 from domainbed_ext.progress import duration
 from domainbed_ext.records import State
@@ -52,15 +52,19 @@ def show(look: Callable[[], Sequence[Standing]], sweep_dir: Path, watch: bool = 
 
 
 def as_json(standings: Sequence[Standing], sweep_dir: Path) -> str:
-    """All of it for scripts: "output_dir", "counts" by state, "seconds_left" (null if unknown), and "runs"."""
+    """All of it for scripts.
+
+    "output_dir", "counts" by state, "diverged" (runs), "seconds_left" (null if unknown), and "runs".
+    """
     counts = Counter(standing.state for standing in standings)
     report = {
         "output_dir": str(sweep_dir),
         "counts": {state.value: counts[state] for state in _STATES},
+        "diverged": sum(standing.diverged for standing in standings),
         "seconds_left": left(standings).seconds,
         "runs": [_fields(standing) for standing in standings],
     }
-    return json.dumps(report, indent=2)
+    return strict_json.dumps(report, indent=2)
 
 
 def _fields(standing: Standing) -> dict[str, Any]:
@@ -71,6 +75,7 @@ def _fields(standing: Standing) -> dict[str, Any]:
         **{name: job.train_args[name] for name in names},
         "run": job.name,
         "state": standing.state.value,
+        "diverged": standing.diverged,
         "share": standing.share,
         "seconds": standing.seconds,
         "attempts": attempt.number if attempt else None,
@@ -93,6 +98,7 @@ def render(standings: Sequence[Standing], sweep_dir: Path, encoding: str = "utf-
     parts = [
         Text(f"{count_of(len(standings))} in {sweep_dir}: {summary(standings)}"),
         _kinds(standings, blocks),
+        *_diverged(standings),
         Text(str(left(standings))),
         *_running([standing for standing in standings if standing.state is State.RUNNING]),
         *_slowest(standings),
@@ -143,6 +149,11 @@ def _percent(standings: Sequence[Standing]) -> str:
 
 def _count(standings: Iterable[Standing], state: State) -> str:
     return str(sum(standing.state is state for standing in standings) or "-")
+
+
+def _diverged(standings: Sequence[Standing]) -> list[Text]:
+    count = sum(standing.diverged for standing in standings)
+    return [Text(f"{count_of(count)} diverged: a loss or an output was not finite")] if count else []
 
 
 def _section(title: str) -> Text:

@@ -22,6 +22,7 @@ ENVIRONMENTS = {
     "TerraIncognita": ["L100", "L38", "L43", "L46"],
     "DomainNet": ["clip", "info", "paint", "quick", "real", "sketch"],
 }
+DIVERGED = "diverged"  # for a mean of accuracies of which one is not known
 ALGORITHMS = ["BA", "BOnly", "AOnly", "LP", "FullFT"]
 
 
@@ -48,7 +49,7 @@ class Summary(NamedTuple):
     complete: bool = True
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} +/- {self.err:.1f}"
+        return DIVERGED if np.isnan(self.mean) else f"{self.mean:.1f} +/- {self.err:.1f}"
 
 
 def summarise(values: Sequence[float]) -> Summary | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext import cleaning, cost, finished, status
+from domainbed_ext import cleaning, cost, finished, status, strict_json
 from domainbed_ext.definitions import make_parser, parse
 from domainbed_ext.errors import BenchmarkError, ExitCode, exit_cleanly
 from domainbed_ext.files import write_atomically
@@ -158,7 +158,7 @@ def _write_provenance(path: Path, argv: Sequence[str], seconds: float) -> None:
     path.parent.mkdir(exist_ok=True)  # there are no tables where every run failed
     launches = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     launches.append({**provenance("domainbed_ext.sweep", argv), "seconds": round(seconds)})
-    write_atomically(path, json.dumps(launches, indent=2) + "\n")
+    write_atomically(path, strict_json.dumps(launches, indent=2) + "\n")
 
 
 def _status(args: argparse.Namespace, jobs: Sequence[Job]) -> int:

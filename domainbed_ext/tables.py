@@ -163,7 +163,7 @@ def _accuracy_table(
         complete = all(cell.complete for cell in found)
         averages.append(Summary(average, float("nan"), 0, complete) if len(found) == len(cells) else None)
     rows = [
-        [algorithm, *(str(cell or MISSING) for cell in cells), f"{average.mean:.1f}" if average else MISSING]
+        [algorithm, *(str(cell or MISSING) for cell in cells), narrow(average)]
         for algorithm, cells, average in zip(algorithms, grid, averages, strict=True)
     ]
     best, second = ranked([[*cells, average] for cells, average in zip(grid, averages, strict=True)])

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import cuda, manual_seed
 from domainbed_ext import checkpoint, run_report
 from domainbed_ext.attempts import Claim, Lost, Taken
 from domainbed_ext.differences import Kind, differences
+from domainbed_ext.divergence import Diverged, Watch
 from domainbed_ext.errors import RESUME, BenchmarkError, ExitCode, exit_cleanly
 from domainbed_ext.feed import Feed
 from domainbed_ext.files import replace_atomically
@@ -56,6 +57,7 @@ class Training:
             self.feed.measure()
         self.steps_done = 0
         self.best: float | None = None
+        self.watch = Watch(setup.args.stop_on_nan)
         self.values: dict[str, list[float]] = defaultdict(list)  # since the last record
         self.saved_at = (time.monotonic(), 0)
         self.time = RunTime(setup)
@@ -72,6 +74,7 @@ class Training:
             Lost: another process took it over.
         """
         setup = self.setup
+        self.watch.check()
         self.claim.begin_steps()
         stream = self.feed.training(range(self.steps_done, setup.steps))
         self.stop.at_once = False  # from here on there is something to save
@@ -105,7 +108,10 @@ class Training:
         start = time.perf_counter()
         batches = next(stream)
         manual_seed(seed_hash(self.setup.args.seed, "update", self.steps_done))  # for step t needs no history (dropout)
-        for name, value in self.algorithm.update(batches).items():
+        values = self.algorithm.update(batches)
+        self._look(self.steps_done, values)
+        self.watch.check()
+        for name, value in values.items():
             self.values[name].append(value)
         self.values["step_time"].append(seconds := time.perf_counter() - start)
         self.time.step(seconds)
@@ -130,21 +136,28 @@ class Training:
         if new_best or last or setup.args.evaluate == "all":
             accuracies |= self.feed.accuracies(step, setup.other_splits)
         self.claim.check()
+        self._look(step, accuracies)
         with self.feed.stage("write"):
             self._record(step, accuracies)
             self._save_model(step, {"selected": new_best, "last": last and not new_best})
         if new_best:
             self.best = val_acc
         self.values.clear()
+        self.watch.check()
         if last and self.feed.profile:
             print(self.feed.profile.table())
         return True
+
+    def _look(self, step: int, values: Mapping[str, float]) -> None:
+        if self.watch.look(step, values):
+            self.folder.diverge(step)
 
     def _record(self, step: int, accuracies: dict[str, float]) -> None:
         record = {
             **self.facts,
             **{name: float(np.mean(history)) for name, history in self.values.items()},
             **accuracies,
+            **self.watch.fields,
             "step": step,
             "epoch": step / self.setup.steps_per_epoch,
             "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
@@ -177,6 +190,9 @@ class Training:
         self.algorithm.load_training_state(state["algorithm"])
         checkpoint.set_random_states(state["random"])
         self.steps_done, self.best = state["steps_done"], state["best"]
+        if (step := state.get("diverged")) is not None:
+            self.watch.step = step
+            self.folder.diverge(step)
         self.values.update(state["values"])
         self.saved_at = (time.monotonic(), self.steps_done)
         print(f"resumes after {self.steps_done} of {self.setup.steps} steps (attempt {self.claim.number})")
@@ -196,6 +212,7 @@ class Training:
             "facts": self.facts,
             "steps_done": self.steps_done,
             "best": self.best,
+            "diverged": self.watch.step,
             "values": dict(self.values),
             "lines": self.folder.lines(),
             "random": checkpoint.random_states(),
@@ -285,6 +302,8 @@ def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress
         except Lost as lost:
             print(f"{lost}: leaving it alone", file=sys.stderr)
             return ExitCode.TAKEN
+        except Diverged as error:
+            return fail(error, str(error), ExitCode.FAILED)
         except BenchmarkError as error:
             return fail(error, str(error), ExitCode.BAD_INPUT)
         except OSError as error:  # a full disk, a folder that became read-only

@@ -1,12 +1,11 @@
 """What would stop a run of a sweep, told before any of them starts; leaves no trace."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from domainbed_ext import backbones, checkpoint, hparams_registry, protocols
+from domainbed_ext import backbones, checkpoint, hparams_registry, protocols, strict_json
 from domainbed_ext.algorithms import Algorithm
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.identity import final_hparams
@@ -100,7 +99,7 @@ def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) 
     for job in jobs:
         hparams = job.computation["hparams"]
         fixed = {name: value for name, value in hparams.items() if name not in _FREE}
-        key = json.dumps([*job.kind, fixed, job.computation["weights"]], sort_keys=True)
+        key = strict_json.dumps([*job.kind, fixed, job.computation["weights"]], sort_keys=True)
         if key not in largest or hparams.get("rank", 0) > largest[key].computation["hparams"].get("rank", 0):
             largest[key] = job
     trained: dict[tuple[str, str], int] = {}

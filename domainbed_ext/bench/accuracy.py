@@ -18,7 +18,7 @@ import numpy as np
 from domainbed_ext.bench import report, subprocesses
 from domainbed_ext.bench.small_data import how_many, link_part
 from domainbed_ext.launchers.slots import available_cores
-from domainbed_ext.model_selection import validation_accuracy
+from domainbed_ext.model_selection import target_accuracy, validation_accuracy
 from domainbed_ext.progress import bar
 from domainbed_ext.records import RunFolder
 
@@ -106,7 +106,7 @@ def _accuracies(
     command += ["--threads", str(available_cores()), *words[1:], "--output_dir", str(place)]
     subprocesses.run(name, command)
     record = RunFolder(place).records()[-1]
-    return validation_accuracy(record), record[f"env{args.test_env}_in_acc"]
+    return validation_accuracy(record), target_accuracy(record, args.test_env)
 
 
 def _mean(values: np.ndarray) -> str:

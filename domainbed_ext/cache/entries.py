@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
+from domainbed_ext import strict_json
 from domainbed_ext.attempts import LEASE, Claim, clock, latest
 from domainbed_ext.cache.locks import alone
 from domainbed_ext.errors import BenchmarkError
@@ -161,7 +162,7 @@ class Entries:
             taken = sum(file.stat().st_size for file in folder.iterdir())
             made = datetime.now(timezone.utc).isoformat(timespec="seconds")
             record = {"key": key, "what": what, "bytes": taken, "made": made}
-            (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            (folder / RECORD).write_text(strict_json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
         path = self._path(key)
         with self._unfinished(size, what) as workshop:

@@ -5,13 +5,13 @@ size is not noticed.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from domainbed_ext import strict_json
 from domainbed_ext.file_stats import stats
 
 if TYPE_CHECKING:  # it has its file environments' content from here
@@ -34,7 +34,7 @@ def digest(dataset: "MultipleDomainDataset") -> list[str]:
     """
     digests = []
     for environment in dataset.datasets:
-        names = json.dumps([environment.name, list(map(str, dataset.classes))])
+        names = strict_json.dumps([environment.name, list(map(str, dataset.classes))])
         content = hashlib.blake2b(names.encode("utf-8"), digest_size=_BYTES)
         content.update(np.asarray(environment.targets).astype("<i8").tobytes())
         for part in environment.content():

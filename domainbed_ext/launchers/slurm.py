@@ -11,7 +11,6 @@ submitit is not used: it pickles what it sends and gets back, asks sacct how a j
 Slurm finds too long, while here a job is but shell commands whose results lie in folders.
 """
 
-import json
 import math
 import os
 import re
@@ -23,6 +22,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from domainbed_ext import strict_json
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.files import write_atomically
 from domainbed_ext.launchers.local import LocalOptions
@@ -206,7 +206,7 @@ def _write_job(packs: Sequence[Sequence[str]], launch: Launch, options: SlurmOpt
         "local": {name: value for name, value in local.items() if value is not None},
         "jobs": packs,
     }
-    write_atomically(folder / "jobs.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(folder / "jobs.json", strict_json.dumps(content, indent=1) + "\n")
     given = {each.name: getattr(options, each.name) for each in fields(SbatchOptions)}
     words = [
         f"--job-name={path.parents[1].name}",

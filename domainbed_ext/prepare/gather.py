@@ -6,7 +6,6 @@ one renaming. What is finished there (a download, an unpacked archive) is not do
 
 import contextlib
 import hashlib
-import json
 import shlex
 import shutil
 import urllib.parse
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from domainbed_ext import strict_json
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.datasets.folders import ImageFolderDomains
 from domainbed_ext.errors import BenchmarkError
@@ -118,7 +118,7 @@ def lay_out(place: Place, given: Sequence[Path]) -> None:
     with bar("laying out", len(plan), "files") as shown:
         follow(plan, layout, shown.advance)
     record = {"dataset": place.name, "sources": [_describe(path) for path in files]}
-    write_atomically(layout / "prepared.json", json.dumps(record, indent=2) + "\n")
+    write_atomically(layout / "prepared.json", strict_json.dumps(record, indent=2) + "\n")
     if place.target.is_dir() and not any(place.target.iterdir()):
         place.target.rmdir()
     layout.rename(place.target)

@@ -2,7 +2,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domainbed_ext.errors import BenchmarkError
@@ -123,6 +123,7 @@ def sweeps(draw):
     ]
 
 
+@settings(deadline=None)
 @given(records=sweeps(), seed=st.integers())
 def test_the_order_of_records_does_not_matter(records, seed):
     shuffled = random.Random(seed).sample(records, len(records))
@@ -134,6 +135,7 @@ def test_the_order_of_records_does_not_matter(records, seed):
             assert (one and one.record) is (other and other.record)
 
 
+@settings(deadline=None)
 @given(records=sweeps())
 def test_the_chosen_record_is_of_the_group_and_as_good_as_any(records):
     for group, members in group_records(records).items():
@@ -195,6 +197,7 @@ def lean(run):
     return records
 
 
+@settings(deadline=None)
 @given(runs=runs_of_three_steps())
 def test_lean_evaluation_gives_the_same_tables(runs):
     whole = Results([each for run in runs for each in run])
@@ -204,6 +207,7 @@ def test_lean_evaluation_gives_the_same_tables(runs):
         assert len(ours) and ours.equals(theirs)
 
 
+@settings(deadline=None)
 @given(runs=runs_of_three_steps())
 def test_the_saved_step_is_the_selected_one(runs):
     for run in runs:
