@@ -122,7 +122,8 @@ def test_a_run_told_to_stop_ends_as_failed_and_names_the_step(make_args, divergi
 
 
 def test_outputs_that_are_not_finite_stop_a_run_too(make_args, monkeypatch):
-    monkeypatch.setattr(LP, "predict", lambda self, images: torch.full((len(images), 10), math.nan))
+    predict = LP.predict
+    monkeypatch.setattr(LP, "predict", lambda self, images: predict(self, images) * math.nan)
     folder, code = run(args_of(make_args, stop_on_nan=True))
     assert (code, folder.state) == (1, State.FAILED)
     assert "diverged at step 0: env1_out_acc is nan" in folder.failure()
