@@ -1,9 +1,11 @@
 """What a run prints of itself: a header, a line for each record, and how it ended. Records hold all of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from domainbed_ext.divergence import is_diverged
 from domainbed_ext.model_selection import Record, best_step, target_accuracy
 from domainbed_ext.progress import duration
 from domainbed_ext.run_setup import Setup
@@ -71,10 +73,15 @@ def result(records: Sequence[Record]) -> str:
     best = best_step(records)
     names = best.get("environments")
     accuracies = [
-        f"{names[env] if names else f'environment {env}'}: {100 * target_accuracy(best, env):.1f} %"
+        f"{names[env] if names else f'environment {env}'}: {_percent(target_accuracy(best, env))}"
         for env in best["args"]["test_envs"]
     ]
-    return f"tested on {', '.join(accuracies)} at step {best['step']}"
+    diverged = " (the run diverged)" if any(map(is_diverged, records)) else ""
+    return f"tested on {', '.join(accuracies)} at step {best['step']}{diverged}"
+
+
+def _percent(accuracy: float) -> str:
+    return "not known" if math.isnan(accuracy) else f"{100 * accuracy:.1f} %"
 
 
 def closing(records: Sequence[Record], folder: Path) -> str:
