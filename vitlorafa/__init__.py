@@ -21,6 +21,7 @@ from vitlorafa.inject import (
 )
 from vitlorafa.io import load_adapter, save_adapter
 from vitlorafa.layers import LoRALinear
+from vitlorafa.matrices import matrices
 from vitlorafa.ops import lora_linear
 from vitlorafa.optim import correct_gradients
 from vitlorafa.report import count_parameters, print_trainable_parameters, summary
@@ -43,6 +44,7 @@ __all__ = [
     "inject",
     "load_adapter",
     "lora_linear",
+    "matrices",
     "merge",
     "merge_and_unload",
     "print_trainable_parameters",

@@ -81,7 +81,7 @@ class _Correction:
 
     def held(self, optimizer: Optimizer) -> list[tuple[str, LoRALinear]]:
         """The layers whose trained factor the optimizer holds, now: groups may be added."""
-        params = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        params = {id(getattr(p, "factor", p)) for group in optimizer.param_groups for p in group["params"]}
         return [(name, layer) for name, layer in self.layers.items() if id(getattr(layer, self.trained)) in params]
 
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
