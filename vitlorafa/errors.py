@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -19,7 +19,7 @@ def warn(sentence: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "vitlorafa":
         frame, level = frame.f_back, level + 1
-    warnings.warn(sentence, AdapterWarning, stacklevel=level - 1)
+    warnings.warn(sentence, AdapterWarning, stacklevel=level)
 
 
 def unknown(what: str, name: object, choices: Iterable[str]) -> AdapterError:
@@ -37,3 +37,8 @@ def unknown(what: str, name: object, choices: Iterable[str]) -> AdapterError:
     near = get_close_matches(str(name), choices, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "choose from " + ", ".join(choices)
     return AdapterError(f"unknown {what} {name!r}: {hint}")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of some names, for a sentence."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,12 +1,15 @@
 """Adapters on disk: a folder with `adapter.safetensors` and `adapter.json`, kilobytes beside the backbone.
 
-Or the two files of PEFT, see `vitlorafa.peft_format`.
+Or the two files of PEFT, see `vitlorafa.peft_format`. Names are those within the timm model, whatever is around it.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Literal
 
 import safetensors.torch
@@ -14,10 +17,22 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vitlorafa import peft_format
+from vitlorafa import origin, peft_format, trained
 from vitlorafa.config import AdapterConfig
-from vitlorafa.errors import AdapterError, unknown
-from vitlorafa.inject import adapted_state, adapter_layers, head_parameters, inject, remove
+from vitlorafa.errors import AdapterError, some, unknown, warn
+from vitlorafa.inject import (
+    adapted_state,
+    adapter_layers,
+    classifiers,
+    inject,
+    take_out,
+    timm_model,
+)
+from vitlorafa.metadata import to_json
+from vitlorafa.sharding import assign, gather, is_writer, wait_for_all, whole
+from vitlorafa.sites import linear_sites
+from vitlorafa.trained import on_the_cpu
+from vitlorafa.wrappers import plain_name, unwrap
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
@@ -29,66 +44,94 @@ def save_adapter(
     folder: str | os.PathLike[str],
     *,
     head: bool = False,
-    metadata: dict[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     format: str = "vitlorafa",
+    class_names: Sequence[str] | None = None,
+    prefix: str | None = None,
 ) -> Path:
-    """Writes the adapter, and the head if asked, without the backbone.
+    """Writes the adapter, what else trained, and the head if asked, without the backbone.
+
+    What else trained is every parameter outside the head that requires a gradient, such as norms that were unfrozen,
+    and every buffer that is not as before `inject`, such as a BatchNorm's statistics.
 
     Each file appears whole or not at all: a crash leaves what was there before, or something that `load_adapter`
     refuses. The folder then holds this adapter alone, in this format.
 
     Args:
-        model: An adapted model, merged or not.
+        model: An adapted model, merged or not, or what wraps or holds it: `torch.compile`, DDP, FSDP, a Lightning
+            module. Wrapped in DDP or sharded, it is written by the first process alone; if it is sharded, all have to
+            call, and return when it is written.
         folder: Where to; made if needed.
-        head: Whether to save the classifier too.
-        metadata: Anything else that JSON can hold, kept under "metadata".
+        head: Whether to save the classifier too, its buffers included.
+        metadata: Anything else, kept under "metadata": what JSON can hold, NumPy's and torch's numbers and small
+            arrays, paths, enums and dataclasses. Numbers that are not finite become null.
         format: "vitlorafa", or "peft" for a folder that `peft.PeftModel.from_pretrained` loads onto the same timm
             model, with the same output, and `load_adapter` as it was.
+        class_names: Names of the classes in the order of the logits, for who uses the adapter.
+        prefix: Name of the adapted model within `model`, if it holds several.
 
     Returns:
         The folder.
 
     Raises:
-        AdapterError: If the model is not adapted, has no head to save, or has layers that PEFT cannot adapt, or if
-            the format is unknown.
+        AdapterError: If the model is not adapted, has no head to save, or has what PEFT cannot hold, if the format is
+            unknown, if JSON cannot hold the metadata, or if the folder cannot be written.
     """
     if format not in FILES:
         raise unknown("adapter format", format, FILES)
-    heads = head_parameters(model) if head else {}
-    description = {
-        "format": FORMAT,
-        "architecture": _architecture(model),
-        "config": adapted_state(model).config.to_dict(),
-        "layers": {name: list(layer.projections) for name, layer in adapter_layers(model)},
-        "head": list(heads),
-        "metadata": metadata or {},
-    }
-    encode = peft_format.encode if format == "peft" else _encode
-    files = encode(model, description, heads)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if format == "peft":  # whose config has no checksum: without it, the new tensors cannot be taken for the old
-        (folder / peft_format.CONFIG).unlink(missing_ok=True)
-    for name, data in files.items():
-        _write(folder / name, data)
-    for name in {name for names in FILES.values() for name in names} - files.keys():
-        (folder / name).unlink(missing_ok=True)
+    folder = Path(folder).expanduser()
+    inner = timm_model(model, prefix)
+    adapted = adapted_state(inner)
+    metadata = to_json({} if metadata is None else metadata)
+    if not isinstance(metadata, dict):
+        raise AdapterError("metadata is not a dict: give it one, from names to values")
+    with whole(model):
+        factors, heads = trained.factors(inner), trained.head(inner) if head else {}
+        extra, outside = trained.extra(inner), {} if prefix else trained.outside(unwrap(model), inner)
+        tensors = factors | heads | extra | outside
+        _check_values(tensors)
+        layers = dict(adapter_layers(inner))
+        description = {
+            "format": FORMAT,
+            **origin.describe(inner, _check_class_names(class_names, inner)),
+            "digests": _digests(inner, layers),
+            "config": adapted.config.to_dict(),
+            "layers": {name: list(layer.projections) for name, layer in layers.items()},
+            "head": list(heads),
+            "extra": list(extra),
+            "outside": list(outside),
+            "metadata": metadata,
+        }
+        encode = peft_format.encode if format == "peft" else _encode
+        files = encode(inner, description, {name: gather(tensor) for name, tensor in tensors.items()})
+    try:
+        if is_writer(model):
+            _write_all(folder, files)
+    finally:
+        wait_for_all(model)
     return folder
 
 
 def load_adapter(
-    model: nn.Module, folder: str | os.PathLike[str], *, head: bool | Literal["auto"] = "auto"
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    head: bool | Literal["auto"] = "auto",
+    prefix: str | None = None,
 ) -> nn.Module:
     """Loads what `save_adapter` wrote, exactly, or a LoRA that PEFT saved for a timm vision transformer.
 
-    A model without adapters gets them by the saved config, and a trainable head if one is loaded. An adapted
+    A model without adapters gets them by the saved config, and what was saved beside them becomes trainable. An adapted
     one keeps its config, for instance to go on training the other factor. PEFT does not save which factor trains:
     both do then, and a LoRA on a fused qkv becomes one for each of q, k and v, with the same output.
 
+    An `AdapterWarning` says if the model's pretrained weights, input or classes are not those that the adapter had.
+
     Args:
-        model: The architecture that the adapter was saved from.
+        model: The architecture that the adapter was saved from, or what wraps or holds it.
         folder: Where from.
-        head: Whether to load the classifier too; "auto" does if one was saved.
+        head: Whether to load the classifier too; "auto" does if one was saved, and the model has one.
+        prefix: Name of the timm model within `model`, if it holds several.
 
     Returns:
         The same model.
@@ -97,71 +140,90 @@ def load_adapter(
         AdapterError: If the files are missing or damaged, or do not fit the model, naming the tensors that do
             not, or if PEFT's hold more than an AdapterConfig can say. The model is then as before.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    inner = timm_model(model, prefix)
     if (folder / peft_format.CONFIG).exists():
         if (folder / DESCRIPTION).exists():
             raise AdapterError(f"{folder} holds both {DESCRIPTION} and {peft_format.CONFIG}: delete the stale one")
-        description, tensors = peft_format.read(model, folder)
+        description, tensors = peft_format.read(inner, folder)
     else:
-        description, tensors = _read(folder)
-    if head == "auto":
-        head = bool(description["head"])
-    elif head and not description["head"]:
-        raise AdapterError(f"{folder} holds no head: save_adapter(..., head=True), or load with head=False")
+        description, tensors = _within(inner, *_read(folder))
+    head = _is_head_loaded(inner, folder, description, head)
     if not head:
         for name in description["head"]:
             tensors.pop(name, None)
-
-    fresh = not hasattr(model, "_vitlorafa")
-    if fresh:
-        inject(model, AdapterConfig.from_dict(description["config"]), train_head=head)
-    try:
-        _check_fit(model, folder, description, tensors, head)
-    except AdapterError:
+    with whole(model, write=True):
+        here = _digests(inner, description["layers"])
+        fresh = "_vitlorafa" not in vars(inner)
         if fresh:
-            remove(model)
-        raise
-    parameters = dict(model.named_parameters())
-    merged = [layer for _, layer in adapter_layers(model) if layer.merged]
-    with torch.no_grad():
-        for layer in merged:
-            layer.unmerge()
-        for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
-        for layer in merged:
-            layer.merge()
+            inject(model, AdapterConfig.from_dict(description["config"]), train_head=head, prefix=prefix)
+        try:
+            targets = _targets(unwrap(model), inner, folder, description, tensors, head)
+        except AdapterError:
+            if fresh:
+                take_out(model, inner)
+            raise
+        for sentence in origin.mismatches(description, inner, here, head):
+            warn(f"{folder}: {sentence}")
+        _copy(inner, tensors, targets)
+        if fresh:
+            for name in tensors.keys() & targets.keys() - trained.factors(inner).keys():
+                if isinstance(targets[name], nn.Parameter):
+                    targets[name].requires_grad_(True)
     return model
 
 
-def _factors(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        f"{name}.{factor}": getattr(layer, factor)
-        for name, layer in adapter_layers(model)
-        for factor in ("lora_A", "lora_B")
-    }
-
-
-def _architecture(model: nn.Module) -> str | None:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return cfg.get("architecture")
-
-
-def _encode(model: nn.Module, description: dict[str, Any], heads: dict[str, nn.Parameter]) -> dict[str, bytes]:
-    tensors = _factors(model) | heads
-    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+def _encode(model: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, bytes]:
+    data = safetensors.torch.save(on_the_cpu(tensors))
     description = description | {"sha256": hashlib.sha256(data).hexdigest()}  # so that neither file goes with another
-    return {TENSORS: data, DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode()}
+    return {TENSORS: data, DESCRIPTION: (json.dumps(description, indent=2, allow_nan=False) + "\n").encode()}
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            if peft_format.CONFIG in files:  # no checksum: without it, the new tensors cannot be taken for the old
+                (folder / peft_format.CONFIG).unlink(missing_ok=True)
+            for name, data in files.items():
+                _write(folder / name, data)
+            for name in {name for names in FILES.values() for name in names} - files.keys():
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror or str(error)
+        raise AdapterError(f"the adapter cannot be written to {folder} ({reason}): give another folder") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing to the folder, so that all its files are of one save; where that is known."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{get_ident()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         data = (folder / TENSORS).read_bytes()
     except (OSError, ValueError) as error:
         raise AdapterError(f"no adapter can be read from {folder}: {error}") from None
@@ -178,22 +240,80 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise AdapterError(f"{folder / TENSORS} cannot be read: {error}") from None
 
 
+def _within(
+    model: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The same by the names within the timm model; earlier versions wrote those of what was given to them."""
+    known = {site.name for site in linear_sites(model)}
+    first = plain_name(next(iter(description["layers"]), ""))
+    parts = first.split(".")
+    cut = next((start for start in range(len(parts)) if ".".join(parts[start:]) in known), 0)
+    before = "".join(f"{part}." for part in parts[:cut])
+
+    def name(written: str) -> str:
+        return written if written.startswith(trained.OUTSIDE) else plain_name(written).removeprefix(before)
+
+    layers = {name(key): projections for key, projections in description["layers"].items()}
+    description = description | {"layers": layers, "head": [name(key) for key in description["head"]]}
+    return description, {name(key): tensor for key, tensor in tensors.items()}
+
+
+def _is_head_loaded(model: nn.Module, folder: Path, description: dict[str, Any], head: bool | str) -> bool:
+    if head == "auto":
+        if description["head"] and not trained.has_head(model):
+            warn(f"{folder} holds a head and the model has none: left out")
+            return False
+        return bool(description["head"])
+    if head and not description["head"]:
+        raise AdapterError(f"{folder} holds no head: save_adapter(..., head=True), or load with head=False")
+    return bool(head)
+
+
+def _targets(
+    root: nn.Module,
+    inner: nn.Module,
+    folder: Path,
+    description: dict[str, Any],
+    tensors: dict[str, Tensor],
+    head: bool,
+) -> dict[str, Tensor]:
+    """Where in the model each tensor of the file goes, after a look at whether they fit."""
+    here = trained.places(inner)
+    expected = trained.factors(inner) | (trained.head(inner) if head else {})
+    expected |= {name: here[name] for name in description.get("extra", ()) if name in here}
+    if "extra" not in description:  # written by an earlier version, or by PEFT
+        missing = [name for name, tensor in expected.items() if name not in tensors and not _is_parameter(tensor)]
+        if missing:
+            warn(f"{folder} was saved without {some(missing)}: the model's own stay, and outputs may differ")
+        expected = {name: tensor for name, tensor in expected.items() if name not in missing}
+    fitting = {name: tensor for name, tensor in tensors.items() if not name.startswith(trained.OUTSIDE)}
+    _check_fit(inner, folder, description, fitting, expected)
+    around = trained.around(root, inner)
+    outside = {name: around[name] for name in tensors if name in around and around[name].shape == tensors[name].shape}
+    left_out = [name.removeprefix(trained.OUTSIDE) for name in tensors.keys() - fitting.keys() - outside.keys()]
+    if left_out:
+        warn(f"{folder} also holds {some(sorted(left_out))} of a module around the timm model: left out here")
+    _check_values(expected | outside)
+    return expected | outside
+
+
 def _check_fit(
-    model: nn.Module, folder: Path, description: dict[str, Any], tensors: dict[str, Tensor], head: bool
+    model: nn.Module,
+    folder: Path,
+    description: dict[str, Any],
+    tensors: dict[str, Tensor],
+    expected: dict[str, Tensor],
 ) -> None:
     saved, here = AdapterConfig.from_dict(description["config"]), adapted_state(model).config
     if saved.scale != here.scale:
         raise AdapterError(f"{folder} was trained with scale {saved.scale:g}, the model has {here.scale:g}")
-    expected: dict[str, Tensor] = _factors(model)
-    if head:
-        for name, parameter in head_parameters(model).items():
-            expected[name] = parameter
-            classes = len(tensors.get(name, parameter))
-            if classes != len(parameter):
-                raise AdapterError(
-                    f"the saved head has {classes} classes and the model {len(parameter)}: create the model with "
-                    f"num_classes={classes}, or load with head=False"
-                )
+    for name in (name for name in description["head"] if name in expected and name in tensors):
+        classes, classes_here = (each.shape[:1] for each in (tensors[name], expected[name]))
+        if classes != classes_here and tensors[name].shape[1:] == expected[name].shape[1:]:
+            raise AdapterError(
+                f"the saved head has {classes[0]} classes and the model {classes_here[0]}: create the model with "
+                f"num_classes={classes[0]}, or load with head=False"
+            )
     misfits = []
     for name, tensor in expected.items():
         if name not in tensors:
@@ -210,5 +330,45 @@ def _check_fit(
         first = "; ".join(misfits[:3]) + ("; ..." if len(misfits) > 3 else "")
         raise AdapterError(
             f"{folder}, saved from {description.get('architecture') or 'an unnamed model'}, does not fit this "
-            f"{_architecture(model) or type(model).__name__} in {len(misfits)} places: {first}"
+            f"{origin.describe(model)['architecture'] or type(model).__name__} in {len(misfits)} places: {first}"
         )
+
+
+def _copy(model: nn.Module, tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
+    merged = [layer for _, layer in adapter_layers(model) if layer.merged]
+    with torch.no_grad():
+        for layer in merged:
+            layer.unmerge()
+        for name in sorted(tensors):  # in the same order in all processes
+            if name in targets:
+                assign(targets[name], tensors[name])
+        for layer in merged:
+            layer.merge()
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    empty = [name for name, tensor in tensors.items() if tensor.is_meta]
+    if empty:
+        raise AdapterError(f"{some(empty)} is on the meta device, without values: load the model's weights first")
+
+
+def _check_class_names(names: Sequence[str] | None, model: nn.Module) -> list[str] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise AdapterError("class_names is not a list of names: give one name a class, in the order of the logits")
+    last = [module for head in classifiers(model) for module in head.modules() if isinstance(module, nn.Linear)][-1:]
+    if last and len(names) != last[0].out_features:
+        raise AdapterError(f"there are {len(names)} class_names, and the head has {last[0].out_features} classes")
+    return list(names)
+
+
+def _digests(model: nn.Module, layers: Collection[str]) -> dict[str, str]:
+    """Digests of the weights that the adapter belongs to: as it found them, or as a state dict brought since."""
+    reloaded = any(layer.reloaded for _, layer in adapter_layers(model))
+    kept: dict[str, str] = {} if reloaded or "_vitlorafa" not in vars(model) else adapted_state(model).digests
+    return kept or origin.digests(model, layers)
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter)

@@ -42,6 +42,10 @@ class LoRALinear(nn.Module):
         starts: First output of each projection.
         merged: Whether the update is added to `base.weight`.
         disabled: Whether the layer does as `base` alone.
+        reloaded: Whether `load_state_dict` brought the weight, so that it may be another than when this was made.
+
+    A state dict holds the pretrained weight and the factors, whether or not they are merged, so that it can be loaded
+    into a layer of either kind.
 
     Raises:
         AdapterError: If the rank is over the width of a projection.
@@ -68,13 +72,16 @@ class LoRALinear(nn.Module):
         self.fold = config.compute == "folded"
         self.merged = False
         self.disabled = False
+        self.reloaded = False
         weights = [base.weight[start : start + m] for start in self.starts]
         A = torch.stack([initialise("A", config.init_A, config.rank, W, generator) for W in weights])
         B = torch.stack([initialise("B", config.init_B, config.rank, W, generator) for W in weights])
         self.lora_A = nn.Parameter(A, requires_grad="A" in config.train)
         self.lora_B = nn.Parameter(B, requires_grad="B" in config.train)
         self._unmerged: Tensor | None = None  # the pretrained weight, while merged
+        self._merge_again = False  # after a state dict is loaded
         self._cast: tuple[Any, ...] | None = None  # see _frozen
+        self.register_load_state_dict_post_hook(_merge_again)
 
     def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """The adapted layer: [..., d_in] -> [..., d_out], and GELU behind it if asked for."""
@@ -107,7 +114,28 @@ class LoRALinear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LoRALinear":
         self._cast = None  # moved or converted: free the old cast at once
+        self._unmerged = None if self._unmerged is None else fn(self._unmerged)
         return super()._apply(fn, recurse)
+
+    @property
+    def pretrained_weight(self) -> Tensor:
+        """The base's weight without the update, [d_out, d_in], merged or not."""
+        return self.base.weight if self._unmerged is None else self._unmerged
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """torch's, with the pretrained weight also while it is merged."""
+        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        name = f"{prefix}base.weight"
+        if self._unmerged is not None and name in state:
+            state[name] = self._unmerged
+        return state
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        # Everything loads unmerged, and `_merge_again` comes once the base has loaded too.
+        self.reloaded |= f"{prefix}base.weight" in state_dict
+        self._merge_again = self.merged
+        self.unmerge()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def delta_weight(self) -> Tensor:
         """The update s·B·A of all projections, [d_out, d_in], differentiable, in the factors' dtype."""
@@ -124,15 +152,18 @@ class LoRALinear(nn.Module):
         The pretrained weight is kept beside it, so that `unmerge` is exact in every precision.
         """
         if not self.merged:
-            self._unmerged = self.base.weight.detach().clone()
-            self.base.weight.copy_(self.base.weight + self.delta_weight())
+            weight = self.base.weight
+            with torch.inference_mode(False):
+                merged = (weight.detach() + self.delta_weight()).to(weight.dtype)
+            # In other memory, so that a state dict that was taken before keeps the pretrained weight.
+            self._unmerged, weight.data = weight.detach(), merged
             self.merged = True
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Puts the pretrained weight back, bit for bit."""
         if self._unmerged is not None:
-            self.base.weight.copy_(self._unmerged)
+            self.base.weight.data = self._unmerged
             self._unmerged = None
             self.merged = False
 
@@ -164,6 +195,13 @@ class LoRALinear(nn.Module):
         """What `print(model)` says of the layer beside its base."""
         trained = "".join(name for name in "BA" if getattr(self, f"lora_{name}").requires_grad)
         return f"{', '.join(self.projections)}, rank={self.lora_A.shape[1]}, trained={trained or 'none'}"
+
+
+def _merge_again(layer: LoRALinear, _: Any) -> None:
+    """After a state dict was loaded, merges a layer that was merged before."""
+    if layer._merge_again:
+        layer._merge_again = False
+        layer.merge()
 
 
 def _keeps_still(parameter: Tensor) -> bool:

@@ -21,11 +21,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vitlorafa import trained
 from vitlorafa.config import AdapterConfig
-from vitlorafa.errors import AdapterError
+from vitlorafa.errors import AdapterError, some
 from vitlorafa.inject import adapted_state, adapter_layers, classifiers
 from vitlorafa.layers import STACKS
+from vitlorafa.sharding import gather
 from vitlorafa.sites import linear_sites
+from vitlorafa.wrappers import named_modules
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -45,19 +48,20 @@ _SETTINGS = (
 )
 
 
-def encode(model: nn.Module, description: dict[str, Any], heads: dict[str, nn.Parameter]) -> dict[str, bytes]:
+def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tensor]) -> dict[str, bytes]:
     """The files of an adapted model that `PeftModel.from_pretrained` loads onto the same timm model.
 
     Args:
         model: An adapted model, merged or not.
         description: What `save_adapter` says of it, for the header.
-        heads: The classifier's parameters by name, if they are to be saved.
+        saved: The factors, and what is to be saved beside them, by name.
 
     Returns:
         Contents by file name, in the order in which to write them.
 
     Raises:
-        AdapterError: If PEFT would pass over an adapter, since the model reads the weight of its layer.
+        AdapterError: If PEFT would pass over an adapter, since the model reads the weight of its layer, or if something
+            trained beside the adapters is no part of a module that PEFT could save.
     """
     adapted = adapted_state(model)
     if adapted.joint_bias:
@@ -65,18 +69,30 @@ def encode(model: nn.Module, description: dict[str, Any], heads: dict[str, nn.Pa
             f"PEFT has no effect on {adapted.joint_bias[0]}.qkv, whose weight is read without calling it: set "
             "qkv_bias_separate = True on the attentions before inject and before PEFT loads, or leave q, k, v out"
         )
-    tensors: dict[str, Tensor] = dict(heads)
-    for name, layer in adapter_layers(model):
-        k, m, r = layer.lora_B.shape
-        B = layer.lora_B.new_zeros(layer.out_features, k * r)
+    layers = dict(adapter_layers(model))
+    others = saved.keys() - trained.factors(model).keys()
+    tensors = {name: tensor for name, tensor in saved.items() if name in others}
+    nowhere = (trained.OUTSIDE, *(f"{name}." for name in layers))
+    homeless = [name for name in tensors if "." not in name or name.startswith(nowhere)]
+    if homeless:
+        raise AdapterError(
+            f"PEFT has no place for {some(homeless)}, which trained beside the adapters: save with format='vitlorafa'"
+        )
+    # PEFT takes a module's tensors all or none; `read` passes over those that did not train.
+    tensors |= {name: gather(t) for name, t in trained.whole_modules(model, [*tensors]).items() if name not in others}
+    beside = list(tensors)
+    for name, layer in layers.items():
+        A, factors = saved[f"{name}.lora_A"], saved[f"{name}.lora_B"]
+        k, m, r = factors.shape
+        B = factors.new_zeros(layer.out_features, k * r)
         for j, start in enumerate(layer.starts):
-            B[start : start + m, j * r : (j + 1) * r] = layer.lora_B[j].detach()
-        tensors |= {f"{name}.lora_A.weight": layer.lora_A.flatten(0, 1), f"{name}.lora_B.weight": B}
+            B[start : start + m, j * r : (j + 1) * r] = factors[j]
+        tensors |= {f"{name}.lora_A.weight": A.flatten(0, 1), f"{name}.lora_B.weight": B}
 
-    config = (json.dumps(_peft_config(model, description["architecture"], list(heads)), indent=2) + "\n").encode()
+    config = (json.dumps(_peft_config(model, description["architecture"], beside), indent=2) + "\n").encode()
     header = description | {"config_sha256": _sha256(config)}
     data = safetensors.torch.save(
-        {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        {_PREFIX + name: tensor for name, tensor in trained.on_the_cpu(tensors).items()},
         metadata={"format": "pt", _HEADER: json.dumps(header)},
     )
     return {TENSORS: data, CONFIG: config}
@@ -113,8 +129,10 @@ def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
         _check_supported(model, folder, config, list(heads))
     odd = [name for name, pair in pairs.items() if not _is_pair(**pair)]
     if odd or not pairs:
-        raise AdapterError(f"{folder} holds no A [r, d_in] and B [d_out, r] for {_some(odd) or 'any layer'}")
+        raise AdapterError(f"{folder} holds no A [r, d_in] and B [d_out, r] for {some(odd) or 'any layer'}")
     description = header if own else _describe(model, folder, config, pairs) | {"head": list(heads)}
+    if own and "extra" in header:
+        heads = {name: tensor for name, tensor in heads.items() if name in (*header["head"], *header["extra"])}
     factors: dict[str, Tensor] = {}
     for name, projections in description["layers"].items():
         A, B = _slices(name, projections, **pairs[name], shared=not own)
@@ -193,10 +211,10 @@ def _check_supported(model: nn.Module, folder: Path, config: dict[str, Any], hea
             raise AdapterError(f"{folder} has {name}={value!r}, which is more than a LoRA: {_INSTEAD}")
     # By identity, for a model without a head still has the place of one.
     heads_here = classifiers(model)
-    places = [f"{name}." for name, module in model.named_modules() if any(module is head for head in heads_here)]
+    places = [f"{name}." for name, module in named_modules(model) if any(module is head for head in heads_here)]
     alien = [name for name in heads if not name.startswith(tuple(places))]
     if alien:
-        raise AdapterError(f"{folder} holds {_some(alien)}, neither LoRA nor head of this model: {_INSTEAD}")
+        raise AdapterError(f"{folder} holds {some(alien)}, neither LoRA nor head of this model: {_INSTEAD}")
 
 
 def _describe(
@@ -207,13 +225,13 @@ def _describe(
     outside = [name for name in pairs if name not in sites]
     if outside:
         raise AdapterError(
-            f"{folder} adapts {_some(outside)}, which is no linear layer of a transformer block in this "
+            f"{folder} adapts {some(outside)}, which is no linear layer of a transformer block in this "
             f"{type(model).__name__}: train with target_modules of the blocks alone, or {_INSTEAD}"
         )
     targets = {target for name in pairs for target in sites[name]}
     left_out = [name for name in sites if name not in pairs and targets.intersection(sites[name])]
     if left_out:
-        raise AdapterError(f"{folder} adapts only some of the blocks, and not {_some(left_out)}: {_INSTEAD}")
+        raise AdapterError(f"{folder} adapts only some of the blocks, and not {some(left_out)}: {_INSTEAD}")
 
     patterns = config.get("alpha_pattern") or {}
     configs = {
@@ -256,7 +274,3 @@ def _slices(name: str, projections: list[str], A: Tensor, B: Tensor, shared: boo
     columns = [0 if shared else j * r for j in range(len(rows))]
     factor_B = [B[row : row + m, column : column + r] for row, column in zip(rows, columns, strict=True)]
     return torch.stack([A[column : column + r] for column in columns]), torch.stack(factor_B)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from vitlorafa.config import TARGETS
-from vitlorafa.errors import AdapterError
+from vitlorafa.errors import AdapterError, some
 from vitlorafa.layers import STACKS
+from vitlorafa.wrappers import join, named_modules
 
 # Attribute of an attention or MLP module -> the targets that its linear layer computes.
 _ATTENTION: dict[str, tuple[str, ...]] = {
@@ -44,7 +45,7 @@ def linear_sites(model: nn.Module) -> list[Site]:
     sites = []
     for block_name, block in _blocks(model):
         attention = None
-        for name, module in block.named_modules(prefix=block_name):
+        for name, module in named_modules(block, block_name):
             if attention is not None and name.startswith(attention + "."):
                 continue  # such as the MLP that computes Swin v2's position bias
             attributes: dict[str, tuple[str, ...]] = {}
@@ -128,8 +129,8 @@ def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _elements(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
-        (f"{name}.{index}".lstrip("."), element)
-        for name, container in model.named_modules()
+        (join(name, index), element)
+        for name, container in named_modules(model)
         if isinstance(container, (nn.Sequential, nn.ModuleList))
         for index, element in container.named_children()
     ]
@@ -181,10 +182,10 @@ def _has(module: nn.Module, child: str) -> bool:
 
 
 def _why_nothing(model: nn.Module) -> str:
-    packed = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    packed = [name for name, module in named_modules(model) if isinstance(module, nn.MultiheadAttention)]
     if packed:
         return f"its attention ({packed[0]}) is a packed nn.MultiheadAttention, which cannot be adapted"
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in named_modules(model) if isinstance(module, nn.Linear)]
     patterns = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".N", name) for name in linear))
     listed = ", ".join(patterns[:8]) + (", ..." if len(patterns) > 8 else "")
     return (
@@ -194,5 +195,4 @@ def _why_nothing(model: nn.Module) -> str:
 
 
 def _counted(names: list[str]) -> str:
-    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} block{'s' * (len(names) > 1)} ({listed})"
+    return f"{len(names)} block{'s' * (len(names) > 1)} ({some(names)})"

@@ -96,7 +96,7 @@ def test_into_an_adapted_model(saved):
             r"in 14 places: blocks.0.*; \.\.\.",
         ),
         (lambda: build("test_vit", num_classes=7), {}, "the saved head has 5 classes and the model 7: create"),
-        (lambda: build("test_vit", num_classes=0), {}, "no head"),
+        (lambda: build("test_vit", num_classes=0), {"head": True}, "no head"),
         (
             lambda: inject(build("test_vit"), AdapterConfig(rank=2, alpha=1)),
             {},
@@ -163,6 +163,49 @@ def test_refuses_to_save_what_is_not_there(tmp_path):
     inject(model, AdapterConfig(rank=2))
     with pytest.raises(AdapterError, match="no head"):
         save_adapter(model, tmp_path / "none", head=True)
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(AdapterError, match=r"metadata\['x'\] is a object, which JSON cannot hold"):
         save_adapter(model, tmp_path / "none", metadata={"x": object()})
     assert not (tmp_path / "none").exists()
+
+
+def test_folders_as_people_write_them(saved, tmp_path, monkeypatch):
+    _, model = saved
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert save_adapter(model, "~/one") == tmp_path / "one"
+    assert (tmp_path / "one" / "adapter.json").exists()
+    load_adapter(build("test_vit"), "~/one")
+    monkeypatch.chdir(tmp_path)
+    save_adapter(model, "two")
+    load_adapter(build("test_vit"), str(tmp_path / "two"))
+
+
+def test_a_folder_that_cannot_be(saved, tmp_path, monkeypatch):
+    _, model = saved
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(AdapterError, match="the adapter cannot be written to .*file.*: give another folder"):
+            save_adapter(model, folder)
+        with pytest.raises(AdapterError, match="no adapter can be read from"):
+            load_adapter(build("test_vit"), folder)
+    assert (tmp_path / "file").read_text() == "mine"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in saved[0].iterdir()}
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(AdapterError, match="No space left on device") as error:
+        save_adapter(model, saved[0])
+    assert isinstance(error.value.__cause__, OSError)
+    assert {path.name: path.read_bytes() for path in saved[0].iterdir()} == before
+
+
+@torch.no_grad()
+def test_without_a_head_to_load_onto(saved):
+    folder, model = saved
+    headless = build("test_vit")
+    headless.reset_classifier(0)
+    with pytest.warns(vitlorafa.AdapterWarning, match="holds a head and the model has none: left out"):
+        load_adapter(headless, folder)
+    x = images(model)
+    assert torch.equal(headless.forward_features(x), model.forward_features(x))

@@ -1,0 +1,86 @@
+"""Models of several processes: tensors in parts (FSDP), gathered and dealt out again, and who writes files."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether parameters lie in parts on several devices: by `fully_shard` (DTensors), or by FSDP."""
+    return any(map(_is_dtensor, model.parameters())) or bool(_fsdp_modules(model))
+
+
+def reduces_gradients(model: nn.Module) -> bool:
+    """Whether DistributedDataParallel wraps the model, or part of it."""
+    return any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, on every process of those that hold parts of it: all of them have to call."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def assign(target: Tensor, value: Tensor) -> None:
+    """Copies a whole tensor, the same on every process, into one that may lie in parts."""
+    if _is_dtensor(target):
+        from torch.distributed.tensor import distribute_tensor
+
+        parts: Any = target
+        value = distribute_tensor(value.to(target.device, target.dtype), parts.device_mesh, parts.placements)
+    target.copy_(value)
+
+
+def is_writer(model: nn.Module) -> bool:
+    """Whether this process writes the model's files: the first of those that share it by DDP or FSDP."""
+    return all(dist.get_rank(group) == 0 for group in _groups(model))
+
+
+@contextmanager
+def whole(model: nn.Module, write: bool = False) -> Iterator[None]:
+    """Has the parameters of FSDP's first kind whole for a while, as `gather` has DTensors; all processes have to call.
+
+    Args:
+        model: Any model.
+        write: Whether what is done to them stays.
+    """
+    with ExitStack() as stack:
+        if _fsdp_modules(model):
+            from torch.distributed.fsdp import FullyShardedDataParallel
+
+            stack.enter_context(FullyShardedDataParallel.summon_full_params(model, writeback=write))
+        yield
+
+
+def wait_for_all(model: nn.Module) -> None:
+    """Where a model is sharded, and so all processes are at it, waits until all have come here."""
+    if is_sharded(model):
+        for group in _groups(model):
+            dist.barrier(group)
+
+
+def _groups(model: nn.Module) -> list[Any]:
+    """The groups of processes that share the model."""
+    groups: list[Any] = []
+    for parameter in model.parameters():
+        if _is_dtensor(parameter):
+            mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
+            groups += [mesh.get_group(dim) for dim in range(mesh.ndim)]
+            break
+    wrappers = [module for module in model.modules() if isinstance(module, nn.parallel.DistributedDataParallel)]
+    return groups + [module.process_group for module in [*wrappers, *_fsdp_modules(model)]]
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+def _fsdp_modules(model: nn.Module) -> list[nn.Module]:
+    if not dist.is_available():
+        return []
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return [module for module in model.modules() if isinstance(module, FullyShardedDataParallel)]
