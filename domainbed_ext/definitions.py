@@ -146,7 +146,7 @@ def _add_launching(group: argparse._ArgumentGroup) -> None:
         help="runs at once (0: as the launcher sees fit)",
     )
     group.add_argument("--jobs_per_gpu", type=option_values.whole(1), metavar="N", help="runs that share a GPU (1)")
-    group.add_argument("--verify_images", action="store_true", help="check every image file before the start")
+    options.add_image_options(group)
     group.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
     group.add_argument("--skip_confirmation", action="store_true", help="never ask")
     group.add_argument("--dry_run", action="store_true", help="say what would be done, and touch nothing")

@@ -4,11 +4,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 from domainbed_ext.cache.entries import Entries, NoRoom
 from domainbed_ext.cache.images import Progress, cached_all
-from domainbed_ext.cache.place import default_folder
+from domainbed_ext.cache.place import chosen_folder
 from domainbed_ext.cache.variants import Decoded, Resized, Shorter, Variant, cropped_from
 from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.run_setup import Setup
@@ -17,10 +16,8 @@ from domainbed_ext.sources import Images, Uncached
 
 def entries(args: Namespace) -> Entries | None:
     """The cache that a run's arguments name; None if they say "none"."""
-    if args.cache_dir == "none":
-        return None
-    folder = Path(args.cache_dir) if args.cache_dir else default_folder()
-    return Entries(folder, int(args.cache_gb * 10**9))
+    folder = chosen_folder(args.cache_dir)
+    return None if folder is None else Entries(folder, int(args.cache_gb * 10**9))
 
 
 def open_images(

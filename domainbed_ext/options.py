@@ -2,7 +2,7 @@
 
 import argparse
 
-from domainbed_ext import option_values, precision
+from domainbed_ext import duplicates, option_values, precision
 from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.cache.place import DEFAULT_GB, VARIABLE
 from domainbed_ext.datasets import DATASETS
@@ -27,13 +27,13 @@ NUMBERS = (
 # `--weights` counts by its content.
 PLACES = (
     *("data_dir", "output_dir", "weights", "cache_dir", "cache_gb", "workers", "verify_images", "profile"),
-    *("save_steps", "save_minutes", "time_limit", "stop_on_nan"),
+    *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates"),
 )
 
 # What a sweep passes on to its runs beside their identity.
 EXTRA = (
     *("cache_dir", "cache_gb", "workers", "verify_images", "profile", "skip_model_save"),
-    *("save_steps", "save_minutes", "time_limit", "stop_on_nan"),
+    *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates"),
 )
 
 
@@ -113,6 +113,12 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CPU threads of a run (1: runs go side by side instead); another number rounds differently",
     )
+
+
+def add_image_options(parser: argparse._ActionsContainer) -> None:
+    """Adds what runs and sweeps share of how images are checked before they are used."""
+    parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
+    duplicates.add_option(parser)
 
 
 def add_speed_options(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +225,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
     parser.add_argument("--save_model_every_checkpoint", action="store_true", help="save it at every evaluation too")
     add_number_options(parser)
-    parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
+    add_image_options(parser)
     add_speed_options(parser)
     add_resume_options(parser)
     return parser

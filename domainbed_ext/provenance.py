@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import safetensors
 import timm
 import torch
 import torchvision
 
 import domainbed_ext
+from domainbed_ext.image_files import RULES
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of every package that the numbers depend on."""
-    packages = (domainbed_ext, torch, torchvision, timm, np, safetensors)
-    return {"python": platform.python_version(), **{package.__name__: package.__version__ for package in packages}}
+    """Of Python, of every package that the numbers depend on, and of the rules by which image files are read."""
+    packages = (domainbed_ext, torch, torchvision, timm, np, safetensors, PIL)
+    found = {package.__name__: package.__version__ for package in packages}
+    return {"python": platform.python_version(), **found, "image rules": str(RULES)}
 
 
 def own_sources(made: type, base: type) -> dict[str, str]:

@@ -12,12 +12,12 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext import cleaning, cost, finished, status, strict_json
+from domainbed_ext import cleaning, cost, duplicates, finished, status, strict_json
 from domainbed_ext.definitions import make_parser, parse
 from domainbed_ext.errors import BenchmarkError, ExitCode, exit_cleanly
 from domainbed_ext.files import write_atomically
@@ -30,7 +30,7 @@ from domainbed_ext.launching import Outcome, launch
 from domainbed_ext.provenance import provenance
 from domainbed_ext.records import State, not_writable
 from domainbed_ext.states import INCOMPLETE, Standing, count_of, look, others, summary
-from domainbed_ext.validate import check
+from domainbed_ext.validate import Checked, check
 
 __all__ = ["Job", "main", "make_jobs", "make_parser", "parse"]
 
@@ -77,6 +77,8 @@ def _launch(args: argparse.Namespace, standings: Sequence[Standing], words: Sequ
         return 0
     outcome = None
     if jobs:
+        if args.command_launcher in HERE or args.duplicates == "refuse":  # elsewhere each run warns
+            _check_duplicates(checked)
         if args.command_launcher in HERE:  # others may run where this cache is not seen
             fill(jobs, checked, available_cores())
         command = shlex.join(["python", "-m", "domainbed_ext.sweep", *words])
@@ -181,6 +183,8 @@ def _validate(args: argparse.Namespace, standings: Sequence[Standing]) -> int:
         print("Nothing is left to run.")
         return 0
     checked = check(jobs)
+    if not args.dry_run:
+        _check_duplicates(checked)
     print("Nothing found that would stop a run.", flush=True)
     if args.dry_run:
         return 0
@@ -189,6 +193,12 @@ def _validate(args: argparse.Namespace, standings: Sequence[Standing]) -> int:
     console = console if console.is_terminal else Console(width=status.WIDE)
     console.print(*parts, sep="")
     return 0
+
+
+def _check_duplicates(checked: Mapping[tuple[str, str], Checked]) -> None:
+    """Looks for images that a data set holds more than once, in each data set once."""
+    for setup in {dataset: each.setup for (dataset, _), each in checked.items()}.values():
+        duplicates.check(setup.args, setup.dataset)
 
 
 def _delete(args: argparse.Namespace, standings: Sequence[Standing]) -> int:

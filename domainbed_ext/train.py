@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import cuda, manual_seed
 
-from domainbed_ext import checkpoint, run_report
+from domainbed_ext import checkpoint, duplicates, run_report
 from domainbed_ext.attempts import Claim, Lost, Taken
 from domainbed_ext.differences import Kind, differences
 from domainbed_ext.divergence import Diverged, Watch
@@ -286,7 +286,9 @@ def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress
         stop.at_once = True
         try:
             with bar("setting up"):
-                training = Training(set_up(args), folder, claim, stop)
+                setup = set_up(args)
+                duplicates.check(setup.args, setup.dataset)
+                training = Training(setup, folder, claim, stop)
             training.finish(progress)
             claim.check()
             folder.finish()

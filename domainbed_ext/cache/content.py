@@ -30,12 +30,45 @@ def digest(paths: Sequence[str], folder: Path) -> str:
     """The digest of the files' contents in their order; where they lie and how they are called does not count.
 
     Args:
-        paths: of the files. One that cannot be read counts as a content of its own.
-        folder: of the cache, which keeps the memo; without one that can be written to, every file is read each time.
+        paths: Paths of the files. One that cannot be read counts as a content of its own.
+        folder: Folder of the cache, see `digests`.
 
     Returns:
         32 hexadecimal digits.
     """
+    return hashlib.blake2b(_remembered(paths, folder).data, digest_size=_DIGEST).hexdigest()
+
+
+def digests(paths: Sequence[str], folder: Path) -> list[bytes]:
+    """The digest of each file's content; empty for a file that cannot be read.
+
+    Args:
+        paths: Paths of the files.
+        folder: Folder of the cache, which keeps the memo. If it cannot be written to, every file is read each time.
+    """
+    return _as_bytes(_remembered(paths, folder))
+
+
+def read_digests(paths: Sequence[str]) -> list[bytes]:
+    """What `digests` returns, from the files and without a memo.
+
+    Args:
+        paths: Paths of the files.
+    """
+    return _as_bytes(_read(paths))
+
+
+def _as_bytes(digests: NDArray[np.uint8]) -> list[bytes]:
+    return [digest.tobytes() if digest.any() else b"" for digest in digests]
+
+
+def _read(paths: Sequence[str]) -> NDArray[np.uint8]:
+    contents = in_chunks(_digests, paths, THREADS)
+    return np.frombuffer(b"".join(contents), np.uint8).reshape(-1, _DIGEST)
+
+
+def _remembered(paths: Sequence[str], folder: Path) -> NDArray[np.uint8]:
+    """The digests [files, 16] of files, of which those are read that changed since they were remembered."""
     names = "\0".join([*map(os.path.abspath, paths[:1]), *paths]).encode("utf-8", "surrogateescape")
     memo = folder / _MEMOS / f"{hashlib.blake2b(names, digest_size=_DIGEST).hexdigest()}.safetensors"
     now = time.time_ns()
@@ -43,14 +76,13 @@ def digest(paths: Sequence[str], folder: Path) -> str:
     known, digests = _recall(memo, len(paths))
     stale = np.flatnonzero((stats != known).any(1) | (stats == UNKNOWN).all(1)).tolist()
     if stale:
-        contents = in_chunks(_digests, [paths[i] for i in stale], THREADS)
-        digests[stale] = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, _DIGEST)
+        digests[stale] = _read([paths[i] for i in stale])
         # Whatever changed a moment ago may change again and look the same, so it is read once more next time.
         unsettled = (stats[:, 2] > now - SETTLED * 1e9) | (digests == 0).all(1)
         stats[unsettled] = UNKNOWN
         if (stats != known).any():
             _remember(memo, stats, digests)
-    return hashlib.blake2b(digests.data, digest_size=_DIGEST).hexdigest()
+    return digests
 
 
 def forget(folder: Path) -> None:

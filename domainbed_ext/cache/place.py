@@ -6,6 +6,7 @@ from pathlib import Path
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.option_values import expanded
 
+NONE = "none"  # in place of a folder
 DEFAULT_GB = 32.0
 VARIABLE = "DOMAINBED_EXT_CACHE"
 
@@ -22,3 +23,14 @@ def default_folder() -> Path:
             f"no home folder is known, so no place for the image cache: give --cache_dir DIR (none: decode each time), "
             f"or set {VARIABLE}"
         ) from error
+
+
+def chosen_folder(cache_dir: str | None) -> Path | None:
+    """The folder that `--cache_dir` chooses; None if it says that there should be none.
+
+    Args:
+        cache_dir: Value of the option; None if it was not given.
+    """
+    if cache_dir == NONE:
+        return None
+    return Path(cache_dir) if cache_dir else default_folder()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext import option_values
+from domainbed_ext import duplicates, option_values
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError, CommandLine, unknown
 from domainbed_ext.launchers.slots import available_cores
@@ -61,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=option_values.whole(1), metavar="N", help="processes that read images (one a core)"
     )
+    duplicates.add_option(parser)
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and do nothing")
     return parser
 
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BenchmarkError(
                 f"cannot go on in {place.data_dir} ({reason}): make room, or give --data_dir"
             ) from error
-    return _report(place, args.decode, args.workers or available_cores())
+    return _report(place, args.decode, args.workers or available_cores(), args.duplicates)
 
 
 def _check(args: argparse.Namespace) -> str:
@@ -150,11 +151,12 @@ def _alone(place: Place) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _report(place: Place, decode: bool, workers: int) -> int:
+def _report(place: Place, decode: bool, workers: int, on_duplicates: str) -> int:
     report = verify(place.name, place.data_dir, decode, workers)
     Console().print(report.table())
     for path, reason in report.unreadable.items():
         print(f"does not decode: {path} ({reason})")
+    duplicates.report(place.name, report.duplicates, on_duplicates)
     if report.problems:
         raise BenchmarkError(f"{place.target} is not as it should be: {'; '.join(report.problems)}")
     if place.name != "MNIST":

@@ -13,6 +13,7 @@ from rich.table import Table
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.datasets.folders import ImageFolderDomains
 from domainbed_ext.datasets.mnist import read_mnist
+from domainbed_ext.duplicates import Duplicates, Place, group
 from domainbed_ext.files import write_atomically
 from domainbed_ext.prepare.images import examine_all
 from domainbed_ext.prepare.sources import CLASSES, KNOWN, Counts, images_of
@@ -33,6 +34,7 @@ class Report:
         sizes: domain to bytes.
         problems: in words; none if all is well.
         unreadable: By path, why an image does not decode.
+        duplicates: Images that are there more than once.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Report:
     sizes: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    duplicates: Duplicates = field(default_factory=Duplicates)
 
     @property
     def images(self) -> int:
@@ -96,6 +99,9 @@ def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Report:
     report = Report(name, counts, _nearest(name, counts), problems=_miscounts(name, counts))
     with bar("reading", len(rows), "images") as shown:
         examined = examine_all([path for path, _, _ in rows], decode, workers, shown.advance)
+    report.duplicates = group(
+        [bytes.fromhex(found.sha256) for found in examined], lambda i: Place(rows[i][0], rows[i][2], rows[i][1])
+    )
     table = []
     for (path, label, domain), found in zip(rows, examined, strict=True):
         report.sizes[domain] = report.sizes.get(domain, 0) + found.size

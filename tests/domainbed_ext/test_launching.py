@@ -40,7 +40,7 @@ def engine(monkeypatch):
     """Stands for the launcher "local"; nothing is checked before, and no table made after."""
     engine = Engine()
     monkeypatch.setitem(launchers.LAUNCHERS, "local", engine)
-    monkeypatch.setattr(sweep, "check", lambda jobs: None)
+    monkeypatch.setattr(sweep, "check", lambda jobs: {})
     monkeypatch.setattr(sweep, "fill", lambda *_: None)
     monkeypatch.setattr("domainbed_ext.collect_results.collect", lambda folder, **_: engine.collected.append(folder))
     make = sweep.make_jobs
