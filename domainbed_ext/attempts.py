@@ -240,7 +240,7 @@ def _identity(pid: int) -> dict[str, Any]:
     boot, pids = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return {
         "host": socket.gethostname(),
-        "boot": boot.read_text().strip() if boot.exists() else None,
+        "boot": boot.read_text(encoding="utf-8").strip() if boot.exists() else None,
         "pids": os.readlink(pids) if pids.exists() else None,
         "pid": pid,
         "began": _began(pid),
@@ -262,7 +262,7 @@ def _began(pid: int) -> str | None:
             pass
         return "?"
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]

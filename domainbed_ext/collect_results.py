@@ -83,8 +83,6 @@ def collect(
     if paper:
         compared, extra = _beside_the_paper(results)
         shown += compared
-    console = console or _standard_output()
-    tables.show(console, results, shown)
     text = io.StringIO()
     tables.show(Console(file=text, width=UNLIMITED_WIDTH), results, shown)
     figures = plots.all_plots(results)
@@ -99,7 +97,10 @@ def collect(
         **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
         **extra,
     }
+    # Written before anything is printed: no console costs results.
     paths = _write(Path(input_dir) / "tables" if output_dir is None else Path(output_dir), contents)
+    console = console or _standard_output()
+    tables.show(console, results, shown)
     console.print("\nwritten:", *paths, sep="\n  ", highlight=False, markup=False, soft_wrap=True)
     return paths
 
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left_out: list[str] = []
     paths = collect(args.input_dir, args.output_dir, args.selection, args.unfinished, console, args.paper, left_out)
     if args.latex:
-        print(next(path for path in paths if path.suffix == ".tex").read_text(), end="")
+        print(next(path for path in paths if path.suffix == ".tex").read_text(encoding="utf-8"), end="")
         # Not on standard output, which is the document.
         print("written:", *paths, sep="\n  ", file=sys.stderr)
     return 1 if left_out else 0

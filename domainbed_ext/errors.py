@@ -9,6 +9,8 @@ from enum import IntEnum
 from functools import cache
 from typing import Any, NoReturn
 
+from domainbed_ext.output import Unwritten, unfailing
+
 STOPPED = 130  # exit code of what Ctrl-C ended, as shells have it
 RESUME = "run the same command again to resume"
 START_AGAIN = "run the same command again"  # of what keeps nothing of what it has done
@@ -78,12 +80,18 @@ def exit_cleanly(main: Callable[[], int | None], interrupted: str = RESUME) -> N
         main: the command; its return value is the exit code (None is 0).
         interrupted: what to do after Ctrl-C, for which the exit code is 130.
     """
+    code = 0
     try:
-        code = main() or 0
-    except BenchmarkError as error:
+        with unfailing():
+            try:
+                code = main() or 0
+            except BenchmarkError as error:
+                print(f"error: {error}", file=sys.stderr)
+                code = 2
+            except KeyboardInterrupt:
+                print(f"interrupted: {interrupted}", file=sys.stderr)
+                code = STOPPED
+    except Unwritten as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr)
-        code = STOPPED
+        code = code or 1
     sys.exit(code)

@@ -17,7 +17,7 @@ from typing import Any
 from domainbed_ext import identity, options, strict_json
 from domainbed_ext.algorithms import parse_name
 from domainbed_ext.datasets import get_dataset_class
-from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.identity import Computation, Computations
 from domainbed_ext.protocols import (
     LEAVE_ONE_OUT,
@@ -191,6 +191,17 @@ def _test_envs(args: argparse.Namespace) -> dict[str, list[list[int]]]:
     if args.source_envs is not None:
         raise BenchmarkError(f"--source_envs is of --protocol {SINGLE_SOURCE}: add that, or leave it out")
     check_evaluate(args.evaluate, pairs=not args.single_test_envs)
+    for dataset, environments in names.items():
+        if len(environments) < 2:
+            raise BenchmarkError(
+                f"{dataset} has {len(environments)} environment(s): leaving one out takes at least two, so that one is "
+                "left to train on"
+            )
+        if len(environments) == 2 and not args.single_test_envs:
+            warn_once(
+                f"{dataset} has two environments: a pair of test environments would leave none to train on, so each "
+                "is left out alone, as with --single_test_envs, and there is no leave-one-domain-out cross-validation"
+            )
     return {
         dataset: list(left_out_environments(len(environments), args.single_test_envs))
         for dataset, environments in names.items()

@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     out.write_bytes(data)
-    out.with_suffix(".json").write_text(strict_json.dumps(record, indent=2) + "\n")
+    out.with_suffix(".json").write_text(strict_json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"{out}: {len(data):,} bytes, glyph accuracy {accuracy:.1%}, {record['minutes']} min")
 
 

@@ -95,14 +95,15 @@ def left_out_environments(count: int, single: bool) -> Iterator[list[int]]:
 
     Args:
         count: number of environments.
-        single: each alone; else every pair too, which leave-one-domain-out cross-validation needs.
+        single: each alone; else every pair too, which leave-one-domain-out cross-validation needs. Of two environments
+            there is no pair that leaves one to train on.
 
     Yields:
         Indices.
     """
     for i in range(count):
         yield [i]
-        if not single:
+        if not single and count > 2:
             for j in range(i + 1, count):
                 yield [i, j]
 

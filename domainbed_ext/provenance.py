@@ -51,7 +51,7 @@ def own_sources(made: type, base: type) -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """Processor, what torch uses of its instructions, cores and GPU."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "system": f"{platform.system()} {platform.machine()}",

@@ -80,13 +80,16 @@ class _Tee(io.TextIOBase):
         return self.stream.encoding
 
     def write(self, text: str) -> int:
-        self.stream.write(text)
-        with contextlib.suppress(OSError):  # a log that cannot be written must not end a run that can
+        # Neither a log that cannot be written nor a console that cannot show the text may end a run that can go on.
+        with contextlib.suppress(OSError):
             self.file.write(text)
+        with contextlib.suppress(OSError, UnicodeEncodeError):
+            self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        self.stream.flush()
+        with contextlib.suppress(OSError):
+            self.stream.flush()
 
     def isatty(self) -> bool:
         return self.stream.isatty()

@@ -190,6 +190,8 @@ class Results:
             there are runs with one test environment for.
         """
         names = self.environments[dataset]
+        if len(names) < 3:  # a pair would leave none to train on
+            return []
         singles = [self._seeds.get((dataset, algorithm, (env,)), set()) for env in range(len(names))]
         return [
             (names[i], names[j])
@@ -199,6 +201,11 @@ class Results:
 
     def missing_pairs_sentence(self, dataset: str) -> str:
         """What leave-one-domain-out cross-validation lacks on a data set and how to get it; empty if nothing."""
+        if len(self.environments[dataset]) < 3:
+            return (
+                "Leave-one-domain-out cross-validation takes at least three environments, and "
+                f"{dataset} has {len(self.environments[dataset])}."
+            )
         lacking = {algorithm: self.missing_pairs(dataset, algorithm) for algorithm in self.algorithms}
         pairs = len(self.environments[dataset]) * (len(self.environments[dataset]) - 1) // 2
         parts = [

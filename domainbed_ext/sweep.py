@@ -216,7 +216,7 @@ def _delete(args: argparse.Namespace, standings: Sequence[Standing]) -> int:
 
 def _confirm(question: str, args: argparse.Namespace) -> bool:
     """Asks, where there is somebody to answer."""
-    if args.skip_confirmation or not sys.stdin.isatty():
+    if args.skip_confirmation or sys.stdin is None or not sys.stdin.isatty():
         return True
     return input(f"{question} (y/n) ").strip().lower().startswith("y")
 

@@ -35,7 +35,7 @@ def alone(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[
 
 def _locked(path: Path) -> IO[str] | None:
     """The file, locked; None if somebody else has it, or had it just now and unlinked it."""
-    file = path.open("w")
+    file = path.open("w", encoding="utf-8")
     try:
         import fcntl
 

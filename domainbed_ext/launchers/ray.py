@@ -198,7 +198,7 @@ def _connected(address: str | None) -> Iterator[tuple[Any, bool]]:
         of_its_own = {"num_cpus": available_cores(), "include_dashboard": False, "object_store_memory": 2**27}
     before = signal.getsignal(signal.SIGTERM)
     # Ray's threads print to stdout what Ray's own processes say.
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+    with open(os.devnull, "w", encoding="utf-8", errors="replace") as nothing, contextlib.redirect_stdout(nothing):
         try:
             _check_reachable(address)
             engine.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **of_its_own)

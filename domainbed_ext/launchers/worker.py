@@ -57,7 +57,11 @@ def _run_here(command: Command, progress: Callable[[float], None]) -> int:
         return ExitCode.DONE
     _pass_over_imports()
     _forget_the_last_run()
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+    with (
+        open(os.devnull, "w", encoding="utf-8", errors="replace") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
         try:
             return train.run(options.make_parser().parse_args(command.run_words), tell)
         except BenchmarkError as error:

@@ -138,7 +138,7 @@ def _alone(place: Place) -> Iterator[None]:
         yield
         return
     path = place.data_dir / f".prepare-{place.name}.lock"
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

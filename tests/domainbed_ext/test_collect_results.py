@@ -278,3 +278,13 @@ def test_piped_output_is_neither_wrapped_nor_cut(folder, tmp_path):
     assert "\x1b" not in done.stdout and "…" not in done.stdout
     failed = subprocess.run([*command[:-1], tmp_path / "nowhere"], capture_output=True, text=True, check=False)
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1
+
+
+def test_two_environments_have_no_pairs_to_miss():
+    runs = {f"r{env}": run_records("LP", env, 0, 0.5) for env in range(2)}
+    for record in (record for records in runs.values() for record in records):
+        record["environments"] = ENVIRONMENTS[:2]
+        del record["env2_in_acc"], record["env2_out_acc"]
+    results = Results(named(runs), [LEAVE_ONE_DOMAIN_OUT])
+    assert results.missing_pairs("Toy", "LP") == []
+    assert "takes at least three environments, and Toy has 2" in results.missing_pairs_sentence("Toy")

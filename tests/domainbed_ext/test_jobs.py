@@ -4,10 +4,12 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from domainbed_ext import hparams_registry, identity, run_setup, sweep, train
+from domainbed_ext import errors, hparams_registry, identity, run_setup, sweep, train
+from domainbed_ext import jobs as jobs_module
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import State
 from domainbed_ext.seeds import seed_hash
+from tests.domainbed_ext.conftest import make_domains
 from tests.domainbed_ext.standing import make_jobs
 
 
@@ -280,3 +282,25 @@ def test_what_is_no_record_is_left_alone(tmp_path):
     job = make_jobs(tmp_path)[0]
     (old_run(job) / "results.jsonl").write_text("[]\n")
     assert make_jobs(tmp_path)[0].name == job.name
+
+
+def two_domains(tmp_path, command, *more):
+    make_domains(tmp_path / "two", domains=("day", "night"))
+    words = ["--datasets", "ImageFolderDomains", "--algorithms", "LP", "--n_hparams", "1", "--n_trials", "1"]
+    return [command, *words, "--data_dir", str(tmp_path / "two"), "--output_dir", str(tmp_path / "o"), *more]
+
+
+def test_of_two_environments_each_is_left_out_alone_with_a_warning(tmp_path, capsys):
+    errors.warn_once.cache_clear()
+    jobs = sweep.make_jobs(sweep.parse(two_domains(tmp_path, "launch")))
+    assert [job.train_args["test_envs"] for job in jobs] == [[0], [1]]
+    said = capsys.readouterr().err
+    assert "ImageFolderDomains has two environments" in said and "--single_test_envs" in said
+    jobs = sweep.make_jobs(sweep.parse(two_domains(tmp_path / "single", "launch", "--single_test_envs")))
+    assert len(jobs) == 2 and not capsys.readouterr().err
+
+
+def test_of_one_environment_none_can_be_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs_module, "_environment_names", lambda *_: [("day", "day")])
+    with pytest.raises(BenchmarkError, match="ImageFolderDomains has 1 environment.*at least two"):
+        sweep.make_jobs(sweep.parse(two_domains(tmp_path, "launch")))

@@ -284,7 +284,7 @@ class _ResidentMemory:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # glibc's
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
 
     def held(self) -> int | None:
         return self._read("VmRSS")
@@ -293,7 +293,7 @@ class _ResidentMemory:
         return self._read("VmHWM")
 
     def _read(self, name: str) -> int | None:
-        lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+        lines = _STATUS.read_text(encoding="utf-8").splitlines() if _STATUS.exists() else []
         return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 

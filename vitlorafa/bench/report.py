@@ -162,13 +162,13 @@ def write(
         rank_table = rank_rows(curves)
         formats = {key: (key, "{}" if key in ("setting", "rank") else "{:.1f}") for key in rank_table[0]}
         content += f"\n**Kept activations against rank, MiB**\n\n{table(rank_table, formats)}\n"
-        (folder / f"ranks_{file_name(device)}.csv").write_text(csv_text(rank_table))
+        (folder / f"ranks_{file_name(device)}.csv").write_text(csv_text(rank_table), encoding="utf-8")
         save_figure(memory_against_rank(curves), folder, f"ranks_{file_name(device)}")
     if memory:
         save_figure(memory_by_method(memory), folder, stem)
-    (folder / f"{stem}.md").write_text(content)
-    (folder / f"{stem}.csv").write_text(csv_text(rows))
-    (folder / f"{stem}.json").write_text(json.dumps(source, indent=2) + "\n")
+    (folder / f"{stem}.md").write_text(content, encoding="utf-8")
+    (folder / f"{stem}.csv").write_text(csv_text(rows), encoding="utf-8")
+    (folder / f"{stem}.json").write_text(json.dumps(source, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def step_rows(times: Iterable[Times]) -> list[Row]:
@@ -452,6 +452,6 @@ def _mib(size: int | None) -> float | None:
 
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or "unknown processor"
