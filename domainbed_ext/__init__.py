@@ -9,4 +9,8 @@ The protocol (splits, seeds, records, model selection, tables) is that of Domain
 "In Search of Lost Domain Generalization", ICLR 2021.
 """
 
+from domainbed_ext.commands import refuse_what_is_none
+
 __version__ = "0.1.0"
+
+refuse_what_is_none()

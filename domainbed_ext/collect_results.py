@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from domainbed_ext import mixture, option_values, page, plots, tables
-from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, exit_cleanly
+from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
 from domainbed_ext.files import write_atomically
 from domainbed_ext.grid import Table
 from domainbed_ext.model_selection import SELECTION_METHODS, method
@@ -134,6 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@as_command(START_AGAIN)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command.
 
@@ -186,4 +187,4 @@ def _write(folder: Path, contents: dict[str, bytes]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main, START_AGAIN)
+    main()

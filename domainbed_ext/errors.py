@@ -4,10 +4,10 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from functools import cache
-from typing import Any, NoReturn
+from functools import cache, wraps
+from typing import Any, NoReturn, Protocol
 
 from domainbed_ext.output import Unwritten, unfailing
 
@@ -73,7 +73,37 @@ def warn_once(sentence: str) -> None:
     print(f"warning: {sentence}", file=sys.stderr)
 
 
-def exit_cleanly(main: Callable[[], int | None], interrupted: str = RESUME) -> None:
+class Command(Protocol):
+    """A command's `main`."""
+
+    def __call__(self, argv: Sequence[str] | None = None, /) -> int:
+        """Runs it with these arguments; None for those of the process, which then ends."""
+
+
+def as_command(interrupted: str = RESUME) -> Callable[[Callable[[Sequence[str] | None], int | None]], Command]:
+    """Makes a function the `main` of a command, so that a script that ends in `main()` has the right exit code.
+
+    Args:
+        interrupted: What to do after Ctrl-C.
+
+    Returns:
+        Decorator of a function of the arguments, None for the process's, which returns the exit code (None is 0). With
+        arguments it stays that function; without, it ends the process as `exit_cleanly` does.
+    """
+
+    def decorate(main: Callable[[Sequence[str] | None], int | None]) -> Command:
+        @wraps(main)
+        def run(argv: Sequence[str] | None = None, /) -> int:
+            if argv is None:
+                exit_cleanly(lambda: main(None), interrupted)
+            return main(argv) or 0
+
+        return run
+
+    return decorate
+
+
+def exit_cleanly(main: Callable[[], int | None], interrupted: str = RESUME) -> NoReturn:
     """Runs a command's `main` and exits: a `BenchmarkError` becomes one line on stderr and exit code 2.
 
     Args:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from domainbed_ext import option_values
 from domainbed_ext.differences import Kind, changed, differences
-from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, exit_cleanly
+from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
 from domainbed_ext.feed import Feed
 from domainbed_ext.model_selection import best_step
 from domainbed_ext.options import PLACES
@@ -174,6 +174,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@as_command(START_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.evaluate`."""
     args = make_parser().parse_args(argv)
@@ -192,4 +193,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main, START_AGAIN)
+    main()

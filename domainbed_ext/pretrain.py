@@ -13,6 +13,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from torch.nn import functional as F
 from domainbed_ext import option_values, strict_json
 from domainbed_ext.datasets import glyphs
 from domainbed_ext.datasets.digits import digits_environments
-from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, exit_cleanly
+from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
 from domainbed_ext.tiny_vit import NAME, WEIGHTS
 
 _TEST_IMAGES = 2048
@@ -128,7 +129,8 @@ def linear_probe(model: VisionTransformer) -> dict[str, dict[str, float]]:
     return accuracies
 
 
-def main(argv: list[str] | None = None) -> None:
+@as_command(START_AGAIN)
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
@@ -207,4 +209,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main, START_AGAIN)
+    main()

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from domainbed_ext import cleaning, cost, duplicates, finished, status, strict_json
 from domainbed_ext.definitions import make_parser, parse
-from domainbed_ext.errors import BenchmarkError, ExitCode, exit_cleanly
+from domainbed_ext.errors import BenchmarkError, ExitCode, as_command
 from domainbed_ext.files import write_atomically
 from domainbed_ext.filling import fill
 from domainbed_ext.jobs import Job, make_jobs
@@ -35,6 +35,7 @@ from domainbed_ext.validate import Checked, check
 __all__ = ["Job", "main", "make_jobs", "make_parser", "parse"]
 
 
+@as_command()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.sweep`."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -232,4 +233,4 @@ def _check_writable(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    main()

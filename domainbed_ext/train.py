@@ -21,7 +21,7 @@ from domainbed_ext import checkpoint, duplicates, run_report
 from domainbed_ext.attempts import Claim, Lost, Taken
 from domainbed_ext.differences import Kind, differences
 from domainbed_ext.divergence import Diverged, Watch
-from domainbed_ext.errors import RESUME, BenchmarkError, ExitCode, exit_cleanly
+from domainbed_ext.errors import RESUME, BenchmarkError, ExitCode, as_command
 from domainbed_ext.feed import Feed
 from domainbed_ext.files import replace_atomically
 from domainbed_ext.interrupts import Interrupted, OutOfTime, Stop, stoppable
@@ -317,10 +317,11 @@ def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress
             return fail(error, f"{type(error).__name__}: {error}", ExitCode.FAILED)
 
 
+@as_command()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.train`."""
     return run(make_parser().parse_args(argv))
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    main()

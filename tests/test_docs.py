@@ -20,7 +20,7 @@ BENCHMARK = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", BENCHMARK, flags=re.DOTALL)
 
 
-def run(code, tmp_path, *words):
+def run(code, tmp_path, *words, exit_code=0):
     script = tmp_path / "script.py"
     script.write_text(code, encoding="utf-8")
     process = subprocess.run(
@@ -30,8 +30,8 @@ def run(code, tmp_path, *words):
         capture_output=True,
         text=True,
     )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    assert process.returncode == exit_code, process.stderr
+    return process.stderr if exit_code else process.stdout
 
 
 @pytest.mark.slow
@@ -39,6 +39,9 @@ def test_a_method_of_your_own_runs(tmp_path):
     words = "--algorithm Norms --steps 1 --train_eval_share 0.05 --output_dir out --test_envs 3"
     run(CODE[0], tmp_path, *words.split())
     assert (tmp_path / "out" / "done").exists()
+    words = "--algorithm Norms --steps 1 --test_envs 9 --output_dir bad"  # refused within the run
+    assert run(CODE[0], tmp_path, *words.split(), exit_code=2).startswith("error: --test_envs 9")
+    assert run(CODE[0], tmp_path, "--algorithm", "Norm", exit_code=2).startswith("error: unknown algorithm 'Norm'")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ vitlorafa.save_adapter(model, "adapter", head=True)
 vitlorafa.merge_and_unload(model)  # a plain timm model again
 """
 
+from vitlorafa.commands import refuse_what_is_none
 from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
 from vitlorafa.errors import AdapterError, AdapterWarning
 from vitlorafa.init import INITS
@@ -54,3 +55,5 @@ __all__ = [
     "summary",
     "unmerge",
 ]
+
+refuse_what_is_none()

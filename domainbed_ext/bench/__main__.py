@@ -7,7 +7,7 @@ from pathlib import Path
 
 from domainbed_ext import option_values
 from domainbed_ext.bench import accuracy, gpu, runs, side_by_side, stages, sweeps
-from domainbed_ext.errors import START_AGAIN, CommandLine, exit_cleanly
+from domainbed_ext.errors import START_AGAIN, CommandLine, as_command
 from domainbed_ext.launchers import LAUNCHERS
 
 PARTS = {
@@ -139,6 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@as_command(START_AGAIN)
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: `python -m domainbed_ext.bench`."""
     args = make_parser().parse_args(argv)
@@ -146,4 +147,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main, START_AGAIN)
+    main()

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from domainbed_ext.data import Minibatch, Split
 from domainbed_ext.datasets.folders import FolderEnvironment
-from domainbed_ext.errors import BenchmarkError, exit_cleanly
+from domainbed_ext.errors import BenchmarkError, as_command
 from domainbed_ext.inputs import Inputs
 from domainbed_ext.options import make_parser
 from domainbed_ext.records import RunFolder
@@ -111,10 +111,11 @@ def _loader(setup: Setup, name: str, workers: int) -> DataLoader:
     return DataLoader(images, EVALUATION_BATCH, num_workers=workers, persistent_workers=workers > 0)
 
 
+@as_command()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     run(make_parser().parse_args(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    main()

@@ -2,6 +2,5 @@
 
 if __name__ == "__main__":
     from domainbed_ext.cache.command import main
-    from domainbed_ext.errors import exit_cleanly
 
-    exit_cleanly(main)
+    main()

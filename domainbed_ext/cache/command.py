@@ -16,7 +16,7 @@ from domainbed_ext.cache.entries import Entries
 from domainbed_ext.cache.images import cached_all
 from domainbed_ext.cache.place import DEFAULT_GB, VARIABLE, default_folder
 from domainbed_ext.cache.variants import Decoded, Resized, Shorter, cropped_from
-from domainbed_ext.errors import BenchmarkError, CommandLine, unknown
+from domainbed_ext.errors import BenchmarkError, CommandLine, as_command, unknown
 from domainbed_ext.launchers.slots import available_cores
 
 _EXAMPLES = """examples:
@@ -87,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@as_command()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.cache`.
 

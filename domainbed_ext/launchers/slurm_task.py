@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from domainbed_ext.errors import ExitCode, exit_cleanly
+from domainbed_ext.errors import ExitCode, as_command
 from domainbed_ext.launchers.command import Command
 from domainbed_ext.launchers.local import LocalOptions
 from domainbed_ext.launchers.pool import run_all
@@ -151,6 +151,7 @@ def signals() -> Iterator[Callable[[], set[int]]]:
             signal.set_wakeup_fd(-1)
 
 
+@as_command()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command that `job.sh` ends with."""
     parser = argparse.ArgumentParser(prog="python -m domainbed_ext.launchers.slurm_task", description=__doc__)
@@ -164,4 +165,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    main()

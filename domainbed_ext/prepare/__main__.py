@@ -1,7 +1,6 @@
 """Runs the command. Processes that decode images load this file too, so it imports nothing for them."""
 
 if __name__ == "__main__":
-    from domainbed_ext.errors import exit_cleanly
     from domainbed_ext.prepare.command import main
 
-    exit_cleanly(main)
+    main()

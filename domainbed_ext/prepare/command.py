@@ -9,7 +9,7 @@ from rich.console import Console
 
 from domainbed_ext import duplicates, option_values
 from domainbed_ext.datasets import DATASETS
-from domainbed_ext.errors import BenchmarkError, CommandLine, unknown
+from domainbed_ext.errors import BenchmarkError, CommandLine, as_command, unknown
 from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.prepare.gather import Place, clean_up, expand, lay_out, to_fetch
 from domainbed_ext.prepare.sources import ALIASES, SOURCES
@@ -70,6 +70,7 @@ def _names() -> list[str]:
     return [*SOURCES, *ALIASES, "ImageFolderDomains"]
 
 
+@as_command()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.prepare`.
 
