@@ -19,8 +19,8 @@ class Examined:
 
     Attributes:
         size: Bytes.
-        sha256: Hash of the content.
-        problem: Why it does not decode; empty if it does, or if that was not tried.
+        sha256: Hash of the content; empty if it cannot be read.
+        problem: Why it cannot be read, or does not decode; empty if it does, or if that was not tried.
     """
 
     size: int
@@ -35,7 +35,10 @@ def examine(path: str, decode: bool) -> Examined:
         path: of the file.
         decode: also decode the whole image.
     """
-    content = Path(path).read_bytes()
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return Examined(0, "", error.strerror or str(error))
     return Examined(len(content), hashlib.sha256(content).hexdigest(), _problem(path) if decode else "")
 
 

@@ -113,7 +113,7 @@ def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Report:
     changes = _changes(folder / MANIFEST, table)
     if changes:
         report.problems.append(changes)
-    else:
+    elif all(found.sha256 for found in examined):
         _write_manifest(folder / MANIFEST, table)
     return report
 

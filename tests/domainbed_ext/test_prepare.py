@@ -15,6 +15,7 @@ from domainbed_ext.prepare import archives, gather
 from domainbed_ext.prepare.command import main
 from domainbed_ext.prepare.sources import CLASSES, KNOWN, SOURCES, images_of
 
+from .conftest import make_domains
 from .small_archives import (
     PACS,
     TWO,
@@ -208,6 +209,16 @@ def test_every_image_that_does_not_decode_is_named(small, tmp_path, capsys, monk
         prepare("PACS", tmp_path, options=["--verify", "--decode", "--workers", "2"])
     named = [line for line in capsys.readouterr().out.splitlines() if line.startswith("does not decode")]
     assert [f"{name} (" in line for line, name in zip(named, bad, strict=True)] == [True, True]
+
+
+def test_an_image_that_cannot_be_opened_is_named_and_no_manifest_is_written(tmp_path, capsys):
+    make_domains(tmp_path, domains=("a", "b"), images=1)
+    (tmp_path / "a/dog/pic_000.png").unlink()
+    (tmp_path / "a/dog/pic_000.png").symlink_to("gone.png")
+    with pytest.raises(BenchmarkError, match=r"1 image\(s\) do not decode"):
+        main(["ImageFolderDomains", "--data_dir", str(tmp_path), "--verify"])
+    assert f"does not decode: {tmp_path}/a/dog/pic_000.png (No such file or directory)" in capsys.readouterr().out
+    assert not (tmp_path / "manifest.csv").exists()
 
 
 def test_the_manifest_is_a_data_set_and_tells_what_changed(small, tmp_path):
