@@ -179,6 +179,7 @@ class Training:
         for complaint in complaints:
             print(complaint, file=sys.stderr)
         if state is not None and (found := differences(state["facts"], self.facts)):
+            _ = self.feed.images.evaluation  # an error if images are broken now: what was computed is kept until then
             told = ", ".join(f"{kind.value} ({words})" for kind, words in found.items())
             print(f"the checkpoint is of other {told}: starting again", file=sys.stderr)
             state = None
