@@ -9,8 +9,14 @@ The protocol (splits, seeds, records, model selection, tables) is that of Domain
 "In Search of Lost Domain Generalization", ICLR 2021.
 """
 
+import sys
+
 from domainbed_ext.commands import refuse_what_is_none
 
 __version__ = "0.1.0"
 
 refuse_what_is_none()
+if sys.argv[:1] == ["-m"]:  # one of the commands starts, and takes seconds to import: Ctrl-C then is no error
+    from domainbed_ext.errors import interrupt_quietly
+
+    interrupt_quietly()

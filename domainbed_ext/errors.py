@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from functools import cache, wraps
+from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
 from domainbed_ext.output import Unwritten, unfailing
@@ -101,6 +102,19 @@ def as_command(interrupted: str = RESUME) -> Callable[[Callable[[Sequence[str] |
         return run
 
     return decorate
+
+
+def interrupt_quietly() -> None:
+    """Has Ctrl-C that nobody handles end this process with a sentence instead of a traceback."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"interrupted: {START_AGAIN}", file=sys.stderr)
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def exit_cleanly(main: Callable[[], int | None], interrupted: str = RESUME) -> NoReturn:

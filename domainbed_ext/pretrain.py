@@ -25,8 +25,6 @@ import safetensors
 import sklearn
 import timm
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import save
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
@@ -37,6 +35,7 @@ from domainbed_ext import option_values, strict_json
 from domainbed_ext.datasets import glyphs
 from domainbed_ext.datasets.digits import digits_environments
 from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
+from domainbed_ext.progress import Bar, bar
 from domainbed_ext.tiny_vit import NAME, WEIGHTS
 
 _TEST_IMAGES = 2048
@@ -45,7 +44,7 @@ _INK_WEIGHT = 4.0  # of the ink's loss, a mean over pixels, against that of the 
 _PLAIN_START = 0.6  # share of the steps over which styled images replace white on black
 
 
-def pretrain(steps: int, batch_size: int, lr: float, seed: int, progress: Progress) -> tuple[VisionTransformer, float]:
+def pretrain(steps: int, batch_size: int, lr: float, seed: int, shown: Bar) -> tuple[VisionTransformer, float]:
     """Trains the backbone on freshly drawn images, each seen once, to name the glyph and to find its ink.
 
     The class alone teaches a transformer without convolutions too slowly on a CPU. So the patch tokens also
@@ -57,7 +56,7 @@ def pretrain(steps: int, batch_size: int, lr: float, seed: int, progress: Progre
         batch_size: images per step.
         lr: highest learning rate.
         seed: of the initial weights and of the images.
-        progress: where to show the steps.
+        shown: where the steps are shown.
 
     Returns:
         The model, with its glyph head, and its accuracy on other drawn images, all styled (0 to 1).
@@ -79,7 +78,6 @@ def pretrain(steps: int, batch_size: int, lr: float, seed: int, progress: Progre
         optimizer, lr, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
     generator = torch.Generator().manual_seed(seed)
-    task = progress.add_task("pretraining", total=steps)
     for step in range(steps):
         styled = min(1.0, step / (_PLAIN_START * steps))
         images, ink, labels = glyphs.draw(bank, batch_size, generator, styled)
@@ -92,7 +90,8 @@ def pretrain(steps: int, batch_size: int, lr: float, seed: int, progress: Progre
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
-        progress.update(task, advance=1, description=f"pretraining, class loss {named.item():.2f}")
+        shown.advance()
+        shown.note(f"class loss {named.item():.2f}")
 
     model.eval()
     with torch.inference_mode():
@@ -162,18 +161,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     try:  # before the training, not after it
         out.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not out.exists()
         with out.open("ab"):
             pass
+        if is_new:
+            out.unlink()
     except OSError as error:
         raise BenchmarkError(f"cannot write {out}: {error.strerror}") from error
 
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
-    console = Console(stderr=True)
     try:
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            model, accuracy = pretrain(args.steps, args.batch_size, args.lr, args.seed, progress)
+        with bar("pretraining", args.steps, "steps") as shown:
+            model, accuracy = pretrain(args.steps, args.batch_size, args.lr, args.seed, shown)
     finally:
         torch.set_num_threads(threads)
 

@@ -1,6 +1,6 @@
 """What `sweep status` shows: how far a sweep is, where its time goes, and what went wrong."""
 
-import contextlib
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from domainbed_ext import strict_json
+from domainbed_ext.errors import STOPPED
 from domainbed_ext.estimate import left
 from domainbed_ext.progress import duration
 from domainbed_ext.records import State
@@ -28,27 +29,34 @@ _NARROW = (0, 1, 0, 0)  # spaces around a cell of a table
 WIDE = 1000  # characters a line, where there is no terminal to say
 
 
-def show(look: Callable[[], Sequence[Standing]], sweep_dir: Path, watch: bool = False) -> None:
+def show(look: Callable[[], Sequence[Standing]], sweep_dir: Path, watch: bool = False) -> int:
     """Prints how far a sweep is.
 
     Args:
         look: at its runs.
         sweep_dir: the sweep's folder.
         watch: again and again, on a terminal, until all is done or Ctrl-C.
+
+    Returns:
+        The exit code: that of Ctrl-C, if this ended the watch.
     """
     console = Console()
     console = console if console.is_terminal else Console(width=WIDE)
     if not (watch and console.is_terminal):
         console.print(render(look(), sweep_dir, console.encoding))
-        return
-    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
-        while True:
-            start = time.process_time()
-            standings = look()
-            live.update(render(standings, sweep_dir, console.encoding), refresh=True)
-            if all(standing.state is State.DONE for standing in standings):
-                return
-            time.sleep(max(REFRESH, 20 * (time.process_time() - start)))  # a twentieth of a core at most
+        return 0
+    try:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                start = time.process_time()
+                standings = look()
+                live.update(render(standings, sweep_dir, console.encoding), refresh=True)
+                if all(standing.state is State.DONE for standing in standings):
+                    return 0
+                time.sleep(max(REFRESH, 20 * (time.process_time() - start)))  # a twentieth of a core at most
+    except KeyboardInterrupt:
+        print("stopped watching: the runs continue", file=sys.stderr)
+        return STOPPED
 
 
 def as_json(standings: Sequence[Standing], sweep_dir: Path) -> str:

@@ -169,7 +169,8 @@ def _status(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     if args.json:
         print(status.as_json(look(jobs, sweep_dir), sweep_dir))
     else:
-        status.show(lambda: look(jobs, sweep_dir), sweep_dir, args.watch)
+        if code := status.show(lambda: look(jobs, sweep_dir), sweep_dir, args.watch):
+            return code
         if count := others(jobs, sweep_dir):
             print(_about_others(count, args.output_dir))
     _compare_finished(look(jobs, sweep_dir))  # last, for it may list many files

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from domainbed_ext import backbones, hparams_registry, option_values
 from domainbed_ext.algorithms import ALGORITHMS, Algorithm, parse_name
-from domainbed_ext.errors import BenchmarkError, CommandLine, as_command, unknown
+from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command, unknown
 from domainbed_ext.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 
 SCRIPTS = ("train", "sweep", "collect_results", "list_top_hparams")
@@ -338,7 +338,7 @@ def _expanded(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-@as_command()
+@as_command(START_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.upstream`."""
     args = make_parser().parse_args(argv)

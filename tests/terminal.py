@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import multiprocessing
 import os
 import pty
 import re
+import runpy
 import signal
 import struct
 import subprocess
@@ -19,6 +21,36 @@ ROOT = Path(__file__).parents[1]
 COLUMNS = 120
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 PATIENCE = 120  # seconds; a test that waits for longer has failed
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.domainbed_ext.faults", "tests.terminal"])
+
+
+def sit_down(tty, module, words, out, variables):
+    """Makes this process the one that a terminal is of, and runs a command in it."""
+    os.setsid()
+    terminal = os.open(tty, os.O_RDWR)  # so Ctrl-C goes to this process and those that it starts
+    screen = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if out else terminal
+    for number, file in enumerate((terminal, screen, terminal)):
+        os.dup2(file, number)
+    os.closerange(terminal, terminal + 1)
+    sys.stdin, sys.stdout, sys.stderr = map(_opened, range(3), "rww")
+    os.environ.clear()
+    os.environ.update(variables)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["-m", *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _take_terminal():
+    """Makes its standard input the terminal of this process, and of those that it starts."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _opened(number, mode):
+    return open(number, mode, buffering=1, encoding="utf-8", closefd=False)
 
 
 @dataclass
@@ -37,43 +69,49 @@ class Ended:
 
 
 class Terminal:
-    """A command on a terminal of its own.
+    """A command on a terminal of its own: `python -m MODULE WORDS...`.
+
+    Its process is forked from a server that has imported everything once: an import of torch costs seconds.
 
     Args:
-        words: Of the command, after "python".
+        module: Name of the command's module.
+        words: Its arguments.
         out: File that its standard output goes to instead of the terminal.
         env: Variables over this process's.
+        fresh: Whether it is an interpreter of its own instead.
     """
 
-    def __init__(self, *words, out=None, env=None):
+    def __init__(self, module, *words, out=None, env=None, fresh=False):
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
         variables = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **(env or {})}
-        for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"):
-            if name not in (env or {}):
-                variables.pop(name, None)
-
-        def take_terminal():
-            os.setsid()
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C goes to its processes
-
-        with open(out, "wb") if out else contextlib.nullcontext(slave) as stdout:
+        for name in {"NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"} - set(env or {}):
+            variables.pop(name, None)
+        words = [str(word) for word in words]
+        if fresh:
             self.process = subprocess.Popen(
-                [sys.executable, *map(str, words)],
-                stdin=slave,
-                stdout=stdout,
-                stderr=slave,
+                [sys.executable, "-m", module, *words],
+                **dict.fromkeys(("stdin", "stdout", "stderr"), slave),
                 env=variables,
-                preexec_fn=take_terminal,
+                preexec_fn=_take_terminal,
             )
+        else:
+            arguments = (os.ttyname(slave), module, words, str(out) if out else None, variables)
+            self.process = CONTEXT.Process(target=sit_down, args=arguments)
+            self.process.start()
         os.close(slave)
         self._seen = bytearray()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self):
-        with contextlib.suppress(OSError):  # as Linux says that nobody holds the other end any more
-            while chunk := os.read(self._master, 65536):
+        while True:
+            try:
+                chunk = os.read(self._master, 65536)
+            except OSError:  # nobody holds the other end: not yet, or no more
+                if self._seen or self._code(0.02) is not None:
+                    return
+            else:
                 self._seen += chunk
 
     @property
@@ -91,24 +129,31 @@ class Terminal:
     def wait_for(self, sight):
         """Until the pattern is on the screen, or the condition holds; returns the terminal."""
         until = time.monotonic() + PATIENCE
-        while not (sight() if callable(sight) else re.search(sight, self.screen)):
-            if self.process.poll() is not None or time.monotonic() > until:
+        while not (sight(self) if callable(sight) else re.search(sight, self.screen)):
+            if self._code(0.02) is not None or time.monotonic() > until:
                 self.kill()
                 raise AssertionError(f"{sight} did not come: {self.screen[-3000:]}")
-            time.sleep(0.02)
         return self
 
     def end(self):
         """Waits until it ends."""
-        try:
-            code = self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
+        code = self._code(PATIENCE)
+        if code is None:
             self.kill()
-            raise AssertionError(f"it does not end: {self.screen[-3000:]}") from None
+            raise AssertionError(f"it does not end: {self.screen[-3000:]}")
         self._reader.join(5)  # a process that it left behind would hold the terminal
         assert not self._reader.is_alive(), "it left a process behind"
         os.close(self._master)
         return Ended(code, self.screen, self.raw)
+
+    def _code(self, seconds):
+        """Its exit code, waiting so long for it; None if it has not ended."""
+        if isinstance(self.process, subprocess.Popen):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.wait(seconds)
+            return None
+        self.process.join(seconds)
+        return self.process.exitcode
 
     def kill(self):
         """Ends it and all of its session."""

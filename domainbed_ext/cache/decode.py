@@ -1,15 +1,8 @@
 """From image files to pixels. All that the processes that decode load: PIL and NumPy, but not torch."""
 
-import contextlib
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
@@ -19,13 +12,9 @@ from PIL import features
 from domainbed_ext.cache import pixels
 from domainbed_ext.cache.pixels import Pixels
 from domainbed_ext.cache.variants import Variant
-from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.image_files import RULES, UnusableImage, read, size
-from domainbed_ext.processes import HELPERS
 
 UNREADABLE = (0, 0)  # in place of a size
-
-Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -92,42 +81,3 @@ def decoder() -> str:
     """What the pixels of a file depend on: our rules, and the versions of what decodes them."""
     codecs = ("jpg", "libjpeg_turbo", "webp", "littlecms2")
     return " ".join([f"rules {RULES}", PIL.__version__, *(str(features.version(name)) for name in codecs)])
-
-
-@contextlib.contextmanager
-def several(processes: int) -> Iterator[Map]:
-    """Some processes.
-
-    Args:
-        processes: how many; fewer than 2 are this one.
-
-    Yields:
-        `map`, done by them.
-
-    Raises:
-        BenchmarkError: one of them was killed.
-    """
-    if processes < 2:
-        yield map
-        return
-    with ProcessPoolExecutor(processes, HELPERS, initializer=_leave_with_parent) as pool:
-        try:
-            yield pool.map
-        except BrokenProcessPool as error:
-            raise BenchmarkError(
-                "a process that decodes images was killed, most likely for memory: use fewer of them"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _leave_with_parent() -> None:
-    """A process whose parent is killed would wait for work for ever."""
-    parent = parent_process()
-    assert parent
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -16,6 +16,7 @@ from domainbed_ext.cache.pixels import Damaged, Stored
 from domainbed_ext.cache.variants import Variant
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.image_files import unreadable
+from domainbed_ext.processes import Map, several
 from domainbed_ext.progress import Bar, bar
 
 if TYPE_CHECKING:  # it brings torch with it
@@ -119,7 +120,7 @@ def _stored(
             if bad:
                 raise _BadImages(bad)
 
-        with decode.several(processes) as run:
+        with several(processes) as run:
             sizes = _sizes(environment.paths, variant, run)
             return entries.get(key, pixels.needed(sizes), build, what, waiting=lambda: progress(0))
 
@@ -140,7 +141,7 @@ def _digest(environment: FileEnvironment, entries: Entries) -> str:
     return hashlib.blake2b(told.encode("utf-8"), digest_size=16).hexdigest()
 
 
-def _sizes(paths: Sequence[str], variant: Variant, run: decode.Map) -> np.ndarray:
+def _sizes(paths: Sequence[str], variant: Variant, run: Map) -> np.ndarray:
     """(height, width) at which each image is kept: [images, 2]."""
     if variant.fixed:
         return np.tile(variant.fixed, (len(paths), 1))

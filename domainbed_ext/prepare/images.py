@@ -2,13 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from domainbed_ext.image_files import UnusableImage, read
-from domainbed_ext.processes import HELPERS
+from domainbed_ext.processes import several
 
 _FEW = 2000  # images that one process is done with before others have started
 
@@ -63,16 +62,8 @@ def examine_all(paths: Sequence[str], decode: bool, workers: int, advance: Calla
         What was found out, in the order of `paths`.
     """
     found = []
-    if workers < 2 or len(paths) < _FEW:
-        for path in paths:
-            found.append(examine(path, decode))
+    with several(workers if len(paths) >= _FEW else 1, at_once=64) as run:
+        for result in run(partial(examine, decode=decode), paths):
+            found.append(result)
             advance()
-        return found
-    with ProcessPoolExecutor(workers, mp_context=HELPERS) as pool:
-        try:
-            for result in pool.map(partial(examine, decode=decode), paths, chunksize=64):
-                found.append(result)
-                advance()
-        finally:
-            pool.shutdown(cancel_futures=True)  # where it was interrupted, the rest is not waited for
     return found

@@ -237,7 +237,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(environment, tmp_pat
 def test_processes_that_decode_go_with_their_parent():
     script = """
 import multiprocessing, time
-from domainbed_ext.cache.decode import several
+from domainbed_ext.processes import several
 with several(2) as run:
     results = run(time.sleep, [0, 0, 600, 600])
     next(results), next(results)
