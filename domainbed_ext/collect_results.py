@@ -13,15 +13,13 @@ from pathlib import Path
 from rich.console import Console
 
 from domainbed_ext import mixture, option_values, page, plots, tables
+from domainbed_ext.console import output, plain
 from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
 from domainbed_ext.files import write_atomically
 from domainbed_ext.grid import Table
 from domainbed_ext.model_selection import SELECTION_METHODS, method
 from domainbed_ext.records import load_records, not_writable
 from domainbed_ext.scores import Results
-
-# Wider than any table: what is piped or written to a file must be neither wrapped nor cut off.
-UNLIMITED_WIDTH = 10_000
 
 DESCRIPTION = "Prints the result tables of a folder of runs and writes them, with plots and an HTML page, to files."
 EXAMPLE = """\
@@ -84,7 +82,7 @@ def collect(
         compared, extra = _beside_the_paper(results)
         shown += compared
     text = io.StringIO()
-    tables.show(Console(file=text, width=UNLIMITED_WIDTH), results, shown)
+    tables.show(plain(text), results, shown)
     figures = plots.all_plots(results)
     contents = {
         "results.txt": text.getvalue().encode(),
@@ -99,7 +97,7 @@ def collect(
     }
     # Written before anything is printed: no console costs results.
     paths = _write(Path(input_dir) / "tables" if output_dir is None else Path(output_dir), contents)
-    console = console or _standard_output()
+    console = console or output()
     tables.show(console, results, shown)
     console.print("\nwritten:", *paths, sep="\n  ", highlight=False, markup=False, soft_wrap=True)
     return paths
@@ -166,12 +164,6 @@ def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:
             "--paper compares single-source runs, and there are none: sweep with --protocol single_source"
         )
     return [*paper.paper_tables(results), judged], {"paper.csv": paper.tidy(results).to_csv(index=False).encode()}
-
-
-def _standard_output() -> Console:
-    """The terminal at its own width, anything else as wide as it takes."""
-    console = Console()
-    return console if console.is_terminal else Console(width=UNLIMITED_WIDTH)
 
 
 def _write(folder: Path, contents: dict[str, bytes]) -> list[Path]:

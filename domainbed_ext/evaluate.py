@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
 from domainbed_ext import option_values
+from domainbed_ext.console import output
 from domainbed_ext.differences import Kind, changed, differences
 from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
 from domainbed_ext.feed import Feed
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = Table("split", "recorded", "now", "", box=box.SIMPLE_HEAD, pad_edge=False)
     for each in reproduced:
         table.add_row(each.name, f"{each.recorded:.6f}", f"{each.now:.6f}", "same" if each.same else "differs")
-    Console().print(table)
+    output().print(table)
     if sentence := difference(record, reproduced):
         print(sentence, file=sys.stderr)
         return 1

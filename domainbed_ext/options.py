@@ -147,8 +147,8 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what runs and sweeps share of how a run goes on after it was stopped."""
-    group = parser.add_argument_group("going on", "a run that was stopped or killed goes on from its last checkpoint")
+    """Adds what runs and sweeps share of how a run resumes after it was stopped."""
+    group = parser.add_argument_group("resuming", "a run that was stopped or killed resumes from its last checkpoint")
     group.add_argument(
         "--save_minutes",
         type=option_values.number(least=0),

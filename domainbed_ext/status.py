@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from domainbed_ext import strict_json
+from domainbed_ext.console import output
 from domainbed_ext.errors import STOPPED
 from domainbed_ext.estimate import left
 from domainbed_ext.progress import duration
@@ -26,7 +27,6 @@ REFRESH = 3.0  # seconds
 _BAR = 12  # characters
 _STATES = (State.DONE, State.RUNNING, State.QUEUED, State.INTERRUPTED, State.FAILED, State.NOT_LAUNCHED)
 _NARROW = (0, 1, 0, 0)  # spaces around a cell of a table
-WIDE = 1000  # characters a line, where there is no terminal to say
 
 
 def show(look: Callable[[], Sequence[Standing]], sweep_dir: Path, watch: bool = False) -> int:
@@ -40,8 +40,7 @@ def show(look: Callable[[], Sequence[Standing]], sweep_dir: Path, watch: bool = 
     Returns:
         The exit code: that of Ctrl-C, if this ended the watch.
     """
-    console = Console()
-    console = console if console.is_terminal else Console(width=WIDE)
+    console = output()
     if not (watch and console.is_terminal):
         console.print(render(look(), sweep_dir, console.encoding))
         return 0

@@ -15,9 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from domainbed_ext import cleaning, cost, duplicates, finished, status, strict_json
+from domainbed_ext.console import output
 from domainbed_ext.definitions import make_parser, parse
 from domainbed_ext.errors import BenchmarkError, ExitCode, as_command
 from domainbed_ext.files import write_atomically
@@ -191,9 +190,7 @@ def _validate(args: argparse.Namespace, standings: Sequence[Standing]) -> int:
     if args.dry_run:
         return 0
     parts = cost.report(jobs, checked, cost.slots(args, jobs))
-    console = Console()
-    console = console if console.is_terminal else Console(width=status.WIDE)
-    console.print(*parts, sep="")
+    output().print(*parts, sep="")
     return 0
 
 
@@ -220,7 +217,12 @@ def _confirm(question: str, args: argparse.Namespace) -> bool:
     """Asks, where there is somebody to answer."""
     if args.skip_confirmation or sys.stdin is None or not sys.stdin.isatty():
         return True
-    return input(f"{question} (y/n) ").strip().lower().startswith("y")
+    print(f"{question} (y/n) ", end="", file=sys.stderr, flush=True)  # standard output may be a file
+    try:
+        return input().strip().lower().startswith("y")
+    except EOFError:  # Ctrl-D
+        print(file=sys.stderr)
+        return False
 
 
 def _check_writable(path: Path) -> None:

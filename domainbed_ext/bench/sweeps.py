@@ -123,10 +123,14 @@ def _watch(words: Sequence[str], folder: Path, runs: int) -> list[Look]:
     """Runs a sweep's command, looking at its processes until it has ended, and an engine that it hands runs to too."""
     looks: list[Look] = []
     with subprocess.Popen([sys.executable, "-m", "domainbed_ext.sweep", *words], stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None or (not process.returncode and looks[-1].done < runs):
-            time.sleep(TICK)
-            with contextlib.suppress(psutil.Error):
-                looks.append(_look(folder))
+        try:
+            while process.poll() is None or (not process.returncode and looks[-1].done < runs):
+                time.sleep(TICK)
+                with contextlib.suppress(psutil.Error):
+                    looks.append(_look(folder))
+        except KeyboardInterrupt:  # the sweep has heard it too, and writes to a folder that is about to go
+            process.wait()
+            raise
     return looks
 
 

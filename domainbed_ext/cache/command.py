@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +15,7 @@ from domainbed_ext.cache.entries import Entries
 from domainbed_ext.cache.images import cached_all
 from domainbed_ext.cache.place import DEFAULT_GB, VARIABLE, default_folder
 from domainbed_ext.cache.variants import Decoded, Resized, Shorter, cropped_from
+from domainbed_ext.console import output
 from domainbed_ext.errors import BenchmarkError, CommandLine, as_command, unknown
 from domainbed_ext.launchers.slots import available_cores
 
@@ -28,8 +28,6 @@ _EXAMPLES = """examples:
 
 Entries are told apart by the images' content: copies of a data set share them, and a changed image makes a new one.
 """
-
-_WIDE = 240  # columns of a table that goes to a file or a pipe
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -118,8 +116,7 @@ def _list(entries: Entries, args: argparse.Namespace) -> None:
     for entry in found:
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
         table.add_row(entry.key, escape(entry.what), decimal(entry.bytes), used)
-    console = Console()
-    (console if console.is_terminal else Console(width=_WIDE)).print(table)
+    output().print(table)
 
 
 def _build(entries: Entries, args: argparse.Namespace) -> None:

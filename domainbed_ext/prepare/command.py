@@ -5,9 +5,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from domainbed_ext import duplicates, option_values
+from domainbed_ext.console import output
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError, CommandLine, as_command, unknown
 from domainbed_ext.launchers.slots import available_cores
@@ -154,7 +153,7 @@ def _alone(place: Place) -> Iterator[None]:
 
 def _report(place: Place, decode: bool, workers: int, on_duplicates: str) -> int:
     report = verify(place.name, place.data_dir, decode, workers)
-    Console().print(report.table())
+    output().print(report.table())
     for path, reason in report.unreadable.items():
         print(f"does not decode: {path} ({reason})")
     duplicates.report(place.name, report.duplicates, on_duplicates)

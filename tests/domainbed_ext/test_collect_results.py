@@ -288,3 +288,12 @@ def test_two_environments_have_no_pairs_to_miss():
     results = Results(named(runs), [LEAVE_ONE_DOMAIN_OUT])
     assert results.missing_pairs("Toy", "LP") == []
     assert "takes at least three environments, and Toy has 2" in results.missing_pairs_sentence("Toy")
+
+
+def test_a_variable_that_asks_for_colour_leaves_files_and_pipes_plain_and_whole(folder, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    collect(folder)
+    printed = capsys.readouterr().out
+    text = (folder / "tables" / "results.txt").read_text(encoding="utf-8")
+    assert "\x1b" not in printed and "\x1b" not in text
+    assert "…" not in printed and text.strip() in printed

@@ -286,7 +286,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def terminal(monkeypatch):
     screen = Terminal()
-    monkeypatch.setattr(status, "Console", lambda **_: Console(file=screen, force_terminal=True, width=150, height=40))
+    monkeypatch.setattr(status, "output", lambda: Console(file=screen, force_terminal=True, width=150, height=40))
     monkeypatch.setattr(status, "REFRESH", 0.0)
     return screen
 

@@ -104,6 +104,16 @@ def test_a_sweep_from_its_launch_to_its_tables(tmp_path):
     assert_clean(tmp_path / "piped")
 
 
+def test_a_question_is_seen_wherever_output_goes_and_ctrl_d_is_no(tmp_path):
+    words = [word for word in SMALL if word != "--skip_confirmation"]
+    place = ("--algorithms", "LP", "--output_dir", tmp_path / "sweep")
+    asked = Terminal("domainbed_ext.sweep", "launch", *words, *place, out=tmp_path / "piped")
+    asked.wait_for(r"Launch 4 runs\? \(y/n\) ").type("\x04")
+    ended = asked.end()
+    assert ended.code == 0 and "Traceback" not in ended.screen
+    assert (tmp_path / "piped").read_text().endswith("Nothing launched.\n")
+
+
 def unwrapped(screen):
     """Lines that were broken where the terminal ends, as one."""
     return re.sub(r"(?<=\S)\n(?=\S)| \n", " ", screen)
