@@ -13,21 +13,30 @@ A name may fix hyperparameters, as in `BOnly@rank=16,lr=0.001`, and is then a ro
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from domainbed_ext import backbones, hparams_registry, precision
+from domainbed_ext import backbones, hparams_registry, precision, running_statistics, strict_json
 from domainbed_ext.data import Minibatch
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.profile import Stage, unmeasured
 from domainbed_ext.seeds import seed_hash
+from domainbed_ext.tensor_files import save_tensors
 from vitlorafa import AdapterConfig, AdapterError, correct_gradients, inject, load_adapter, save_adapter, speed_up
-from vitlorafa.inject import head_parameters
+from vitlorafa.inject import classifiers, head_parameters
+from vitlorafa.origin import describe
+from vitlorafa.trained import on_the_cpu
+
+TRAINED = "trained.safetensors"
+
+_BACKBONE = "backbone."
+_OUTSIDE = "algorithm:"  # begins a file's names of what is not in the backbone
 
 
 class Algorithm(nn.Module):
@@ -59,6 +68,7 @@ class Algorithm(nn.Module):
         speed_up(self.backbone)
         precision.hold(self.backbone, self.precision)
         self.to(self.device)
+        self._buffers_before = {name: buffer.clone() for name, buffer in self.named_buffers()}
         self.optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad], hparams)
 
     def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
@@ -122,15 +132,75 @@ class Algorithm(nn.Module):
         for name, part in state["parts"].items():
             getattr(self, name).load_state_dict(part)
 
+    def train(self, mode: bool = True) -> "Algorithm":
+        """Leaves frozen normalisation as it is in evaluation: its statistics go with its weights, and do not move."""
+        super().train(mode)
+        for module in running_statistics.frozen(self):
+            module.eval()
+        return self
+
+    def trained(self) -> dict[str, Tensor]:
+        """What training changes: parameters that train, and buffers, such as statistics, that are not as at the start.
+
+        Names are the backbone's; what a method keeps outside of it begins with "algorithm:".
+        """
+        parameters = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        here = self._named_tensors()
+        return {_in_file(name): here[name] for name in [*parameters, *filter(self._is_changed, here)]}
+
     def save(self, folder: Path) -> None:
         """Writes what was trained (not the backbone it started from) into a folder, as safetensors."""
-        folder.mkdir(parents=True, exist_ok=True)
-        trained = {n: p.detach().cpu().contiguous() for n, p in self.backbone.named_parameters() if p.requires_grad}
-        save_file(trained, folder / "trained.safetensors")
+        _write(folder, self.trained(), self.backbone)
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote into an algorithm of the same arguments."""
-        self.backbone.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
+        self._load(folder / TRAINED, lambda name: True)
+
+    def _named_tensors(self) -> dict[str, Tensor]:
+        """The parameters and the buffers of a state dict, each once."""
+        kept = self.state_dict().keys()
+        return {**dict(self.named_parameters()), **{name: b for name, b in self.named_buffers() if name in kept}}
+
+    def _is_changed(self, name: str) -> bool:
+        """Whether it is a buffer that is not as at the start."""
+        now, before = dict(self.named_buffers()).get(name), self._buffers_before.get(name)
+        return now is not None and (before is None or not torch.equal(before.to(now), now))
+
+    def _load(self, path: Path, wanted: Callable[[str], bool]) -> None:
+        """Reads those of a file's tensors, by name, that are wanted; they have to be there, and to fit."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            has_statistics = file.metadata() is not None
+        here = {_in_file(name): tensor for name, tensor in self._named_tensors().items() if wanted(_in_file(name))}
+        frozen = {
+            name for name, tensor in here.items() if isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+        }
+        places = {name: tensor for name, tensor in here.items() if name not in frozen}
+        misfits = [name for name in tensors if name not in places or places[name].shape != tensors[name].shape]
+        misfits += [name for name, tensor in places.items() if tensor.requires_grad and name not in tensors]
+        if misfits:
+            raise BenchmarkError(
+                f"{path} does not fit this {type(self).__name__} ({misfits[0]}, {len(misfits)} in all): give the run's "
+                "own backbone and number of classes"
+            )
+        moving = [norm for norm in running_statistics.norms(self) if norm not in running_statistics.frozen(self)]
+        if moving and not has_statistics:
+            raise BenchmarkError(
+                f"{path} was written by an earlier version, which left out the statistics of {len(moving)} BatchNorm "
+                "layers: run it again"
+            )
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                places[name].copy_(tensor)
+
+
+def _in_file(name: str) -> str:
+    return name.removeprefix(_BACKBONE) if name.startswith(_BACKBONE) else _OUTSIDE + name
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], backbone: nn.Module) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(on_the_cpu(tensors), folder / TRAINED, {"model": strict_json.dumps(describe(backbone))})
 
 
 class FullFT(Algorithm):
@@ -174,9 +244,11 @@ class LP(Algorithm):
         return read[0]
 
     def train(self, mode: bool = True) -> "LP":
-        """Leaves the backbone as it is in evaluation: frozen features are not dropped out or renormalised."""
+        """Leaves all but the head as it is in evaluation: frozen features are not dropped out or renormalised."""
         super().train(mode)
         self.backbone.eval()
+        for head in classifiers(self.backbone):
+            head.train(mode)
         return self
 
     def logits(self, images: Tensor) -> Tensor:
@@ -218,12 +290,20 @@ class BA(Algorithm):
         return optimizer
 
     def save(self, folder: Path) -> None:
-        """Writes the adapter and the head, in vitlorafa's format."""
-        save_adapter(self.backbone, folder, head=True)
+        """Writes the adapter and the head, in vitlorafa's format, and beside it what is outside of the backbone."""
+        try:
+            save_adapter(self.backbone, folder, head=True)
+        except AdapterError as error:
+            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
+        outside = {name: tensor for name, tensor in self.trained().items() if name.startswith(_OUTSIDE)}
+        if outside:
+            _write(folder, outside, self.backbone)
 
     def load(self, folder: Path) -> None:
-        """Reads the adapter and the head."""
+        """Reads the adapter and the head, and what lies beside."""
         load_adapter(self.backbone, folder)
+        if (folder / TRAINED).exists():
+            self._load(folder / TRAINED, lambda name: name.startswith(_OUTSIDE))
 
 
 class BOnly(BA):

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from domainbed_ext import strict_json
 from domainbed_ext.files import replace_atomically
+from domainbed_ext.tensor_files import save_tensors
 from vitlorafa.tensor_bytes import tensor_bytes
 
 KEPT = 2
@@ -43,7 +43,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
 
     def write(path: Path) -> None:
         try:
-            save_file(tensors, path, metadata)
+            save_tensors(tensors, path, metadata)
         except SafetensorError as error:  # what a full disk ends in
             raise OSError(f"cannot write a checkpoint ({error})") from error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,6 +26,7 @@ from domainbed_ext.inputs import Inputs
 from domainbed_ext.progress import bar
 from domainbed_ext.provenance import machine, rounding, versions
 from domainbed_ext.sources import Augmented, Images
+from domainbed_ext.tensor_files import save_tensors
 from vitlorafa.tensor_bytes import tensor_bytes
 
 _FILE = "features.safetensors"
@@ -48,7 +49,7 @@ def features(
     """
 
     def build(folder: Path) -> None:
-        save_file({"features": compute(algorithm, images, inputs, stop)}, folder / _FILE)
+        save_tensors({"features": compute(algorithm, images, inputs, stop)}, folder / _FILE)
 
     digest = _digest(algorithm, images, inputs)
     key = f"{images.folder.parent.name}/features-{digest}"

@@ -1,6 +1,7 @@
 """What a backbone is fed: the size of its images and the statistics they are normalised by."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,10 @@ class Inputs:
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return (len(self.mean), *self.size)
+
+    def to_timm(self) -> dict[str, Any]:
+        """The same in the words of timm's `pretrained_cfg`; images are resized bilinearly."""
+        return {"input_size": self.shape, "mean": self.mean, "std": self.std, "interpolation": "bilinear"}
 
     def ready(self, images: Tensor) -> Tensor:
         """Takes images from bytes to numbers, on their device; what is no image any more, such as features, stays.

@@ -90,7 +90,12 @@ class Setup:
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(self.args.seed)
         make = get_algorithm_class(self.args.algorithm)
-        return make(self.inputs.shape, self.dataset.num_classes, len(self.train_envs), self.hparams)
+        algorithm = make(self.inputs.shape, self.dataset.num_classes, len(self.train_envs), self.hparams)
+        # What is saved of it then says what images and classes it was trained on.
+        backbone: Any = algorithm.backbone
+        trained_on = self.inputs.to_timm() | {"label_names": list(map(str, self.dataset.classes))}
+        backbone.pretrained_cfg = {**(getattr(backbone, "pretrained_cfg", None) or {}), **trained_on}
+        return algorithm
 
     @property
     def steps_per_epoch(self) -> float:

@@ -1,7 +1,13 @@
+import os
+import stat
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from domainbed_ext.algorithms import ALGORITHMS, Algorithm, get_algorithm_class, get_hparams, parse_name
+from domainbed_ext import checkpoint
+from domainbed_ext.algorithms import ALGORITHMS, BA, LP, Algorithm, FullFT, get_algorithm_class, get_hparams, parse_name
 from domainbed_ext.errors import BenchmarkError
 
 SHAPE = (3, 32, 32)
@@ -124,3 +130,116 @@ def test_a_distilled_backbone_has_two_heads_to_probe():
     settings = {**get_hparams("LP", "PACS"), "backbone": "deit_tiny_distilled_patch16_224", "weights": "none"}
     probe = get_algorithm_class("LP")((3, 224, 224), 7, 3, settings)
     assert {name for name, p in probe.backbone.named_parameters() if p.requires_grad} == heads
+
+
+def statistics(algorithm):
+    return {name: buffer.clone() for name, buffer in algorithm.named_buffers() if "running" in name}
+
+
+def moved(algorithm):
+    before = statistics(algorithm)
+    algorithm.update(batches())
+    return {name for name, buffer in statistics(algorithm).items() if not torch.equal(buffer, before[name])}
+
+
+@pytest.mark.parametrize("name", ["FullFT", "ERM"])
+def test_statistics_that_training_moves_are_saved(name, tmp_path):
+    algorithm, images = make(name, backbone="test_resnet"), torch.randn(3, *SHAPE)
+    assert len(moved(algorithm)) == len(statistics(algorithm)) > 10
+    algorithm.save(tmp_path)
+    fresh = make(name, backbone="test_resnet")
+    fresh.load(tmp_path)
+    assert torch.equal(algorithm.eval().predict(images), fresh.eval().predict(images))
+    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in algorithm.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "backbone"), [("LP", "test_resnet"), ("BOnly@rank=2", "xcit_nano_12_p16_224")])
+def test_statistics_of_a_frozen_backbone_stay(name, backbone, tmp_path):
+    algorithm, images = make(name, backbone=backbone), torch.randn(3, *SHAPE)
+    assert statistics(algorithm) and not moved(algorithm)
+    assert algorithm.training and algorithm.backbone.get_classifier().training
+    algorithm.save(tmp_path)
+    assert not any("running" in name for path in tmp_path.glob("*.safetensors") for name in load_file(path))
+    fresh = make(name, backbone=backbone)
+    fresh.load(tmp_path)
+    assert torch.equal(algorithm.eval().predict(images), fresh.eval().predict(images))
+
+
+class Probed(LP):
+    """MAE's linear probe: BatchNorm without weights before the linear layer."""
+
+    def prepare(self, backbone, hparams):
+        backbone.head = nn.Sequential(nn.BatchNorm1d(backbone.num_features, affine=False), backbone.head)
+        super().prepare(backbone, hparams)
+
+
+class Adversarial(FullFT):
+    """Keeps something of its own beside the backbone, as DANN does."""
+
+    def prepare(self, backbone, hparams):
+        self.head = nn.Sequential(nn.Linear(10, 3), nn.BatchNorm1d(3))  # a name that the backbone has too
+
+    def logits(self, images):
+        logits = self.backbone(images)
+        return logits + self.head(logits).sum(1, keepdim=True)
+
+    def predict(self, x):
+        return self.logits(x)
+
+
+class AdversarialBA(Adversarial, BA):
+    """The same with adapters."""
+
+    def prepare(self, backbone, hparams):
+        BA.prepare(self, backbone, hparams)
+        Adversarial.prepare(self, backbone, hparams)
+
+
+@pytest.mark.parametrize("kind", [Probed, Adversarial, AdversarialBA])
+def test_whatever_trains_is_saved(kind, monkeypatch, tmp_path):
+    monkeypatch.setitem(ALGORITHMS, "Mine", kind)
+    settings = {**get_hparams("BA", "DigitsShift"), "weights": "none", "precision": "float32", "lr": 0.1}
+
+    def mine():
+        torch.manual_seed(0)
+        return kind(SHAPE, 10, 3, settings)
+
+    algorithm, images = mine(), torch.randn(3, *SHAPE)
+    assert moved(algorithm) == statistics(algorithm).keys() and len(moved(algorithm)) == 2
+    algorithm.save(tmp_path)
+    fresh = mine()
+    fresh.load(tmp_path)
+    assert torch.equal(algorithm.eval().predict(images), fresh.eval().predict(images))
+    assert not torch.equal(fresh.predict(images), mine().eval().predict(images))
+
+
+def test_files_that_do_not_fit(tmp_path):
+    make("LP").save(tmp_path)
+    with pytest.raises(BenchmarkError, match=r"does not fit this FullFT \(cls_token, .* in all\): give the run's own"):
+        make("FullFT").load(tmp_path)
+    make("FullFT", backbone="test_resnet").save(tmp_path)
+    with pytest.raises(BenchmarkError, match="does not fit this LP"):
+        make("LP", backbone="test_resnet").load(tmp_path)
+    full = make("FullFT", backbone="test_resnet")
+    weights = {name: p.detach().clone() for name, p in full.backbone.named_parameters()}
+    save_file(weights, tmp_path / "trained.safetensors")  # as earlier versions wrote it
+    with pytest.raises(BenchmarkError, match="by an earlier version, which left out the statistics of .* BatchNorm"):
+        full.load(tmp_path)
+    probe = make("LP", backbone="test_resnet")
+    head = {f"{key}": p.detach().clone() for key, p in probe.backbone.named_parameters() if p.requires_grad}
+    save_file(head, tmp_path / "trained.safetensors")
+    probe.load(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize("umask", [0o022, 0o007, 0o077])
+@pytest.mark.parametrize("name", ["LP", "BOnly"])
+def test_files_are_for_whom_the_umask_says(name, umask, tmp_path):
+    algorithm, before = make(name), os.umask(umask)
+    try:
+        algorithm.save(tmp_path / "model")
+        checkpoint.save(tmp_path, 3, {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask} and len(files) > 1

@@ -102,7 +102,7 @@ def test_what_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise checkpoint.SafetensorError("IO error: No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     with pytest.raises(OSError, match="No space left on device"):
         checkpoint.save(tmp_path, 2, {"step": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_00000001.safetensors"]

@@ -2,15 +2,18 @@
 
 import json
 import pickle
+import warnings
 
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from domainbed_ext import evaluate, train
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import RunFolder
+from vitlorafa import AdapterWarning
 
 
 @pytest.fixture
@@ -131,3 +134,30 @@ def test_what_cannot_be_evaluated_gets_a_sentence(run, tmp_path):
     (folder.path / "results.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(BenchmarkError, match="was not written by this version"):
         evaluate.evaluate(folder)
+
+
+@pytest.mark.parametrize("algorithm", ["FullFT", "LP"])
+def test_a_network_with_batch_norm_is_reproduced(run, algorithm):
+    folder = run(algorithm=algorithm, backbone="test_resnet", weights="none", hparams='{"image_size": 32, "lr": 0.01}')
+    record, reproduced = evaluate.evaluate(folder)
+    assert len(reproduced) == 8 and evaluate.difference(record, reproduced) == ""
+
+
+@pytest.mark.parametrize("algorithm", ["BOnly", "LP"])
+def test_what_is_saved_says_what_it_was_trained_on(run, algorithm, pacs_like):
+    """And does not warn where it is evaluated, whatever statistics it was fed."""
+    settings = {"dataset": "PACS", "data_dir": str(pacs_like), "backbone": "test_vit", "weights": "none"}
+    hparams = '{"batch_size": 4, "image_size": 48}'
+    folder = run(**settings, algorithm=algorithm, input_stats="imagenet", hparams=hparams)
+    saved = folder.path / "selected"
+    if algorithm == "LP":
+        with safe_open(saved / "trained.safetensors", framework="pt") as file:
+            said = json.loads(file.metadata()["model"])
+    else:
+        said = json.loads((saved / "adapter.json").read_text())
+    assert said["class_names"] == ["dog", "house"]
+    assert said["input"]["mean"] == [0.485, 0.456, 0.406] and said["input"]["input_size"] == [3, 48, 48]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AdapterWarning)
+        record, reproduced = evaluate.evaluate(folder)
+    assert evaluate.difference(record, reproduced) == ""

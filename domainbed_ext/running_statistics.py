@@ -1,0 +1,21 @@
+"""Layers that keep running statistics of their input, as BatchNorm does, and which of them belong to frozen weights."""
+
+from torch import nn
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    """The layers that keep running statistics."""
+    return [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+
+
+def frozen(model: nn.Module) -> list[nn.Module]:
+    """Those whose weights are frozen, and those without weights where not all around them trains, as in a head."""
+    found = norms(model)
+    parents = {child: parent for parent in model.modules() for child in parent.children()} if found else {}
+    return [norm for norm in found if not _trains(norm, parents.get(norm, norm))]
+
+
+def _trains(norm: nn.Module, parent: nn.Module) -> bool:
+    own = [parameter.requires_grad for parameter in norm.parameters()]
+    around = [parameter.requires_grad for parameter in parent.parameters()]
+    return any(own) if own else bool(around) and all(around)
