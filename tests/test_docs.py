@@ -54,6 +54,14 @@ def test_a_data_set_of_your_own_is_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_adapter_of_a_wrapped_model_is_saved(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), re.DOTALL)
+    load = "vitlorafa.load_adapter(timm.create_model('test_vit', num_classes=7), 'my_adapter')\n"
+    run(code + load, tmp_path)
+    assert (tmp_path / "my_adapter" / "adapter.json").exists()
+
+
+@pytest.mark.slow
 def test_a_saved_adapter_is_loaded_elsewhere(tmp_path):
     save = (
         "import timm\nfrom vitlorafa import AdapterConfig, inject, save_adapter\n"
