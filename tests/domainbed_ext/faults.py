@@ -62,7 +62,7 @@ class Run:
 
     def end(self):
         """Waits for the exit code."""
-        self.process.join(120)
+        self.process.join(300)
         assert self.process.exitcode is not None, "it does not end"
         return self.process.exitcode
 

@@ -27,7 +27,7 @@ def launch(tmp_path, parallel=1, progress=lambda index, share: None, **options):
     return Launch(path, (), parallel, options, progress)
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     """Until it holds; a test that waits for longer has failed."""
     until = time.monotonic() + seconds
     while not condition():

@@ -11,11 +11,24 @@ import pytest
 
 from domainbed_ext import attempts
 from domainbed_ext.attempts import Claim, Lost, Taken, clock, latest
+from tests.domainbed_ext.launched import wait_for
 
 
 @pytest.fixture
 def short_lease(monkeypatch):
     monkeypatch.setattr(attempts, "LEASE", 0.5)
+
+
+@pytest.fixture
+def outlive_the_lease(monkeypatch):
+    """Makes an attempt's last heartbeat older than a lease, which is short from then on."""
+
+    def outlive(path):
+        monkeypatch.setattr(attempts, "LEASE", 0.5)
+        then = path.stat().st_mtime - 1
+        os.utime(path, (then, then))
+
+    return outlive
 
 
 def elsewhere(path):
@@ -62,7 +75,7 @@ def test_of_many_at_once_one_gets_it(tmp_path):
 def _hold(folder, ready):
     with Claim(folder):
         ready.set()
-        time.sleep(60)
+        time.sleep(1000)
 
 
 def test_a_killed_owner_on_this_machine_is_known_dead_at_once(tmp_path):
@@ -70,7 +83,7 @@ def test_a_killed_owner_on_this_machine_is_known_dead_at_once(tmp_path):
     ready = context.Event()
     process = context.Process(target=_hold, args=(tmp_path, ready))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(300)
     with pytest.raises(Taken, match=f"process {process.pid}"):
         Claim(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
@@ -88,7 +101,7 @@ def test_a_later_process_of_the_same_number_is_not_the_owner(tmp_path):
         assert not latest(tmp_path).alive()
 
 
-def test_an_owner_elsewhere_lives_by_its_heartbeat(tmp_path, short_lease):
+def test_an_owner_elsewhere_lives_by_its_heartbeat(tmp_path, outlive_the_lease):
     with Claim(tmp_path) as claim:
         pass
     told = {**json.loads(claim.path.read_text()), "ended": None}
@@ -97,7 +110,7 @@ def test_an_owner_elsewhere_lives_by_its_heartbeat(tmp_path, short_lease):
     assert latest(tmp_path).alive()
     with pytest.raises(Taken, match="on elsewhere is at"):
         Claim(tmp_path)
-    time.sleep(0.6)  # longer than the lease
+    outlive_the_lease(claim.path)
     assert not latest(tmp_path).alive()
     with Claim(tmp_path) as later:
         assert later.number == 2
@@ -130,12 +143,12 @@ def test_an_owner_that_was_taken_over_learns_it_before_it_writes(tmp_path):
             slow.check()
 
 
-def test_an_attempt_whose_file_is_torn_is_dead_after_its_lease(tmp_path, short_lease):
+def test_an_attempt_whose_file_is_torn_is_dead_after_its_lease(tmp_path, outlive_the_lease):
     (tmp_path / "attempt_4.json").write_text('{"owner": {"ho')
     assert latest(tmp_path).alive()
     with pytest.raises(Taken, match="another process is at"):
         Claim(tmp_path)
-    time.sleep(0.6)
+    outlive_the_lease(tmp_path / "attempt_4.json")
     with Claim(tmp_path) as claim:
         assert claim.number == 5
 
@@ -146,11 +159,8 @@ def test_heartbeats_go_on_and_a_deleted_folder_does_not_come_back(tmp_path, shor
     with Claim(folder) as claim:
         before = claim.path.stat().st_mtime_ns
         claim.share = 0.25
-        for _ in range(100):
-            time.sleep(0.05)
-            if latest(folder).share == 0.25:
-                break
-        assert claim.path.stat().st_mtime_ns > before and latest(folder).share == 0.25
+        wait_for(lambda: latest(folder).share == 0.25)
+        assert claim.path.stat().st_mtime_ns > before
         claim.path.unlink()
         folder.rmdir()
     assert not folder.exists()

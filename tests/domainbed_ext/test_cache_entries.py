@@ -105,7 +105,7 @@ def test_two_builders_make_one_entry(tmp_path, locks):
     second = start(script, tmp_path, "second")
     wait_for((tmp_path / ("asking_second" if locks else "building_second")).exists)
     (tmp_path / "go").touch()
-    told = {process.communicate(timeout=30)[0].strip() for process in (first, second)}
+    told = {process.communicate(timeout=300)[0].strip() for process in (first, second)}
     assert told == {str(tmp_path / "cache" / "a" / "b")} and first.returncode == second.returncode == 0
     assert (tmp_path / "building_second").exists() == (not locks)
     assert len(Entries(tmp_path / "cache", 10**9).list()) == 1
@@ -120,7 +120,7 @@ def test_who_waits_for_a_builder_can_be_stopped(tmp_path, cache):
         when(lambda: waited, lambda: os.kill(os.getpid(), signal.SIGTERM))
         cache.get("a/b", 10, lambda folder: pytest.fail("built"), waiting=lambda: (waited.append(1), stop()))
     (tmp_path / "go").touch()
-    assert working.communicate(timeout=30)[0].strip() == str(cache.find("a/b"))
+    assert working.communicate(timeout=300)[0].strip() == str(cache.find("a/b"))
     assert list((cache.folder / ".locks").iterdir()) == []
 
 

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 import urllib.request
 from html.parser import HTMLParser
 
@@ -16,6 +15,7 @@ from domainbed_ext.plots import all_plots
 from domainbed_ext.scores import Results
 from domainbed_ext.tables import all_tables
 from tests.domainbed_ext.fabricated import METHODS, paper_like, single_source_run
+from tests.domainbed_ext.launched import wait_for
 
 FEW = {name: METHODS[name] for name in ("BA@rank=8", "BOnly@rank=8", "LP")}
 NASTY = "<img src=x onerror=alert(1)>&\"'"
@@ -187,8 +187,7 @@ def test_in_a_browser(browser, html, tmp_path):
 
     # An address with a run's anchor opens it.
     browser.run("location.hash = '#run-PACS-BA-rank8-1-0'")
-    time.sleep(0.3)
-    assert browser.run("return document.getElementById('run-PACS-BA-rank8-1-0').open")
+    wait_for(lambda: browser.run("return document.getElementById('run-PACS-BA-rank8-1-0').open"))
     assert browser.run("return document.querySelectorAll('#run-PACS-BA-rank8-1-0 .chart polyline').length") == 4
 
     # Nothing sticks out of a phone's screen but what scrolls in its own box.

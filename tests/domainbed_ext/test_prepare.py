@@ -285,7 +285,7 @@ def test_help_shows_examples(capsys):
 def test_the_command_ends_in_one_line(tmp_path):
     (tmp_path / "PACS.zip").write_text("hello")
     command = [sys.executable, "-m", "domainbed_ext.prepare", "PACS", "--data_dir", "d", "--archive", "PACS.zip"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: PACS.zip is no zip or tar archive, or is cut off: get it again\n"
 

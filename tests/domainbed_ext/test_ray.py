@@ -192,6 +192,6 @@ def test_it_starts_a_cluster_of_its_own_and_says_nothing(tmp_path):
     script.write_text(OWN)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
-        [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=300, check=True
     )
     assert (done.stdout, done.stderr) == ("[0, 5]\n", "")

@@ -216,7 +216,7 @@ class Job:
         return self.end()
 
     def end(self):
-        return self.process.communicate(timeout=120)[0]
+        return self.process.communicate(timeout=300)[0]
 
 
 def has_begun(folder):

