@@ -171,6 +171,7 @@ def test_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
         ({"avx512_bf16": True}, "bf16"),
         ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
         ({"avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ({"architecture": "aarch64", "neon": True, "bf16": True}, "float32"),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
         assert precision.resolve("auto", cpu) == expected

@@ -21,7 +21,7 @@ from .conftest import make_domains
 from .opened import OPENED, settled  # noqa: F401  (a fixture)
 
 TINY = {"backbone": "vit_pico_patch8_32", "batch_size": 4}
-pytestmark = pytest.mark.usefixtures("settled")
+pytestmark = [pytest.mark.usefixtures("settled"), pytest.mark.numbers]
 
 
 @pytest.fixture

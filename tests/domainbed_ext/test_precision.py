@@ -1,8 +1,11 @@
+import pytest
 import torch
 from torch import nn
 
 from domainbed_ext import precision
 from vitlorafa.layers import FastLinear
+
+pytestmark = pytest.mark.numbers
 
 
 def layers():

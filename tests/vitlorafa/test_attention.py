@@ -9,7 +9,10 @@ from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitlorafa import AdapterError
+from vitlorafa.ops import private, processor
 from vitlorafa.ops.attention import attention, by_products
+
+pytestmark = pytest.mark.numbers
 
 ops = importlib.import_module("vitlorafa.ops.attention")
 RECOMPUTE = pytest.mark.parametrize("recompute", [False, True])
@@ -293,3 +296,32 @@ def test_compiles_into_one_graph(measured_cpu, dynamic):
 def test_shapes_that_do_not_fit_are_refused(q, k, v):
     with pytest.raises(AdapterError, match=r"q must be \[B, H, M, D\]"):
         attention(*map(torch.randn, (q, k, v)))
+
+
+# Where a torch has lost its private names
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_gradient_of_softmax_as_it_is_written_down(monkeypatch, dtype):
+    weights, g = torch.randn(3, 5, 7, dtype=torch.float64).softmax(-1), torch.randn(3, 5, 7, dtype=torch.float64)
+    expected = private.softmax_backward(g, weights)
+    monkeypatch.setattr(private, "_softmax_backward", None)
+    ours = private.softmax_backward(g.to(dtype), weights.to(dtype))
+    assert ours.dtype == dtype
+    off = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    assert (ours.double() - expected).norm() < off * expected.norm()
+
+
+def test_without_words_for_torch_func_nothing_is_inside_of_it(monkeypatch):
+    monkeypatch.setattr(private, "_is_wrapped", None)
+    assert not private.is_of_torch_func(torch.ones(2))
+    inside = []
+    vmap(lambda x: inside.append(private.is_of_torch_func(x)) or x)(torch.ones(2))
+    assert inside == [True]
+
+
+def test_without_words_for_its_instructions_a_cpu_has_none(monkeypatch):
+    """As in torch 2.6 on Arm."""
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert not processor.cpu_has("avx512_bf16") and not processor.cpu_has("amx_tile")

@@ -18,6 +18,8 @@ from adapted import (
 from small_models import images
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
+pytestmark = pytest.mark.numbers
+
 
 @AUTOCAST
 @WAYS

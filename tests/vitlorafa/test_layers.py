@@ -7,6 +7,8 @@ from torch import nn
 from vitlorafa import AdapterConfig, AdapterError, LoRALinear
 from vitlorafa.layers import QKV
 
+pytestmark = pytest.mark.numbers
+
 
 def layer(projections=("q", "v"), dtype=torch.float32, moved=True, **kwargs):
     config = AdapterConfig(**{"rank": 4, "seed": 0, **kwargs})

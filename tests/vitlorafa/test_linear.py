@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitlorafa import lora_linear
 from vitlorafa.ops import linear
 
+pytestmark = pytest.mark.numbers
+
 ops = importlib.import_module("vitlorafa.ops.linear")
 native = pytest.mark.skipif(not ops.in_one_pass(), reason="this CPU does not multiply bfloat16")
 BIAS = pytest.mark.parametrize("bias", [True, False])

@@ -32,6 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitlorafa import adapter_layers
 from vitlorafa.ops.linear import in_one_pass
 
+pytestmark = pytest.mark.numbers
+
 # Several processes
 
 DDP = """

@@ -8,6 +8,8 @@ from vitlorafa import AdapterConfig, AdapterError, LoRALinear, lora_linear
 from vitlorafa.layers import QKV
 from vitlorafa.ops import reference
 
+pytestmark = pytest.mark.numbers
+
 SLICES = [(0,), (7,), (14,), (0, 7), (0, 14), (7, 14), (0, 7, 14)]  # of a fused qkv of width 7
 TRAIN = ["B", "A", "BA"]
 

@@ -14,6 +14,7 @@ from vitlorafa import AdapterConfig, AdapterError, adapter_layers, inject, load_
 from vitlorafa.inject import head_parameters
 
 peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.numbers
 
 VIT = "vit_tiny_patch16_224"
 DISTILLED = "deit_tiny_distilled_patch16_224"

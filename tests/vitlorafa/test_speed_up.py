@@ -15,6 +15,8 @@ from vitlorafa import TRAIN, AdapterConfig, inject, merge, merge_and_unload, rem
 from vitlorafa.layers import FastLinear
 from vitlorafa.speed_up import ClassTokenBlock, ClassTokenTransformer, FastAttention, FastMlp, speed_up
 
+pytestmark = pytest.mark.numbers
+
 ops, linear, module = (
     importlib.import_module(f"vitlorafa.{name}") for name in ("ops.attention", "ops.linear", "speed_up")
 )
