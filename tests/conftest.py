@@ -31,7 +31,7 @@ def pytest_configure(config):
 
 
 def _say_no_more_than_avx2():
-    """torch.cpu tells what the processor has, also where ATEN_CPU_CAPABILITY lets torch use less: here it tells that."""
+    """torch.cpu tells what the processor has, even where ATEN_CPU_CAPABILITY limits torch: here it tells the limit."""
     newer = ("avx512", "amx", "avx10", "vnni", "avx_vnni")
     for name in dir(torch.cpu):
         if name.startswith(tuple(f"_is_{feature}" for feature in newer)):

@@ -160,8 +160,11 @@ def test_what_is_cached_changes_no_bit_of_a_probe(made, hparams, monkeypatch, ro
 
 
 def test_a_probe_without_the_cache_decodes_what_it_looks_at_once(made):
-    made({"data_augmentation": False}, algorithm="LP", cache_dir="none", steps=4, checkpoint_freq=1)
-    assert decoded() == 80
+    counts = []
+    for freq in (0, 1):  # evaluated twice, and five times
+        made({"data_augmentation": False}, algorithm="LP", cache_dir="none", steps=5, checkpoint_freq=freq)
+        counts.append(decoded())
+    assert counts[0] == counts[1] >= 80
 
 
 def test_features_of_other_weights_images_or_instructions_are_others(make_args, pacs_like, tmp_path, monkeypatch):
@@ -179,7 +182,7 @@ def test_features_of_other_weights_images_or_instructions_are_others(make_args, 
     other, _ = found(weights="none")
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert len(cache.list()) == 2
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
     found()
     assert len(cache.list()) == 3
 
