@@ -60,7 +60,8 @@ class FolderEnvironment(FileEnvironment):
 
     Attributes:
         classes: Names of the class folders.
-        hidden: Paths of what is ignored.
+        hidden: Paths of what is ignored because of its name.
+        unused: Paths of images that are ignored since they lie beside the class folders, or have another ending.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +71,7 @@ class FolderEnvironment(FileEnvironment):
             where = f"class folder(s) {', '.join(empty)} of {path}" if empty else f"domain folder {path}"
             raise BenchmarkError(f"no image in {where}: it should be <domain>/<class>/<image>; put the images there")
         super().__init__(path.name, listing.files, listing.targets)
-        self.classes, self.hidden = listing.classes, listing.hidden
+        self.classes, self.hidden, self.unused = listing.classes, listing.hidden, listing.unused
 
 
 class ImageFolderDomains(MultipleDomainDataset):
@@ -110,7 +111,8 @@ class ImageFolderDomains(MultipleDomainDataset):
         self.classes = self.datasets[0].classes
         for environment in self.datasets[1:]:
             _check_same_classes(name, self.datasets[0], environment)
-        _tell_hidden(name, folder, hidden + [path for environment in self.datasets for path in environment.hidden])
+        _warn_of_unused(name, folder, [path for environment in self.datasets for path in environment.unused])
+        _warn_of_hidden(name, folder, hidden + [path for environment in self.datasets for path in environment.hidden])
 
     @classmethod
     def layout(cls) -> str:
@@ -136,13 +138,21 @@ def _check_same_classes(dataset: str, first: FolderEnvironment, other: FolderEnv
     )
 
 
-def _tell_hidden(dataset: str, folder: Path, hidden: list[str]) -> None:
-    """Says how many images are ignored, where there are any."""
+def _warn_of_hidden(dataset: str, folder: Path, hidden: Sequence[str]) -> None:
     counts = {path: count for path in hidden if (count := count_images(path))}
     if total := sum(counts.values()):
-        examples = ", ".join(os.path.relpath(path, folder) for path in list(counts)[:3])
-        more = ", ..." if len(counts) > 3 else ""
-        warn_once(f"{dataset}: {total} image(s) ignored, hidden or in hidden or system folders: {examples}{more}")
+        examples = _examples(folder, list(counts))
+        warn_once(f"{dataset}: {total} image(s) ignored, hidden or in hidden or system folders: {examples}")
+
+
+def _warn_of_unused(dataset: str, folder: Path, unused: Sequence[str]) -> None:
+    if unused:
+        examples = _examples(folder, unused)
+        warn_once(f"{dataset}: {len(unused)} image(s) not used, beside class folders or of other endings: {examples}")
+
+
+def _examples(folder: Path, paths: Sequence[str]) -> str:
+    return ", ".join([*(os.path.relpath(path, folder) for path in paths[:3]), *(["..."] if len(paths) > 3 else [])])
 
 
 class VLCS(ImageFolderDomains):

@@ -17,6 +17,19 @@ _SYSTEM = {  # folders that operating systems, and those of network storage, put
 }
 
 
+_OTHER_ENDINGS = (
+    ".gif",
+    ".jfif",
+    ".jpe",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jp2",
+    ".tga",
+    ".svg",
+)  # images that do not count
+
+
 @dataclass(frozen=True)
 class Listing:
     """The images of a folder of classes.
@@ -25,13 +38,15 @@ class Listing:
         classes: Names of the class folders, sorted.
         files: Paths of the images, class by class.
         targets: The label of each.
-        hidden: Paths of what was ignored.
+        hidden: Paths of what was ignored because of its name.
+        unused: Paths of images that were ignored since they lie beside the class folders, or have another ending.
     """
 
     classes: list[str]
     files: list[str]
     targets: list[int]
     hidden: list[str]
+    unused: list[str]
 
 
 def is_hidden(name: str) -> bool:
@@ -71,14 +86,15 @@ def list_images(folder: Path) -> Listing:
         BenchmarkError: A folder cannot be read, or a link in it leads back to one that it is in.
     """
     classes, hidden = split_folders(folder)
+    unused = [entry.path for entry in _scan(str(folder)) if _is_image_file(entry) and not is_hidden(entry.name)]
     files: list[str] = []
     targets: list[int] = []
     for label, name in enumerate(classes):
         # Torchvision sorts folders by their whole path, and files within each.
-        for _, names in sorted(_walk(os.path.join(folder, name), hidden)):
+        for _, names in sorted(_walk(os.path.join(folder, name), hidden, unused)):
             files += names
             targets += [label] * len(names)
-    return Listing(classes, files, targets, hidden)
+    return Listing(classes, files, targets, hidden, unused)
 
 
 def count_images(path: str) -> int:
@@ -93,9 +109,9 @@ def count_images(path: str) -> int:
 
 
 def _walk(
-    folder: str, hidden: list[str], above: frozenset[tuple[int, int]] = frozenset()
+    folder: str, hidden: list[str], unused: list[str], above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below it, each with its images; adds to `hidden` what is ignored."""
+    """A folder and those below it, each with its images; adds to `hidden` and `unused` what is ignored."""
     status = os.stat(folder)
     here = above | {(status.st_dev, status.st_ino)}
     if here == above:
@@ -106,9 +122,11 @@ def _walk(
             if is_hidden(entry.name):
                 hidden.append(entry.path)
             else:
-                yield from _walk(entry.path, hidden, here)
+                yield from _walk(entry.path, hidden, unused, here)
         elif _is_image_file(entry):
             (hidden if is_hidden(entry.name) else images).append(entry.path)
+        elif entry.name.lower().endswith(_OTHER_ENDINGS) and not is_hidden(entry.name):
+            unused.append(entry.path)
     yield folder, images
 
 

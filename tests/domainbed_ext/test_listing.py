@@ -65,6 +65,21 @@ def test_hidden_and_system_files_and_folders_are_ignored_at_every_level(tmp_path
     assert said.endswith(", ...\n")
 
 
+def test_images_that_torchvision_does_not_list_are_said_to_be_unused(tmp_path, capsys):
+    make_domains(tmp_path, domains=("a", "b"), images=1)
+    touch(
+        tmp_path / "a/beside.png",
+        tmp_path / "b/dog/photo.GIF",
+        tmp_path / "b/dog/deep/photo.heic",
+        tmp_path / "b/x.txt",
+    )
+    assert [len(environment) for environment in ImageFolderDomains(tmp_path, [0], {}).datasets] == [2, 2]
+    assert capsys.readouterr().err == (
+        "warning: ImageFolderDomains: 3 image(s) not used, beside class folders or of other endings: a/beside.png, "
+        "b/dog/deep/photo.heic, b/dog/photo.GIF\n"
+    )
+
+
 def test_hidden_folders_without_images_are_not_worth_a_word(tmp_path, capsys):
     make_domains(tmp_path / "mine", domains=("a", "b"), images=1)
     touch(tmp_path / "mine/.git/config", tmp_path / "mine/a/.cache/notes.txt")
