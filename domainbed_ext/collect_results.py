@@ -85,12 +85,12 @@ def collect(
     tables.show(plain(text), results, shown)
     figures = plots.all_plots(results)
     contents = {
-        "results.txt": text.getvalue().encode(),
-        "results.md": tables.markdown(results, shown).encode(),
-        "results.tex": tables.latex(shown).encode(),
-        "results.csv": results.tidy().to_csv(index=False).encode(),
-        "selected.csv": results.selected().to_csv(index=False).encode(),
-        "index.html": page.page(results, shown, figures).encode(),
+        "results.txt": _text(text.getvalue()),
+        "results.md": _text(tables.markdown(results, shown)),
+        "results.tex": _text(tables.latex(shown)),
+        "results.csv": _text(results.tidy().to_csv(index=False)),
+        "selected.csv": _text(results.selected().to_csv(index=False)),
+        "index.html": _text(page.page(results, shown, figures)),
         "plot.png": plots.render(figures["plot"], "png"),
         **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
         **extra,
@@ -163,7 +163,12 @@ def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:
         raise BenchmarkError(
             "--paper compares single-source runs, and there are none: sweep with --protocol single_source"
         )
-    return [*paper.paper_tables(results), judged], {"paper.csv": paper.tidy(results).to_csv(index=False).encode()}
+    return [*paper.paper_tables(results), judged], {"paper.csv": _text(paper.tidy(results).to_csv(index=False))}
+
+
+def _text(document: str) -> bytes:
+    """As UTF-8, whatever a path that is shown in it may hold."""
+    return document.encode("utf-8", "replace")
 
 
 def _write(folder: Path, contents: dict[str, bytes]) -> list[Path]:

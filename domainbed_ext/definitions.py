@@ -101,7 +101,7 @@ def _add_runs(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="hparams seeds end before this; 1: the defaults alone (20)",
     )
-    group.add_argument("--output_dir", type=option_values.path, metavar="DIR", help="the sweep's folder")
+    group.add_argument("--output_dir", type=option_values.tensors_path, metavar="DIR", help="the sweep's folder")
     group.add_argument("--data_dir", type=option_values.path, metavar="DIR", help="folder that holds the data sets")
     group.add_argument(
         "--seed",

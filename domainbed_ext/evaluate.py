@@ -160,7 +160,9 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="example:\n  python -m domainbed_ext.evaluate --run runs/pacs/0657090f9a83ff76efe083a104fde93a",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", type=option_values.path, required=True, metavar="DIR", help="folder of a finished run")
+    parser.add_argument(
+        "--run", type=option_values.tensors_path, required=True, metavar="DIR", help="folder of a finished run"
+    )
     parser.add_argument("--step", default="best", metavar="STEP", help="best, last or a number (%(default)s)")
     parser.add_argument(
         "--data_dir",
@@ -169,7 +171,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="folder that holds the data sets, if it has moved",
     )
     parser.add_argument(
-        "--weights", type=option_values.path, metavar="FILE", help="the backbone's file, if it has moved"
+        "--weights", type=option_values.tensors_path, metavar="FILE", help="the backbone's file, if it has moved"
     )
     return parser
 

@@ -169,8 +169,8 @@ class Feed:
 
     def _make_features(self, env: int) -> Tensor | None:
         """Those that the cache keeps; None where it has no room, or there is none."""
-        probe, images, cache = self._probe, self.images.evaluation[env], entries(self.setup.args)
-        if probe is None or cache is None or not isinstance(images, Stored):
+        probe, images = self._probe, self.images.evaluation[env]
+        if probe is None or not isinstance(images, Stored) or (cache := entries(self.setup.args)) is None:
             return None
         return features(probe, images, self.setup.inputs, cache, self.stop)
 

@@ -11,12 +11,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Args:
         path: the file.
-        content: of the file; text is written as UTF-8.
+        content: of the file; text is written as UTF-8, and what stands in it for bytes of a file's name as these.
 
     Raises:
         OSError: it cannot be written; what was there stays.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     replace_atomically(path, lambda partial: partial.write_bytes(data))
 
 

@@ -24,7 +24,7 @@ def fill(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], processes
     wanted: dict[tuple[str, Variant], tuple[Setup, set[int]]] = {}
     for kind, test_envs in {(job.kind, tuple(job.train_args["test_envs"])) for job in jobs}:
         setup = checked[kind].setup
-        if entries(setup.args) is None or not isinstance(setup.dataset[0], FileEnvironment):
+        if not isinstance(setup.dataset[0], FileEnvironment) or entries(setup.args) is None:
             continue
         everywhere = set(range(len(setup.dataset)))
         for variant, is_plain in RunImages(setup).variants.items():

@@ -24,7 +24,7 @@ NOT_RECORDED = "-"
 LATEX_ESCAPES = str.maketrans(
     {character: "\\" + character for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"−": "$-$", "≥": r"$\geq$", "×": r"$\times$", "²": r"$^2$", "√": r"$\surd$", "σ": r"$\sigma$"}
+    | {"�": "?", "−": "$-$", "≥": r"$\geq$", "×": r"$\times$", "²": r"$^2$", "√": r"$\surd$", "σ": r"$\sigma$"}
 )
 
 Cell = tuple[int, int]

@@ -40,8 +40,8 @@ def open_images(
     """
     environments = [setup.dataset[env] for env in envs]
     files = [environment for environment in environments if isinstance(environment, FileEnvironment)]
-    cache = entries(setup.args)
-    if cache is not None and len(files) == len(environments):
+    cache = entries(setup.args) if len(files) == len(environments) else None
+    if cache is not None:
         try:
             stored = cached_all(setup.args.dataset, files, variant, cache, processes, progress)
             return dict(zip(envs, stored, strict=True))

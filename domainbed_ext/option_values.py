@@ -106,18 +106,38 @@ def path(text: str) -> str:
     return expanded
 
 
-def expanded(what: str, text: str) -> str:
-    """A path that is no option of its own, expanded as `path` does.
+def tensors_path(text: str) -> str:
+    """The type of an option that names a safetensors file or a folder of such: a `path` that the library can open.
+
+    Args:
+        text: Path, or a word like "none".
+
+    Returns:
+        The path.
+    """
+    found = path(text)
+    try:
+        found.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ArgumentTypeError(
+            f"{found} has a name that is not UTF-8, under which safetensors cannot read: give another"
+        ) from None
+    return found
+
+
+def expanded(what: str, text: str, kind: Callable[[str], str] = tensors_path) -> str:
+    """A path that is no option of its own, as an option's type has it.
 
     Args:
         what: Where it was given, for the error.
         text: Path.
+        kind: Type, `path` or `tensors_path`.
 
     Raises:
-        BenchmarkError: It cannot be expanded.
+        BenchmarkError: It cannot be such a path.
     """
     try:
-        return path(text)
+        return kind(text)
     except ArgumentTypeError as error:
         raise BenchmarkError(f"{what} {error}") from None
 

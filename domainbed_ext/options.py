@@ -102,7 +102,7 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backbone", metavar="NAME", help="any timm model, e.g. vit_tiny_patch16_224")
     group.add_argument(
         "--weights",
-        type=option_values.path,
+        type=option_values.tensors_path,
         metavar="FILE",
         help="a .safetensors file, 'pretrained' (timm's own way) or 'none'",
     )
@@ -126,7 +126,7 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speed", "images are decoded once and kept (python -m domainbed_ext.cache list)")
     group.add_argument(
         "--cache_dir",
-        type=option_values.path,
+        type=option_values.tensors_path,
         metavar="DIR",
         help=f"where ({VARIABLE}, else ~/.cache/domainbed_ext); 'none' decodes each time",
     )
@@ -207,7 +207,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output_dir",
-        type=option_values.path,
+        type=option_values.tensors_path,
         default="train_output",
         metavar="DIR",
         help="the run's folder (%(default)s)",

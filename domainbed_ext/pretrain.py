@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--out",
-        type=option_values.path,
+        type=option_values.tensors_path,
         default=WEIGHTS,
         help="weights to write; a .json goes beside them (default: the packaged file)",
     )

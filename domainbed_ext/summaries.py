@@ -143,6 +143,13 @@ def environment_names(records: Iterable[Record]) -> dict[str, list[str]]:
         names = named[dataset][0] if dataset in named else ENVIRONMENTS.get(dataset, [])
         # Records of fewer or more environments than the names we know are not of the data set that we know.
         environments[dataset] = (
-            list(names) if len(names) == count[dataset] else [f"env{env}" for env in range(count[dataset])]
+            list(map(_readable, names))
+            if len(names) == count[dataset]
+            else [f"env{env}" for env in range(count[dataset])]
         )
     return environments
+
+
+def _readable(name: str) -> str:
+    """A name as documents can show it: of a folder's name that is not UTF-8 some bytes are no text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -47,9 +47,13 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--data_dir", type=option_values.path, required=True, metavar="DIR", help="folder that holds it")
     data.add_argument("--backbone", default="vit_tiny_patch16_224", metavar="NAME", help="(%(default)s)")
     data.add_argument(
-        "--weights", type=option_values.path, default="pretrained", metavar="FILE", help="as of a run (%(default)s)"
+        "--weights",
+        type=option_values.tensors_path,
+        default="pretrained",
+        metavar="FILE",
+        help="as of a run (%(default)s)",
     )
-    data.add_argument("--cache_dir", type=option_values.path, metavar="DIR", help="as of a run")
+    data.add_argument("--cache_dir", type=option_values.tensors_path, metavar="DIR", help="as of a run")
 
     commands = parser.add_subparsers(dest="what", required=True, metavar="|".join(PARTS))
     some = commands.add_parser("stages", parents=[place, data], help="images a second of each stage, on one core")
@@ -111,7 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder that holds PACS; then a run of it is timed too",
     )
-    cuda.add_argument("--cache_dir", type=option_values.path, metavar="DIR", help="as of a run")
+    cuda.add_argument("--cache_dir", type=option_values.tensors_path, metavar="DIR", help="as of a run")
     cuda.add_argument(
         "--steps", type=option_values.whole(1), default=5000, metavar="N", help="of the run (%(default)s)"
     )

@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     place = CommandLine(add_help=False)
     place.add_argument(
         "--cache_dir",
-        type=option_values.path,
+        type=option_values.tensors_path,
         metavar="DIR",
         help=f"where entries lie (${VARIABLE}, else domainbed_ext among your caches)",
     )
