@@ -233,7 +233,8 @@ class LP(Algorithm):
     @property
     def embeds(self) -> bool:
         """Whether features stand for images: the head is one linear layer, which two-headed models' is not."""
-        return isinstance(self.backbone.get_classifier(), nn.Linear)  # type: ignore[operator]
+        heads = classifiers(self.backbone)
+        return len(heads) == 1 and isinstance(heads[0], nn.Linear)
 
     def embed(self, images: Tensor) -> Tensor:
         """What the head reads, the same at every step: [batch, channels, height, width] → [batch, width]."""

@@ -247,10 +247,16 @@ def outside_parameters(model: nn.Module, inner: nn.Module) -> dict[str, nn.Param
 
 
 def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The classifier, or both of a distilled model; none if it has no such thing."""
+    """The classifier, or all of a model of several, such as a distilled one or VOLO; none if it has no such thing."""
     inner = timm_model(model)
     found = inner.get_classifier() if hasattr(inner, "get_classifier") else ()  # type: ignore[operator]
-    return tuple(head for head in (found if isinstance(found, tuple) else (found,)) if head is not None)
+    heads = [head for head in (found if isinstance(found, tuple) else (found,)) if head is not None]
+    within = {module for head in heads for module in head.modules()}
+    # VOLO's auxiliary head, whose logits are added, is not among what it gives, but in its config.
+    named = (getattr(inner, "pretrained_cfg", None) or {}).get("classifier") or ()
+    named = (named,) if isinstance(named, str) else named
+    heads += [module for name, module in named_modules(inner) if name in named and module not in within]
+    return tuple(heads)
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -229,6 +229,10 @@ def _describe(
             f"{type(model).__name__}: train with target_modules of the blocks alone, or {_INSTEAD}"
         )
     targets = {target for name in pairs for target in sites[name]}
+    # PEFT has no word for a fused layer of which only some projections are adapted: the others' rows of B are zero.
+    adapted = {target for name, pair in pairs.items() for target in sites[name] if _adapts(name, target, pair)}
+    absent = {target for name in sites if name not in pairs for target in sites[name]}
+    targets = targets - (absent - adapted) or targets
     left_out = [name for name in sites if name not in pairs and targets.intersection(sites[name])]
     if left_out:
         raise AdapterError(f"{folder} adapts only some of the blocks, and not {some(left_out)}: {_INSTEAD}")
@@ -257,8 +261,14 @@ def _describe(
     return {
         "architecture": config.get("base_model_name_or_path"),
         "config": widest.to_dict(),
-        "layers": {name: list(sites[name]) for name in pairs},
+        "layers": {name: [target for target in sites[name] if target in targets] for name in pairs},
     }
+
+
+def _adapts(name: str, target: str, pair: dict[str, Tensor]) -> bool:
+    """Whether a LoRA of PEFT on a layer is one on this projection: not where its rows of a fused layer's B are zero."""
+    stack = STACKS.get(name.rpartition(".")[2])
+    return stack is None or bool(pair["B"].chunk(len(stack))[stack.index(target)].any())
 
 
 def _is_pair(A: Tensor | None = None, B: Tensor | None = None) -> bool:

@@ -243,3 +243,10 @@ def test_files_are_for_whom_the_umask_says(name, umask, tmp_path):
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask} and len(files) > 1
+
+
+def test_a_probe_of_a_model_that_adds_two_heads_logits_has_no_features_to_train_on():
+    """VOLO's second head reads other features than the one that timm names."""
+    algorithm = make("LP", backbone="volo_d1_224", image_size=32)
+    assert not algorithm.embeds
+    assert all(parameter.requires_grad for parameter in algorithm.backbone.aux_head.parameters())

@@ -10,7 +10,18 @@ from small_models import perturb
 from torch import nn
 
 import vitlorafa
-from vitlorafa import AdapterConfig, AdapterError, AdapterWarning, adapter_layers, inject, merge, unmerge
+from vitlorafa import (
+    AdapterConfig,
+    AdapterError,
+    AdapterWarning,
+    adapter_layers,
+    inject,
+    load_adapter,
+    merge,
+    save_adapter,
+    unmerge,
+)
+from vitlorafa.inject import head_parameters
 
 # Name -> how to build a small one, and patterns of the linear layers that stay as they are.
 ADAPTED: dict[str, tuple[dict, tuple[str, ...]]] = {
@@ -144,6 +155,34 @@ def test_what_cannot_be_adapted_gets_the_names_that_were_looked_for(name, senten
         model = timm.create_model(name)
     with pytest.raises(AdapterError, match=sentence):
         inject(model, AdapterConfig(rank=2, targets="all"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("name", "targets"), [("cait_xxs24_224", "q,v"), ("tnt_s_patch16_224", "all"), ("volo_d1_224", "all")]
+)
+def test_a_round_trip_through_peft(name, targets, tmp_path):
+    """Layers of one, two and three projections, some of them adapted, and a head whose name ends another's."""
+    peft = pytest.importorskip("peft")
+    model = inject(small(name), AdapterConfig(rank=2, targets=targets, seed=0), train_head=True)
+    perturb(model)
+    with torch.no_grad():
+        for parameter in head_parameters(model).values():
+            parameter.normal_()
+        x = images(name)
+        y = model(x)
+        save_adapter(model, tmp_path / "ours", head=True, format="peft")
+        theirs = peft.PeftModel.from_pretrained(small(name), tmp_path / "ours").eval()
+        torch.testing.assert_close(theirs(x), y, atol=1e-4, rtol=1e-4)
+        theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+        for folder in ("ours", "theirs"):
+            torch.testing.assert_close(load_adapter(small(name), tmp_path / folder)(x), y, atol=1e-4, rtol=1e-4)
+
+
+def test_all_heads_train_where_logits_are_added():
+    """VOLO adds its auxiliary head's, which timm's get_classifier() leaves out."""
+    names = head_parameters(small("volo_d1_224"))
+    assert {name.partition(".")[0] for name in names} == {"head", "aux_head"} and len(names) == 4
 
 
 def test_a_model_can_be_adapted_again_after_it_was_merged(name, adapted):
