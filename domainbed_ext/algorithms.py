@@ -50,6 +50,7 @@ class Algorithm(nn.Module):
 
     Attributes:
         stage: opened around the parts of an update, for `--profile`.
+        backbone_digest: Digest of the weights that were loaded; None where they start at random.
     """
 
     stage: Stage = staticmethod(unmeasured)
@@ -64,6 +65,7 @@ class Algorithm(nn.Module):
         self.backbone = backbones.create(
             hparams["backbone"], hparams["weights"], num_classes, image_size=hparams["image_size"]
         )
+        self.backbone_digest = None if hparams["weights"] == "none" else backbones.loaded_digest(self.backbone)
         self.prepare(self.backbone, hparams)
         speed_up(self.backbone)
         precision.hold(self.backbone, self.precision)

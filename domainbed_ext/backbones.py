@@ -12,6 +12,8 @@ from domainbed_ext import backbone_names, image_sizes, weight_files
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.protocols import CHOICES
+from vitlorafa.inject import classifiers
+from vitlorafa.tensor_bytes import tensor_bytes
 
 INPUT_STATS = CHOICES["input_stats"]
 NO_FILE = ("pretrained", "none")  # what weights may be that are no file of the user's
@@ -82,6 +84,24 @@ def create(name: str, weights: str, num_classes: int, image_size: int | None = N
         raise BenchmarkError(f"{name} is no classifier ({type(model).__name__} has no head): choose another --backbone")
     model.reset_classifier(num_classes)
     return model
+
+
+def loaded_digest(backbone: nn.Module) -> str:
+    """What tells a backbone's parameters and buffers from others', whatever they were loaded from.
+
+    Args:
+        backbone: timm model, adapted or not. Its head, which starts at random, does not count.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    head = {id(parameter) for classifier in classifiers(backbone) for parameter in classifier.parameters()}
+    content = hashlib.blake2b(digest_size=8)
+    for name, tensor in backbone.state_dict(keep_vars=True).items():
+        if id(tensor) not in head:
+            content.update(name.encode("utf-8"))
+            content.update(tensor_bytes(tensor))
+    return content.hexdigest()
 
 
 def digest(weights: str, name: str = "") -> str | None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from domainbed_ext import strict_json
+from domainbed_ext import backbones, strict_json
 from domainbed_ext.algorithms import LP
 from domainbed_ext.augmentation import AUGMENTATIONS
 from domainbed_ext.cache.entries import Entries, NoRoom
@@ -27,7 +27,6 @@ from domainbed_ext.progress import bar
 from domainbed_ext.provenance import machine, rounding, versions
 from domainbed_ext.sources import Augmented, Images
 from domainbed_ext.tensor_files import save_tensors
-from vitlorafa.tensor_bytes import tensor_bytes
 
 _FILE = "features.safetensors"
 
@@ -108,13 +107,7 @@ class _InOrder(Dataset[Tensor]):
 
 def _digest(algorithm: LP, images: Stored, inputs: Inputs) -> str:
     """Of all that features follow from."""
-    head = set(map(id, algorithm.backbone.get_classifier().parameters()))  # type: ignore[operator]
-    content = hashlib.blake2b(digest_size=8)
-    for name, tensor in algorithm.backbone.state_dict(keep_vars=True).items():
-        if id(tensor) not in head:
-            content.update(name.encode("utf-8"))
-            content.update(tensor_bytes(tensor))
     said = {**versions(), **machine(), "backbone": algorithm.hparams["backbone"], "precision": algorithm.precision}
     said |= {"images": images.folder.name, "inputs": repr(inputs), **rounding()}
-    content.update(strict_json.dumps(said, sort_keys=True).encode("utf-8"))
-    return content.hexdigest()
+    said["weights"] = backbones.loaded_digest(algorithm.backbone)
+    return hashlib.blake2b(strict_json.dumps(said, sort_keys=True).encode("utf-8"), digest_size=8).hexdigest()

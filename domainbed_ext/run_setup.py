@@ -126,6 +126,7 @@ def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
         "split_sizes": {name: len(split) for name, split in setup.splits.items()},
         "precision": algorithm.precision,
         "weights_digest": backbones.digest(setup.hparams["weights"], setup.hparams["backbone"]),
+        "backbone_digest": getattr(algorithm, "backbone_digest", None),  # a method may build itself in its own way
         "trainable_parameters": trainable,
         "total_parameters": total,
         "versions": versions(),

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from domainbed_ext import algorithms, finished, provenance, run_setup, states, sweep, train
+from domainbed_ext import algorithms, backbones, finished, provenance, run_setup, states, sweep, train
 from domainbed_ext.algorithms import LP
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import RunFolder, State
@@ -199,6 +199,26 @@ def test_a_finished_run_of_other_versions_is_done(half_done, capsys):
     said = capsys.readouterr()
     assert "is done already" in said.out and "of other versions (torch 1.0 then" in said.err
     assert "does not record of which data it is" in said.err
+
+
+def test_what_was_loaded_is_recorded_and_other_weights_of_the_same_name_are_told(make_args, monkeypatch):
+    args = make_args(algorithm="LP", steps=1)  # on the embedded backbone, "pretrained"
+    assert train.run(args) == 0
+    recorded = RunFolder(args.output_dir).first_record()["backbone_digest"]
+    setup = run_setup.set_up(make_args(algorithm="BA", steps=1, seed=7))
+    assert run_setup.facts(setup)["backbone_digest"] == recorded  # the head starts at random, and is not loaded
+    random = run_setup.set_up(make_args(weights="none"))
+    assert run_setup.facts(random)["backbone_digest"] is None
+    create = backbones.create
+
+    def other(*args, **options):
+        model = create(*args, **options)
+        model.norm.bias.data += 1
+        return model
+
+    monkeypatch.setattr(backbones, "create", other)
+    with pytest.raises(BenchmarkError, match="holds a finished run of other weights .loaded from the same place"):
+        train.run(args)
 
 
 def test_a_checkpoint_of_other_data_is_not_resumed(tmp_path, data, capsys):
