@@ -113,9 +113,21 @@ def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Report:
     changes = _changes(folder / MANIFEST, table)
     if changes:
         report.problems.append(changes)
+    elif odd := [name for name, *_ in table if not _is_utf8(name)]:
+        report.problems.append(
+            f"{len(odd)} image name(s) are not UTF-8, {odd[0]!a} first, and so no manifest can list them: rename them"
+        )
     elif all(found.sha256 for found in examined):
         _write_manifest(folder / MANIFEST, table)
     return report
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:  # what the file system's bytes became that are no text
+        return False
+    return True
 
 
 def _verify_mnist(data_dir: Path) -> Report:

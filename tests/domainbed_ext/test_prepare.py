@@ -221,6 +221,17 @@ def test_an_image_that_cannot_be_opened_is_named_and_no_manifest_is_written(tmp_
     assert not (tmp_path / "manifest.csv").exists()
 
 
+def test_names_that_a_manifest_cannot_hold_are_told(tmp_path):
+    make_domains(tmp_path, domains=("a", "b"), images=1)
+    try:
+        os.rename(tmp_path / "a/dog/pic_000.png", os.fsencode(tmp_path / "a/dog") + b"/\xe9.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    with pytest.raises(BenchmarkError, match=r"1 image name.s. are not UTF-8, 'a/dog/.udce9.png' first, .*: rename"):
+        main(["ImageFolderDomains", "--data_dir", str(tmp_path), "--verify"])
+    assert not (tmp_path / "manifest.csv").exists()
+
+
 def test_the_manifest_is_a_data_set_and_tells_what_changed(small, tmp_path):
     prepare("PACS", tmp_path, write_zip(tmp_path / "a.zip", tree(PACS)))
     path = tmp_path / "PACS" / "manifest.csv"
