@@ -27,8 +27,8 @@ def options(name: BackboneName, size: tuple[int, int]) -> dict[str, Any]:
     made, reason = _try(name.timm, size)
     if reason and not _try(name.timm, name.input_size[1:])[1]:  # else it is the meta device that it does not take
         raise BenchmarkError(
-            f"{name.timm} takes no images of {_text(size)} pixels ({reason}): give image_size another value (it takes "
-            f"{_others(name, size)}), or null for the backbone's own size"
+            f"{name.timm} takes no images of {_text(size)} pixels ({reason}): give image_size in --hparams another "
+            f"value (it takes {_others(name, size)}), or null for the backbone's own size"
         )
     return made
 
@@ -47,8 +47,8 @@ def resize(model: Any, name: str, size: tuple[int, int]) -> None:
         model.set_input_size(img_size=size)
     except Exception as error:  # assertions, divisions and shapes inside the model
         raise BenchmarkError(
-            f"{name} takes no images of {_text(size)} pixels ({_first_line(error)}): give image_size another value, or "
-            "null for the backbone's own size"
+            f"{name} takes no images of {_text(size)} pixels ({_first_line(error)}): give image_size in --hparams "
+            "another value, or null for the backbone's own size"
         ) from error
 
 

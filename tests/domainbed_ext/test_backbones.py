@@ -70,7 +70,7 @@ def test_any_size_that_a_model_takes(name, size):
     ("name", "size", "sentence"),
     [
         (NAME, 100, r"test_vit takes no images of 100 × 100 pixels .*it takes 96, 112, its own 160 × 160.*or null"),
-        (NAME, 8, r"test_vit takes no images of 8 × 8 pixels .*give image_size another value"),
+        (NAME, 8, r"test_vit takes no images of 8 × 8 pixels .*give image_size in --hparams another value"),
         ("twins_svt_small", 100, "it takes 96, 128, its own 224 × 224"),
         ("vgg11", 8, r"vgg11 takes no images of 8 × 8 pixels"),
     ],
