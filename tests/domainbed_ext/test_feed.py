@@ -1,6 +1,7 @@
 """What a run feeds its algorithm: the same with and without the cache, as images or as features."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
-from domainbed_ext import run_setup, sweep, train
+from domainbed_ext import data, run_setup, sweep, train
 from domainbed_ext.algorithms import LP
 from domainbed_ext.cache.entries import Entries
 from domainbed_ext.features import features
@@ -165,6 +166,23 @@ def test_a_probe_without_the_cache_decodes_what_it_looks_at_once(made):
         made({"data_augmentation": False}, algorithm="LP", cache_dir="none", steps=5, checkpoint_freq=freq)
         counts.append(decoded())
     assert counts[0] == counts[1] >= 80
+
+
+@pytest.mark.parametrize("algorithm", ["LP", "BOnly"])
+def test_what_workers_make_batches_of_can_be_sent_to_them(made, monkeypatch, algorithm):
+    """As where workers are spawned: on macOS, and from Python 3.14 on."""
+    loader, sizes = data.DataLoader, []
+
+    def sent(batches, **options):
+        packed = pickle.dumps(batches)
+        sizes.append(len(packed))
+        return loader(pickle.loads(packed), **options)
+
+    expected = made(algorithm=algorithm)
+    monkeypatch.setattr(data, "DataLoader", sent)
+    assert made(algorithm=algorithm) == expected
+    assert made(algorithm=algorithm, cache_dir="none") == expected
+    assert sizes and max(sizes) < 100_000  # places of images, not their pixels
 
 
 def test_features_of_other_weights_images_or_instructions_are_others(make_args, pacs_like, tmp_path, monkeypatch):
