@@ -1,5 +1,8 @@
 import csv
 import json
+import os
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitlorafa import AdapterError
 from vitlorafa.bench import floors, measure, methods, report
-from vitlorafa.bench.__main__ import main
+from vitlorafa.bench.__main__ import main, make_parser
 from vitlorafa.bench.methods import METHODS, OURS, Case, build, counted
 from vitlorafa.config import TARGETS
 
@@ -309,3 +312,22 @@ def test_weighing_leaves_nothing_behind():
     contestant.model.blocks[0].mlp.fc1.register_forward_hook(lambda module, args, y: seen.append(weakref.ref(y)))
     measure.saved(contestant, SMALL)
     assert len(seen) == 2 and not any(ref() is not None for ref in seen)
+
+
+def test_a_console_without_a_character_or_a_closed_pipe_ends_in_no_traceback():
+    words = ["--dry_run", "--models", "vit_tiny_patch16_224", "--depth", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitlorafa.bench", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    process.stdout.close()
+    with process.stderr:
+        assert b"Traceback" not in process.stderr.read()
+    assert process.wait() == 0
+
+
+def test_paths_of_the_bench_are_expanded(monkeypatch):
+    monkeypatch.setenv("WHERE", "/place")
+    assert make_parser().parse_args(["--output_dir", "$WHERE/bench"]).output_dir == "/place/bench"

@@ -1,6 +1,7 @@
 """The command line of `vitlorafa.bench`."""
 
 import argparse
+import io
 import itertools
 import os
 import sys
@@ -186,6 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.threads:
             torch.set_num_threads(args.threads)
         _run(args, argv, plans)
+    except BrokenPipeError:
+        raise
     except (RuntimeError, OSError) as error:  # out of memory is a RuntimeError
         print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
         return 1
@@ -305,5 +308,24 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield advance
 
 
+def _print_safely() -> None:
+    """Has a console that lacks a character show a question mark: what was measured takes long."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _leave_pipe() -> int:
+    """Ends in silence where nobody reads on (`| head`): results are files."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _print_safely()
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _leave_pipe()
+    sys.exit(code)
