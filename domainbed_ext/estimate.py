@@ -49,19 +49,21 @@ class Left:
         return f"time left: {least}{duration(self.seconds)} at {self.running} at once{unknown}"
 
 
-def left(standings: Sequence[Standing], at_once: int = 0) -> Left:
+def left(standings: Sequence[Standing], at_once: int = 0, guess: bool = False) -> Left:
     """What is left: of the launches under way, or else of all but what failed.
 
     Args:
         standings: of the runs.
         at_once: how many run at once, if that is known; those that run at this moment may be fewer.
+        guess: Whether kinds of which nothing is known are taken to be as long as the others are.
     """
     under_way = [standing for standing in standings if standing.state in (State.RUNNING, State.QUEUED)]
     others = (State.DONE, State.FAILED)
     missing = under_way or [standing for standing in standings if standing.state not in others]
     whole = seconds_a_run(standings)
     untold = dict.fromkeys(standing.job.kind for standing in missing if standing.job.kind not in whole)
-    rest = [_rest(standing, whole) for standing in missing]
+    usual = fmean(whole.values()) if guess and whole else 0.0
+    rest = [_rest(standing, whole, usual) for standing in missing]
     work, running = sum(rest), sum(standing.state is State.RUNNING for standing in missing)
     running = max(running, min(at_once, len(missing)))
     # The last run takes its time, however many there could be at once.
@@ -69,11 +71,11 @@ def left(standings: Sequence[Standing], at_once: int = 0) -> Left:
     return Left(len(missing), work, list(untold), running, seconds)
 
 
-def _rest(standing: Standing, whole: Mapping[Kind, float]) -> float:
-    """Seconds that the rest of a run takes; 0 where nothing tells."""
+def _rest(standing: Standing, whole: Mapping[Kind, float], usual: float) -> float:
+    """Seconds that the rest of a run takes; a whole run takes `usual` seconds where nothing tells."""
     if standing.attempt and standing.attempt.left is not None:
         return standing.attempt.left
-    return (1 - standing.share) * whole.get(standing.job.kind, 0.0)
+    return (1 - standing.share) * whole.get(standing.job.kind, usual)
 
 
 def seconds_a_run(standings: Sequence[Standing]) -> dict[Kind, float]:

@@ -55,11 +55,11 @@ class LaunchProgress:
         seen = look(self.jobs, self.jobs[0].sweep_dir)
         # A run that ended a moment ago has no successor yet.
         self._at_once = max(self._at_once, sum(standing.state is State.RUNNING for standing in seen))
-        rest = left([*self.others, *seen], self._at_once)
+        rest = left([*self.others, *seen], self._at_once, guess=True)
         self.bar.seconds_left = rest.seconds
         self._left = ""
         if rest.seconds:
-            self._left = f"{'at least ' if rest.untold else ''}{duration(rest.seconds)} left"
+            self._left = f"{'about ' if rest.untold else ''}{duration(rest.seconds)} left"
         self._next_look = time.monotonic() + max(REFRESH, SHARE * (time.monotonic() - now))
 
 

@@ -17,16 +17,15 @@ class RunTime:
         self.validation = _images(setup, setup.validation_splits)
         self.others = _images(setup, setup.other_splits)
         self._batch = len(setup.train_envs) * int(setup.hparams["batch_size"])
-        self._first: float | None = None
-        self._seconds, self._steps = 0.0, 0  # of all but the first, which warms up
+        self._warm = False
+        self._seconds, self._steps = 0.0, 0
         self._image: float | None = None
 
     def step(self, seconds: float) -> None:
-        """Takes note of a training step."""
-        if self._first is None:
-            self._first = seconds
-        else:
+        """Takes note of a training step; the first one only warms up."""
+        if self._warm:
             self._seconds, self._steps = self._seconds + seconds, self._steps + 1
+        self._warm = True
 
     def evaluation(self, seconds_an_image: float | None) -> None:
         """Takes note of how fast evaluation is; None if nothing was evaluated yet."""
@@ -38,9 +37,9 @@ class RunTime:
         Args:
             steps_done: Number of steps that are done.
         """
-        step = self._seconds / self._steps if self._steps else self._first
-        if step is None:
+        if not self._steps:
             return None
+        step = self._seconds / self._steps
         image = step / self._batch * FORWARD if self._image is None else self._image
         return (self.setup.steps - steps_done) * step + image * self._images_left(steps_done)
 

@@ -351,6 +351,16 @@ def test_the_time_left_of_a_launch_is_sane_from_its_first_run_on(tmp_path, monke
     assert capsys.readouterr().out.endswith("; 3 min left\n")
 
 
+def test_kinds_of_runs_that_have_not_begun_are_guessed(tmp_path):
+    jobs = make_jobs(tmp_path, algorithms=["LP", "BA"])
+    shown = progress.Bar(None, "sweep", len(jobs), "runs")
+    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
+        done(jobs[0], 60.0)
+        running(jobs[1], 0.5, 30.0, left=30.0)
+        LaunchProgress(jobs, [], shown)(1, 0.5)
+    assert shown.seconds_left == pytest.approx(30 + 6 * 60)
+
+
 def test_what_runs_took_before_tells_of_a_launch_that_resumes(tmp_path):
     jobs = make_jobs(tmp_path)
     for job in jobs[:2]:

@@ -294,9 +294,10 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    is_terminal = sys.stderr.isatty()  # a variable that asks for colour makes none of a pipe
+    console = Console(file=sys.stderr, force_terminal=is_terminal)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=120) as bar:
+    with Progress(*columns, console=console, disable=not is_terminal, speed_estimate_period=120) as bar:
         task = bar.add_task("bench", total=total, rate="")
 
         def advance() -> None:
