@@ -37,7 +37,8 @@ def inject(
             TimmWrapper; all of that is frozen. Wrap it in DDP or shard it after, not before.
         config: What to adapt, and how.
         train_head: Whether the classifier, timm's `get_classifier()`, stays trainable.
-        prefix: Name of the timm model within `model`, such as "backbone"; the only one there is if None.
+        prefix: Name of the timm model within `model`, such as "backbone". If None, it is the only one there is; where
+            there are several, all are adapted as one.
 
     Returns:
         The same model. The modes of its modules (`train`, `eval`) are as before.

@@ -6,7 +6,7 @@ Or the two files of PEFT, see `vitlorafa.peft_format`. Names are those within th
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
@@ -232,12 +232,28 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     missing = [key for key in ("config", "layers", "head", "sha256") if key not in description]
     if missing:
         raise AdapterError(f"{folder / DESCRIPTION} lacks {', '.join(missing)}")
+    odd = [key for key, is_right in _SHAPES.items() if key in description and not is_right(description[key])]
+    if odd:
+        raise AdapterError(f"{folder / DESCRIPTION} has no such {', '.join(odd)} as adapters have: save it again")
     if hashlib.sha256(data).hexdigest() != description["sha256"]:
         raise AdapterError(f"{folder / TENSORS} is damaged or of another save than {DESCRIPTION}: save it again")
     try:
         return description, safetensors.torch.load(data)
     except SafetensorError as error:
         raise AdapterError(f"{folder / TENSORS} cannot be read: {error}") from None
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+_SHAPES: dict[str, Callable[[Any], bool]] = {
+    "config": lambda value: isinstance(value, dict),
+    "layers": lambda value: isinstance(value, dict) and all(map(_are_names, value.values())),
+    **dict.fromkeys(("head", "extra", "outside"), _are_names),
+    **dict.fromkeys(("input", "digests"), lambda value: isinstance(value, dict)),
+    "class_names": lambda value: value is None or _are_names(value),
+}
 
 
 def _within(

@@ -51,6 +51,9 @@ class LoRALinear(nn.Module):
         AdapterError: If the rank is over the width of a projection.
     """
 
+    reloaded = False
+    _merge_again = False  # after a state dict is loaded
+
     def __init__(
         self,
         base: nn.Linear,
@@ -72,14 +75,12 @@ class LoRALinear(nn.Module):
         self.fold = config.compute == "folded"
         self.merged = False
         self.disabled = False
-        self.reloaded = False
         weights = [base.weight[start : start + m] for start in self.starts]
         A = torch.stack([initialise("A", config.init_A, config.rank, W, generator) for W in weights])
         B = torch.stack([initialise("B", config.init_B, config.rank, W, generator) for W in weights])
         self.lora_A = nn.Parameter(A, requires_grad="A" in config.train)
         self.lora_B = nn.Parameter(B, requires_grad="B" in config.train)
         self._unmerged: Tensor | None = None  # the pretrained weight, while merged
-        self._merge_again = False  # after a state dict is loaded
         self._cast: tuple[Any, ...] | None = None  # see _frozen
         self.register_load_state_dict_post_hook(_merge_again)
 

@@ -145,6 +145,8 @@ def edit(folder, **changes):
         (lambda f: (f / "adapter.json").write_text("[]"), "not of adapter format 1"),
         (lambda f: (f / "adapter.json").write_text('{"format": 1}'), "lacks config, layers, head, sha256"),
         (lambda f: edit(f, format=2), "not of adapter format 1"),
+        (lambda f: edit(f, config=3, head=[1]), "has no such config, head as adapters have"),
+        (lambda f: edit(f, layers={"blocks.0.attn.qkv": 3}, extra=None), "has no such layers, extra as adapters have"),
         (lambda f: edit(f, config={"rnk": 2}), "unknown field of AdapterConfig 'rnk': did you mean 'rank'"),
         (lambda f: (f / "adapter.safetensors").write_bytes(b"x"), "is damaged or of another save"),
         (lambda f: save_file({"a": torch.ones(1)}, f / "adapter.safetensors"), "is damaged or of another save"),
