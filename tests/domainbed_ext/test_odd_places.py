@@ -11,7 +11,6 @@ from domainbed_ext import evaluate, options, train
 from domainbed_ext.collect_results import collect
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.files import write_atomically
-from domainbed_ext.prepare.command import main as prepare
 from domainbed_ext.records import RunFolder, State
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -51,11 +50,6 @@ def test_file_names_that_are_not_utf_8_are_names_like_others(run_of_odd_domains)
     tables = folder.path.parent / "tables"
     assert "d\ufffdsert" in (tables / "results.md").read_text(encoding="utf-8")
     assert "d?sert" in (tables / "results.tex").read_text(encoding="utf-8")
-
-
-def test_a_manifest_keeps_the_bytes_of_names(odd_domains):
-    prepare(["ImageFolderDomains", "--data_dir", str(odd_domains), "--verify"])
-    assert b"d\xe9sert/cha\xee/im\xff_0.png" in (odd_domains / "manifest.csv").read_bytes()
 
 
 def test_text_keeps_the_bytes_of_names(tmp_path):
