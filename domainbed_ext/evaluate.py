@@ -128,6 +128,8 @@ def _set_up(record: dict[str, Any], data_dir: str | None, weights: str | None) -
 def _check(record: dict[str, Any], now: dict[str, Any], run: RunFolder) -> None:
     """Refuses data and weights that are not the run's."""
     found = differences(record, now)
+    if Kind.SOURCES in found:
+        print(f"warning: {found[Kind.SOURCES]} since the run", file=sys.stderr)
     for kind, option in ((Kind.DATA, "--data_dir"), (Kind.WEIGHTS, "--weights")):
         if kind in found:
             raise BenchmarkError(

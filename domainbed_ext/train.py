@@ -183,6 +183,8 @@ class Training:
             told = ", ".join(f"{kind.value} ({words})" for kind, words in found.items())
             print(f"the checkpoint is of other {told}: starting again", file=sys.stderr)
             state = None
+        if state is not None and "data_digest" not in state["facts"]:
+            print("the checkpoint does not record of which data it is: taken as of the data here", file=sys.stderr)
         if state is None:
             self.folder.start()
             print(run_report.header(self.facts, self.setup))

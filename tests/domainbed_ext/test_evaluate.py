@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from domainbed_ext import evaluate, train
+from domainbed_ext import evaluate, run_setup, train
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import RunFolder
 from vitlorafa import AdapterWarning
@@ -106,6 +106,16 @@ def test_data_that_has_moved(run, pacs_like, tmp_path):
     change(folder, data_digest=None)  # as records were before they had one
     with pytest.raises(BenchmarkError, match=r"\(env2_out 4 then, 3 now\)"):
         evaluate.evaluate(folder, data_dir=str(moved))
+
+
+def test_a_source_file_that_has_changed_is_told(run, capsys, monkeypatch):
+    monkeypatch.setattr(run_setup, "own_sources", lambda *_: {"Mine": "now"})
+    folder = run(checkpoint_freq=0)
+    evaluate.evaluate(folder)
+    assert "source file" not in capsys.readouterr().err
+    change(folder, sources={"Mine": "then"})
+    evaluate.evaluate(folder)
+    assert "warning: the source file of Mine has changed since the run\n" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_the_runs_are_refused(run, tmp_path):

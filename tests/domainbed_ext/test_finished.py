@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from domainbed_ext import algorithms, backbones, finished, provenance, run_setup, states, sweep, train
+from domainbed_ext import algorithms, backbones, checkpoint, finished, provenance, run_setup, states, sweep, train
 from domainbed_ext.algorithms import LP
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.records import RunFolder, State
@@ -222,8 +222,6 @@ def test_what_was_loaded_is_recorded_and_other_weights_of_the_same_name_are_told
 
 
 def test_a_checkpoint_of_other_data_is_not_resumed(tmp_path, data, capsys):
-    from domainbed_ext import checkpoint
-
     job = make_jobs(tmp_path, data)[0]
     facts = run_setup.facts(run_setup.set_up(job.args))
     job.folder.path.mkdir(parents=True)
@@ -232,3 +230,16 @@ def test_a_checkpoint_of_other_data_is_not_resumed(tmp_path, data, capsys):
     assert train.run(job.args, lambda share: None) == 0
     assert "the checkpoint is of other data (environments art, photo, sketch: names" in capsys.readouterr().err
     assert job.folder.first_record()["data_digest"] != facts["data_digest"]
+
+
+def test_a_checkpoint_that_does_not_say_of_which_data_is_resumed_with_a_warning(tmp_path, data, capsys):
+    job = make_jobs(tmp_path, data)[0]
+    with job.folder.claim() as claim:
+        train.Training(run_setup.set_up(job.args), job.folder, claim, lambda: None)._save()
+    state, _ = checkpoint.load(job.folder.path)
+    del state["facts"]["data_digest"]
+    checkpoint.save(job.folder.path, 0, state)
+    assert train.run(job.args) == 0
+    said = capsys.readouterr().err
+    assert "the checkpoint does not record of which data it is: taken as of the data here" in said
+    assert "starting again" not in said
