@@ -23,13 +23,9 @@ def picture(number=0):
 
 
 def tree(domains, classes=TWO, images=3, top=""):
-    """Names and contents of an archive's files."""
-    return {
-        f"{top}{domain}/{label}/pic_{n}.png": picture(n)
-        for domain in domains
-        for label in classes
-        for n in range(images)
-    }
+    """Names and contents of an archive's files, each of which is another picture."""
+    names = [f"{top}{domain}/{label}/pic_{n}.png" for domain in domains for label in classes for n in range(images)]
+    return {name: picture(number) for number, name in enumerate(names)}
 
 
 def write_folder(path, files):
