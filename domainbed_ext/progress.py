@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 BYTES = "bytes"
@@ -151,7 +152,15 @@ class Bar:
                 self.display.remove_task(self._task)
 
 
-class _Count(ProgressColumn):
+class _Figure(ProgressColumn):
+    """What stays in one line: on a narrow terminal the bar gives way."""
+
+    def get_table_column(self) -> Column:
+        """Column of the display's table."""
+        return Column(no_wrap=True)
+
+
+class _Count(_Figure):
     def render(self, task: Task) -> Text:
         bar: Bar = task.fields["bar"]
         if bar.unit == BYTES:
@@ -160,14 +169,14 @@ class _Count(ProgressColumn):
         return Text(f"{int(bar.done):,}{total} {bar.unit}".rstrip() if bar.done or total else "")
 
 
-class _Rate(ProgressColumn):
+class _Rate(_Figure):
     def render(self, task: Task) -> Text:
         bar: Bar = task.fields["bar"]
         rate = bar.pace.rate
         return Text("" if rate is None else in_words(rate, bar.unit))
 
 
-class _Left(ProgressColumn):
+class _Left(_Figure):
     def render(self, task: Task) -> Text:
         bar: Bar = task.fields["bar"]
         if bar.is_closed:

@@ -133,3 +133,13 @@ def test_what_is_piped_stays_piped(monkeypatch, capsys):
     with progress.bar("outer", 2):
         print("trained")
     assert capsys.readouterr().out == "trained\n" and "trained" not in screen.getvalue()
+
+
+def test_figures_stay_in_one_line_on_a_narrow_terminal(monkeypatch, clock):
+    monkeypatch.setenv("COLUMNS", "80")
+    screen = terminal(monkeypatch)
+    with progress.bar("evaluating environments", 80_000, "images") as line:
+        line.pace = Pace(clock)
+        clock.now += 10
+        line.advance(29_000)
+    assert "29,000/80,000 images 2,900 images/s" in screen.getvalue()
