@@ -33,9 +33,11 @@ from domainbed_ext.model_selection import SELECTION_METHODS, group_records
 from domainbed_ext.scores import Results
 from domainbed_ext.seeds import holdout_split, seed_hash, split
 from domainbed_ext.sources import Augmented, Uncached
+from domainbed_ext.summaries import DIVERGED
 
 DELIBERATE = {
     "nan": "upstream: a NaN validation accuracy wins if the run's first step has it; here: it ranks below any number",
+    "diverged": 'upstream prints "nan" for an accuracy that is not known; here: "diverged"',
     "networks": "upstream's hyperparameters of its own networks (resnet18, vit, ...); here: the backbone is timm's",
     "folders": "upstream's hash of a run's arguments names its folder; here, what it computes does",
     "ours": "hyperparameters, options and record fields that upstream does not have",
@@ -476,7 +478,9 @@ def compare_table(
             keys = [(algorithm, dataset, number)] if dataset else [(algorithm, column)]
             touched = any(key[0] == algorithm for key in moved) if average else any(key in moved for key in keys)
             unless = "nan" if touched else None
-            report.check("tables", f"{place} text", str(cell), texts[algorithm].get(column), unless)
+            text = texts[algorithm].get(column)
+            is_named = str(cell).startswith("nan") and text == DIVERGED
+            report.check("tables", f"{place} text", str(cell), text, unless or ("diverged" if is_named else None))
             if not average:
                 of = (dataset, algorithm, "out_of_domain", number) if dataset else (column, algorithm, "out_of_domain")
                 found = results.summary(method, *of)
