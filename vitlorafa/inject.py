@@ -1,6 +1,6 @@
 """Adapters into and out of a timm vision transformer, in place."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -51,19 +51,39 @@ def inject(
         AdapterWarning: If some blocks have no such target, or hold linear layers but no attention, or if the model is
             wrapped in DDP.
     """
-    root, inner = unwrap(model), timm_model(model, prefix)
-    if any(isinstance(module, LoRALinear) for module in inner.modules()):
-        raise AdapterError("the model is adapted already: remove(model) or merge_and_unload(model) first")
-    if is_sharded(model):
-        raise AdapterError("the model is sharded: inject, or load_adapter, before fully_shard or FSDP")
+    inner = timm_model(model, prefix)
+    _check_unadapted(model, inner)
     sites = linear_sites(inner)
     check_targets(inner, sites, config.targets)
     if left_out := gaps(inner, sites, config.targets, classifiers(inner)):
         warn(left_out)
-    sites = [site for site in sites if set(site.targets) & set(config.targets)]
+    return inject_layers(model, inner, config, {site.name: config.targets for site in sites}, train_head=train_head)
+
+
+def inject_layers(
+    model: nn.Module,
+    inner: nn.Module,
+    config: AdapterConfig,
+    layers: Mapping[str, Collection[str]],
+    *,
+    train_head: bool = False,
+) -> nn.Module:
+    """`inject` for layers that are named, such as those that a file holds, whatever else the config's targets are.
+
+    Args:
+        model: The timm model, or what holds it.
+        inner: The timm model.
+        config: How to adapt.
+        layers: Targets by the layer's name. Passed over is what the model does not have.
+        train_head: Whether the classifier stays trainable.
+    """
+    _check_unadapted(model, inner)
+    root, sites = unwrap(model), linear_sites(inner)
+    check_targets(inner, sites, ())
+    sites = [site for site in sites if set(site.targets) & set(layers.get(site.name, ()))]
     head = set(head_parameters(inner).values()) if train_head else set()
     generator = config.generator()
-    layers = [_adapt(site, config, generator) for site in sites]
+    adapters = [_adapt(site, config, layers[site.name], generator) for site in sites]
 
     if reduces_gradients(model):
         warn(
@@ -82,7 +102,7 @@ def inject(
         root._vitlorafa_outside = before | vars(root).get("_vitlorafa_outside", {})
     for parameter in [*inner.parameters(), *outside.values()]:
         parameter.requires_grad_(parameter in head)
-    for site, layer in zip(sites, layers, strict=True):
+    for site, layer in zip(sites, adapters, strict=True):
         setattr(site.owner, site.attribute, layer)
         # BEiT, EVA and Swin v2 read qkv's weight instead of calling it, unless told to add the bias apart.
         if site.attribute == "qkv" and getattr(site.owner, "qkv_bias_separate", True) is False:
@@ -364,7 +384,14 @@ def take_out(model: nn.Module, inner: nn.Module) -> None:
         del root._vitlorafa_outside
 
 
-def _adapt(site: Site, config: AdapterConfig, generator: torch.Generator) -> LoRALinear:
+def _check_unadapted(model: nn.Module, inner: nn.Module) -> None:
+    if any(isinstance(module, LoRALinear) for module in inner.modules()):
+        raise AdapterError("the model is adapted already: remove(model) or merge_and_unload(model) first")
+    if is_sharded(model):
+        raise AdapterError("the model is sharded: inject, or load_adapter, before fully_shard or FSDP")
+
+
+def _adapt(site: Site, config: AdapterConfig, targets: Collection[str], generator: torch.Generator) -> LoRALinear:
     linear = getattr(site.owner, site.attribute)
     # A subclass with a forward of its own, or a weight that is no plain parameter: quantised, parametrised.
     if (
@@ -377,7 +404,7 @@ def _adapt(site: Site, config: AdapterConfig, generator: torch.Generator) -> LoR
     stack = STACKS.get(site.attribute, ())
     if stack and not stacks(site):
         raise AdapterError(f"{site.name} does not stack {_and(stack)} in equal parts: leave {_and(stack)} out")
-    projections = tuple(name for name in site.targets if name in config.targets)
+    projections = tuple(name for name in site.targets if name in targets)
     try:
         layer = LoRALinear(linear, config, projections, stack, generator)
     except AdapterError as error:

@@ -24,7 +24,7 @@ from vitlorafa.inject import (
     adapted_state,
     adapter_layers,
     classifiers,
-    inject,
+    inject_layers,
     take_out,
     timm_model,
 )
@@ -121,11 +121,13 @@ def load_adapter(
 ) -> nn.Module:
     """Loads what `save_adapter` wrote, exactly, or a LoRA that PEFT saved for a timm vision transformer.
 
-    A model without adapters gets them by the saved config, and what was saved beside them becomes trainable. An adapted
-    one keeps its config, for instance to go on training the other factor. PEFT does not save which factor trains:
-    both do then, and a LoRA on a fused qkv becomes one for each of q, k and v, with the same output.
+    A model without adapters gets them by the saved config, in exactly the layers that the file names, and what was
+    saved beside them becomes trainable. An adapted one keeps its config, for instance to train the other factor. PEFT
+    does not save which factor trains: both do then, and a LoRA on a fused qkv becomes one for each of q, k and v that
+    it changes, with the same output.
 
-    An `AdapterWarning` says if the model's pretrained weights, input or classes are not those that the adapter had.
+    An `AdapterWarning` says if the model's pretrained weights, input or classes are not those that the adapter had, or
+    if a file that does not say which weights it belongs to leaves layers of its targets out.
 
     Args:
         model: The architecture that the adapter was saved from, or what wraps or holds it.
@@ -156,13 +158,16 @@ def load_adapter(
         here = _digests(inner, description["layers"])
         fresh = "_vitlorafa" not in vars(inner)
         if fresh:
-            inject(model, AdapterConfig.from_dict(description["config"]), train_head=head, prefix=prefix)
+            config = AdapterConfig.from_dict(description["config"])
+            inject_layers(model, inner, config, description["layers"], train_head=head)
         try:
             targets = _targets(unwrap(model), inner, folder, description, tensors, head)
         except AdapterError:
             if fresh:
                 take_out(model, inner)
             raise
+        if fresh and not description.get("digests") and (left_out := _left_out(inner, description)):
+            warn(f"{folder} has no adapter for {some(left_out)}: they stay as they are")
         for sentence in origin.mismatches(description, inner, here, head):
             warn(f"{folder}: {sentence}")
         _copy(inner, tensors, targets)
@@ -295,13 +300,14 @@ def _targets(
 ) -> dict[str, Tensor]:
     """Where in the model each tensor of the file goes, after a look at whether they fit."""
     here = trained.places(inner)
-    expected = trained.factors(inner) | (trained.head(inner) if head else {})
-    expected |= {name: here[name] for name in description.get("extra", ()) if name in here}
-    if "extra" not in description:  # written by an earlier version, or by PEFT
-        missing = [name for name, tensor in expected.items() if name not in tensors and not _is_parameter(tensor)]
+    heads = trained.head(inner) if head else {}
+    if "extra" not in description:  # written by an earlier version, or by PEFT: parts of the head did not train
+        missing = [name for name in heads if name not in description["head"]]
         if missing:
             warn(f"{folder} was saved without {some(missing)}: the model's own stay, and outputs may differ")
-        expected = {name: tensor for name, tensor in expected.items() if name not in missing}
+        heads = {name: tensor for name, tensor in heads.items() if name not in missing}
+    expected = trained.factors(inner) | heads
+    expected |= {name: here[name] for name in description.get("extra", ()) if name in here}
     fitting = {name: tensor for name, tensor in tensors.items() if not name.startswith(trained.OUTSIDE)}
     _check_fit(inner, folder, description, fitting, expected)
     around = trained.around(root, inner)
@@ -350,6 +356,13 @@ def _check_fit(
         )
 
 
+def _left_out(model: nn.Module, description: dict[str, Any]) -> list[str]:
+    """Layers of the config's targets that the file does not name: from an earlier version, PEFT, or fewer blocks."""
+    targets = adapted_state(model).config.targets
+    sites = [site for site in linear_sites(model) if set(site.targets) & set(targets)]
+    return [site.name for site in sites if site.name not in description["layers"]]
+
+
 def _copy(model: nn.Module, tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
     merged = [layer for _, layer in adapter_layers(model) if layer.merged]
     with torch.no_grad():
@@ -384,7 +397,3 @@ def _digests(model: nn.Module, layers: Collection[str]) -> dict[str, str]:
     reloaded = any(layer.reloaded for _, layer in adapter_layers(model))
     kept: dict[str, str] = {} if reloaded or "_vitlorafa" not in vars(model) else adapted_state(model).digests
     return kept or origin.digests(model, layers)
-
-
-def _is_parameter(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter)

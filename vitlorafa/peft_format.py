@@ -124,7 +124,11 @@ def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
             pairs.setdefault(name, {})[factor[0]] = tensor
         else:
             heads[key.removeprefix(_PREFIX)] = tensor
-    own = bool(header) and header["layers"].keys() == pairs.keys()
+    own = bool(header)
+    if own and (odd := sorted(header["layers"].keys() ^ pairs.keys())):
+        raise AdapterError(
+            f"{folder / TENSORS} is damaged, for it was saved with other layers ({some(odd)}): save it again"
+        )
     if not own:
         _check_supported(model, folder, config, list(heads))
     odd = [name for name, pair in pairs.items() if not _is_pair(**pair)]
@@ -145,7 +149,7 @@ def _peft_config(model: nn.Module, architecture: str | None, heads: list[str]) -
     # patterns, to the end of a module's name from a dot on: a full name is one layer, and "qkv" every layer of that
     # name, of which none has another k.
     config, layers = adapted_state(model).config, dict(adapter_layers(model))
-    counts = {name.rpartition(".")[2]: len(layer.starts) for name, layer in layers.items()}
+    counts = {_kind(name): len(layer.starts) for name, layer in layers.items()}
     least = min(counts.values())
     wider = {name: k for name, k in counts.items() if k > least}
 
@@ -228,14 +232,8 @@ def _describe(
             f"{folder} adapts {some(outside)}, which is no linear layer of a transformer block in this "
             f"{type(model).__name__}: train with target_modules of the blocks alone, or {_INSTEAD}"
         )
-    targets = {target for name in pairs for target in sites[name]}
-    # PEFT has no word for a fused layer of which only some projections are adapted: the others' rows of B are zero.
-    adapted = {target for name, pair in pairs.items() for target in sites[name] if _adapts(name, target, pair)}
-    absent = {target for name in sites if name not in pairs for target in sites[name]}
-    targets = targets - (absent - adapted) or targets
-    left_out = [name for name in sites if name not in pairs and targets.intersection(sites[name])]
-    if left_out:
-        raise AdapterError(f"{folder} adapts only some of the blocks, and not {some(left_out)}: {_INSTEAD}")
+    layers = _projections(sites, pairs)
+    targets = {target for projections in layers.values() for target in projections}
 
     patterns = config.get("alpha_pattern") or {}
     configs = {
@@ -261,14 +259,27 @@ def _describe(
     return {
         "architecture": config.get("base_model_name_or_path"),
         "config": widest.to_dict(),
-        "layers": {name: [target for target in sites[name] if target in targets] for name in pairs},
+        "layers": layers,
     }
 
 
-def _adapts(name: str, target: str, pair: dict[str, Tensor]) -> bool:
-    """Whether a LoRA of PEFT on a layer is one on this projection: not where its rows of a fused layer's B are zero."""
-    stack = STACKS.get(name.rpartition(".")[2])
-    return stack is None or bool(pair["B"].chunk(len(stack))[stack.index(target)].any())
+def _projections(sites: dict[str, tuple[str, ...]], pairs: dict[str, dict[str, Tensor]]) -> dict[str, list[str]]:
+    """What a LoRA of PEFT adapts of each layer, the same of all fused layers of one name.
+
+    PEFT has no word for a fused layer of which only some projections are adapted: the others' rows of B are zero in all
+    of them. Where all rows are, nothing has trained yet.
+    """
+    adapted: dict[str, set[str]] = {}
+    for name, pair in pairs.items():
+        parts = zip(sites[name], pair["B"].tensor_split(len(sites[name])), strict=True)
+        adapted.setdefault(_kind(name), set()).update(target for target, rows in parts if rows.any())
+    return {
+        name: [target for target in sites[name] if target in (adapted[_kind(name)] or sites[name])] for name in pairs
+    }
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _is_pair(A: Tensor | None = None, B: Tensor | None = None) -> bool:
@@ -277,7 +288,7 @@ def _is_pair(A: Tensor | None = None, B: Tensor | None = None) -> bool:
 
 def _slices(name: str, projections: list[str], A: Tensor, B: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     """A [k, r, d_in] and B [k, m, r] of a layer's projections, each with a block of A and B or with the `shared` A."""
-    stack = STACKS.get(name.rpartition(".")[2], ())
+    stack = STACKS.get(_kind(name), ())
     m = len(B) // max(1, len(stack))
     r = len(A) if shared else len(A) // len(projections)
     rows = [stack.index(projection) * m for projection in projections] if stack else [0]

@@ -93,7 +93,7 @@ def test_into_an_adapted_model(saved):
         (
             lambda: build("vit_tiny_patch16_224", depth=7),
             {"head": False},
-            r"in 14 places: blocks.0.*; \.\.\.",
+            r"in 12 places: blocks.0.*; \.\.\.",
         ),
         (lambda: build("test_vit", num_classes=7), {}, "the saved head has 5 classes and the model 7: create"),
         (lambda: build("test_vit", num_classes=0), {"head": True}, "no head"),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from small_models import build, images, perturb
 
 import vitlorafa
-from vitlorafa import AdapterConfig, AdapterError, adapter_layers, inject, load_adapter, save_adapter
+from vitlorafa import AdapterConfig, AdapterError, AdapterWarning, adapter_layers, inject, load_adapter, save_adapter
 from vitlorafa.inject import head_parameters
 
 peft = pytest.importorskip("peft")
@@ -232,7 +232,7 @@ def test_damaged_after_the_header(tmp_path):
     with safe_open(file, "pt") as opened:
         header = opened.metadata()
     tensors = load_file(file)
-    for lost, message in ((QKV_B, "for blocks.0.attn.qkv"), ("blocks.0", "only some of the blocks")):
+    for lost, message in ((QKV_B, "for blocks.0.attn.qkv"), ("blocks.0", "is damaged, .* other layers .blocks.0")):
         save_file({name: tensor for name, tensor in tensors.items() if lost not in name}, file, header)
         with pytest.raises(AdapterError, match=message):
             load_adapter(build(VIT), tmp_path)
@@ -311,6 +311,35 @@ def test_what_peft_wrote(architecture, targets, kwargs, tmp_path):
     assert trained & heads.keys() == (heads.keys() if "modules_to_save" in kwargs else set())
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "layers", "others"),
+    [
+        (
+            {"target_modules": ["qkv"], "layers_to_transform": [0], "layers_pattern": "blocks"},
+            ["blocks.0.attn.qkv"],
+            "blocks.1.attn.qkv",
+        ),
+        (
+            {"target_modules": ["qkv", "blocks.1.mlp.fc1"]},
+            ["blocks.0.attn.qkv", "blocks.1.attn.qkv", "blocks.1.mlp.fc1"],
+            "blocks.0.mlp.fc1",
+        ),
+    ],
+)
+def test_layers_of_some_blocks(kwargs, layers, others, tmp_path):
+    model = theirs(**kwargs)
+    saved(model, tmp_path / "theirs")
+    with pytest.warns(AdapterWarning, match=f"has no adapter for {others}: they stay as they are"):
+        other = load_adapter(build(VIT), tmp_path / "theirs")
+    assert [name for name, _ in adapter_layers(other)] == layers
+    for format in ("peft", "vitlorafa"):
+        save_adapter(other, tmp_path / format, format=format)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", AdapterWarning)
+            assert_same(load_adapter(build(VIT), tmp_path / format), model)
+    assert_same(load_in_peft(tmp_path / "peft"), model)
+
+
 def test_pattern_of_one_layer(tmp_path):
     model = theirs(
         target_modules=["attn.proj"],
@@ -350,11 +379,6 @@ LORA = {"target_modules": ["qkv"]}
     [
         ("adapts patch_embed.proj, which is no linear layer of a transformer block", {"target_modules": ["proj"]}),
         ("adapts head, which is no linear layer", {"target_modules": "all-linear"}),
-        (
-            "only some of the blocks, and not blocks.1.attn.qkv",
-            LORA | {"layers_to_transform": [0], "layers_pattern": "blocks"},
-        ),
-        ("only some of the blocks, and not blocks.0.mlp.fc1", {"target_modules": ["qkv", "blocks.1.mlp.fc1"]}),
         ("use_dora=True, which is more than a LoRA: merge it", LORA | {"use_dora": True}),
         ("lora_bias=True", LORA | {"lora_bias": True}),
         ("bias='all'", LORA | {"bias": "all"}),

@@ -1,11 +1,14 @@
 """Which layers of timm's families are adapted: a small member of each that has transformer blocks."""
 
+import json
 import re
 import warnings
 
 import pytest
 import timm
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_models import perturb
 from torch import nn
 
@@ -177,6 +180,46 @@ def test_a_round_trip_through_peft(name, targets, tmp_path):
         theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
         for folder in ("ours", "theirs"):
             torch.testing.assert_close(load_adapter(small(name), tmp_path / folder)(x), y, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format", ["vitlorafa", "peft"])
+@pytest.mark.parametrize("name", ["twins_svt_small", "volo_d1_224"])
+def test_folders_of_versions_that_adapted_fewer_layers(name, format, tmp_path, monkeypatch):
+    """Exactly the layers of the file are adapted, and the parts of the head that it does not hold stay."""
+    known = {"qkv": vitlorafa.sites._ATTENTION["qkv"], "proj": ("proj",)}
+    with monkeypatch.context() as patch:
+        patch.setattr(vitlorafa.sites, "_ATTENTION", known)
+        patch.setattr(vitlorafa.sites, "_INPUTS", ("qkv",))
+        model = small(name)
+        cfg, model.pretrained_cfg = model.pretrained_cfg, model.pretrained_cfg | {"classifier": "head"}
+        inject(model, AdapterConfig(rank=2, targets="all", seed=0), train_head=True)
+        perturb(model)
+        with torch.no_grad():
+            model.head.weight.normal_()
+        monkeypatch.setattr(vitlorafa.io.origin, "digests", lambda model, layers: {})
+        save_adapter(model, tmp_path, head=True, format=format)
+        model.pretrained_cfg = cfg
+    _forget(tmp_path, "extra", "outside", "digests", "class_names", "input", "tag")
+    with pytest.warns(AdapterWarning, match="has no adapter for ") as told:
+        other = load_adapter(small(name), tmp_path)
+    assert [n for n, _ in adapter_layers(other)] == [n for n, _ in adapter_layers(model)]
+    assert torch.equal(other(images(name)), model(images(name)))
+    assert any("saved without aux_head.weight" in str(w.message) for w in told) == (name == "volo_d1_224")
+
+
+def _forget(folder, *keys):
+    """Leaves out of a folder's description what earlier versions did not write."""
+    own, file = folder / "adapter.json", folder / "adapter_model.safetensors"
+    if own.exists():
+        own.write_text(
+            json.dumps({key: value for key, value in json.loads(own.read_text()).items() if key not in keys})
+        )
+        return
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["vitlorafa"])
+    header = {key: value for key, value in header.items() if key not in keys}
+    save_file(load_file(file), file, {"format": "pt", "vitlorafa": json.dumps(header)})
 
 
 def test_all_heads_train_where_logits_are_added():
