@@ -8,7 +8,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from domainbed_ext import backbone_names, image_sizes, weight_files
+from domainbed_ext import backbone_names, hub_messages, image_sizes, weight_files
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.protocols import CHOICES
@@ -65,7 +65,8 @@ def create(name: str, weights: str, num_classes: int, image_size: int | None = N
     file = _file(weights, known)
     download = weights == "pretrained" and file is None
     try:
-        model: Any = timm.create_model(known.timm, pretrained=download, **image_sizes.options(known, size))
+        with hub_messages.one_warning():
+            model: Any = timm.create_model(known.timm, pretrained=download, **image_sizes.options(known, size))
     except Exception as error:  # hub clients raise many kinds: no network, no such file, no permission
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not download:

@@ -40,8 +40,12 @@ class LaunchProgress:
             share: Share of it that is done; 1.0 when it ended, well or not.
         """
         self._shares[index] = share
-        self.bar.reach(sum(self._shares))
         self._look()
+        done = sum(self._shares)
+        if self.bar.seconds_left is None:  # set-up and first evaluations tell no more of the rate than of the time left
+            self.bar.start_from(done)
+        else:
+            self.bar.reach(done)
         if share >= 1.0:
             self._ended += 1
             rest = f"; {self._left}" if self._left and self._ended < len(self.jobs) else ""

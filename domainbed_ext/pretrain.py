@@ -35,9 +35,10 @@ from domainbed_ext import option_values, strict_json
 from domainbed_ext.datasets import glyphs
 from domainbed_ext.datasets.digits import digits_environments
 from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
-from domainbed_ext.progress import Bar, bar
+from domainbed_ext.progress import Bar, bar, duration
 from domainbed_ext.tiny_vit import NAME, WEIGHTS
 
+_LINE_STEPS = 100  # steps from one printed line to the next
 _TEST_IMAGES = 2048
 _TEST_SEED = 10**6  # added to the seed: test images are drawn from a stream of their own
 _INK_WEIGHT = 4.0  # of the ink's loss, a mean over pixels, against that of the class
@@ -78,6 +79,7 @@ def pretrain(steps: int, batch_size: int, lr: float, seed: int, shown: Bar) -> t
         optimizer, lr, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
     generator = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
     for step in range(steps):
         styled = min(1.0, step / (_PLAIN_START * steps))
         images, ink, labels = glyphs.draw(bank, batch_size, generator, styled)
@@ -92,6 +94,9 @@ def pretrain(steps: int, batch_size: int, lr: float, seed: int, shown: Bar) -> t
         schedule.step()
         shown.advance()
         shown.note(f"class loss {named.item():.2f}")
+        if step % _LINE_STEPS == 0 or step == steps - 1:
+            took = duration(time.perf_counter() - start)
+            print(f"step {step:{len(str(steps - 1))}}  class loss {named.item():.2f}  {took}", flush=True)
 
     model.eval()
     with torch.inference_mode():

@@ -1,3 +1,6 @@
+import io
+import logging
+
 import pytest
 import timm
 import torch
@@ -146,6 +149,25 @@ def test_files_that_are_no_weights_get_a_sentence(tmp_path):
 def test_an_unknown_backbone_gets_the_nearest_name(name, sentence):
     with pytest.raises(BenchmarkError, match=sentence):
         backbones.create(name, "none", 7)
+
+
+def test_the_hub_client_warns_once_of_a_network_that_is_not_there(monkeypatch):
+    client = logging.getLogger("huggingface_hub.utils._http")
+    root = logging.getLogger("huggingface_hub")
+    written = logging.StreamHandler(stream := io.StringIO())
+    monkeypatch.setattr(root, "handlers", [written])
+
+    def offline(*args, **kwargs):
+        for attempt in range(6):
+            client.warning("no name is known, try %d", attempt)
+        client.error("given up")
+        raise OSError("the network is unreachable")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    for _ in range(2):  # nothing stays behind for what comes after
+        with pytest.raises(BenchmarkError, match="could not get the weights"):
+            backbones.create(NAME, "pretrained", 7)
+    assert stream.getvalue() == 2 * "no name is known, try 0\ngiven up\n"
 
 
 def test_weights_that_the_hub_does_not_give_get_a_sentence(monkeypatch):

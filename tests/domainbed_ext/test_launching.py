@@ -351,6 +351,29 @@ def test_the_time_left_of_a_launch_is_sane_from_its_first_run_on(tmp_path, monke
     assert capsys.readouterr().out.endswith("; 3 min left\n")
 
 
+def test_a_launch_has_no_rate_before_it_has_a_time_left(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(launch_progress.time, "monotonic", clock)
+    jobs = make_jobs(tmp_path)
+    shown = progress.Bar(None, "sweep", len(jobs), "runs")
+    shown.pace = progress.Pace(clock)
+    told = LaunchProgress(jobs, [], shown)
+    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
+        running(jobs[0], 0.001, 9.0)
+        clock.now += 9
+        told(0, 0.001)  # one step of a thousand after setting up and evaluating
+        clock.now += 4
+        told(0, 0.002)
+        assert shown.pace.rate is None  # rather than "1 h 48 min each"
+        running(jobs[0], 0.1, 15.0, left=45.0)
+        clock.now += 4
+        told(0, 0.1)
+        clock.now += 6
+        told(0, 0.2)
+        assert shown.done == 0.2
+        assert shown.pace.rate == pytest.approx((0.2 - 0.002) / 10)
+
+
 def test_kinds_of_runs_that_have_not_begun_are_guessed(tmp_path):
     jobs = make_jobs(tmp_path, algorithms=["LP", "BA"])
     shown = progress.Bar(None, "sweep", len(jobs), "runs")

@@ -86,7 +86,7 @@ def test_glyphs_have_variants_and_follow_the_generator():
 
 
 @all_fonts
-def test_pretraining_repeats_to_the_byte(tmp_path, monkeypatch):
+def test_pretraining_repeats_to_the_byte(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretrain, "linear_probe", lambda model: {})  # slow, and tested above
     monkeypatch.setattr(pretrain, "_TEST_IMAGES", 16)
     outs = [tmp_path / "a.safetensors", tmp_path / "deeper" / "b.safetensors"]
@@ -96,6 +96,8 @@ def test_pretraining_repeats_to_the_byte(tmp_path, monkeypatch):
     record = json.loads(outs[0].with_suffix(".json").read_text())
     assert record["steps"] == 3 and record["sha256"] == hashlib.sha256(outs[0].read_bytes()).hexdigest()
     timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(outs[0])})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split("  ")[0] for line in lines] == 2 * ["step 0", "step 2"]  # progress where there is no bar
 
 
 @pytest.mark.parametrize("argument", ["--steps", "--batch_size", "--threads"])
