@@ -40,7 +40,7 @@ _EXAMPLES = """examples:
   python -m domainbed_ext.sweep validate --sweep mine.yaml --data_dir data     before: is all well, what will it cost
   python -m domainbed_ext.sweep status --sweep mine.yaml --watch               meanwhile; --json for scripts
   python -m domainbed_ext.sweep cancel --sweep mine.yaml                       stop the sweep; launch resumes it later
-  python -m domainbed_ext.sweep retry --sweep mine.yaml --data_dir data        after mending what made runs fail
+  python -m domainbed_ext.sweep retry --sweep mine.yaml --data_dir data        after fixing what made runs fail
   python -m domainbed_ext.sweep delete_incomplete --sweep mine.yaml            or start those from scratch
 
 Every command takes the sweep's arguments, or its --sweep: the runs they name are those it is about."""

@@ -49,7 +49,7 @@ class Watch:
         self.step, self._what = step, f"{wrong} is {float(values[wrong])}"
         if not self._stop:
             print(
-                f"the run diverged at step {step}: {self._what}; it continues, its records say diverged, and "
+                f"warning: the run diverged at step {step}: {self._what}; it continues, its records say diverged, and "
                 "--stop_on_nan would end it here",
                 file=sys.stderr,
             )

@@ -71,7 +71,8 @@ def _other_data(found: Sequence[tuple[Job, str]]) -> BenchmarkError:
     job, words = found[0]
     return BenchmarkError(
         f"{job.sweep_dir} holds {count_of(len(found))} of {job.train_args['dataset']} on other data than "
-        f"{job.train_args['data_dir']} ({words}; {job.name} first): give another --output_dir, or the data of then"
+        f"{job.train_args['data_dir']} ({words}; {job.name} first): give another --output_dir, or the data that the "
+        "runs had"
     )
 
 

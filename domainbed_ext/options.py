@@ -43,7 +43,7 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="train on all environments but one (leave_one_out, so unless told), or on one alone (single_source); "
+        help="train on all environments but one (leave_one_out, the default), or on one alone (single_source); "
         "domainbed: leave_one_out with upstream DomainBed's choices, where those below are not given",
     )
     group.add_argument(
@@ -57,35 +57,35 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--validation_images",
         choices=CHOICES["validation_images"],
-        help="training environments are evaluated on plain images (so unless told), or augmented ones as in DomainBed",
+        help="training environments are evaluated on plain images (default), or augmented ones as in DomainBed",
     )
     group.add_argument(
         "--input_stats",
         choices=CHOICES["input_stats"],
-        help="images are normalised by the backbone's own mean and std (so unless told), or ImageNet's as in DomainBed",
+        help="images are normalised by the backbone's own mean and std (default), or ImageNet's as in DomainBed",
     )
     group.add_argument(
         "--sampling",
         choices=CHOICES["sampling"],
-        help="training images are drawn with replacement as in DomainBed (so unless told), or in shuffled epochs",
+        help="training images are drawn with replacement as in DomainBed (default), or in shuffled epochs",
     )
     group.add_argument(
         "--training_images",
         choices=CHOICES["training_images"],
-        help="what is augmented: images as they are (exact, so unless told), or ones scaled down, where larger, to an "
+        help="what is augmented: images as they are (exact, the default), or ones scaled down, where larger, to an "
         "eighth more than the backbone is fed (resized), which take less room in the cache",
     )
     group.add_argument(
         "--test_on",
         choices=CHOICES["test_on"],
-        help="of a test environment, the 80 %% in its `in` split as in DomainBed (so unless told), or all images",
+        help="of a test environment, the 80 %% in its `in` split as in DomainBed (default), or all images",
     )
     group.add_argument(
         "--evaluate",
         choices=CHOICES["evaluate"],
         help="at a checkpoint what selection needs: `out` of the training environments, the rest where their mean is a "
-        "new best and at the last step (lean, so unless pairs are left out), or every split as in DomainBed (all); the "
-        "tables are the same",
+        "new best and at the last step (lean, the default where no pairs are held out), or every split as in DomainBed "
+        "(all); the tables are the same",
     )
     group.add_argument(
         "--train_eval_share",

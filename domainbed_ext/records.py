@@ -240,6 +240,8 @@ def load_records(
     if not root.is_dir():
         raise BenchmarkError(f"no folder {root}: give --input_dir the --output_dir of a sweep")
     runs = [RunFolder(path.parent) for path in sorted(root.glob("*/results.jsonl"))]
+    if not runs and (root / "results.jsonl").exists():
+        raise BenchmarkError(f"{root} is itself a run: give --input_dir the folder that holds it")
     if not runs:
         raise BenchmarkError(f"no run in {root}: launch the sweep first, or give --input_dir its --output_dir")
     wanted = [run for run in runs if unfinished or (run.path / "done").exists()]

@@ -44,7 +44,7 @@ class SbatchOptions:
     partition: str | None = option(None, "where jobs wait")
     account: str | None = option(None, "who pays")
     qos: str | None = option(None, "quality of service")
-    time: str | None = option(None, "of a job, in quotes: '4:00:00'; runs that need longer go on in its next start")
+    time: str | None = option(None, "of a job, in quotes: '4:00:00'; runs that need longer resume in its next start")
     gres: str | None = option(None, "what a job has beside cores, e.g. gpu:1")
     constraint: str | None = option(None, "features of a node")
     cpus_per_task: int | None = option(None, "cores of a job", above=0)

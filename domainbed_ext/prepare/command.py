@@ -24,7 +24,7 @@ _EXAMPLES = """examples:
 The manifest that verifying writes is a data set too:
   python -m domainbed_ext.train --dataset Manifest --data_dir data/PACS/manifest.csv ...
 
-A start that was cut short goes on where it was: the same command again. Images are hard links to what they were
+A start that was cut short resumes where it was: run the same command again. Images are hard links to what they were
 unpacked from, or copies; nothing that you give by --archive is changed.
 """
 

@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_finite_is_null_with_a_flag_and_warned_of_once(make_a
     assert [record.get("first_nonfinite_step") for record in records] == [None, None, 3, 3]
     assert [record["loss"] is None for record in records] == [False, False, True, True]
     said = capsys.readouterr()
-    assert said.err.count("the run diverged at step 3: loss is") == 1
+    assert said.err.count("warning: the run diverged at step 3: loss is") == 1
     assert "(the run diverged), which training-domain validation selects" in said.out
     assert (folder.path / "err.txt").read_text().count("--stop_on_nan") == 1
 

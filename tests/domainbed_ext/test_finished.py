@@ -76,7 +76,7 @@ def test_runs_that_finished_on_other_data_are_not_taken_for_done(tmp_path, data,
     assert str(error.value) == (
         f"{tmp_path / 'sweep'} holds 2 runs of ImageFolderDomains on other data than {data} (environments art, photo, "
         f"sketch: names, sizes or labels of images, or names of classes; {half_done[0].name} first): give another "
-        "--output_dir, or the data of then"
+        "--output_dir, or the data that the runs had"
     )
     assert [each.state for each in states.look(half_done, tmp_path / "sweep")].count(State.NOT_LAUNCHED) == 1
 

@@ -175,6 +175,8 @@ def test_nothing_to_load_gets_a_sentence(tmp_path):
     with pytest.raises(BenchmarkError, match="no run in"):
         load_records(tmp_path)
     make_run(tmp_path / "run", done=False)
+    with pytest.raises(BenchmarkError, match="run is itself a run: give --input_dir the folder that holds it"):
+        load_records(tmp_path / "run")
     with pytest.raises(BenchmarkError, match="none of the 1 runs in .* is finished"):
         load_records(tmp_path)
 
