@@ -16,7 +16,6 @@ _SYSTEM = {  # folders that operating systems, and those of network storage, put
     *("#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "~snapshot"),
 }
 
-
 _OTHER_ENDINGS = (
     ".gif",
     ".jfif",
