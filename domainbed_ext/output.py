@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 _SPELLED = {"±": "+/-", "−": "-", "–": "-", "×": "x", "→": "->", "≥": ">=", "…": "...", "━": "-", "█": "#", "░": "."}
 _ERRORS = "domainbed_ext.spelled"
@@ -52,7 +52,7 @@ class _Sink(io.RawIOBase):
     def isatty(self) -> bool:
         return os.isatty(self._descriptor)
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]
+    def write(self, data: Any, /) -> int:
         if self.error is None:
             try:
                 return os.write(self._descriptor, data)

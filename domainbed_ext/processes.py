@@ -91,7 +91,7 @@ def several(processes: int, at_once: int = 1) -> Iterator[Map]:
 
 
 def _leave_with(pipe: Connection) -> None:
-    """Has this process end when the one that started it does, or says so: it would wait for work for ever."""
+    """Ends this process when the one that started it ends or asks for it; else it would wait for work for ever."""
     parent = parent_process()
     assert parent
 

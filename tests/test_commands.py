@@ -1,4 +1,4 @@
-"""What can be run ends with the right exit code, and what cannot says so."""
+"""Commands end with the right exit code; other modules refuse to run and name the command."""
 
 import importlib
 import pkgutil

@@ -53,7 +53,8 @@ def describe(model: nn.Module, class_names: Sequence[str] | None = None) -> dict
     """What timm's `pretrained_cfg` says of a model, as JSON can hold it: architecture, tag, input and class names.
 
     Args:
-        model: A timm model. One whose images are normalised otherwise than its own says so in its `pretrained_cfg`.
+        model: A timm model. If its images are normalised in another way than timm's default, its `pretrained_cfg` has
+            to hold that.
         class_names: In the order of the logits; those of `pretrained_cfg["label_names"]` if None.
     """
     cfg = _cfg(model)
