@@ -166,7 +166,7 @@ def show(console: Console, results: Results, tables: Iterable[Table]) -> None:
         results: the figures that the tables show, for a word on their number.
         tables: the tables.
     """
-    diverged = f", {results.diverged_runs} runs diverged" if results.diverged_runs else ""
+    diverged = f", {results.diverged_runs} diverged" if results.diverged_runs else ""
     console.print(f"{len(results.runs)} runs, {len(results.records)} records{diverged}", highlight=False)
     if warning := results.duplicates():
         console.print(Text(f"Note: {warning}", "yellow"), soft_wrap=True)

@@ -196,7 +196,7 @@ def test_status_counts_runs_that_diverged(tmp_path, capsys):
 
 
 def diverged_runs():
-    """BOnly, of which one of six runs diverged after step 0; LP, all of whose runs did, written as upstream does."""
+    """BOnly, of which one of six diverged after step 0; LP, all of whose runs did, written as upstream does."""
     runs = {}
     for trial in range(2):
         for env in range(3):
@@ -217,7 +217,7 @@ def test_tables_and_page_count_runs_that_diverged(tmp_path, capsys):
     for name in ("results.txt", "results.md", "results.tex", "index.html"):
         text = " ".join((tables / name).read_text().split())
         assert sentence in text.replace("\\", ""), name
-        assert "7 runs diverged" in text or name in ("results.tex", "results.md")
+        assert "7 diverged" in text or name in ("results.tex", "results.md")
         assert " nan" not in text.lower(), name
     assert "at step 4" in (tables / "index.html").read_text()
     with (tables / "results.csv").open() as file:
