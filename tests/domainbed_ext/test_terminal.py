@@ -1,5 +1,6 @@
 """Every command as a person types it: on a terminal, it ends, shows how far it is, and hears Ctrl-C."""
 
+import contextlib
 import os
 import re
 import signal
@@ -63,11 +64,12 @@ def test_train_hears_sigterm_on_a_terminal(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_ctrl_c_while_a_command_is_imported_is_no_error():
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_ctrl_c_while_a_command_is_imported_is_no_error(command):
     def imports(terminal):
         return "libtorch" in Path(f"/proc/{terminal.process.pid}/maps").read_text()
 
-    ended = interrupted("domainbed_ext.train", at=imports, fresh=True)
+    ended = interrupted(f"domainbed_ext.{command}", at=imports, fresh=True)
     assert_stopped(ended, -signal.SIGINT, AGAIN)
 
 
@@ -102,6 +104,30 @@ def test_a_sweep_from_its_launch_to_its_tables(tmp_path):
     collected = run("domainbed_ext.collect_results", "--input_dir", tmp_path / "sweep", out=tmp_path / "piped")
     assert collected.code == 0
     assert_clean(tmp_path / "piped")
+    assert_hear_ctrl_c_while_they_read(folder, tmp_path)
+
+
+def assert_hear_ctrl_c_while_they_read(folder, tmp_path):
+    """Commands on a finished run, whose records never come: they are a pipe that somebody holds open."""
+    records = folder / "results.jsonl"
+    records.unlink()
+    os.mkfifo(records)
+    for start in (
+        *(lambda command=command: sweep(command, tmp_path) for command in ("status", "validate", "retry", "launch")),
+        lambda: Terminal("domainbed_ext.evaluate", "--run", folder),
+        lambda: Terminal("domainbed_ext.collect_results", "--input_dir", tmp_path / "sweep"),
+    ):
+        held = []
+
+        def reads(_, held=held):
+            with contextlib.suppress(OSError):  # nobody has opened it yet
+                held.append(os.open(records, os.O_WRONLY | os.O_NONBLOCK))
+            return held
+
+        started = start().wait_for(reads)
+        started.type("\x03")
+        assert_stopped(started.end(), 130, "interrupted: run the same command again")
+        os.close(held[0])
 
 
 def test_a_question_is_seen_wherever_output_goes_and_ctrl_d_is_no(tmp_path):
