@@ -15,6 +15,7 @@ import termios
 import threading
 import time
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -109,10 +110,16 @@ class Terminal:
             try:
                 chunk = os.read(self._master, 65536)
             except OSError:  # nobody holds the other end: not yet, or no more
-                if self._seen or self._code(0.02) is not None:
+                if self._seen or self._has_ended():
                     return
             else:
                 self._seen += chunk
+
+    def _has_ended(self):
+        """Looks without fetching the exit code: of a forked process only one thread can have that."""
+        if isinstance(self.process, subprocess.Popen):
+            return self._code(0.02) is not None
+        return bool(connection.wait([self.process.sentinel], 0.02))
 
     @property
     def raw(self):
