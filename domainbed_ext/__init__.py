@@ -11,7 +11,7 @@ The protocol (splits, seeds, records, model selection, tables) is that of Domain
 
 import sys
 
-from domainbed_ext.commands import refuse_what_is_none
+from domainbed_ext.system.commands import refuse_what_is_none
 
 __version__ = "0.1.0"
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from domainbed_ext.commands import COMMANDS, PACKAGE, listing
 from domainbed_ext.errors import BenchmarkError, CommandLine, ExitCode, as_command
+from domainbed_ext.system.commands import COMMANDS, PACKAGE, listing
 
 
 @as_command()

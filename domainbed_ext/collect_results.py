@@ -12,14 +12,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext import mixture, option_values, page, plots, tables
-from domainbed_ext.console import output, plain
 from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
-from domainbed_ext.files import write_atomically
-from domainbed_ext.grid import Table
 from domainbed_ext.model_selection import SELECTION_METHODS, method
-from domainbed_ext.records import load_records, not_writable
-from domainbed_ext.scores import Results
+from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.report.page import page
+from domainbed_ext.report.plots import plots
+from domainbed_ext.report.tables import leave_one_out as tables
+from domainbed_ext.report.tables.table import Table
+from domainbed_ext.runs import mixture
+from domainbed_ext.runs.folder import load_records, not_writable
+from domainbed_ext.system import option_values
+from domainbed_ext.system.console import output, plain
+from domainbed_ext.system.files import write_atomically
 
 DESCRIPTION = "Prints the result tables of a folder of runs and writes them, with plots and an HTML page, to files."
 EXAMPLE = """\
@@ -156,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:
     """The tables of `--paper`, and its file."""
     # Imported here: they bring the data sets' code with them, which takes seconds.
-    from domainbed_ext import claims, paper
+    from domainbed_ext.report.paper import claims
+    from domainbed_ext.report.paper import tables as paper
 
     judged = claims.claims_table(results)
     if judged is None:

@@ -10,7 +10,7 @@ from functools import cache, wraps
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
-from domainbed_ext.output import Unwritten, unfailing
+from domainbed_ext.system.streams import Unwritten, unfailing
 
 STOPPED = 130  # exit code of what Ctrl-C ended, as shells have it
 RESUME = "run the same command again to resume"

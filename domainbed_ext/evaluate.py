@@ -15,17 +15,17 @@ from rich import box
 from rich.table import Table
 from safetensors import SafetensorError
 
-from domainbed_ext import option_values
-from domainbed_ext.console import output
-from domainbed_ext.differences import Kind, changed, differences
 from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
-from domainbed_ext.feed import Feed
 from domainbed_ext.model_selection import best_step
-from domainbed_ext.options import PLACES
-from domainbed_ext.options import make_parser as make_run_parser
-from domainbed_ext.provenance import machine, versions
-from domainbed_ext.records import RunFolder, State
-from domainbed_ext.run_setup import Setup, compute_exactly, facts, set_up
+from domainbed_ext.runs.arguments import PLACES
+from domainbed_ext.runs.arguments import make_parser as make_run_parser
+from domainbed_ext.runs.differences import Kind, changed, differences
+from domainbed_ext.runs.feed import Feed
+from domainbed_ext.runs.folder import RunFolder, State
+from domainbed_ext.runs.provenance import machine, versions
+from domainbed_ext.runs.setup import Setup, compute_exactly, facts, set_up
+from domainbed_ext.system import option_values
+from domainbed_ext.system.console import output
 from vitlorafa import AdapterError
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.random import RandomState
 
 from domainbed_ext.errors import BenchmarkError, unknown
-from domainbed_ext.precision import PRECISIONS
+from domainbed_ext.models.precision import PRECISIONS
 from domainbed_ext.seeds import seed_hash
 
 SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST", "DigitsShift")

@@ -31,12 +31,12 @@ from threadpoolctl import threadpool_limits
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 
-from domainbed_ext import option_values, strict_json
-from domainbed_ext.datasets import glyphs
 from domainbed_ext.datasets.digits import digits_environments
 from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
-from domainbed_ext.progress import Bar, bar, duration
-from domainbed_ext.tiny_vit import NAME, WEIGHTS
+from domainbed_ext.models import glyphs
+from domainbed_ext.models.vit_pico import NAME, WEIGHTS
+from domainbed_ext.system import option_values, strict_json
+from domainbed_ext.system.progress import Bar, bar, duration
 
 _LINE_STEPS = 100  # steps from one printed line to the next
 _TEST_IMAGES = 2048
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ["python", "-m", "domainbed_ext.pretrain", *(argv if argv is not None else sys.argv[1:])]
         ),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "data": f"{len(glyphs.CLASSES)} drawn classes, see domainbed_ext/datasets/glyphs.py",
+        "data": f"{len(glyphs.CLASSES)} drawn classes, see domainbed_ext/models/glyphs.py",
         "steps": args.steps,
         "batch_size": args.batch_size,
         "lr": args.lr,

@@ -17,21 +17,23 @@ from typing import Any
 import numpy as np
 from torch import cuda, manual_seed
 
-from domainbed_ext import checkpoint, duplicates, run_report
-from domainbed_ext.attempts import Claim, Lost, Taken
-from domainbed_ext.differences import Kind, differences
+from domainbed_ext.data import duplicates
 from domainbed_ext.divergence import Diverged, Watch
 from domainbed_ext.errors import RESUME, BenchmarkError, ExitCode, as_command
-from domainbed_ext.feed import Feed
-from domainbed_ext.files import replace_atomically
-from domainbed_ext.interrupts import Interrupted, OutOfTime, Stop, stoppable
 from domainbed_ext.model_selection import better
-from domainbed_ext.options import make_parser
-from domainbed_ext.progress import Bar, bar, display
-from domainbed_ext.records import RunFolder, State
-from domainbed_ext.run_setup import Setup, compute_exactly, facts, set_up
-from domainbed_ext.run_time import RunTime
+from domainbed_ext.runs import checkpoint
+from domainbed_ext.runs import messages as run_report
+from domainbed_ext.runs.arguments import make_parser
+from domainbed_ext.runs.clock import RunTime
+from domainbed_ext.runs.differences import Kind, differences
+from domainbed_ext.runs.feed import Feed
+from domainbed_ext.runs.folder import RunFolder, State
+from domainbed_ext.runs.setup import Setup, compute_exactly, facts, set_up
 from domainbed_ext.seeds import seed_hash
+from domainbed_ext.system.attempts import Claim, Lost, Taken
+from domainbed_ext.system.files import replace_atomically
+from domainbed_ext.system.interrupts import Interrupted, OutOfTime, Stop, stoppable
+from domainbed_ext.system.progress import Bar, bar, display
 
 Progress = Callable[[float], None]
 """Told the share of the steps that are done."""

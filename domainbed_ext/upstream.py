@@ -24,10 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from domainbed_ext import backbones, hparams_registry, option_values
-from domainbed_ext.algorithms import ALGORITHMS, Algorithm, parse_name
+from domainbed_ext import hparams_registry
+from domainbed_ext.algorithms.methods import ALGORITHMS, Algorithm, parse_name
 from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command, unknown
-from domainbed_ext.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
+from domainbed_ext.models import backbones
+from domainbed_ext.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
+from domainbed_ext.system import option_values
 
 SCRIPTS = ("train", "sweep", "collect_results", "list_top_hparams")
 VARIABLE = "DOMAINBED_CHECKOUT"

@@ -25,7 +25,7 @@ PATIENCE = 120  # seconds; a test that waits for longer has failed
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.domainbed_ext.faults", "tests.terminal"])
+CONTEXT.set_forkserver_preload(["tests.domainbed_ext.fault_injection", "tests.terminal"])
 
 
 def sit_down(tty, module, words, out, variables):

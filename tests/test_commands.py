@@ -10,9 +10,10 @@ import pytest
 
 import domainbed_ext
 import vitlorafa
-from domainbed_ext import commands, errors
+from domainbed_ext import errors
 from domainbed_ext.__main__ import main
 from domainbed_ext.errors import BenchmarkError, as_command
+from domainbed_ext.system import commands
 from vitlorafa import commands as vitlorafas
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +84,7 @@ def test_the_module_that_is_run_is_read_from_the_command_line(argv, original, na
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["domainbed_ext.status", "--watch"], 2, "error: domainbed_ext.status is not a command: run"),
+        (["domainbed_ext.sweep.status", "--watch"], 2, "error: domainbed_ext.sweep.status is not a command: run"),
         (["domainbed_ext"], 2, "python -m domainbed_ext.sweep "),
         (["domainbed_ext", "--help"], 0, "python -m domainbed_ext.evaluate "),
         (["domainbed_ext", "sweep", "launch"], 2, "error: a command is a module: write python -m domainbed_ext.sweep"),

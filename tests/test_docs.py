@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_ext import collect_results, definitions, evaluate, launchers, options
+from domainbed_ext import collect_results, evaluate, launchers
 from domainbed_ext.bench import __main__ as bench
 from domainbed_ext.cache import command as cache
 from domainbed_ext.prepare import command as prepare
+from domainbed_ext.runs import arguments as options
+from domainbed_ext.sweep import arguments as definitions
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

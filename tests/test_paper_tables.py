@@ -5,8 +5,8 @@ from collections import defaultdict
 
 import pytest
 
-from domainbed_ext import resources
 from domainbed_ext.datasets import DATASETS
+from domainbed_ext.system import resources
 
 THREE = ("VLCS", "PACS", "OfficeHome")
 DATASETS_OF = {7: THREE, 11: THREE, 12: ("TerraIncognita",), 13: (*THREE, "TerraIncognita")}

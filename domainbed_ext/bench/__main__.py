@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_ext import option_values
 from domainbed_ext.bench import accuracy, gpu, runs, side_by_side, stages, sweeps
 from domainbed_ext.errors import START_AGAIN, CommandLine, as_command
 from domainbed_ext.launchers import LAUNCHERS
+from domainbed_ext.system import option_values
 
 PARTS = {
     **{"stages": stages, "run": runs, "accuracy": accuracy},

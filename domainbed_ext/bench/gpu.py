@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from domainbed_ext.algorithms import get_algorithm_class, get_hparams
+from domainbed_ext.algorithms.methods import get_algorithm_class, get_hparams
 from domainbed_ext.bench import report, subprocesses, timing
 from domainbed_ext.bench.report import device
-from domainbed_ext.profile import operations, product_rate, wait
-from domainbed_ext.records import RunFolder
+from domainbed_ext.runs.folder import RunFolder
+from domainbed_ext.runs.profile import operations, product_rate, wait
 
 BACKBONES = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
 METHODS = ("BOnly", "BA", "LP", "FullFT")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from domainbed_ext.files import write_atomically
-from domainbed_ext.provenance import versions
+from domainbed_ext.runs.provenance import versions
+from domainbed_ext.system.files import write_atomically
 from vitlorafa.bench.report import Row, csv_text, device_name, file_name, table
 
 

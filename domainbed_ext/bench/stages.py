@@ -1,7 +1,7 @@
 """Images a second of each stage of a run, from the file to the optimizer, on one core or one GPU.
 
 The plain way is DomainBed's: a JPEG decoded by PIL each time, torchvision's transforms on it, float32. The floor of a
-stage is what its matrix products alone take (`domainbed_ext.profile`).
+stage is what its matrix products alone take (`domainbed_ext.runs.profile`).
 """
 
 from argparse import Namespace
@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from domainbed_ext.augmentation import AUGMENTATIONS, Augmentation
 from domainbed_ext.bench import plain, report, timing
 from domainbed_ext.bench.subprocesses import arguments
-from domainbed_ext.feed import Feed
-from domainbed_ext.options import make_parser
-from domainbed_ext.profile import operations, product_rate
-from domainbed_ext.run_setup import Setup, compute_exactly, set_up
+from domainbed_ext.data.augmentation import AUGMENTATIONS, Augmentation
+from domainbed_ext.runs.arguments import make_parser
+from domainbed_ext.runs.feed import Feed
+from domainbed_ext.runs.profile import operations, product_rate
+from domainbed_ext.runs.setup import Setup, compute_exactly, set_up
 
 METHODS = ("BOnly", "BA", "LP", "FullFT")
 

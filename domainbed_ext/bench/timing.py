@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
-from domainbed_ext.progress import bar
+from domainbed_ext.system.progress import bar
 
 
 def interleaved(

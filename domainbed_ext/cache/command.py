@@ -9,15 +9,15 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from domainbed_ext import option_values
-from domainbed_ext.cache.content import forget
 from domainbed_ext.cache.entries import Entries
+from domainbed_ext.cache.fingerprint import forget
 from domainbed_ext.cache.images import cached_all
 from domainbed_ext.cache.place import DEFAULT_GB, VARIABLE, default_folder
 from domainbed_ext.cache.variants import Decoded, Resized, Shorter, cropped_from
-from domainbed_ext.console import output
 from domainbed_ext.errors import BenchmarkError, CommandLine, as_command, unknown
 from domainbed_ext.launchers.slots import available_cores
+from domainbed_ext.system import option_values
+from domainbed_ext.system.console import output
 
 _EXAMPLES = """examples:
   python -m domainbed_ext.cache build --dataset PACS --data_dir data   # before a sweep; its runs then decode nothing

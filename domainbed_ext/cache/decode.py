@@ -12,7 +12,7 @@ from PIL import features
 from domainbed_ext.cache import pixels
 from domainbed_ext.cache.pixels import Pixels
 from domainbed_ext.cache.variants import Variant
-from domainbed_ext.image_files import RULES, UnusableImage, read, size
+from domainbed_ext.datasets.image_files import RULES, UnusableImage, read, size
 
 UNREADABLE = (0, 0)  # in place of a size
 

@@ -1,8 +1,8 @@
 """A bounded folder of entries. Each is a folder that is there whole or not at all, and never changes.
 
 Several processes may build at once, on one machine or on many that share the file system. An entry is made in a folder
-of its own under `.unfinished`, and a rename puts it in place; whoever comes second keeps the first one's. The builder's
-claim (`domainbed_ext.attempts`) lies beside it, by which the next builder tells one that is at work from one that died.
+of its own under `.unfinished`, and a rename puts it in place; whoever comes second keeps the first one's. The claim
+beside it (`domainbed_ext.system.attempts`) tells the next builder whether its owner still runs.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from domainbed_ext import strict_json
-from domainbed_ext.attempts import LEASE, Claim, clock, latest
-from domainbed_ext.cache.locks import alone
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.files import replace_atomically
+from domainbed_ext.system import strict_json
+from domainbed_ext.system.attempts import LEASE, Claim, clock, latest
+from domainbed_ext.system.files import replace_atomically
+from domainbed_ext.system.locks import alone
 
 RECORD = "entry.json"
 KEPT = 3600.0  # seconds from an entry's last use in which it stays: a run may be about to map it

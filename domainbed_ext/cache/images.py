@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from domainbed_ext.cache import content, decode, pixels
+from domainbed_ext.cache import decode, pixels
+from domainbed_ext.cache import fingerprint as content
 from domainbed_ext.cache.entries import Entries
 from domainbed_ext.cache.pixels import Damaged, Stored
 from domainbed_ext.cache.variants import Variant
+from domainbed_ext.datasets.image_files import unreadable
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.image_files import unreadable
-from domainbed_ext.processes import Map, several
-from domainbed_ext.progress import Bar, bar
+from domainbed_ext.system.processes import Map, several
+from domainbed_ext.system.progress import Bar, bar
 
 if TYPE_CHECKING:  # it brings torch with it
     from domainbed_ext.datasets.folders import FileEnvironment

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.option_values import expanded
+from domainbed_ext.system.option_values import expanded
 
 NONE = "none"  # in place of a folder
 DEFAULT_GB = 32.0

@@ -59,7 +59,7 @@ class MultipleDomainDataset:
         CHECKPOINT_FREQ: steps from one evaluation to the next, unless told.
         ENVIRONMENTS: short labels, in index order.
         INPUT_SHAPE: (channels, height, width) that DomainBed feeds; a backbone may want another size.
-        AUGMENTATION: name in `domainbed_ext.augmentation.AUGMENTATIONS`.
+        AUGMENTATION: name in `domainbed_ext.data.augmentation.AUGMENTATIONS`.
         datasets: the environments.
         classes: names of the classes, in label order.
     """

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from domainbed_ext import strict_json
-from domainbed_ext.file_stats import stats
+from domainbed_ext.system import strict_json
+from domainbed_ext.system.file_stats import stats
 
 if TYPE_CHECKING:  # it has its file environments' content from here
     from domainbed_ext.datasets.base import MultipleDomainDataset

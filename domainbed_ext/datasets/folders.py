@@ -14,9 +14,9 @@ from PIL import Image
 
 from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
 from domainbed_ext.datasets.digest import content_of_files
+from domainbed_ext.datasets.image_files import UnusableImage, check, read, unreadable
 from domainbed_ext.datasets.listing import count_images, list_images, split_folders
 from domainbed_ext.errors import BenchmarkError, warn_once
-from domainbed_ext.image_files import UnusableImage, check, read, unreadable
 
 
 class FileEnvironment(Environment):

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from domainbed_ext.errors import unknown
-from domainbed_ext.launchers import others
+from domainbed_ext.launchers import plugins as others
 from domainbed_ext.launchers.dummy import DummyOptions, dummy
+from domainbed_ext.launchers.launches import Launch
 from domainbed_ext.launchers.local import LocalOptions, MultiGpuOptions, local, multi_gpu
+from domainbed_ext.launchers.options import read, table
 from domainbed_ext.launchers.ray import RayOptions, ray
-from domainbed_ext.launchers.settings import read, table
 from domainbed_ext.launchers.slurm import SlurmOptions, read_options, slurm
-from domainbed_ext.launches import Launch
 
 __all__ = ["GROUP", "HERE", "LAUNCHERS", "OPTIONS", "Launcher", "check_options", "get_launcher", "table"]
 

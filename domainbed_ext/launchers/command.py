@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from domainbed_ext.errors import BenchmarkError
 
 if TYPE_CHECKING:
-    from domainbed_ext.records import RunFolder
+    from domainbed_ext.runs.folder import RunFolder
 
 _OURS = ["-m", "domainbed_ext.train"]
 
@@ -41,7 +41,7 @@ class Command:
         """The same, read; None also if they are wrong."""
         if self.run_words is None:
             return None
-        from domainbed_ext import options
+        from domainbed_ext.runs import arguments as options
 
         try:
             return options.make_parser().parse_args(self.run_words)
@@ -53,7 +53,7 @@ class Command:
         """The run's."""
         if self.run_args is None:
             return None
-        from domainbed_ext.records import RunFolder
+        from domainbed_ext.runs.folder import RunFolder
 
         return RunFolder(self.run_args.output_dir)
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from domainbed_ext.launchers import settings
-from domainbed_ext.launches import Launch
+from domainbed_ext.launchers import options as settings
+from domainbed_ext.launchers.launches import Launch
 
 
 @dataclass(frozen=True)

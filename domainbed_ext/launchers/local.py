@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from domainbed_ext.launchers import settings
+from domainbed_ext.launchers import options as settings
+from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers.options import option
 from domainbed_ext.launchers.pool import Limits, run_all
-from domainbed_ext.launchers.settings import option
 from domainbed_ext.launchers.slots import slots_here
-from domainbed_ext.launches import Launch
 
 
 @dataclass(frozen=True)

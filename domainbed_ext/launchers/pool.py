@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 
 from domainbed_ext.errors import ExitCode
-from domainbed_ext.interrupts import GRACE
 from domainbed_ext.launchers import memory
-from domainbed_ext.launchers.process import Worker
+from domainbed_ext.launchers.options import option
 from domainbed_ext.launchers.queue import Queue
-from domainbed_ext.launchers.settings import option
 from domainbed_ext.launchers.slots import Slot
 from domainbed_ext.launchers.stopping import PATIENCE, Wish, stoppable
+from domainbed_ext.launchers.worker import Worker
+from domainbed_ext.system.interrupts import GRACE
 
 TICK = 0.5  # seconds at most from one look at everything to the next
 TO_CHECKPOINT = 30.0  # seconds that a run has which takes too much memory

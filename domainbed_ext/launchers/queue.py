@@ -65,7 +65,7 @@ class Queue:
         folder = self.commands[index].folder
         if folder is None:
             return True
-        from domainbed_ext.records import State
+        from domainbed_ext.runs.folder import State
 
         state, attempt = folder.look()
         if state is State.DONE:
@@ -94,7 +94,7 @@ class Queue:
         if folder is None:
             self._settle(index, code)
             return
-        from domainbed_ext.records import State
+        from domainbed_ext.runs.folder import State
 
         if folder.state is State.DONE:  # whatever came of the process after that
             self._settle(index, ExitCode.DONE)

@@ -18,16 +18,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_ext.attempts import latest
 from domainbed_ext.errors import BenchmarkError, ExitCode
-from domainbed_ext.interrupts import GRACE
-from domainbed_ext.launchers import settings, worker
+from domainbed_ext.launchers import execute as worker
+from domainbed_ext.launchers import options as settings
 from domainbed_ext.launchers.command import Command
+from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers.options import option
 from domainbed_ext.launchers.queue import Queue
-from domainbed_ext.launchers.settings import option
 from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.launchers.stopping import PATIENCE, Wish, stoppable
-from domainbed_ext.launches import Launch
+from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.interrupts import GRACE
 
 TICK = 0.5  # seconds at most from one look at Ray to the next
 LOOK = 5.0  # seconds from one look at the runs' folders to the next

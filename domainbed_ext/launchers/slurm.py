@@ -22,13 +22,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext import strict_json
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.files import write_atomically
+from domainbed_ext.launchers.launches import Launch, said
 from domainbed_ext.launchers.local import LocalOptions
-from domainbed_ext.launchers.settings import option, read
+from domainbed_ext.launchers.options import option, read
 from domainbed_ext.launchers.stopping import PATIENCE
-from domainbed_ext.launches import Launch, said
+from domainbed_ext.system import strict_json
+from domainbed_ext.system.files import write_atomically
 
 FOLDER = "slurm"  # in the launch's
 WARNING = int(PATIENCE) + 30  # seconds before a job's time is up, when its runs are stopped

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from domainbed_ext.errors import ExitCode, as_command
 from domainbed_ext.launchers.command import Command
+from domainbed_ext.launchers.launches import Launch
 from domainbed_ext.launchers.local import LocalOptions
+from domainbed_ext.launchers.options import read
 from domainbed_ext.launchers.pool import run_all
-from domainbed_ext.launchers.settings import read
 from domainbed_ext.launchers.slots import slots_here
 from domainbed_ext.launchers.slurm import FOLDER
-from domainbed_ext.launches import Launch
-from domainbed_ext.records import RunFolder, State
+from domainbed_ext.runs.folder import RunFolder, State
 
 _WARNING, _END = signal.SIGUSR2, signal.SIGTERM
 

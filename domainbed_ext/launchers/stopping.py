@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from domainbed_ext import interrupts
+from domainbed_ext.system import interrupts
 
 # Ctrl-C, what engines send, and what a terminal sends when it is closed.
 SIGNALS = {*interrupts.SIGNALS, signal.SIGHUP}

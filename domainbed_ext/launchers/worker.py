@@ -1,118 +1,149 @@
-"""Runs commands in this process, one after the other: what a worker of any launcher does.
-
-A run of ours takes place right here, so that torch is imported once and not once a run; any other command is a
-process of its own. Whoever sends this process SIGTERM stops what it is at: a run writes a checkpoint and leaves.
-"""
+"""A warm worker: a process that runs one command after the other, as its launcher sends them."""
 
 import contextlib
-import ctypes
-import gc
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from functools import cache
-from types import FrameType
+import time
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
-from domainbed_ext.errors import BenchmarkError, ExitCode
-from domainbed_ext.interrupts import SIGNALS, handling, unignored
-from domainbed_ext.launchers.command import Command
+from domainbed_ext.launchers import execute as worker
+from domainbed_ext.launchers import memory
+from domainbed_ext.system.processes import HELPERS
 
-_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
+TELL = 0.5  # seconds at least from one word of a run's progress to the next
 
 
-def run(command: str, progress: Callable[[float], None] = lambda share: None) -> int:
-    """Runs a command to its end.
+class Worker:
+    """A worker, seen from its launcher.
 
     Args:
-        command: of the shell. `python -m domainbed_ext.train ...` runs in this process, if it is not done already.
-        progress: told the share of a run's steps that are done. A run can do without, so nothing that it raises ends
-            one.
+        environment: variables that are its own.
 
-    Returns:
-        The exit code (see `errors.ExitCode`), a negative one for the signal that ended it.
+    Attributes:
+        pipe: by which it tells of the share that is done, and of its exit code (None till then).
+        index: of the command it is at.
+        since: when it began with that, by `time.monotonic`.
+        done: number of commands that it has run.
+        verdict: why what it is at is ended before its time.
+        kill_at: when it is killed, if it has not ended that by then.
     """
-    made = Command(command)
-    return run_apart(command) if made.run_words is None else _run_here(made, progress)
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.index: int | None = None
+        self.since = 0.0
+        self.done = 0
+        self.verdict: str | None = None
+        self.kill_at: float | None = None
+        self._first_size = 0
+        self.pipe, theirs = HELPERS.Pipe()  # Ctrl-C is the launcher's to handle, who hands it on as SIGTERM
+        self.process: BaseProcess = HELPERS.Process(target=_work, args=(theirs,))
+        with theirs, _environment(environment):
+            self.process.start()
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self.process.pid or 0
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it has ended."""
+        return self.process.exitcode is not None
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether what it is at is ended before its time."""
+        return self.kill_at is not None
+
+    def begin(self, index: int, command: str) -> bool:
+        """Hands a command over; False if it is dead."""
+        with contextlib.suppress(OSError):
+            if self.is_dead:
+                return False
+            self.pipe.send(command)
+            self.index, self.since = index, time.monotonic()
+            return True
+        return False
+
+    def rest(self) -> None:
+        """It is at nothing now."""
+        self.index = self.verdict = self.kill_at = None
+        self.done += 1
+        self._first_size = self._first_size or memory.resident(self.pid)
+
+    def growth(self) -> int:
+        """Bytes by which it has grown since its first command."""
+        return memory.resident(self.pid) - self._first_size if self.done > 1 else 0
+
+    def stop(self, verdict: str | None = None, patience: float = 0.0) -> None:
+        """Asks it to end what it is at.
+
+        Args:
+            verdict: why.
+            patience: seconds until it is to be killed.
+        """
+        self.verdict, self.kill_at = verdict, time.monotonic() + patience
+        self.process.terminate()
+
+    def kill(self) -> None:
+        """Ends it and all that it started, at once."""
+        for process in memory.family(self.pid):
+            with contextlib.suppress(memory.Gone):
+                process.kill()
+
+    def bury(self) -> int:
+        """Sees it end, at once if it is at nothing; returns its exit code."""
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join(5)
+        if not self.is_dead:
+            self.kill()
+            self.process.join()
+        code = self.process.exitcode
+        self.process.close()
+        return 1 if code is None else code
 
 
-def die_with_parent() -> None:
-    """Has the kernel send this process SIGTERM when its parent ends, however that ends. Linux alone can."""
-    if _LIBRARY is not None:
-        _LIBRARY.prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables for the processes that are started inside: before they import anything, which may read them."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def _run_here(command: Command, progress: Callable[[float], None]) -> int:
-    from domainbed_ext import options, train
-    from domainbed_ext.records import State
+def _work(pipe: Connection) -> None:
+    """What the process does."""
+    worker.die_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:  # it died before that
+        return
+    told = 0.0
 
     def tell(share: float) -> None:
-        with contextlib.suppress(Exception):
-            progress(share)
-
-    folder = command.folder
-    if folder is not None and folder.state is State.DONE:
-        return ExitCode.DONE
-    _pass_over_imports()
-    _forget_the_last_run()
-    with (
-        open(os.devnull, "w", encoding="utf-8", errors="replace") as nothing,
-        contextlib.redirect_stdout(nothing),
-        contextlib.redirect_stderr(nothing),
-    ):
+        nonlocal told
+        if time.monotonic() - told < TELL:
+            return
+        told = time.monotonic()
         try:
-            return train.run(options.make_parser().parse_args(command.run_words), tell)
-        except BenchmarkError as error:
-            sentence, code = str(error), ExitCode.BAD_INPUT
-        except Exception as error:
-            sentence, code = f"{type(error).__name__}: {error}", ExitCode.FAILED
-    if folder is not None and folder.state not in (State.DONE, State.RUNNING):
-        folder.fail(sentence, code)
-    return code
+            pipe.send((min(share, 0.999), None))  # it is whole when the exit code says so
+        except OSError:  # the launcher is gone
+            os.kill(os.getpid(), signal.SIGTERM)
 
-
-@cache
-def _pass_over_imports() -> None:
-    """Spares the collector what was imported, which stays, and which to look through takes a third of a second."""
-    gc.collect()
-    gc.freeze()
-
-
-def _forget_the_last_run() -> None:
-    """Gives back the memory of a run before this one, and forgets how much that was at its height."""
-    from torch import cuda
-
-    gc.collect()
-    if cuda.is_initialized():
-        cuda.empty_cache()
-        cuda.reset_peak_memory_stats()
-
-
-def run_apart(command: str) -> int:
-    """Runs a command by the shell, in a session of its own, to all of which a wish to stop is handed on.
-
-    Args:
-        command: of the shell.
-
-    Returns:
-        The exit code, a negative one for the signal that ended it.
-    """
-    process: subprocess.Popen[bytes] | None = None
-    wanted = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal wanted
-        wanted = True
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-
-    with handling(unignored(SIGNALS), stop):
-        process = subprocess.Popen(command, shell=True, start_new_session=True, preexec_fn=die_with_parent)
-        if wanted:  # while it was being made
-            stop(signal.SIGTERM, None)
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(1.0)  # what comes from another thread (Ray's) is heeded when this returns
+    while True:
+        try:
+            command = pipe.recv()
+            told = 0.0
+            pipe.send((1.0, worker.run(command, tell)))
+        except (EOFError, OSError):  # the launcher is gone, or wants no more of it
+            return

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext.prepare.sources import Source
+from domainbed_ext.prepare.downloads import Source
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without a byte

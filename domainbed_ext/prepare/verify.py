@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from domainbed_ext.data.duplicates import Duplicates, Place, group
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.datasets.folders import ImageFolderDomains
 from domainbed_ext.datasets.mnist import read_mnist
-from domainbed_ext.duplicates import Duplicates, Place, group
-from domainbed_ext.files import write_atomically
-from domainbed_ext.prepare.images import examine_all
-from domainbed_ext.prepare.sources import CLASSES, KNOWN, Counts, images_of
-from domainbed_ext.progress import bar
+from domainbed_ext.prepare.downloads import CLASSES, KNOWN, Counts, images_of
+from domainbed_ext.prepare.examine import examine_all
+from domainbed_ext.system.files import write_atomically
+from domainbed_ext.system.progress import bar
 
 MANIFEST = "manifest.csv"
 _COLUMNS = ("path", "label", "domain", "bytes", "sha256")

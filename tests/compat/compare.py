@@ -24,16 +24,18 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from domainbed_ext import collect_results, hparams_registry, sweep, tables, train, upstream
-from domainbed_ext.augmentation import AUGMENTATIONS
+from domainbed_ext import collect_results, hparams_registry, train, upstream
+from domainbed_ext.data.augmentation import AUGMENTATIONS
+from domainbed_ext.data.sources import Augmented, Uncached
 from domainbed_ext.datasets import DATASETS, get_dataset_class
 from domainbed_ext.errors import exit_cleanly
-from domainbed_ext.inputs import Inputs
 from domainbed_ext.model_selection import SELECTION_METHODS, group_records
-from domainbed_ext.scores import Results
+from domainbed_ext.models.inputs import Inputs
+from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.report.summary import DIVERGED
+from domainbed_ext.report.tables import leave_one_out as tables
 from domainbed_ext.seeds import holdout_split, seed_hash, split
-from domainbed_ext.sources import Augmented, Uncached
-from domainbed_ext.summaries import DIVERGED
+from domainbed_ext.sweep import command as sweep
 
 DELIBERATE = {
     "nan": "upstream: a NaN validation accuracy wins if the run's first step has it; here: it ranks below any number",

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from domainbed_ext import sweep, train, upstream
+from domainbed_ext import train, upstream
 from domainbed_ext.collect_results import collect
 from domainbed_ext.model_selection import SELECTION_METHODS
+from domainbed_ext.sweep import command as sweep
 from tests.compat import compare
 
 # Upstream's scripts are run, and imported, in one process.

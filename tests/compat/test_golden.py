@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from domainbed_ext import sweep, tables
 from domainbed_ext.model_selection import method
-from domainbed_ext.scores import Results
+from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.report.tables import leave_one_out as tables
+from domainbed_ext.sweep import command as sweep
 from tests.compat import compare
 
 GOLDEN = json.loads(compare.GOLDEN.read_text())

@@ -11,7 +11,7 @@ import torch
 
 from domainbed_ext import hparams_registry, upstream
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
+from domainbed_ext.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.seeds import seed_hash
 
 OURS = ("BA", "BOnly", "AOnly", "LP", "FullFT")

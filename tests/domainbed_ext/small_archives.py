@@ -9,7 +9,7 @@ from PIL import Image
 
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.prepare.command import main
-from domainbed_ext.prepare.sources import CLASSES, KNOWN
+from domainbed_ext.prepare.downloads import CLASSES, KNOWN
 
 PACS = DATASETS["PACS"].DOMAINS
 TWO = ("dog", "house")

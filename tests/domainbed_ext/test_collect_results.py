@@ -12,8 +12,14 @@ from rich.console import Console
 from domainbed_ext.collect_results import collect, main
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import LEAVE_ONE_DOMAIN_OUT, ORACLE, TRAINING_DOMAIN
-from domainbed_ext.scores import Results, algorithm_order
-from domainbed_ext.tables import all_tables, averages_table, domain_table, generalisation_table, latex
+from domainbed_ext.report.leave_one_out import Results, algorithm_order
+from domainbed_ext.report.tables.leave_one_out import (
+    all_tables,
+    averages_table,
+    domain_table,
+    generalisation_table,
+    latex,
+)
 
 ENVIRONMENTS = ["plain", "rotated", "sketch_ed"]
 

@@ -9,16 +9,21 @@ import pytest
 import torch
 
 import domainbed_ext
-from domainbed_ext import checkpoint, divergence, evaluate, options, status, strict_json, sweep, train
-from domainbed_ext.algorithms import LP
+from domainbed_ext import divergence, evaluate, train
+from domainbed_ext.algorithms.methods import LP
 from domainbed_ext.collect_results import main as collect_results
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.interrupts import Interrupted
 from domainbed_ext.model_selection import accuracy, best_step
-from domainbed_ext.records import RunFolder, State
-from tests.domainbed_ext import standing
-from tests.domainbed_ext.fabricated import paper_like
-from tests.domainbed_ext.fabricated import write_runs as write_single_source
+from domainbed_ext.runs import arguments as options
+from domainbed_ext.runs import checkpoint
+from domainbed_ext.runs.folder import RunFolder, State
+from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep import status
+from domainbed_ext.system import strict_json
+from domainbed_ext.system.interrupts import Interrupted
+from tests.domainbed_ext import run_states as standing
+from tests.domainbed_ext.fabricated_records import paper_like
+from tests.domainbed_ext.fabricated_records import write_runs as write_single_source
 from tests.domainbed_ext.test_collect_results import named, run_records, write
 
 PACKAGE = Path(domainbed_ext.__file__).parent

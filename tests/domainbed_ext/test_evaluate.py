@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from domainbed_ext import evaluate, run_setup, train
+from domainbed_ext import evaluate, train
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.records import RunFolder
+from domainbed_ext.runs import setup as run_setup
+from domainbed_ext.runs.folder import RunFolder
 from vitlorafa import AdapterWarning
 
 

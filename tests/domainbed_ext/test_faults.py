@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_ext.attempts import latest
 from domainbed_ext.errors import ExitCode
-from domainbed_ext.records import RunFolder, State
-from tests.domainbed_ext import faults
+from domainbed_ext.runs.folder import RunFolder, State
+from domainbed_ext.system.attempts import latest
+from tests.domainbed_ext import fault_injection as faults
 from tests.domainbed_ext.conftest import make_domains
-from tests.domainbed_ext.faults import Run, kill_at_random, outcome
+from tests.domainbed_ext.fault_injection import Run, kill_at_random, outcome
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,9 @@ def test_a_full_disk_fails_in_a_sentence_and_with_room_it_goes_on(small_disk, un
 def test_a_place_that_is_read_only_gets_a_sentence(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     words = ["--steps", "1", "--output_dir", str(small_disk / "run")]
-    from domainbed_ext import options, train
+    from domainbed_ext import train
     from domainbed_ext.errors import BenchmarkError
+    from domainbed_ext.runs import arguments as options
 
     with pytest.raises(BenchmarkError, match=r"cannot write to .* \(Read-only file system\): give another"):
         train.run(options.make_parser().parse_args(words), print)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from domainbed_ext import hparams_registry
-from domainbed_ext.algorithms import ALGORITHMS, get_hparams
+from domainbed_ext.algorithms.methods import ALGORITHMS, get_hparams
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.seeds import seed_hash

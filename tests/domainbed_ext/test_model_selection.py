@@ -19,7 +19,7 @@ from domainbed_ext.model_selection import (
     target_accuracy,
     validation_accuracy,
 )
-from domainbed_ext.scores import Results
+from domainbed_ext.report.leave_one_out import Results
 
 NAN = math.nan
 

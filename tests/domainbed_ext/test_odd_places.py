@@ -7,11 +7,12 @@ import sys
 import pytest
 from PIL import Image
 
-from domainbed_ext import evaluate, options, train
+from domainbed_ext import evaluate, train
 from domainbed_ext.collect_results import collect
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.files import write_atomically
-from domainbed_ext.records import RunFolder, State
+from domainbed_ext.runs import arguments as options
+from domainbed_ext.runs.folder import RunFolder, State
+from domainbed_ext.system.files import write_atomically
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 LATIN = os.fsdecode(b"d\xe9sert")  # the name of a folder from a system of another encoding

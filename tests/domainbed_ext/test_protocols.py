@@ -4,9 +4,10 @@ from argparse import Namespace
 
 import pytest
 
-from domainbed_ext import options, protocols
-from domainbed_ext.backbones import INPUT_STATS
+from domainbed_ext import protocols
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.models.backbones import INPUT_STATS
+from domainbed_ext.runs import arguments as options
 
 PACS = [["A", "art_painting"], ["C", "cartoon"], ["P", "photo"], ["S", "sketch"]]
 VLCS = [["C", "Caltech101"], ["L", "LabelMe"], ["S", "SUN09"], ["V", "VOC2007"]]

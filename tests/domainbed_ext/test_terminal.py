@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.domainbed_ext.conftest import make_domains
-from tests.domainbed_ext.launched import ENDLESS, FAST
-from tests.domainbed_ext.standing import SMALL
+from tests.domainbed_ext.launched_processes import ENDLESS, FAST
+from tests.domainbed_ext.run_states import SMALL
 from tests.terminal import Terminal, assert_clean, interrupted, run
 
 pytestmark = pytest.mark.slow

@@ -3,11 +3,14 @@ import json
 import pytest
 import torch
 
-from domainbed_ext import feed, options, run_setup, train
-from domainbed_ext.algorithms import get_algorithm_class
+from domainbed_ext import train
+from domainbed_ext.algorithms.methods import get_algorithm_class
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.records import RunFolder, State
-from domainbed_ext.scores import Results
+from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.runs import arguments as options
+from domainbed_ext.runs import feed
+from domainbed_ext.runs import setup as run_setup
+from domainbed_ext.runs.folder import RunFolder, State
 
 
 def run(args):

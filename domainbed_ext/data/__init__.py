@@ -1,0 +1,1 @@
+"""From an environment to batches: splits, sampling, augmentation."""

@@ -1,0 +1,157 @@
+"""Images that a data set holds more than once: files of the same bytes, or one file under several names.
+
+One copy may be trained on while another is held out. Files are told apart by the digests of their content, which the
+image cache keeps, so that a file is read again only after it changed. Without a cache files of equal size are read.
+"""
+
+from argparse import Namespace, _ActionsContainer
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from domainbed_ext.cache import fingerprint as content
+from domainbed_ext.cache.place import chosen_folder
+from domainbed_ext.datasets.base import MultipleDomainDataset
+from domainbed_ext.datasets.folders import FileEnvironment
+from domainbed_ext.errors import BenchmarkError, warn_once
+from domainbed_ext.system import file_stats
+
+CHOICES = ("warn", "refuse", "ignore")
+
+_EXAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image is.
+
+    Attributes:
+        path: Path of the file.
+        domain: Name of its domain.
+        label: Name of its class.
+    """
+
+    path: str
+    domain: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images that are there more than once; false if there are none, and text for a message if there are.
+
+    Attributes:
+        groups: The places of each such image.
+    """
+
+    groups: Sequence[Sequence[Place]] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.groups)
+
+    def __str__(self) -> str:
+        domains = sum(len({place.domain for place in group}) > 1 for group in self.groups)
+        labels = sum(len({place.label for place in group}) > 1 for group in self.groups)
+        spread = f"{domains} in several domains, {labels} under several labels"
+        examples = "; ".join(_pair(*group[:2]) for group in self.groups[:_EXAMPLES])
+        return f"{len(self.groups)} image(s) more than once ({spread}), e.g. {examples}"
+
+
+def add_option(parser: _ActionsContainer) -> None:
+    """Adds `--duplicates`.
+
+    Args:
+        parser: Command line, or a group of its options.
+    """
+    parser.add_argument(
+        "--duplicates",
+        choices=CHOICES,
+        default="warn",
+        help="what to do where a data set holds an image more than once (%(default)s)",
+    )
+
+
+def check(args: Namespace, dataset: MultipleDomainDataset) -> None:
+    """Looks for duplicates in a run's data set, unless `--duplicates` is "ignore".
+
+    Args:
+        args: Arguments of the run.
+        dataset: Its data set.
+
+    Raises:
+        BenchmarkError: There are some, and they are to be refused.
+    """
+    environments = [each for each in dataset.datasets if isinstance(each, FileEnvironment)]
+    if args.duplicates != "ignore" and environments:
+        report(args.dataset, find(environments, dataset.classes, chosen_folder(args.cache_dir)), args.duplicates)
+
+
+def report(name: str, found: Duplicates, choice: str) -> None:
+    """Warns of duplicates, or refuses them.
+
+    Args:
+        name: Name of the data set.
+        found: Its duplicates.
+        choice: One of `CHOICES`.
+
+    Raises:
+        BenchmarkError: There are some, and they are to be refused.
+    """
+    if found and choice == "refuse":
+        raise BenchmarkError(f"{name} holds {found}: remove copies, or choose --duplicates warn")
+    if found and choice == "warn":
+        warn_once(
+            f"{name} holds {found}: one copy may be trained on while another is held out; remove copies, or choose "
+            "--duplicates refuse, or ignore"
+        )
+
+
+def find(environments: Sequence[FileEnvironment], classes: Sequence[str], cache: Path | None) -> Duplicates:
+    """Finds the duplicates among the images of a data set.
+
+    Args:
+        environments: Environments of the data set.
+        classes: Names of its classes.
+        cache: Folder of the image cache, which keeps digests; None if there is no cache.
+    """
+    paths = [path for each in environments for path in each.paths]
+    domains = [each.name for each in environments for _ in each.paths]
+    labels = [classes[target] for each in environments for target in each.targets]
+    if cache is None:
+        digests = _of_equal_size(paths)
+    else:
+        digests = [digest for each in environments for digest in content.digests(each.paths, cache)]
+    return group(digests, lambda i: Place(paths[i], domains[i], labels[i]))
+
+
+def group(digests: Sequence[bytes], place: Callable[[int], Place]) -> Duplicates:
+    """Groups images by their content.
+
+    Args:
+        digests: Digest of the content of each image; empty where it is not known.
+        place: Function that says where an image, given by its index, is.
+    """
+    first: dict[bytes, int] = {}
+    groups: dict[bytes, list[Place]] = {}
+    for index, digest in enumerate(digests):
+        earlier = first.setdefault(digest, index)
+        if earlier != index and digest:
+            groups.setdefault(digest, [place(earlier)]).append(place(index))
+    return Duplicates(list(groups.values()))
+
+
+def _of_equal_size(paths: Sequence[str]) -> list[bytes]:
+    """The digests of files whose size another has; empty for all others."""
+    sizes = file_stats.stats(paths)[:, 0]
+    _, inverse, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero((counts[inverse] > 1) & (sizes != file_stats.UNKNOWN)).tolist()
+    digests = [b""] * len(paths)
+    for index, digest in zip(alike, content.read_digests([paths[i] for i in alike]), strict=True):
+        digests[index] = digest
+    return digests
+
+
+def _pair(one: Place, other: Place) -> str:
+    return f"{one.path} twice" if one.path == other.path else f"{one.path} and {other.path}"

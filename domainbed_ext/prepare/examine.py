@@ -1,0 +1,69 @@
+"""An image file's size, hash, and whether it decodes. Imports little, for it is loaded by every worker process."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from domainbed_ext.datasets.image_files import UnusableImage, read
+from domainbed_ext.system.processes import several
+
+_FEW = 2000  # images that one process is done with before others have started
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found out about a file.
+
+    Attributes:
+        size: Bytes.
+        sha256: Hash of the content; empty if it cannot be read.
+        problem: Why it cannot be read, or does not decode; empty if it does, or if that was not tried.
+    """
+
+    size: int
+    sha256: str
+    problem: str = ""
+
+
+def examine(path: str, decode: bool) -> Examined:
+    """Reads a file.
+
+    Args:
+        path: of the file.
+        decode: also decode the whole image.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return Examined(0, "", error.strerror or str(error))
+    return Examined(len(content), hashlib.sha256(content).hexdigest(), _problem(path) if decode else "")
+
+
+def _problem(path: str) -> str:
+    try:
+        read(path)
+    except UnusableImage as reason:
+        return str(reason)
+    return ""
+
+
+def examine_all(paths: Sequence[str], decode: bool, workers: int, advance: Callable[[], None]) -> list[Examined]:
+    """Reads files, several at once.
+
+    Args:
+        paths: of the files.
+        decode: also decode them.
+        workers: processes.
+        advance: called for each file.
+
+    Returns:
+        What was found out, in the order of `paths`.
+    """
+    found = []
+    with several(workers if len(paths) >= _FEW else 1, at_once=64) as run:
+        for result in run(partial(examine, decode=decode), paths):
+            found.append(result)
+            advance()
+    return found

@@ -1,0 +1,1 @@
+"""One HTML page: tables, plots and every run."""

@@ -1,0 +1,161 @@
+"""One HTML page of everything: tables that sort, plots, and behind each number the runs that it comes from.
+
+The page is a single file that asks for nothing from anywhere. Its template, style and script are in `assets/`.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from domainbed_ext import __version__
+from domainbed_ext.model_selection import Record
+from domainbed_ext.report.leave_one_out import Results, dataset_order
+from domainbed_ext.report.page.chart import HEIGHT, WIDTH
+from domainbed_ext.report.page.runs import Run, chosen_steps, entries, last_records, with_entries
+from domainbed_ext.report.plots import plots
+from domainbed_ext.report.tables.table import Origin, Table
+from domainbed_ext.system import strict_json
+
+ASSETS = Path(__file__).parent / "assets"
+PICTURES = {
+    "plot": "In domain against out of domain",
+    "gaps": "Generalisation gaps",
+    "parameters": "Accuracy against trainable parameters",
+    "training": "Training",
+}
+
+# Colours that a plot is drawn with, by what they are for: the page shows them in its own, light or dark.
+_THEMED = {
+    "#000000": "var(--ink)",
+    "#ffffff": "var(--paper)",
+    "#e6e6e6": "var(--rule)",
+    "#9a9a9a": "var(--faint)",
+    "#0072b2": "var(--blue)",  # the two of the palette that are dim on a dark ground
+    "#7a7a7a": "var(--grey)",
+}
+
+
+def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
+    """The page of a set of runs.
+
+    Args:
+        results: the figures.
+        tables: what the report shows of them.
+        figures: as `plots.all_plots` draws them.
+
+    Returns:
+        HTML; the same for the same runs. What runs add to its tables and plots is no more than `page_runs.ROOM`.
+    """
+    last, chosen, kept = last_records(results), chosen_steps(tables), with_entries(results, tables)
+    runs = entries(results, {name: record for name, record in last.items() if name in kept}, chosen)
+    by_name = {run.name: run for run in runs}
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"parts": _parts, "plain": _plain, "number": _number}
+    return environment.get_template("page.html").render(
+        title="Results: " + ", ".join(_datasets(results)),
+        style=Markup((ASSETS / "page.css").read_text(encoding="utf-8")),
+        script=Markup((ASSETS / "page.js").read_text(encoding="utf-8")),
+        tables=tables,
+        behind=lambda origins: _behind(origins, by_name),
+        pictures=[
+            (name, title, inline_svg(figures[name], name, title), figures[name].get_figwidth() > 6)
+            for name, title in PICTURES.items()
+            if name in figures
+        ],
+        groups=_groups(runs),
+        shown=len(runs),
+        chosen=len(chosen),
+        total=len(last),
+        whole=chosen.keys() <= kept,
+        records=len(results.records),
+        warning=results.duplicates(),
+        diverged=results.diverged_runs,
+        versions=_distinct(last.values(), "versions"),
+        machines=_distinct(last.values(), "machine"),
+        own_version=__version__,
+        chart_size=(WIDTH, HEIGHT),
+    )
+
+
+def inline_svg(figure: Figure, prefix: str, label: str) -> Markup:
+    """A figure as an element of an HTML page: in the page's colours and fonts, its ids its own.
+
+    Args:
+        figure: what to draw.
+        prefix: of its ids, which would otherwise be those of every other figure too.
+        label: for who cannot see it.
+
+    Returns:
+        The element.
+    """
+    text = plots.render(figure, "svg", text_as_text=True).decode("utf-8")
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    text = re.sub(rf"(?:{'|'.join(_THEMED)})\b", lambda found: _THEMED[found[0]], text)
+    text = re.sub(r"font: ([^;\"]*?[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", text)
+    width = re.search(r'width="([\d.]+)pt"', text)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    opening = Markup('<svg role="img" aria-label="{}" style="max-width: {}px"').format(
+        label, round(float(width[1]) * 4 / 3) if width else 800
+    )
+    # matplotlib has escaped what it wrote, and the label was just now.
+    return Markup(str(opening) + text[len("<svg") :])
+
+
+def _groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs under headings, by data set and what they were trained on."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(f"{run.record['args']['dataset']}, {run.where}", []).append(run)
+    return groups
+
+
+def _behind(origins: Sequence[Origin], runs: dict[str, Run]) -> list[str]:
+    """The anchors of the runs behind a cell; none unless the page has room for all of them."""
+    names = dict.fromkeys(run for run, _ in origins)
+    return [runs[name].anchor for name in names] if names.keys() <= runs.keys() else []
+
+
+def _distinct(records: Iterable[Record], key: str) -> list[tuple[dict[str, Any], int]]:
+    """What runs recorded under a key, and how many recorded the same."""
+    found: dict[str, int] = {}
+    for record in records:
+        if value := record.get(key):
+            text = strict_json.dumps(value, sort_keys=True)
+            found[text] = found.get(text, 0) + 1
+    return [(json.loads(text), count) for text, count in found.items()]
+
+
+def _datasets(results: Results) -> list[str]:
+    return sorted({record["args"]["dataset"] for record in results.records}, key=dataset_order)
+
+
+def _parts(cell: str) -> tuple[str, str]:
+    """A cell's number and its error apart, so that the eye meets the number first."""
+    number, sign, error = re.fullmatch(r"(.*?)(?:\s*(±|\+/-)\s*(\S+))?", cell, re.DOTALL).groups()  # type: ignore
+    return number, f"± {error}" if sign else ""
+
+
+def _plain(value: Any) -> str:
+    """A recorded value as text."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else strict_json.dumps(value, ensure_ascii=False)
+
+
+def _number(value: float) -> str:
+    """One decimal, or a dash for what was not measured."""
+    return f"{value:.1f}" if value == value else "–"

@@ -1,0 +1,254 @@
+"""The pictures of a sweep, one panel a data set (and source): in-domain against out-of-domain accuracy, gaps of train
+to test accuracy, accuracy against trainable parameters, and the way there over the steps.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from domainbed_ext.report.leave_one_out import Results, Summary
+from domainbed_ext.report.plots.labels import Labelled, place_labels
+from domainbed_ext.report.plots.panels import Panel, Point, panels
+from domainbed_ext.report.plots.style import GREY, bare, caption, colour, dashes, figure_of, limits, marker, short_count
+from domainbed_ext.report.trajectories import mean_trajectory
+
+
+def all_plots(results: Results) -> dict[str, Figure]:
+    """Every plot that the runs allow, by the name of its file.
+
+    Args:
+        results: the figures; of runs that leave environments out, those of `results.main_method`.
+    """
+    shown = panels(results)
+    drawn = {
+        "plot": generalisation_plot(shown),
+        "gaps": gap_plot(shown),
+        "parameters": parameters_plot(shown),
+        "training": training_plot(shown),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def generalisation_plot(shown: Sequence[Panel]) -> Figure:
+    """Draws each algorithm's mean accuracies, in domain against out of domain, with their errors over trials.
+
+    Args:
+        shown: the panels.
+
+    Returns:
+        A figure that belongs to no global state of matplotlib.
+    """
+    figure, axes = figure_of(shown)
+    for ax, panel in zip(axes, shown, strict=True):
+        _draw_accuracies(ax, panel.points)
+    caption(figure, shown, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
+    _label(figure, axes, shown, lambda point: (point.inside, point.outside))
+    return figure
+
+
+def gap_plot(shown: Sequence[Panel]) -> Figure | None:
+    """Draws how far train accuracy is above accuracy in domain and out of domain, as bars.
+
+    Args:
+        shown: the panels.
+
+    Returns:
+        A figure; None if nothing was selected.
+    """
+    shown = [panel for panel in shown if panel.points]
+    if not shown:
+        return None
+    figure, axes = figure_of(shown, height=0.9 + 0.42 * max(len(panel.points) for panel in shown))
+    for ax, panel in zip(axes, shown, strict=True):
+        bare(ax, "x")
+        ax.spines["left"].set_visible(False)
+        ax.axvline(0, color=GREY, linewidth=1)
+        for row, point in enumerate(panel.points):
+            shade = colour(point.algorithm, panel.algorithms)
+            _bar(ax, row - 0.19, point.gap_inside, shade, 0.4)
+            _bar(ax, row + 0.19, point.gap_outside, shade, 1.0)
+        ax.set_yticks(range(len(panel.points)), [point.label for point in panel.points], fontsize=9)
+        ax.tick_params(axis="y", length=0)
+        ax.set_ylim(len(panel.points) - 0.5, -0.5)
+        ax.margins(x=0.16)
+    caption(figure, shown, "train − test accuracy (points): pale in domain, full out of domain", "")
+    return figure
+
+
+def parameters_plot(shown: Sequence[Panel]) -> Figure | None:
+    """Draws out-of-domain accuracy against the number of trainable parameters.
+
+    Args:
+        shown: the panels.
+
+    Returns:
+        A figure; None if no run recorded its parameters.
+    """
+    shown = [panel.having(lambda point: point.parameters is not None) for panel in shown]
+    shown = [panel for panel in shown if panel.points]
+    if not shown:
+        return None
+    figure, axes = figure_of(shown)
+    for ax, panel in zip(axes, shown, strict=True):
+        ax.set_xscale("log")
+        bare(ax)
+        sizes = [_parameters(point).mean for point in panel.points]
+        for point in panel.points:
+            _mark(ax, point.algorithm, panel.algorithms, _parameters(point), point.outside)
+        room = max((max(sizes) / min(sizes)) ** 0.15, 1.6)
+        ax.set_xlim(min(sizes) / room, max(sizes) * room)
+        ax.set_ylim(*limits([point.outside for point in panel.points]))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    caption(figure, shown, "trainable parameters", "out-of-domain accuracy (%)")
+    _label(figure, axes, shown, lambda point: (_parameters(point), point.outside))
+    return figure
+
+
+def training_plot(shown: Sequence[Panel]) -> Figure | None:
+    """Draws loss and accuracies over the steps, the mean over an algorithm's runs.
+
+    Args:
+        shown: the panels.
+
+    Returns:
+        A figure of a row per data set (and source); None if no run was evaluated more than once.
+    """
+    means = {panel.title: {name: mean_trajectory(runs) for name, runs in panel.trajectories.items()} for panel in shown}
+    drawn = [
+        (title, {name: moments for name, moments in lines.items() if len(moments) > 1})
+        for title, lines in means.items()
+        if any(len(moments) > 1 for moments in lines.values())
+    ]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(12.4, 3.4 * len(drawn)), dpi=160, layout="constrained")
+    grid = figure.subplots(len(drawn), 3, squeeze=False)
+    columns = [("loss", "loss"), ("inside", "in-domain accuracy (%)"), ("outside", "out-of-domain accuracy (%)")]
+    for axes, (title, lines) in zip(grid, drawn, strict=True):
+        names = list(lines)
+        for ax, (attribute, quantity) in zip(axes, columns, strict=True):
+            bare(ax)
+            for name, moments in lines.items():
+                ax.plot(
+                    [moment.step for moment in moments],
+                    [getattr(moment, attribute) for moment in moments],
+                    color=colour(name, names),
+                    linestyle=dashes(name, names),
+                    marker=marker(name, names),
+                    markersize=4,
+                    markeredgecolor="white",
+                    markeredgewidth=0.5,
+                    linewidth=1.5,
+                    label=name,
+                )
+            ax.set_title(f"{title}: {quantity}", fontsize=10)
+            ax.set_xlabel("step", fontsize=9)
+        axes[-1].legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def render(figure: Figure, kind: Literal["png", "svg"], text_as_text: bool = False) -> bytes:
+    """The file of a figure, the same bytes for the same figure.
+
+    Args:
+        figure: what to draw.
+        kind: the format.
+        text_as_text: whether an SVG's text is text, in the fonts of whoever shows it, and not outlines.
+
+    Returns:
+        The file's content.
+    """
+    buffer = io.BytesIO()
+    # Without a salt and with a date, an SVG would differ from one run to the next.
+    with matplotlib.rc_context({"svg.hashsalt": "domainbed_ext", "svg.fonttype": "none" if text_as_text else "path"}):
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return buffer.getvalue()
+
+
+def _draw_accuracies(axes: Axes, points: Sequence[Point]) -> None:
+    """Draws the points of one panel with the line on which nothing is lost out of domain."""
+    bare(axes)
+    if not points:
+        axes.text(0.5, 0.5, "nothing selected", ha="center", transform=axes.transAxes, color=GREY)
+        return
+    for point in points:
+        _mark(axes, point.algorithm, [each.algorithm for each in points], point.inside, point.outside)
+    left, right = limits([point.inside for point in points])
+    bottom, top = limits([point.outside for point in points])
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    low, high = max(left, bottom), min(right, top)
+    if low < high:
+        axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        # Where only a corner of the line is in view, its name would lie on the frame.
+        axes.annotate(
+            "y = x" if high - low > 0.2 * (right - left) else "",
+            (high, high),
+            (-22, -2),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=GREY,
+            fontsize=8,
+        )
+
+
+def _mark(axes: Axes, algorithm: str, names: Sequence[str], x: Summary, y: Summary) -> None:
+    axes.errorbar(
+        x.mean,
+        y.mean,
+        # One trial has no spread to show.
+        xerr=x.err if x.trials > 1 else None,
+        yerr=y.err if y.trials > 1 else None,
+        color=colour(algorithm, names),
+        marker=marker(algorithm, names),
+        markersize=7,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        elinewidth=1.2,
+    )
+
+
+def _bar(axes: Axes, row: float, gap: Summary, shade: str, alpha: float) -> None:
+    """A bar with its error and, beyond both, its number."""
+    axes.barh(row, gap.mean, 0.34, color=shade, alpha=alpha, linewidth=0)
+    err = gap.err if gap.trials > 1 else 0.0
+    if err:
+        axes.errorbar(gap.mean, row, xerr=err, color="black", elinewidth=0.8)
+    side = 1 if gap.mean >= 0 else -1
+    axes.annotate(
+        f"{gap.mean:.1f}",
+        (gap.mean + side * err, row),
+        (4 * side, 0),
+        textcoords="offset points",
+        ha="left" if side > 0 else "right",
+        va="center",
+        fontsize=7.5,
+    )
+
+
+def _label(
+    figure: Figure, axes: Sequence[Axes], shown: Sequence[Panel], place: Callable[[Point], tuple[Summary, Summary]]
+) -> None:
+    # Labels are placed by what they would cover, so the layout has to be settled before them.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    for ax, panel in zip(axes, shown, strict=True):
+        labelled = []
+        for point in panel.points:
+            x, y = place(point)
+            shade = colour(point.algorithm, panel.algorithms)
+            labelled.append(Labelled(point.label, shade, (x.mean, y.mean), (x.err, y.err)))
+        place_labels(ax, labelled, renderer)
+
+
+def _parameters(point: Point) -> Summary:
+    assert point.parameters is not None
+    return point.parameters

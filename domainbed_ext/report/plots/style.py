@@ -1,0 +1,99 @@
+"""How plots look: a colour for each algorithm, a marker for each of its variants, and little else."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from domainbed_ext.report.leave_one_out import ALGORITHMS, Summary
+from domainbed_ext.report.plots.panels import Panel
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; variants of an algorithm share its colour.
+COLOURS = dict(zip(ALGORITHMS, ["#0072B2", "#D55E00", "#009E73", "#7A7A7A", "#CC79A7"], strict=True))
+OTHER_COLOURS = ["#E69F00", "#56B4E9", "#8C6D31", "#000000"]
+MARKERS = "osD^vP*X"
+DASHES: list[tuple[int, tuple[float, ...]]] = [(0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
+PANEL_INCHES = 5.0, 4.4
+GREY = "#9A9A9A"
+GRID = "#E6E6E6"
+
+
+def colour(algorithm: str, algorithms: Sequence[str]) -> str:
+    """The colour of an algorithm among those shown, the same for its variants."""
+    family = _family(algorithm)
+    if family in COLOURS:
+        return COLOURS[family]
+    others = list(dict.fromkeys(_family(name) for name in algorithms))
+    others = [name for name in others if name not in COLOURS]
+    return OTHER_COLOURS[others.index(family) % len(OTHER_COLOURS)]
+
+
+def marker(algorithm: str, algorithms: Sequence[str]) -> str:
+    """The marker of an algorithm among those shown: tells the variants of one colour apart."""
+    return MARKERS[_variant(algorithm, algorithms) % len(MARKERS)]
+
+
+def dashes(algorithm: str, algorithms: Sequence[str]) -> tuple[int, tuple[float, ...]]:
+    """The same for lines."""
+    return DASHES[_variant(algorithm, algorithms) % len(DASHES)]
+
+
+def figure_of(shown: Sequence[Panel], height: float = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
+    """A figure that belongs to no global state of matplotlib, with a titled panel each, at most three a row."""
+    columns = min(3, len(shown)) or 1
+    rows = -(-len(shown) // columns) or 1
+    figure = Figure(figsize=(PANEL_INCHES[0] * columns, height * rows), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes[len(shown) :]:
+        ax.set_axis_off()
+    for ax, panel in zip(axes, shown, strict=False):
+        ax.set_title(panel.title, fontweight="bold")
+    return figure, axes[: len(shown)]
+
+
+def bare(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Takes away the frame's upper and right side and draws a faint grid behind everything."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=GRID, linewidth=0.6, axis=grid)
+    axes.set_axisbelow(True)
+
+
+def limits(values: Sequence[Summary]) -> tuple[float, float]:
+    """The range of an axis: all error bars, room for labels, and not so narrow that noise looks large."""
+    low = min(value.mean - value.err for value in values)
+    high = max(value.mean + value.err for value in values)
+    margin = max(0.18 * (high - low), 1.0)
+    return low - margin, high + margin
+
+
+def caption(figure: Figure, shown: Sequence[Panel], x: str, y: str) -> None:
+    """Names the axes, the selection methods, and what the error bars are, where there are any."""
+    notes: dict[str, str] = {}
+    for panel in shown:
+        bars = any(point.inside.trials > 1 for point in panel.points)
+        notes.setdefault(panel.selection, "")
+        if bars:
+            notes[panel.selection] = f"; bars: {panel.error}"
+    note = " / ".join(selection + bars for selection, bars in notes.items())
+    figure.supxlabel(f"{x}\n{note}", fontsize=9)
+    if y:
+        figure.supylabel(y, fontsize=9)
+
+
+def short_count(value: float) -> str:
+    """1_500_000 as 1.5M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
+
+
+def _family(algorithm: str) -> str:
+    return algorithm.partition("@")[0]
+
+
+def _variant(algorithm: str, algorithms: Sequence[str]) -> int:
+    return [name for name in algorithms if _family(name) == _family(algorithm)].index(algorithm)

@@ -1,0 +1,1 @@
+"""One run: its arguments and name, its parts, its folder and what is written there."""

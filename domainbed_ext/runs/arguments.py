@@ -1,0 +1,233 @@
+"""The command line of a run, and the part of it that sweeps share: what changes numbers."""
+
+import argparse
+
+from domainbed_ext.algorithms.methods import ALGORITHMS
+from domainbed_ext.cache.place import DEFAULT_GB, VARIABLE
+from domainbed_ext.data import duplicates
+from domainbed_ext.datasets import DATASETS
+from domainbed_ext.errors import CommandLine
+from domainbed_ext.models import precision
+from domainbed_ext.protocols import CHOICES, DEFAULT_TEST_ENVS, PROTOCOLS
+from domainbed_ext.system import option_values
+
+# Options over DomainBed's that change a run's numbers. A sweep passes those that are given on to its runs and makes
+# them part of a run's identity; for the others `protocols.resolve` says what holds.
+NUMBERS = (
+    "protocol",
+    *CHOICES,
+    "checkpoint_freq",
+    "backbone",
+    "weights",
+    "precision",
+    "train_eval_share",
+    "threads",
+)
+
+
+# Arguments that say where and how a run computes what it does: they change no number, and so no identity. The file of
+# `--weights` counts by its content.
+PLACES = (
+    *("data_dir", "output_dir", "weights", "cache_dir", "cache_gb", "workers", "verify_images", "profile"),
+    *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates"),
+)
+
+# What a sweep passes on to its runs beside their identity.
+EXTRA = (
+    *("cache_dir", "cache_gb", "workers", "verify_images", "profile", "skip_model_save"),
+    *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates"),
+)
+
+
+def add_number_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options in `NUMBERS`, which runs and sweeps share."""
+    group = parser.add_argument_group("protocol")
+    group.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="train on all environments but one (leave_one_out, the default), or on one alone (single_source); "
+        "domainbed: leave_one_out with upstream DomainBed's choices, where those below are not given",
+    )
+    group.add_argument(
+        "--source_envs",
+        nargs="+",
+        metavar="NAME",
+        help="of single_source: names, labels or indices of the environments to train on (the paper's: LabelMe, "
+        "cartoon, Clipart, L38; of other data sets each in turn)",
+    )
+    group = parser.add_argument_group("what else changes the numbers, and is written in every record")
+    group.add_argument(
+        "--validation_images",
+        choices=CHOICES["validation_images"],
+        help="training environments are evaluated on plain images (default), or augmented ones as in DomainBed",
+    )
+    group.add_argument(
+        "--input_stats",
+        choices=CHOICES["input_stats"],
+        help="images are normalised by the backbone's own mean and std (default), or ImageNet's as in DomainBed",
+    )
+    group.add_argument(
+        "--sampling",
+        choices=CHOICES["sampling"],
+        help="training images are drawn with replacement as in DomainBed (default), or in shuffled epochs",
+    )
+    group.add_argument(
+        "--training_images",
+        choices=CHOICES["training_images"],
+        help="what is augmented: images as they are (exact, the default), or ones scaled down, where larger, to an "
+        "eighth more than the backbone is fed (resized), which take less room in the cache",
+    )
+    group.add_argument(
+        "--test_on",
+        choices=CHOICES["test_on"],
+        help="of a test environment, the 80 %% in its `in` split as in DomainBed (default), or all images",
+    )
+    group.add_argument(
+        "--evaluate",
+        choices=CHOICES["evaluate"],
+        help="at a checkpoint what selection needs: `out` of the training environments, the rest where their mean is a "
+        "new best and at the last step (lean, the default where no pairs are held out), or every split as in DomainBed "
+        "(all); the tables are the same",
+    )
+    group.add_argument(
+        "--train_eval_share",
+        type=option_values.share(with_1=True),
+        metavar="SHARE",
+        help="of each training environment's `in` split, on which train accuracy is measured (1)",
+    )
+    group.add_argument(
+        "--checkpoint_freq",
+        type=option_values.whole(0),
+        metavar="N",
+        help="evaluate every N steps and at the last; 0: at the last alone",
+    )
+    group.add_argument("--backbone", metavar="NAME", help="any timm model, e.g. vit_tiny_patch16_224")
+    group.add_argument(
+        "--weights",
+        type=option_values.tensors_path,
+        metavar="FILE",
+        help="a .safetensors file, 'pretrained' (timm's own way) or 'none'",
+    )
+    group.add_argument("--precision", choices=precision.PRECISIONS, help="auto: bf16 where the processor has it")
+    group.add_argument(
+        "--threads",
+        type=option_values.whole(1),
+        metavar="N",
+        help="CPU threads of a run (1: runs go side by side instead); another number rounds differently",
+    )
+
+
+def add_image_options(parser: argparse._ActionsContainer) -> None:
+    """Adds what runs and sweeps share of how images are checked before they are used."""
+    parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
+    duplicates.add_option(parser)
+
+
+def add_speed_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what runs and sweeps share of how fast a run goes, at the same numbers."""
+    group = parser.add_argument_group("speed", "images are decoded once and kept (python -m domainbed_ext.cache list)")
+    group.add_argument(
+        "--cache_dir",
+        type=option_values.tensors_path,
+        metavar="DIR",
+        help=f"where ({VARIABLE}, else ~/.cache/domainbed_ext); 'none' decodes each time",
+    )
+    group.add_argument(
+        "--cache_gb",
+        type=option_values.number(least=0),
+        default=DEFAULT_GB,
+        metavar="GB",
+        help="that it may take (%(default)g)",
+    )
+    group.add_argument(
+        "--workers",
+        type=option_values.whole(0),
+        metavar="N",
+        help="processes that prepare a run's images (4 beside a GPU, else none); 0: the run itself does",
+    )
+    group.add_argument("--profile", action="store_true", help="time each stage, beside the floor of its products")
+
+
+def add_resume_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what runs and sweeps share of how a run resumes after it was stopped."""
+    group = parser.add_argument_group("resuming", "a run that was stopped or killed resumes from its last checkpoint")
+    group.add_argument(
+        "--save_minutes",
+        type=option_values.number(least=0),
+        default=5.0,
+        metavar="M",
+        help="write a checkpoint every M minutes (%(default)g); 0: never",
+    )
+    group.add_argument(
+        "--save_steps", type=option_values.whole(0), default=0, metavar="N", help="and every N steps (0: never)"
+    )
+    group.add_argument(
+        "--time_limit",
+        type=option_values.number(above=0),
+        metavar="M",
+        help="minutes after which an attempt has failed (none)",
+    )
+    group.add_argument(
+        "--stop_on_nan",
+        action="store_true",
+        help="end a run as failed at the first step whose loss or outputs are not finite; without it the run "
+        "continues, and is counted as diverged",
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of a run: DomainBed's arguments, and those in `NUMBERS`."""
+    parser = CommandLine(
+        prog="python -m domainbed_ext.train",
+        description="Trains one algorithm with some environments held out, as DomainBed does.",
+        epilog="examples:\n  python -m domainbed_ext.train --dataset PACS --data_dir data --algorithm BOnly@rank=16 "
+        "--test_envs 3 \\\n    --steps 300 --output_dir runs/sketch\n  python -m domainbed_ext.train --dataset PACS "
+        "--data_dir data --protocol single_source --source_envs cartoon \\\n    --output_dir runs/cartoon",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data_dir", type=option_values.path, metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument("--dataset", default="DigitsShift", metavar="NAME", help=f"{', '.join(DATASETS)} (%(default)s)")
+    parser.add_argument(
+        "--algorithm", default="BOnly", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16 (%(default)s)"
+    )
+    parser.add_argument("--task", default="domain_generalization", metavar="NAME", help="%(default)s")
+    parser.add_argument("--hparams", metavar="JSON", help="hyperparameters, over the defaults or the random draw")
+    for name, meaning in (
+        ("hparams_seed", "0: the defaults (%(default)s)"),
+        ("trial_seed", "of splits and random hyperparameters"),
+        ("seed", "of everything else"),
+    ):
+        parser.add_argument(f"--{name}", type=option_values.seed, default=0, metavar="N", help=meaning)
+    parser.add_argument("--steps", type=option_values.whole(1), metavar="N", help="training steps (the data set's)")
+    parser.add_argument(
+        "--test_envs",
+        type=option_values.whole(0),
+        nargs="+",
+        default=DEFAULT_TEST_ENVS,
+        metavar="N",
+        help="indices of the held-out environments (0; of single_source, all but the source)",
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=option_values.tensors_path,
+        default="train_output",
+        metavar="DIR",
+        help="the run's folder (%(default)s)",
+    )
+    parser.add_argument(
+        "--holdout_fraction", type=option_values.share(), default=0.2, metavar="SHARE", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--uda_holdout_fraction",
+        type=option_values.share(with_0=True),
+        default=0.0,
+        metavar="SHARE",
+        help="of a test environment, kept from `in`",
+    )
+    parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
+    parser.add_argument("--save_model_every_checkpoint", action="store_true", help="save it at every evaluation too")
+    add_number_options(parser)
+    add_image_options(parser)
+    add_speed_options(parser)
+    add_resume_options(parser)
+    return parser

@@ -1,0 +1,127 @@
+"""What tells a run's facts from those of another, or from what is here now, in words.
+
+Arguments, hyperparameters and weights are a run's identity, which names its folder. What else its numbers follow from
+is in its records: the data, versions, the precision that "auto" came to, the backbone's weights as they were loaded,
+and source files of the user's.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from domainbed_ext.system import strict_json
+
+_NAMED = 3  # of many differences
+
+
+class Kind(str, Enum):
+    """What may differ."""
+
+    ARGUMENTS = "arguments"
+    DATA = "data"
+    WEIGHTS = "weights"
+    VERSIONS = "versions"
+    PRECISION = "precision"
+    SOURCES = "source files"
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[Kind, str]:
+    """Compares facts, wherever either's data and weights lie. What only one of them says is no difference.
+
+    Args:
+        then: Facts as a record or a checkpoint has them, see `run_setup.facts`.
+        now: Facts of a run that starts, or a part of them.
+
+    Returns:
+        By kind, the difference in words; empty if there is none.
+    """
+    told = {
+        Kind.ARGUMENTS: _arguments(then, now),
+        Kind.DATA: _data(then, now),
+        Kind.WEIGHTS: _weights(then, now),
+        Kind.VERSIONS: changed(then.get("versions") or {}, now.get("versions") or {}),
+        Kind.PRECISION: changed(_part(then, "precision"), _part(now, "precision")),
+        Kind.SOURCES: _sources(then.get("sources") or {}, now.get("sources") or {}),
+    }
+    return {kind: words for kind, words in told.items() if words}
+
+
+def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What two mappings both have and differ in: "torch 2.13.0 then, 2.14.1 now"; empty if nothing."""
+    names = [name for name in then if name in now and then[name] != now[name]]
+    return "; ".join(
+        [f"{name} {then[name]} then, {now[name]} now" for name in names[:_NAMED]]
+        + ([f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else [])
+    )
+
+
+def environments_that_differ(
+    names: Sequence[str], digests: Sequence[str], other_names: Sequence[str], other_digests: Sequence[str]
+) -> str:
+    """What two data sets of one name differ in.
+
+    Args:
+        names: Labels of the one's environments.
+        digests: Its `data_digest`.
+        other_names: Labels of the other's environments.
+        other_digests: The other's `data_digest`.
+
+    Returns:
+        Words; empty if they are the same.
+    """
+    if list(names) != list(other_names):
+        return f"environments {', '.join(names)} there, {', '.join(other_names)} here"
+    differing = [name for name, one, other in zip(names, digests, other_digests, strict=False) if one != other]
+    if not differing:
+        return ""
+    where = f"environment {differing[0]}" if len(differing) == 1 else f"environments {', '.join(differing)}"
+    return f"{where}: names, sizes or labels of images, or names of classes"
+
+
+def _part(facts: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: facts[name] for name in names if facts.get(name) is not None}
+
+
+def _arguments(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    from domainbed_ext.runs.arguments import PLACES  # here, for it brings torch, which readers of records do without
+
+    def said(facts: Mapping[str, Any]) -> dict[str, Any]:
+        args = {name: value for name, value in facts.get("args", {}).items() if name not in PLACES}
+        hparams = {
+            name: value for name, value in facts.get("hparams", {}).items() if name not in ("weights", "precision")
+        }
+        # A hyperparameter's final value stands for the argument that set it. As JSON, for the other is from a file.
+        both: dict[str, Any] = json.loads(strict_json.dumps({**args, **hparams}))
+        return both
+
+    return changed(said(then), said(now))
+
+
+def _data(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if not (then.get("environments") and now.get("environments")):
+        return ""
+    if then.get("data_digest") and now.get("data_digest"):
+        digests = then["data_digest"], now["data_digest"]
+    else:
+        digests = (), ()
+    return environments_that_differ(then["environments"], digests[0], now["environments"], digests[1]) or changed(
+        then.get("split_sizes") or {}, now.get("split_sizes") or {}
+    )
+
+
+def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Of a file its content counts, of "pretrained" and "none" the word; and what was loaded, where both say it."""
+    if "hparams" in then and "hparams" in now and _said_weights(then) != _said_weights(now):
+        return f"{then['hparams']['weights']} then, {now['hparams']['weights']} now"
+    loaded = "backbone_digest"
+    return "loaded from the same place, and others" if changed(_part(then, loaded), _part(now, loaded)) else ""
+
+
+def _said_weights(facts: Mapping[str, Any]) -> Any:
+    return facts.get("weights_digest") or facts["hparams"].get("weights")
+
+
+def _sources(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    names = sorted(name for name in then if name in now and then[name] != now[name])
+    return f"the source file of {' and of '.join(names)} has changed" if names else ""

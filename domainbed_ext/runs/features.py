@@ -1,0 +1,114 @@
+"""Features of a frozen backbone: the same at every step and in every run, so computed once and kept in the cache.
+
+A linear probe is evaluated on them, and trained too where its images are not augmented. They are always computed in the
+same batches, an environment's images in their order: what the cache has room for changes no bit of them.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from domainbed_ext.algorithms.methods import LP
+from domainbed_ext.cache.entries import Entries, NoRoom
+from domainbed_ext.cache.pixels import Stored
+from domainbed_ext.data.augmentation import AUGMENTATIONS
+from domainbed_ext.data.loader import EVALUATION_BATCH, stream
+from domainbed_ext.data.sources import Augmented, Images
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.models import backbones
+from domainbed_ext.models.inputs import Inputs
+from domainbed_ext.models.tensor_files import save_tensors
+from domainbed_ext.runs.provenance import machine, rounding, versions
+from domainbed_ext.system import strict_json
+from domainbed_ext.system.progress import bar
+
+_FILE = "features.safetensors"
+
+
+def features(
+    algorithm: LP, images: Stored, inputs: Inputs, cache: Entries, stop: Callable[[], None] = lambda: None
+) -> Tensor | None:
+    """The features of all images of an environment.
+
+    Args:
+        algorithm: that `embeds`.
+        images: of the backbone's size, out of the cache.
+        inputs: what the backbone is fed.
+        cache: where features are kept.
+        stop: called between batches, and while another process computes them; may raise.
+
+    Returns:
+        [images, width] on the CPU; None where the cache has no room for them.
+    """
+
+    def build(folder: Path) -> None:
+        save_tensors({"features": compute(algorithm, images, inputs, stop)}, folder / _FILE)
+
+    digest = _digest(algorithm, images, inputs)
+    key = f"{images.folder.parent.name}/features-{digest}"
+    width = algorithm.backbone.get_classifier().in_features  # type: ignore[operator]
+    try:
+        path = cache.get(key, 4 * len(images) * int(width), build, f"features, {images.folder.name}", stop)
+        return load_file(path / _FILE)["features"]
+    except NoRoom:
+        return None
+    except (OSError, SafetensorError, KeyError) as error:
+        raise BenchmarkError(
+            f"the features {key} cannot be read ({error}): remove them with python -m domainbed_ext.cache remove"
+        ) from error
+
+
+@torch.inference_mode()
+def compute(
+    algorithm: LP, images: Images, inputs: Inputs, stop: Callable[[], None] = lambda: None, workers: int = 0
+) -> Tensor:
+    """The features of all images of an environment, without the cache.
+
+    Args:
+        algorithm: Linear probe that `embeds`.
+        images: The environment's images, out of the cache or decoded here.
+        inputs: Size and statistics of the backbone's input.
+        stop: Function that is called between batches; may raise.
+        workers: Number of processes that read and decode images; 0 does so in this one. The result is the same.
+
+    Returns:
+        [images, width] on the CPU.
+    """
+    algorithm.eval()
+    rows = []
+    batches = _InOrder(Augmented(images, AUGMENTATIONS["none"], inputs.size), len(images))
+    with bar("computing features", len(images), "images") as shown:
+        for pixels in stream(batches, range(len(batches)), workers, lambda pixels: pixels.to(algorithm.device)):
+            stop()
+            rows.append(algorithm.embed(inputs.ready(pixels)).cpu())
+            shown.advance(len(pixels))
+    return torch.cat(rows)
+
+
+class _InOrder(Dataset[Tensor]):
+    """An environment's images in batches that depend on nothing but the environment."""
+
+    def __init__(self, source: Augmented, count: int) -> None:
+        self.source, self.count = source, count
+
+    def __len__(self) -> int:
+        return -(-self.count // EVALUATION_BATCH)
+
+    def __getitem__(self, batch: int) -> Tensor:
+        keys = range(self.count)[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
+        return self.source.batch(keys, np.random.default_rng(0))  # of which nothing is drawn
+
+
+def _digest(algorithm: LP, images: Stored, inputs: Inputs) -> str:
+    """Of all that features follow from."""
+    said = {**versions(), **machine(), "backbone": algorithm.hparams["backbone"], "precision": algorithm.precision}
+    said |= {"images": images.folder.name, "inputs": repr(inputs), **rounding()}
+    said["weights"] = backbones.loaded_digest(algorithm.backbone)
+    return hashlib.blake2b(strict_json.dumps(said, sort_keys=True).encode("utf-8"), digest_size=8).hexdigest()

@@ -1,0 +1,186 @@
+"""What a run feeds its algorithm: minibatches to train on, and its splits' images as one row of large batches."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from domainbed_ext.algorithms.methods import LP, Algorithm
+from domainbed_ext.cache.pixels import Stored
+from domainbed_ext.data.augmentation import AUGMENTATIONS
+from domainbed_ext.data.loader import EVALUATION_BATCH, Evaluated, EvaluationBatches, Minibatch, Minibatches, stream
+from domainbed_ext.data.sources import Augmented, Features, Source
+from domainbed_ext.runs.features import compute, features
+from domainbed_ext.runs.images import RunImages, entries
+from domainbed_ext.runs.profile import Profile, Stage, unmeasured
+from domainbed_ext.runs.setup import Setup, environment_of
+from domainbed_ext.seeds import seed_hash
+from domainbed_ext.system.progress import bar
+
+
+class Feed:
+    """Between a run's images and its algorithm.
+
+    Args:
+        setup: the run's parts.
+        algorithm: that is fed.
+        stop: called between batches that are evaluated, and while images are put into the cache; may raise.
+
+    Attributes:
+        profile: the run's clocks and counters, if `measure` was called.
+        seconds_an_image: that evaluation takes; None as long as nothing was evaluated.
+
+    Raises:
+        BenchmarkError: images that cannot be read, all of them named.
+    """
+
+    profile: Profile | None = None
+    seconds_an_image: float | None = None
+
+    def __init__(self, setup: Setup, algorithm: Algorithm, stop: Callable[[], None] = lambda: None) -> None:
+        self.setup, self.algorithm, self.stop = setup, algorithm, stop
+        self.images = RunImages(setup, lambda count: stop())
+        self._features = cache(self._all_features)
+        self._pinned = algorithm.device.type == "cuda"
+
+    def measure(self) -> None:
+        """Profiles from now on, after counting what a minibatch takes."""
+        self.profile = Profile(self.algorithm, next(self.training(range(1))))
+        self.algorithm.stage = self.profile.stage
+
+    @property
+    def stage(self) -> Stage:
+        """Opened around a stage of the run."""
+        return self.profile.stage if self.profile else unmeasured
+
+    def training(self, steps: range) -> Iterator[list[Minibatch]]:
+        """The minibatches of some steps, one a training environment, on the algorithm's device.
+
+        Args:
+            steps: which, e.g. `range(0, 300)`.
+
+        Returns:
+            An iterator over the steps' lists of (images [batch_size, 3, height, width], labels [batch_size]).
+        """
+        setup = self.setup
+        minibatches = Minibatches(
+            [setup.splits[f"env{i}_in"] for i in setup.train_envs],
+            self._trained_on(),
+            setup.hparams["batch_size"],
+            setup.args.seed,
+            setup.hparams["class_balanced"],
+            setup.args.sampling,
+            self.stage,
+        )
+
+        augmented = [] if setup.augmentation == "none" else ["augmented"]
+
+        def ready(batches: list[Minibatch]) -> list[Minibatch]:
+            self._count("forwarded", "backwarded", *augmented, of=batches)
+            return [self._ready(*batch) for batch in batches]
+
+        return stream(minibatches, steps, self.setup.args.workers, ready, self._pinned, self.stage)
+
+    def accuracies(self, step: int, names: Iterable[str]) -> dict[str, float]:
+        """What a record holds of some splits.
+
+        Args:
+            step: of the record; augmented images differ from one evaluation to the next, as upstream's do.
+            names: of splits, e.g. "env0_in", in the order in which they are evaluated.
+
+        Returns:
+            "env0_in_acc" and so on to the share of images that are classified right, in [0, 1]; NaN where logits are
+            NaN or infinite, by which nothing is classified.
+        """
+        parts = {f"{name}_acc": self._evaluated(step, name) for name in names}
+        rows: dict[object, dict[str, Evaluated]] = {}
+        for name, part in parts.items():  # what is drawn depends on its row, so nothing is there that may be features
+            rows.setdefault((part.seed is None, type(part.source)), {})[name] = part
+        counts = {name: count for row in rows.values() for name, count in self._count_right(row).items()}
+        return {name: counts[name] / len(part.split) for name, part in parts.items()}
+
+    def _count_right(self, parts: dict[str, Evaluated]) -> dict[str, float]:
+        """How many images of each split are classified right; NaN where one has no highest logit."""
+        batches = EvaluationBatches(list(parts.values()), EVALUATION_BATCH)
+
+        def ready(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            self._count("evaluated", of=[batch[:2]])
+            return *self._ready(*batch[:2]), batch[2].to(self.algorithm.device)
+
+        rows = stream(batches, range(len(batches)), self.setup.args.workers, ready, self._pinned)
+        algorithm = self.algorithm.eval()
+        correct, unknown = torch.zeros(2, len(parts), dtype=torch.long, device=algorithm.device)
+        start, count = time.perf_counter(), sum(len(part.split) for part in parts.values())
+        with bar("evaluating", count, "images") as done, torch.inference_mode(), self.stage("evaluate"):
+            for images, labels, numbers in rows:
+                self.stop()
+                highest, predicted = algorithm.predict(images).max(1)
+                correct.index_add_(0, numbers, (predicted == labels).long())
+                unknown.index_add_(0, numbers, (~highest.isfinite()).long())
+                done.advance(len(labels))
+        counted = zip(parts, correct.tolist(), unknown.tolist(), strict=True)
+        self.seconds_an_image = (time.perf_counter() - start) / max(1, count)
+        return {name: math.nan if without else right for name, right, without in counted}
+
+    def _evaluated(self, step: int, name: str) -> Evaluated:
+        setup, split, env = self.setup, self.setup.evaluated(name), environment_of(name)
+        looked_at = env not in setup.train_envs or name.endswith("_uda")
+        if looked_at or setup.args.validation_images != "augmented":
+            return Evaluated(split, self._plain(env))
+        return Evaluated(split, self._augmented(env), seed_hash(setup.args.seed, "evaluation", step, name))
+
+    def _trained_on(self) -> list[Source]:
+        """Of every training environment what its images become, all of them images or all features."""
+        envs = self.setup.train_envs
+        return [self._augmented(env) for env in envs]
+
+    def _augmented(self, env: int) -> Source:
+        """What images of an environment become in training."""
+        if self.setup.augmentation == "none":
+            return self._plain(env)
+        return Augmented(self.images.training[env], AUGMENTATIONS[self.setup.augmentation], self.setup.inputs.size)
+
+    def _plain(self, env: int) -> Source:
+        """What images of an environment become where they are only looked at: features, if they stand for them.
+
+        Never for some environments alone: which images share a batch changes how what is made of them rounds, and
+        must not follow from what the cache has room for.
+        """
+        return self._pixels(env) if self._probe is None else Features(self._features(env))
+
+    def _pixels(self, env: int) -> Source:
+        return Augmented(self.images.evaluation[env], AUGMENTATIONS["none"], self.setup.inputs.size)
+
+    @property
+    def _probe(self) -> LP | None:
+        """The algorithm, if features stand for images that it only looks at."""
+        return self.algorithm if isinstance(self.algorithm, LP) and self.algorithm.embeds else None
+
+    def _all_features(self, env: int) -> Tensor:
+        kept = self._make_features(env)
+        if kept is None:
+            probe, images = self._probe, self.images.evaluation[env]
+            assert probe is not None
+            return compute(probe, images, self.setup.inputs, self.stop, self.setup.args.workers)
+        return kept
+
+    def _make_features(self, env: int) -> Tensor | None:
+        """Those that the cache keeps; None where it has no room, or there is none."""
+        probe, images = self._probe, self.images.evaluation[env]
+        if probe is None or not isinstance(images, Stored) or (cache := entries(self.setup.args)) is None:
+            return None
+        return features(probe, images, self.setup.inputs, cache, self.stop)
+
+    def _count(self, *what: str, of: list[Minibatch]) -> None:
+        if self.profile:
+            are_images = any(images.dtype == torch.uint8 for images, _ in of)  # features were, when they were computed
+            decoded = ["decoded"] if are_images and self.images.decodes else []
+            self.profile.images.update(dict.fromkeys([*what, *decoded], sum(len(labels) for _, labels in of)))
+
+    def _ready(self, images: Tensor, labels: Tensor) -> Minibatch:
+        """Takes them to the device, and images from bytes to numbers there."""
+        device = self.algorithm.device
+        return self.setup.inputs.ready(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)

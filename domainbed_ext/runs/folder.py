@@ -1,0 +1,261 @@
+"""A run's folder: the only code that knows what lies in it.
+
+results.jsonl        one JSON record a line, keys sorted; only ever replaced as a whole
+out.txt err.txt      what the run printed, in all its attempts
+done                 the run is whole (DomainBed's marker): written last, when all else is on disk
+diverged             the first step with a loss or an output that is not finite, as JSON, if there is one
+failed               why it is not, as JSON: error (one sentence), log, exit_code, attempt
+attempt_2.json       who is or was at it (see `attempts`)
+checkpoint_*         from where it goes on (see `checkpoint`), until it is done
+selected/            what was trained, at the step that training-domain validation selects
+last/                the same at the last step, where that is another
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.runs import log as run_log
+from domainbed_ext.system import strict_json
+from domainbed_ext.system.attempts import Attempt, Claim, latest
+from domainbed_ext.system.files import remove, write_atomically
+
+NEEDED = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")  # arguments that make a record one
+
+
+class State(str, Enum):
+    """How far a run is."""
+
+    NOT_LAUNCHED = "not launched"
+    QUEUED = "queued"  # waits in a launch (see `launches`); its folder alone does not say so
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    DONE = "done"
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def state(self) -> State:
+        """Read from the folder alone."""
+        return self.look()[0]
+
+    def look(self, now: float | None = None) -> tuple[State, Attempt | None]:
+        """The state, and the last attempt unless the run is done.
+
+        Args:
+            now: of `attempts.clock`, for whoever looks at many.
+        """
+        try:
+            names = set(os.listdir(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return State.NOT_LAUNCHED, None
+        if "done" in names:
+            return State.DONE, None
+        attempt = latest(self.path, names)
+        if attempt and attempt.alive(now):
+            return State.RUNNING, attempt
+        return State.FAILED if "failed" in names else State.INTERRUPTED, attempt
+
+    def claim(self) -> Claim:
+        """Makes the folder and the next attempt at the run.
+
+        Raises:
+            BenchmarkError: the place is not writable, or holds something that is not a run.
+            Taken: another process is at it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return Claim(self.path)
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+
+    def start(self, lines: Sequence[str] | None = None) -> None:
+        """Drops what an earlier attempt left and a run that starts, or goes on, makes again.
+
+        Args:
+            lines: of `results.jsonl`, of a run that goes on from where it had these; None for one that starts.
+
+        Raises:
+            BenchmarkError: the place is not writable, or holds something that is not a run.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for leftover in ("done", "failed", "diverged", *(path.name for path in self.path.glob(".*"))):
+                remove(self.path / leftover)  # what begins with a dot was being written when an attempt was killed
+            if lines is not None:
+                self._write_lines(lines)
+                return
+            _clear_checkpoints(self.path)
+            remove(self.path / "results.jsonl")
+            for folder in (self.path / "selected", self.path / "last", *self.path.glob("step_*")):
+                remove(folder)
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds a record to `results.jsonl`, on disk before it returns; nobody ever sees half of it."""
+        self._write_lines([*self.lines(), strict_json.dumps(record, sort_keys=True)])
+
+    def lines(self) -> list[str]:
+        """Of `results.jsonl`, as they are."""
+        path = self.path / "results.jsonl"
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    def _write_lines(self, lines: Sequence[str]) -> None:
+        path = self.path / "results.jsonl"
+        if lines:
+            write_atomically(path, "".join(f"{line}\n" for line in lines))
+        else:
+            remove(path)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records so far, each with the folder's name under "run".
+
+        Raises:
+            BenchmarkError: a line is not a JSON record.
+        """
+        records = []
+        shared: dict[str, Any] = {"run": self.path.name}  # what all records of a run repeat is held once
+        for number, line in enumerate((self.path / "results.jsonl").read_bytes().splitlines(), 1):
+            record = self._record(line, number)
+            for name, value in record.items():
+                if isinstance(value, (dict, list)) and shared.setdefault(name, value) == value:
+                    record[name] = shared[name]
+            records.append({**{sys.intern(name): value for name, value in record.items()}, "run": shared["run"]})
+        return records
+
+    def first_record(self) -> dict[str, Any] | None:
+        """The first record; None if there is none yet.
+
+        Raises:
+            BenchmarkError: it cannot be read, or is no record.
+        """
+        try:
+            with (self.path / "results.jsonl").open("rb") as file:
+                return self._record(file.readline(), 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise BenchmarkError(
+                f"cannot read {self.path} ({error.strerror or error}): have its owner let you"
+            ) from error
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+            record["step"], [record["args"][name] for name in NEEDED], dict(record.get("hparams") or {})
+        except (ValueError, TypeError, KeyError) as error:
+            raise BenchmarkError(
+                f"{self.path / 'results.jsonl'} line {number} is not a record: delete the run's folder and launch the "
+                f"sweep again"
+            ) from error
+        return record
+
+    def finish(self) -> None:
+        """Marks the run done; everything else of it must be on disk by now."""
+        write_atomically(self.path / "done", "done")
+        _clear_checkpoints(self.path)
+
+    def fail(self, error: str, exit_code: int = 1) -> None:
+        """Marks the run failed.
+
+        Args:
+            error: why, in one sentence.
+            exit_code: of the run; negative for the signal that killed it.
+        """
+        attempt = latest(self.path)
+        reason = {
+            "error": error,
+            "exit_code": exit_code,
+            "log": str(self.path / "err.txt"),
+            "attempt": attempt.number if attempt else 0,
+        }
+        with contextlib.suppress(OSError):  # if nothing can be written here, that is why it failed
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "failed", strict_json.dumps(reason, indent=2) + "\n")
+
+    def diverge(self, step: int) -> None:
+        """Notes that the run diverged, for whoever looks at many folders."""
+        write_atomically(self.path / "diverged", strict_json.dumps({"step": step}) + "\n")
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run noted that it diverged."""
+        return (self.path / "diverged").exists()
+
+    def failure(self) -> str:
+        """Why the run failed, in one sentence."""
+        try:
+            return str(json.loads((self.path / "failed").read_text(encoding="utf-8"))["error"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{self.path} does not say why; its log is {self.path / 'err.txt'}"
+
+    def log(self) -> AbstractContextManager[None]:
+        """Sends what is printed to `out.txt` and `err.txt` as well."""
+        return run_log.copied(self.path / "out.txt", self.path / "err.txt")
+
+
+def _clear_checkpoints(path: Path) -> None:
+    from domainbed_ext.runs import checkpoint  # with it comes torch, which takes seconds: readers of records do without
+
+    checkpoint.clear(path)
+
+
+def not_writable(path: Path, error: OSError) -> BenchmarkError:
+    """The error for a place that cannot be written."""
+    return BenchmarkError(f"cannot write to {path} ({error.strerror or error}): give another --output_dir")
+
+
+def load_records(
+    input_dir: Path | str, unfinished: bool = False, unreadable: list[str] | None = None
+) -> list[dict[str, Any]]:
+    """The records of every run directly below a folder, in the order of the runs' names.
+
+    Args:
+        input_dir: a sweep's folder, ours or upstream DomainBed's.
+        unfinished: take runs without a `done` file too. DomainBed always does, so that half a run can enter
+            its tables.
+        unreadable: takes a sentence about every run whose records cannot be read, which is then left out.
+
+    Returns:
+        The records, each with its run's folder name under "run".
+
+    Raises:
+        BenchmarkError: no such folder, no (finished, readable) run in it, or a line that is not a record where
+            `unreadable` is None.
+    """
+    root = Path(input_dir)
+    if not root.is_dir():
+        raise BenchmarkError(f"no folder {root}: give --input_dir the --output_dir of a sweep")
+    runs = [RunFolder(path.parent) for path in sorted(root.glob("*/results.jsonl"))]
+    if not runs and (root / "results.jsonl").exists():
+        raise BenchmarkError(f"{root} is itself a run: give --input_dir the folder that holds it")
+    if not runs:
+        raise BenchmarkError(f"no run in {root}: launch the sweep first, or give --input_dir its --output_dir")
+    wanted = [run for run in runs if unfinished or (run.path / "done").exists()]
+    if not wanted:
+        raise BenchmarkError(f"none of the {len(runs)} runs in {root} is finished: wait, or add --unfinished")
+    records = []
+    for run in wanted:
+        try:
+            records += run.records()
+        except BenchmarkError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(str(error))
+    if not records:
+        raise BenchmarkError(f"no run in {root} can be read: {(unreadable or ['they hold no record'])[0]}")
+    return records

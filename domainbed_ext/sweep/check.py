@@ -1,0 +1,187 @@
+"""What would stop a run of a sweep, told before any of them starts; leaves no trace."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from domainbed_ext import hparams_registry, protocols
+from domainbed_ext.algorithms.methods import Algorithm
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.models import backbones
+from domainbed_ext.runs import checkpoint
+from domainbed_ext.runs.identity import final_hparams
+from domainbed_ext.runs.setup import Setup, set_up
+from domainbed_ext.sweep.jobs import Job
+from domainbed_ext.sweep.states import count_of
+from domainbed_ext.system import strict_json
+from domainbed_ext.system.progress import bar
+
+# Hyperparameters that change neither what a model is made of nor whether it can be made; of ranks the largest tells.
+_FREE = (
+    *("lr", "weight_decay", "batch_size", "class_balanced", "data_augmentation", "rank"),
+    *("adapter_dropout", "resnet_dropout", "vit_dropout"),
+)
+_RECORD, _LOGS = 4_000, 20_000  # bytes
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What checking found of one kind of runs, an algorithm on a data set.
+
+    Attributes:
+        setup: of its run with the largest batches.
+        trained: bytes of what it trains.
+    """
+
+    setup: Setup
+    trained: int
+
+
+def check(jobs: Sequence[Job]) -> dict[tuple[str, str], Checked]:
+    """Makes the parts of as many runs as it takes to have met every mistake, and looks for room for all.
+
+    Args:
+        jobs: of a sweep.
+
+    Returns:
+        What was found of each kind.
+
+    Raises:
+        BenchmarkError: what would stop a run, in one sentence.
+    """
+    setups = _set_up(jobs)
+    for job in jobs:
+        try:
+            hparams_registry.check(job.computation["hparams"])
+        except BenchmarkError as error:
+            raise BenchmarkError(f"{job}: {error}") from error
+    trained = _make_algorithms(jobs, setups)
+    checked = {kind: Checked(setup, trained[kind]) for kind, setup in setups.items()}
+    _check_room(jobs, checked)
+    return checked
+
+
+def _set_up(jobs: Sequence[Job]) -> dict[tuple[str, str], Setup]:
+    """Sets up a run of each kind, and one that trains on each environment; of these the ones with the largest batches.
+
+    As often as that takes and no more, for each time a data set's files are listed.
+    """
+    setups: dict[tuple[str, str], Setup] = {}
+    verified: set[str] = set()
+    trained_on: set[tuple[str, int]] = set()
+    with bar("checking", len(jobs), "runs") as shown:
+        for job in sorted(jobs, key=_batch_size, reverse=True):
+            shown.advance()
+            dataset = job.train_args["dataset"]
+            known = next((setup for kind, setup in setups.items() if kind[0] == dataset), None)
+            sources = set() if known is None else {(dataset, i) for i in _training_environments(job, known)}
+            if known is not None and job.kind in setups and sources <= trained_on:
+                continue
+            args = job.args
+            args.verify_images = args.verify_images and dataset not in verified
+            setup = set_up(args)
+            verified.add(dataset)
+            trained_on |= {(dataset, i) for i in setup.train_envs}
+            setups.setdefault(job.kind, setup)
+    return {job.kind: setups[job.kind] for job in jobs}  # in the sweep's order
+
+
+def _batch_size(job: Job) -> float:
+    size = job.computation["hparams"]["batch_size"]
+    return size if isinstance(size, int) else float("inf")
+
+
+def _training_environments(job: Job, known: Setup) -> list[int]:
+    return [i for i in range(len(known.dataset)) if i not in job.train_args["test_envs"]]
+
+
+def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) -> dict[tuple[str, str], int]:
+    """Makes every model there is, but for what cannot go wrong; the bytes that each kind trains, at most."""
+    largest: dict[str, Job] = {}
+    for job in jobs:
+        hparams = job.computation["hparams"]
+        fixed = {name: value for name, value in hparams.items() if name not in _FREE}
+        key = strict_json.dumps([*job.kind, fixed, job.computation["weights"]], sort_keys=True)
+        if key not in largest or hparams.get("rank", 0) > largest[key].computation["hparams"].get("rank", 0):
+            largest[key] = job
+    trained: dict[tuple[str, str], int] = {}
+    with bar("checking", len(largest), "models") as shown:
+        for job in largest.values():
+            algorithm = setup_like(setups[job.kind], job).make_algorithm()
+            trained[job.kind] = max(trained.get(job.kind, 0), _trained(algorithm))
+            shown.advance()
+    return trained
+
+
+def setup_like(setup: Setup, job: Job) -> Setup:
+    """The parts of a run whose data set is that of another, listed already; splits are still the other's."""
+    args = protocols.resolve(job.args)
+    hparams = final_hparams(args)
+    inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
+    return replace(setup, args=args, hparams=hparams, inputs=inputs)
+
+
+def _trained(algorithm: Algorithm) -> int:
+    return sum(p.numel() * p.element_size() for p in algorithm.parameters() if p.requires_grad)
+
+
+def records(setup: Setup) -> int:
+    """How many records a run writes."""
+    if not setup.checkpoint_freq:
+        return 1
+    last = setup.steps - 1
+    return last // setup.checkpoint_freq + 1 + (last % setup.checkpoint_freq > 0)
+
+
+def disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], parallel: int = 1) -> tuple[int, int]:
+    """Bytes that runs leave or need meanwhile.
+
+    Args:
+        jobs: that are to run.
+        checked: what is known of each kind.
+        parallel: how many at once.
+
+    Returns:
+        At least (what is trained is saved once a run, and no checkpoint), and at most.
+    """
+    least = most = 0
+    for job in jobs:
+        found = checked[job.kind]
+        text = records(found.setup) * _RECORD + _LOGS
+        saved = 0 if job.extra_args["skip_model_save"] else found.trained
+        least += text + saved
+        most += text + saved * min(2, records(found.setup))  # selected, and last where it is another
+    if any(job.extra_args["save_minutes"] or job.extra_args["save_steps"] for job in jobs):
+        # Weights and Adam's two moments; while one is written those kept are still there.
+        largest = max(found.trained for found in checked.values())
+        most += 3 * largest * (checkpoint.KEPT + 1) * min(parallel, len(jobs))
+    return least, most
+
+
+def free(sweep_dir: Path) -> int:
+    """Bytes that are free where a sweep's folder is, or will be."""
+    place = sweep_dir.absolute()
+    while not place.is_dir():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _check_room(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked]) -> None:
+    if not jobs:
+        return
+    (least, _), room = disk(jobs, checked), free(jobs[0].sweep_dir)
+    if least > room:
+        raise BenchmarkError(
+            f"{jobs[0].sweep_dir} has {size(room)} free, and {count_of(len(jobs))} would save {size(least)}: make "
+            "room, give another --output_dir, or add --skip_model_save"
+        )
+
+
+def size(count: float) -> str:
+    """Bytes in words: "3.4 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,173 @@
+"""What a sweep will cost, from a few real steps of each kind of run in it."""
+
+import time
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TypeVar
+
+import torch
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from domainbed_ext.data.loader import EVALUATION_BATCH
+from domainbed_ext.launchers import HERE
+from domainbed_ext.launchers.slots import slots_here
+from domainbed_ext.runs.feed import Feed
+from domainbed_ext.runs.setup import Setup, compute_exactly
+from domainbed_ext.sweep.check import Checked, disk, free, records, size
+from domainbed_ext.sweep.jobs import Job
+from domainbed_ext.sweep.states import count_of
+from domainbed_ext.system.progress import bar, duration
+
+T = TypeVar("T")
+
+STEPS = 3  # that are timed, after one that warms up
+ENOUGH = 20.0  # seconds after which one has to do
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a kind of run is here.
+
+    Attributes:
+        start: seconds before the first step.
+        step: seconds of a training step.
+        image: seconds of an image that is evaluated.
+    """
+
+    start: float
+    step: float
+    image: float
+
+
+def measure(setup: Setup) -> Rates:
+    """Times the start, some steps and a batch of evaluation; decodes each time, to leave nothing in the image cache."""
+    setup = replace(setup, args=Namespace(**{**vars(setup.args), "cache_dir": "none"}))
+    compute_exactly(setup.args)
+    start, algorithm = _timed(setup.make_algorithm)
+    steps: list[float] = []
+    began = time.perf_counter()
+    stream = Feed(setup, algorithm).training(range(STEPS + 1))
+    for _ in range(STEPS + 1):
+        steps.append(_timed(lambda: algorithm.update(next(stream)))[0])
+        if len(steps) > 1 and time.perf_counter() - began > ENOUGH:
+            break
+    name = setup.validation_splits[0]
+    some = replace(setup.splits[name], keys=setup.splits[name].keys[:EVALUATION_BATCH])
+    feed = Feed(replace(setup, splits={name: some}), algorithm)
+    evaluation, _ = _timed(lambda: feed.accuracies(0, [name]))
+    return Rates(start, median(steps[1:]), evaluation / len(some))
+
+
+def _timed(function: Callable[[], T]) -> tuple[float, T]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def seconds(job: Job, setup: Setup, rates: Rates) -> float:
+    """What a run takes.
+
+    Args:
+        job: whose run it is.
+        setup: of a run of its kind.
+        rates: of that.
+    """
+    # A step is as long as its batch is large, nearly.
+    step = rates.step * job.computation["hparams"]["batch_size"] / setup.hparams["batch_size"]
+    validation, others = _images(job, setup)
+    count = records(setup)
+    full = count
+    if setup.args.evaluate == "lean":
+        # Of n numbers in random order, the k-th is a new best with probability 1/k; and the last record has all.
+        full = min(count, round(1 + sum(1 / k for k in range(1, count + 1))))
+    return rates.start + setup.steps * step + rates.image * (count * validation + full * others)
+
+
+def _images(job: Job, setup: Setup) -> tuple[float, float]:
+    """Images that every record evaluates, and those that a lean one leaves out."""
+    validation = others = 0.0
+    for i, environment in enumerate(setup.dataset.datasets):
+        out = int(len(environment) * setup.args.holdout_fraction)
+        kept = len(environment) - out
+        if i in job.train_args["test_envs"]:
+            others += out + kept
+        else:
+            validation += out
+            others += kept * setup.args.train_eval_share
+    return validation, others
+
+
+def slots(args: Namespace, jobs: Sequence[Job]) -> int | None:
+    """How many runs go at once; None where an engine decides.
+
+    Args:
+        args: of the sweep.
+        jobs: that are to run.
+    """
+    if args.command_launcher not in HERE:
+        return args.jobs or None
+    some = [jobs[0].command] * min(len(jobs), 256)
+    return len(slots_here(some, args.jobs, int(args.launcher_options.get("jobs_per_gpu") or 1)))
+
+
+def report(
+    jobs: Sequence[Job],
+    checked: dict[tuple[str, str], Checked],
+    at_once: int | None,
+) -> tuple[RenderableType, RenderableType]:
+    """Measures each kind and says what all runs will take.
+
+    Args:
+        jobs: that are to run.
+        checked: of `validate.check`.
+        at_once: number of runs; None if that is not known.
+
+    Returns:
+        A table with a row for each kind, and what all come to.
+    """
+    of_kind = defaultdict(list)
+    for job in jobs:
+        of_kind[job.kind].append(job)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("data set", "algorithm"):
+        table.add_column(header)
+    for header in ("runs", "a step", "an image", "a run", "all", "saved a run"):
+        table.add_column(header, justify="right")
+    taken = []
+    with bar("timing", len(of_kind), "kinds of runs") as shown:
+        measured = {}
+        for kind in of_kind:
+            shown.note(f"{kind[1]} on {kind[0]}")
+            measured[kind] = measure(checked[kind].setup)
+            shown.advance()
+    for (dataset, algorithm), members in of_kind.items():
+        found, rates = checked[dataset, algorithm], measured[dataset, algorithm]
+        each = [seconds(job, found.setup, rates) for job in members]
+        taken += each
+        saved = 0 if members[0].extra_args["skip_model_save"] else found.trained
+        row = (
+            *(dataset, algorithm, str(len(members)), f"{1000 * rates.step:.0f} ms", f"{1000 * rates.image:.1f} ms"),
+            *(duration(sum(each) / len(each)), duration(sum(each)), size(saved)),
+        )
+        table.add_row(*map(Text, row))
+    wall = "" if at_once is None else f": {duration(max(sum(taken) / at_once, *taken))} at {at_once} at once"
+    most, room = disk(jobs, checked, at_once or len(jobs))[1], free(jobs[0].sweep_dir)
+    said = (
+        f"{count_of(len(jobs))}: {_hours(sum(taken), jobs)}, as fast as this machine was just now{wall}; up to "
+        f"{size(most)} on disk, where {size(room)} are free"
+    )
+    return table, Text(said)
+
+
+def _hours(seconds: float, jobs: Sequence[Job]) -> str:
+    cuda = torch.cuda.is_available()
+    threads = max(job.computation["args"]["threads"] for job in jobs)
+    hours = seconds / 3600 * (1 if cuda else threads)
+    what = f"GPU hours ({torch.cuda.get_device_name()})" if cuda else "core hours"
+    return f"{hours:.1f} {what}" if hours >= 1 else f"{hours:.2g} {what}"

@@ -1,0 +1,112 @@
+"""Whether a sweep's finished runs are of what is here now.
+
+A run's folder is named by its arguments, hyperparameters and weights file. The rest that its numbers follow from is
+compared with its first record: other data end the launch; other versions, another precision and changed source files
+are accepted with a warning.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed_ext.algorithms.methods import Algorithm, get_algorithm_class
+from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
+from domainbed_ext.datasets.digest import digest
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.models import precision
+from domainbed_ext.runs.differences import Kind, differences
+from domainbed_ext.runs.provenance import own_sources, versions
+from domainbed_ext.sweep.jobs import Job
+from domainbed_ext.sweep.states import count_of
+
+_ACCEPTED = {
+    Kind.VERSIONS: "other versions may round differently",
+    Kind.PRECISION: "the precision auto is another on this processor",
+    Kind.SOURCES: "to run them again, delete their folders",
+}
+
+
+def compare(jobs: Iterable[Job]) -> list[str]:
+    """Compares finished runs with the data, versions, precision and source files that are here now.
+
+    Args:
+        jobs: Jobs of a sweep whose runs are done.
+
+    Returns:
+        Warnings, each about all runs that it holds of.
+
+    Raises:
+        BenchmarkError: Finished runs are of other data.
+    """
+    records = [(job, record) for job in jobs if (record := _first_record(job)) is not None]
+    here = _Here()
+    differing: dict[Kind, list[tuple[Job, str]]] = defaultdict(list)
+    for job, record in records:
+        for kind, words in differences(record, here.facts(job)).items():
+            differing[kind].append((job, words))
+    if Kind.DATA in differing:
+        raise _other_data(differing[Kind.DATA])
+    warnings = []
+    if silent := sum("data_digest" not in record and "data_digest" in here.facts(job) for job, record in records):
+        warnings.append(f"{count_of(silent)} finished before records said of which data: taken as of the data here")
+    for kind, reason in _ACCEPTED.items():
+        if found := differing[kind]:
+            count = f"{len(found)} of {len(records)} finished runs"
+            warnings.append(f"{count} are of other {kind.value} ({found[0][1]}) and are accepted: {reason}")
+    return warnings
+
+
+def _first_record(job: Job) -> dict[str, Any] | None:
+    try:
+        return job.folder.first_record()
+    except BenchmarkError:  # the tables name it and leave it out
+        return None
+
+
+def _other_data(found: Sequence[tuple[Job, str]]) -> BenchmarkError:
+    job, words = found[0]
+    return BenchmarkError(
+        f"{job.sweep_dir} holds {count_of(len(found))} of {job.train_args['dataset']} on other data than "
+        f"{job.train_args['data_dir']} ({words}; {job.name} first): give another --output_dir, or the data that the "
+        "runs had"
+    )
+
+
+class _Here:
+    """What a run that starts now would record, beyond its identity. A data set is listed once."""
+
+    def __init__(self) -> None:
+        self._versions = versions()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._data, self._sources = cache(_data), cache(_sources)
+
+    def facts(self, job: Job) -> dict[str, Any]:
+        """As a record has them."""
+        dataset, algorithm, data_dir = (job.train_args[name] for name in ("dataset", "algorithm", "data_dir"))
+        return {
+            "versions": self._versions,
+            "precision": precision.resolve(job.computation["hparams"]["precision"], self._device),
+            "sources": self._sources(algorithm, dataset),
+            **self._data(dataset, data_dir),
+        }
+
+
+def _data(name: str, data_dir: Path | str | None) -> Mapping[str, Any]:
+    """The facts of a data set's files; none where there are no files, or they are not at hand."""
+    if data_dir is None:
+        return {}
+    try:
+        dataset = get_dataset_class(name)(data_dir, [], {})
+    except BenchmarkError:
+        return {}
+    return {"environments": list(dataset.environments), "data_digest": digest(dataset)}
+
+
+def _sources(algorithm: str, dataset: str) -> dict[str, str]:
+    return own_sources(get_algorithm_class(algorithm), Algorithm) | own_sources(
+        get_dataset_class(dataset), MultipleDomainDataset
+    )

@@ -1,0 +1,219 @@
+"""The runs of a sweep: what each computes, and so what its folder is called."""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import os
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from domainbed_ext.algorithms.methods import parse_name
+from domainbed_ext.datasets import get_dataset_class
+from domainbed_ext.errors import BenchmarkError, warn_once
+from domainbed_ext.protocols import (
+    LEAVE_ONE_OUT,
+    SINGLE_SOURCE,
+    check_evaluate,
+    left_out_environments,
+    source_environments,
+)
+from domainbed_ext.runs import arguments as options
+from domainbed_ext.runs import identity
+from domainbed_ext.runs.folder import RunFolder
+from domainbed_ext.runs.identity import Computation, Computations
+from domainbed_ext.runs.setup import environment_names
+from domainbed_ext.seeds import seed_hash
+from domainbed_ext.system import strict_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep.
+
+    Attributes:
+        train_args: arguments of `domainbed_ext.train`, DomainBed's names; where its data lie among them.
+        sweep_dir: folder of the sweep.
+        extra_args: arguments that change no number, e.g. the worker count.
+        computation: what follows from the arguments, but for where anything lies: the run's identity.
+        adopted: name of a folder that holds this very run under DomainBed's name; None if there is none.
+    """
+
+    train_args: dict[str, Any]
+    sweep_dir: Path
+    extra_args: dict[str, Any]
+    computation: Computation
+    adopted: str | None = None
+
+    @cached_property
+    def name(self) -> str:
+        """Of the run's folder."""
+        return self.adopted or identity.name(self.computation)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.sweep_dir / self.name)
+
+    @property
+    def domainbed_hash(self) -> str:
+        """What DomainBed, and our first versions, call the folder: a hash of the arguments as they were typed."""
+        typed = {name: value for name, value in self.train_args.items() if name != "evaluate"}  # the protocol's
+        text = strict_json.dumps(typed, sort_keys=True)
+        return hashlib.md5(text.encode("utf-8")).hexdigest()
+
+    @property
+    def argv(self) -> list[str]:
+        """Arguments of `domainbed_ext.train`."""
+        argv = []
+        arguments = {**self.train_args, **self.extra_args, "output_dir": str(self.folder.path)}
+        for name, value in sorted(arguments.items()):
+            if value is None or value is False:
+                continue
+            if isinstance(value, str) and value.startswith("-"):
+                argv.append(f"--{name}={value}")
+                continue
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            argv += [f"--{name}", *map(str, values)]
+        return argv
+
+    @property
+    def args(self) -> Namespace:
+        """The run's arguments as `domainbed_ext.train` reads them."""
+        return options.make_parser().parse_args(self.argv)
+
+    @property
+    def command(self) -> str:
+        """The shell command that runs it."""
+        return shlex.join([sys.executable, "-m", "domainbed_ext.train", *self.argv])
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Data set and algorithm."""
+        return self.train_args["dataset"], self.train_args["algorithm"]
+
+    def __str__(self) -> str:
+        names = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
+        return " ".join(f"{name}={self.train_args[name]}" for name in names)
+
+
+def make_jobs(args: argparse.Namespace) -> list[Job]:
+    """The runs of a sweep, in DomainBed's order.
+
+    Args:
+        args: of `definitions.parse`.
+
+    Returns:
+        The jobs.
+
+    Raises:
+        BenchmarkError: unknown data set, algorithm or environment, options that contradict each other, or weights
+            that are not there.
+    """
+    for algorithm in args.algorithms:
+        parse_name(algorithm)
+    numbers = {name: getattr(args, name) for name in options.NUMBERS if getattr(args, name) is not None}
+    if args.protocol in (None, LEAVE_ONE_OUT) and not args.single_test_envs:
+        numbers["evaluate"] = "all"  # the runs that leave one environment out are chosen by those that leave out two
+    extra = {name: getattr(args, name) for name in options.EXTRA}
+    combinations = _test_envs(args)
+    computations, defaults = Computations(), vars(options.make_parser().parse_args([]))
+    jobs = []
+    for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), args.datasets, args.algorithms):
+        for test_envs in combinations[dataset]:
+            for hparams_seed in range(args.n_hparams_from, args.n_hparams):
+                train_args = {
+                    "dataset": dataset,
+                    "algorithm": algorithm,
+                    "test_envs": test_envs,
+                    "holdout_fraction": args.holdout_fraction,
+                    "hparams_seed": hparams_seed,
+                    "data_dir": args.data_dir,
+                    "task": args.task,
+                    "trial_seed": trial_seed,
+                    "seed": seed_hash(dataset, algorithm, test_envs, hparams_seed, trial_seed),
+                }
+                optional = {"steps": args.steps, "hparams": args.hparams}
+                train_args |= {name: value for name, value in optional.items() if value is not None}
+                train_args |= numbers
+                computation = computations.of(Namespace(**{**defaults, **train_args}))
+                jobs.append(Job(train_args, Path(args.output_dir), extra, computation))
+    return _adopt(jobs, names_in(Path(args.output_dir)))
+
+
+def names_in(sweep_dir: Path) -> set[str]:
+    """Of all that lies in a sweep's folder, read in one go.
+
+    Raises:
+        BenchmarkError: it cannot be read.
+    """
+    try:
+        return set(os.listdir(sweep_dir))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise BenchmarkError(
+            f"cannot read {sweep_dir} ({error.strerror}): have its owner let you, or give another --output_dir"
+        ) from error
+
+
+def _adopt(jobs: Iterable[Job], names: set[str]) -> list[Job]:
+    """Gives each job that has no folder one of DomainBed's name, if that holds this run and no other."""
+    return [
+        dataclasses.replace(job, adopted=old)
+        if names and job.name not in names and (old := job.domainbed_hash) in names and _is_of(job, old)
+        else job
+        for job in jobs
+    ]
+
+
+def _is_of(job: Job, name: str) -> bool:
+    """Whether the records in a folder of DomainBed's name, which says little, are of a job."""
+    try:
+        record = RunFolder(job.sweep_dir / name).first_record()
+    except BenchmarkError:  # not ours to take over
+        return False
+    return record is None or not identity.contradicts(job.computation, record)  # it may have stopped before its first
+
+
+def _test_envs(args: argparse.Namespace) -> dict[str, list[list[int]]]:
+    """By data set, the test environments of every run."""
+    names = {dataset: _environment_names(dataset, args.data_dir) for dataset in args.datasets}
+    if args.protocol == SINGLE_SOURCE:
+        return {
+            dataset: [[i for i in range(len(names[dataset])) if i != source] for source in sources]
+            for dataset, sources in source_environments(args.source_envs, names).items()
+        }
+    if args.source_envs is not None:
+        raise BenchmarkError(f"--source_envs is of --protocol {SINGLE_SOURCE}: add that, or leave it out")
+    check_evaluate(args.evaluate, pairs=not args.single_test_envs)
+    for dataset, environments in names.items():
+        if len(environments) < 2:
+            raise BenchmarkError(
+                f"{dataset} has {len(environments)} environment(s): leaving one out takes at least two, so that one is "
+                "left to train on"
+            )
+        if len(environments) == 2 and not args.single_test_envs:
+            warn_once(
+                f"{dataset} has two environments: a pair of test environments would leave none to train on, so each "
+                "is left out alone, as with --single_test_envs, and there is no leave-one-domain-out cross-validation"
+            )
+    return {
+        dataset: list(left_out_environments(len(environments), args.single_test_envs))
+        for dataset, environments in names.items()
+    }
+
+
+def _environment_names(dataset: str, data_dir: str | None) -> Sequence[Sequence[str]]:
+    """What a data set's environments may be called; the images need be at hand only where the class does not say."""
+    known = get_dataset_class(dataset)
+    labels, folders = known.ENVIRONMENTS, getattr(known, "DOMAINS", ())
+    if labels:
+        return list(zip(labels, folders or labels, strict=True))
+    return environment_names(known(data_dir, [], {}))

@@ -1,0 +1,167 @@
+import argparse
+import csv
+
+import pytest
+import torch
+
+from domainbed_ext.bench import __main__ as bench
+from domainbed_ext.bench import accuracy, gpu, plain, report, sweeps
+from domainbed_ext.bench.small_data import link_part
+from domainbed_ext.data.augmentation import AUGMENTATIONS
+from domainbed_ext.data.sources import Augmented, Uncached
+from domainbed_ext.datasets.folders import PACS
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.models.inputs import Inputs
+
+
+@pytest.mark.slow
+def test_a_sweep_is_measured_against_its_runs_own_work(tmp_path, monkeypatch, capsys):
+    words = sweeps._words
+    monkeypatch.setattr(sweeps, "_words", lambda *args: [*words(*args), "--algorithms", "LP"])
+    monkeypatch.setattr(sweeps, "TICK", 0.2)
+    bench.main(["sweep", "--runs", "20", "--steps", "2", "--jobs", "2", "--output_dir", str(tmp_path)])
+    (path,) = tmp_path.glob("sweep_local_*.csv")
+    with path.open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["launcher"], row["runs"], row["attempts"], row["at once"]) == ("local", "4", "4", "2")
+    assert float(row["work a run (s)"]) > 0 and float(row["set-up a run (s)"]) > 0
+    # The launch's own import of torch alone is more than the work of these runs.
+    assert float(row["over the work (%)"]) > float(row["outside the runs (%)"]) > 0
+    assert "runs a minute" in capsys.readouterr().out
+
+
+def test_growth_compares_the_quarters_when_all_is_warm():
+    assert sweeps._growth("MiB", [1, 5, 3, 4]) == {"MiB, third quarter": 5, "MiB, last quarter": 4}
+
+
+def test_an_unknown_word_gets_a_sentence():
+    with pytest.raises(BenchmarkError, match="invalid choice: 'nothing'"):
+        bench.main(["nothing"])
+
+
+def rows_of(tmp_path, name):
+    (path,) = tmp_path.glob(f"{name}_*.csv")
+    assert path.with_suffix(".md").exists()
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+SMALL = ["--backbone", "vit_pico_patch8_32", "--rounds", "1"]
+
+
+def test_stages_are_measured_from_the_file_to_the_optimizer(pacs_like, tmp_path):
+    words = ["stages", "--data_dir", str(pacs_like), "--images", "6", "--hparams", '{"batch_size": 4}']
+    bench.main([*words, *SMALL, "--output_dir", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out", "stages")
+    groups = {row["stage"] for row in rows}
+    assert groups >= {"training images", "evaluation images", "training step, BOnly", "evaluation, LP"}
+    assert all(float(row["images/s"]) > 0 for row in rows)
+    assert all(float(row["× plain"]) == 1 for row in rows if row["way"].startswith("plain"))
+    assert {row["way"] for row in rows if row["of the floor"]} == {"ours"}
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_against_the_plain_way(pacs_like, tmp_path):
+    words = ["run", "--data_dir", str(pacs_like), "--steps", "3", "--checkpoint_freq", "2", "--per_class", "7"]
+    bench.main([*words, *SMALL, "--hparams", '{"batch_size": 4}', "--output_dir", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out", "run_fullft")
+    assert [row["way"] for row in rows] == [
+        "plain",
+        "--protocol domainbed, float32",
+        "--protocol domainbed --precision bf16",
+        "defaults, the first of a sweep",
+        "defaults",
+    ]
+    assert float(rows[0]["× plain"]) == 1 and all(float(row["seconds"]) > 0 for row in rows)
+
+
+def test_a_part_of_a_data_set_has_the_first_images_of_each_class_and_domain(pacs_like, tmp_path):
+    folder = link_part("PACS", str(pacs_like), 3, tmp_path / "part")
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+    assert len(found) == 4 * 2 * 3 and str(found[0]) == "PACS/art_painting/dog/pic_000.png"
+    with pytest.raises(BenchmarkError, match="DigitsShift is no data set of image folders"):
+        link_part("DigitsShift", str(pacs_like), 3, tmp_path / "other")
+
+
+def test_without_a_gpu_nothing_is_measured_and_that_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    bench.main(["gpu", "--output_dir", str(tmp_path)])
+    assert "no CUDA device here" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_timed_on_whatever_device_there_is(pacs_like, tmp_path):
+    words = ["gpu", "--data_dir", str(pacs_like), "--cache_dir", str(tmp_path / "cache"), "--steps", "3"]
+    args = bench.make_parser().parse_args(words)
+    args.backbone, args.hparams = "vit_pico_patch8_32", '{"batch_size": 4}'
+    gpu.whole_run(args, tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out", f"run_{report.device()}")
+    assert float(row["seconds, start to end"]) > float(row["of them in stages"]) > 0
+    assert sum(float(value) for name, value in row.items() if name.endswith(", %")) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_measured_against_one(pacs_like, tmp_path):
+    words = ["side_by_side", "--data_dir", str(pacs_like), "--cache_dir", str(tmp_path / "cache"), "--steps", "2"]
+    bench.main([*words, *SMALL, "--hparams", '{"batch_size": 4}', "--output_dir", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out", "side_by_side")
+    assert [row["runs at once"] for row in rows] == ["1", "2"]
+    assert float(rows[0]["× 1 at once"]) == 1 and float(rows[1]["runs an hour"]) > 0
+
+
+def test_rates_of_a_model_are_those_of_its_steps():
+    args = argparse.Namespace(batch_sizes=[2, 3], images=4, image_size=32, rounds=1)
+    rows = gpu.rates("vit_pico_patch8_32", "BOnly", args)
+    assert [row["stage"] for row in rows] == ["training, batch 2", "training, batch 3", "evaluation, batch 4"]
+    assert all(row["images/s"] > 0 and row["TFLOP/s"] >= 0 for row in rows)
+
+
+def test_the_plain_way_trains_and_evaluates_everything(make_args, pacs_like):
+    hparams = '{"backbone": "vit_pico_patch8_32", "batch_size": 4}'
+    args = make_args(dataset="PACS", data_dir=str(pacs_like), hparams=hparams, checkpoint_freq=2, steps=4)
+    records = plain.run(args, workers=0).records()
+    assert [record["step"] for record in records] == [0, 2, 3]
+    assert all(len([name for name in record if name.endswith("_acc")]) == 8 for record in records)
+    assert all(record["precision"] == "float32" for record in records)
+
+
+def test_the_plain_way_looks_at_a_share_and_computes_in_bf16_if_told_to(make_args, pacs_like):
+    hparams = '{"backbone": "vit_pico_patch8_32", "batch_size": 4}'
+    named = {"dataset": "PACS", "data_dir": str(pacs_like), "hparams": hparams, "checkpoint_freq": 0, "steps": 1}
+    args = make_args(**named, train_eval_share=0.01, precision="bf16")
+    (record,) = plain.run(args, workers=0).records()
+    assert record["precision"] == "bf16"
+    assert {record[f"env{env}_in_acc"] for env in (1, 2, 3)} <= {0, 1}  # of one image each
+
+
+def test_plain_images_that_are_only_looked_at_are_ours_to_the_bit(pacs_like):
+    environment, inputs = PACS(pacs_like, [0], {}).datasets[1], Inputs((24, 24))
+    ours = inputs.ready(Augmented(Uncached(environment), AUGMENTATIONS["none"], inputs.size).batch([3], None))
+    assert torch.equal(plain.transforms(inputs, augmented=False)(environment.load(3)), ours[0])
+
+
+@pytest.mark.slow
+def test_accuracies_are_compared_trial_by_trial(pacs_like, tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "SMALL", 16)
+    words = ["accuracy", "--data_dir", str(pacs_like), "--steps", "1", "--per_class", "0"]
+    words += ["--first_trial", "1", "--trials", "1"]
+    words += ["--backbone", "vit_pico_patch8_32", "--algorithm", "LP", "--hparams", '{"batch_size": 4}']
+    bench.main([*words, "--output_dir", str(tmp_path / "out")])
+    ways = {
+        "all": ["plain, float32", "ours, float32", "ours, defaults"],
+        "images": ["plain, bf16", "ours, bf16"],
+        "resized": ["ours, images of 16 px", "ours, --training_images resized"],
+    }
+    for comparison, names in ways.items():
+        rows = rows_of(tmp_path / "out", f"accuracy_{comparison}")
+        assert [row["way"] for row in rows] == names
+        assert [row["in domain, difference"] == "" for row in rows] == [True] + [False] * (len(names) - 1)
+        assert all(0 <= float(row["out of domain"].split("±")[0]) <= 100 for row in rows)
+        (text,) = (tmp_path / "out").glob(f"accuracy_{comparison}_*.md")
+        assert "over 1 trial(s), from trial 1 on" in text.read_text()
+
+
+def test_a_run_that_fails_in_a_measurement_is_named(pacs_like, tmp_path):
+    words = ["accuracy", "--data_dir", str(pacs_like), "--test_env", "9", "--backbone", "vit_pico_patch8_32"]
+    with pytest.raises(BenchmarkError, match="the run 'plain, float32' failed .*--test_envs 9: there are 4"):
+        bench.main([*words, "--hparams", '{"batch_size": 4}', "--output_dir", str(tmp_path / "out")])

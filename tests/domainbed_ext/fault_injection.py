@@ -1,0 +1,124 @@
+"""Runs in processes of their own that can be killed, and what is left of them afterwards.
+
+The processes are forked from a server that has imported everything once: a kill costs no import.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import shlex
+import signal
+import time
+from pathlib import Path
+
+from domainbed_ext import train
+from domainbed_ext.algorithms import methods as algorithms
+from domainbed_ext.runs import arguments as options
+from domainbed_ext.system import interrupts
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.domainbed_ext.fault_injection"])
+
+SHORT = (
+    "--algorithm BA --steps 12 --checkpoint_freq 4 --save_steps 1 --train_eval_share 0.05 --holdout_fraction 0.1 "
+    """--hparams '{"adapter_dropout": 0.1, "batch_size": 4}' --sampling epochs"""
+)
+
+
+def _work(words, pipe, before):
+    with contextlib.redirect_stdout(open(os.devnull, "w")):
+        if before is not None:
+            before()
+        code = train.run(options.make_parser().parse_args(words), pipe.send)
+    os._exit(code)
+
+
+class Run:
+    """A run under way.
+
+    Args:
+        folder: its place.
+        words: of its command line, over `SHORT`.
+        before: called in its process before it starts; a function of a module.
+    """
+
+    def __init__(self, folder, *words, before=None):
+        self.pipe, theirs = CONTEXT.Pipe(duplex=False)
+        arguments = [*shlex.split(SHORT), *words, "--output_dir", str(folder)]
+        self.process = CONTEXT.Process(target=_work, args=(arguments, theirs, before))
+        self.process.start()
+        theirs.close()
+
+    def wait_for_step(self, steps):
+        """Until so many of the steps of this attempt are done, or it has ended."""
+        with contextlib.suppress(EOFError):
+            for _ in range(steps):
+                self.pipe.recv()
+
+    def kill(self, number=signal.SIGKILL):
+        """Sends a signal, unless it has ended; returns the exit code."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+        return self.end()
+
+    def end(self):
+        """Waits for the exit code."""
+        self.process.join(300)
+        assert self.process.exitcode is not None, "it does not end"
+        return self.process.exitcode
+
+
+def kill_at_random(folder, seed, *words, kills=1000):
+    """Kills a run with SIGKILL at random moments, again and again until it is done; returns the number of kills."""
+    draw, killed = random.Random(seed), 0
+    while not (folder / "done").exists():
+        run = Run(folder, *words)
+        if killed < kills:
+            run.wait_for_step(draw.randint(0, 4))
+            time.sleep(draw.random() * 0.3)
+            killed += run.kill() == -signal.SIGKILL
+        else:
+            assert run.end() == 0
+    return killed
+
+
+def outcome(folder: Path):
+    """What must not depend on how often a run was killed: everything but times, places and logs."""
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["step_time"]
+        for name in options.PLACES:
+            del record["args"][name]
+    saved = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.parent != folder
+    }
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("attempt_"))
+    return records, saved, names
+
+
+# What a run's process may have done to it before it starts.
+
+
+def hang_at_step_3():
+    interrupts.GRACE = 0.5
+    update = algorithms.BA.update
+
+    def hang(self, minibatches, unlabeled=None):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 4:
+            time.sleep(1000)
+        return update(self, minibatches, unlabeled)
+
+    algorithms.BA.update = hang
+
+
+def allow_only_small_files():
+    """As on a disk that has room for records, and none for a checkpoint (about a megabyte)."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))

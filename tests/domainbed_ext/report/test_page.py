@@ -1,0 +1,196 @@
+"""The page: what it holds, that it asks for nothing, and that it works in a browser, where there is one."""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from html.parser import HTMLParser
+
+import pytest
+
+from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.report.page.page import page
+from domainbed_ext.report.plots.plots import all_plots
+from domainbed_ext.report.tables.leave_one_out import all_tables
+from tests.domainbed_ext.fabricated_records import METHODS, paper_like, single_source_run
+from tests.domainbed_ext.launched_processes import wait_for
+
+FEW = {name: METHODS[name] for name in ("BA@rank=8", "BOnly@rank=8", "LP")}
+NASTY = "<img src=x onerror=alert(1)>&\"'"
+
+
+def html_of(records):
+    results = Results(records)
+    return page(results, all_tables(results), all_plots(results))
+
+
+class Reader(HTMLParser):
+    """Collects what tests ask about."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.targets, self.addresses, self.tags, self.words = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            elif name == "data-runs":
+                self.targets += value.split()
+            elif name in ("href", "xlink:href") and value.startswith("#"):
+                self.targets.append(value[1:])
+            elif name in ("href", "src", "xlink:href", "srcset", "action"):
+                self.addresses.append(value)
+            self.targets += re.findall(r"url\(#([^)]+)\)", value or "")
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def html():
+    return html_of(paper_like(2, methods=FEW))
+
+
+def test_anchors_resolve_and_ids_are_unique(html):
+    found = Reader(html)
+    assert len(found.ids) == len(set(found.ids))
+    assert found.targets and set(found.targets) <= set(found.ids)
+    assert {"tables", "plots", "runs", "provenance", "run-PACS-LP-1-0", "table-1"} <= set(found.ids)
+
+
+def test_it_asks_for_nothing(html):
+    found = Reader(html)
+    assert found.addresses == ["data:,"]
+    assert not {"link", "iframe", "img", "object", "embed", "base", "form"} & (set(found.tags) - {"link"})
+    assert found.tags.count("link") == 1 and found.tags.count("script") == 1
+    assert "@import" not in html and not re.search(r"url\((?!#)", html)
+    assert "default-src 'none'" in html
+
+
+def test_every_figure_leads_to_its_runs(html):
+    row = re.search(r'<th scope="row">BA@rank=8</th>(.*?)</tr>', html, re.DOTALL)[1]
+    assert row.count('data-runs="run-PACS-BA-rank8-1-0 run-PACS-BA-rank8-1-1"') == 6
+    run = html[html.index('<details id="run-PACS-BA-rank8-1-0"') :]
+    run = " ".join(" ".join(Reader(run[: run.index("</dl>")]).words).split())
+    for fact in ("BA@rank=8", "trial 0", "chosen step 299", "seed 1234", "protocol single_source", "[0, 2, 3]"):
+        assert fact in run
+    assert all(fact in html for fact in ("A processor", "2.9.0", "vit_base_patch16_224.augreg_in21k", "300,295"))
+
+
+def test_nothing_is_taken_for_markup():
+    records = single_source_run(f"BOnly@note={NASTY}", note=NASTY)
+    for record in records:
+        record["args"] = {**record["args"], "dataset": NASTY}
+        record["environments"] = [f"{NASTY}{env}" for env in range(4)]
+        record["run"] = f"{NASTY} run"
+        record["machine"] = {NASTY: NASTY}
+    html = html_of(records)
+    found = Reader(html)
+    assert "img" not in found.tags and found.tags.count("script") == 1
+    assert len(found.ids) == len(set(found.ids)) and set(found.targets) <= set(found.ids)
+    assert f"{NASTY}0 (OOD)" in found.words and NASTY in found.words
+
+
+def test_the_same_runs_give_the_same_page(html):
+    records = paper_like(2, methods=FEW)
+    assert html_of(records) == html == html_of(records[::-1])
+    assert not re.search(r"20\d\d-\d\d-\d\d", html)
+
+
+def test_runs_with_one_evaluation_and_of_upstream():
+    (record,) = single_source_run("ERM", steps=(10,))
+    record = {name: value for name, value in record.items() if name.startswith(("env", "step", "run", "args"))}
+    del record["environments"]
+    record["args"] = {k: v for k, v in record["args"].items() if k != "protocol"} | {"test_envs": [2]}
+    html = html_of([record])
+    assert "<polyline" not in html and "recorded neither versions nor machines" in html
+    assert "PACS, without P" in html
+
+
+class Browser:
+    """A headless Chromium by WebDriver's plain JSON."""
+
+    def __init__(self, port, profile):
+        self.base = f"http://127.0.0.1:{port}/session"
+        flags = ["headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"]
+        flags += ["disable-background-networking", "disable-component-update", f"user-data-dir={profile}"]
+        options = {"args": [f"--{flag}" for flag in flags]}
+        if binary := shutil.which("chromium") or shutil.which("google-chrome"):
+            options["binary"] = binary
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        self.base += "/" + self.call("", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+
+    def call(self, path, body=None, method=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{self.base}{path}", data, {"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as response:
+            return json.load(response)["value"]
+
+    def run(self, script):
+        return self.call("/execute/sync", {"script": script, "args": []})
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("needs chromium and chromedriver")
+    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        line = next(line for line in process.stdout if "on port" in line and "successfully" in line)
+        opened = Browser(re.search(r"port (\d+)", line)[1], tmp_path_factory.mktemp("profile"))
+        yield opened
+        with contextlib.suppress(OSError):
+            opened.call("", method="DELETE")
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+COLUMN = "[...document.querySelectorAll('#table-1 tbody tr')].map((row) => row.cells[6].textContent.trim())"
+SHOWN = "[...document.querySelectorAll('.group > details')].filter((run) => !run.hidden).map((run) => run.id)"
+
+
+def test_in_a_browser(browser, html, tmp_path):
+    (tmp_path / "index.html").write_text(html, encoding="utf-8")
+    browser.call("/url", {"url": (tmp_path / "index.html").as_uri()})
+    assert browser.run("return document.title") == "Results: PACS"
+    assert browser.run("return document.querySelector('#plot-figure svg').getBoundingClientRect().height") > 100
+
+    # A click on a header sorts by it, a second one the other way round; by the keyboard too.
+    button = "document.querySelectorAll('#table-1 thead button')[6]"
+    before = browser.run(f"return {COLUMN}")
+    down = browser.run(f"{button}.click(); return {COLUMN}")
+    assert [float(text.split(" ")[0]) for text in down] == sorted(
+        (float(t.split(" ")[0]) for t in before), reverse=True
+    )
+    assert browser.run(f"return {button}.parentElement.ariaSort") == "descending"
+    element = browser.call("/element", {"using": "css selector", "value": "#table-1 thead th:nth-child(7) button"})
+    browser.call(f"/element/{next(iter(element.values()))}/value", {"text": "\ue007"})
+    assert browser.run(f"return {COLUMN}") == down[::-1]
+    assert "ascending" in browser.run("return document.getElementById('announcement').textContent")
+
+    # A figure leads to its runs and to no others.
+    every = browser.run(f"return {SHOWN}")
+    browser.run("document.querySelector('#table-1 a[data-runs*=\"run-PACS-LP-1-0\"]').click()")
+    assert browser.run(f"return {SHOWN}") == ["run-PACS-LP-1-0", "run-PACS-LP-1-1"]
+    assert "The 2 runs behind" in browser.run("return document.getElementById('filter').textContent")
+    browser.run("document.querySelector('#filter button').click()")
+    assert browser.run(f"return {SHOWN}") == every and len(every) == 6
+
+    # An address with a run's anchor opens it.
+    browser.run("location.hash = '#run-PACS-BA-rank8-1-0'")
+    wait_for(lambda: browser.run("return document.getElementById('run-PACS-BA-rank8-1-0').open"))
+    assert browser.run("return document.querySelectorAll('#run-PACS-BA-rank8-1-0 .chart polyline').length") == 4
+
+    # Nothing sticks out of a phone's screen but what scrolls in its own box.
+    browser.call("/window/rect", {"width": 500, "height": 900})
+    assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.call("/se/log", {"type": "browser"}) == []

@@ -1,0 +1,127 @@
+import itertools
+import random
+import re
+
+import matplotlib
+import pytest
+from matplotlib.text import Annotation, Text
+
+from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.report.plots.panels import panels
+from domainbed_ext.report.plots.plots import (
+    all_plots,
+    gap_plot,
+    generalisation_plot,
+    parameters_plot,
+    render,
+    training_plot,
+)
+from domainbed_ext.report.plots.style import colour, short_count
+from tests.domainbed_ext.fabricated_records import METHODS, paper_like, single_source_run
+
+
+def records(algorithms, dataset="PACS", trials=2, seed=0, spread=0.3):
+    rng = random.Random(seed)
+    for number, algorithm in enumerate(algorithms):
+        for trial, test_env in itertools.product(range(trials), range(2)):
+            args = {"dataset": dataset, "algorithm": algorithm, "trial_seed": trial, "hparams_seed": 0}
+            accuracies = {
+                f"env{env}_{split}_acc": 0.5 + spread * rng.random() for env in range(2) for split in ("in", "out")
+            }
+            run = f"{dataset}{number}{trial}{test_env}"
+            yield {"args": {**args, "test_envs": [test_env]}, "step": 0, "run": run, **accuracies}
+
+
+def panels_of(records):
+    return panels(Results(list(records)))
+
+
+def labels(axes):
+    return [child for child in axes.get_children() if isinstance(child, Annotation) and child.get_text() != "y = x"]
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.02])
+def test_labels_are_in_the_panel_and_do_not_overlap(spread):
+    names = ["BA", "BOnly", "BOnly@rank=16", "AOnly", "AOnly@rank=16", "LP", "FullFT"]
+    figure = generalisation_plot(panels_of(records(names, spread=spread)))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in labels(axes)] == names
+    figure.draw_without_rendering()
+    # The text alone: an annotation's own extent holds its leader too.
+    boxes = [Text.get_window_extent(label) for label in labels(axes)]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.padded(-1).overlaps(other.padded(-1))
+    frame = axes.get_window_extent().padded(1)
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 for box in boxes)
+
+
+def test_the_same_bytes_and_no_date():
+    shown = panels_of(records(["BA", "ERM"]))
+    for kind in ("png", "svg"):
+        assert render(generalisation_plot(shown), kind) == render(generalisation_plot(shown), kind)
+    assert not re.search(rb"<dc:date>|20\d\d-\d\d-\d\dT", render(generalisation_plot(shown), "svg"))
+
+
+def test_a_panel_for_each_data_set():
+    both = [*records(["BA"], "VLCS"), *records(["BA", "LP"], "PACS"), *records(["LP"], "Toy"), *records(["LP"], "X")]
+    figure = generalisation_plot(panels_of(both))
+    assert [axes.get_title() for axes in figure.axes] == ["VLCS", "PACS", "Toy", "X", "", ""]
+    assert [len(labels(axes)) for axes in figure.axes] == [1, 2, 1, 1, 0, 0]
+
+
+def test_matplotlib_is_left_as_it_was():
+    before = dict(matplotlib.rcParams)
+    render(generalisation_plot(panels_of(records(["BA"], trials=1))), "svg")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_single_source_has_panels_too():
+    both = panels_of([*records(["BA", "LP"], "PACS"), *paper_like(2, datasets=["VLCS", "PACS"])])
+    titles = ["PACS", "VLCS, from L alone", "PACS, from C alone"]
+    figure = generalisation_plot(both)
+    assert [axes.get_title() for axes in figure.axes] == titles
+    assert "standard error" in (note := figure.get_supxlabel()) and "standard deviation" in note
+    assert [axes.get_title() for axes in gap_plot(both).axes] == titles
+    # Those of leave-one-out above have recorded no parameters.
+    assert [axes.get_title() for axes in parameters_plot(both).axes] == titles[1:]
+
+
+def test_gaps_are_bars():
+    (axes,) = gap_plot(panels_of(paper_like(2))).axes
+    names = sorted(METHODS, key=list(METHODS).index)
+    assert {label.get_text() for label in axes.get_yticklabels()} == set(names)
+    assert len(axes.patches) == 14
+    shown = [float(label.get_text()) for label in labels(axes)]
+    assert shown == pytest.approx([bar.get_width() for bar in axes.patches], abs=0.051)
+
+
+def test_labels_of_parameters_do_not_overlap():
+    figure = parameters_plot(panels_of(paper_like(2)))
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and len(labels(axes)) == 7
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(label) for label in labels(axes)]
+    assert not any(one.padded(-1).overlaps(two.padded(-1)) for one, two in itertools.combinations(boxes, 2))
+
+
+def test_training_is_drawn_where_there_was_more_than_one_evaluation():
+    figure = training_plot(panels_of(paper_like(2)))
+    assert [len(axes.lines) for axes in figure.axes] == [7, 7, 7]
+    assert len({(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}) == 7
+    once = Results(single_source_run("LP", steps=(5,)))
+    assert training_plot(panels(once)) is None and set(all_plots(once)) == {"plot", "gaps", "parameters"}
+
+
+def test_one_trial_and_nothing_selected():
+    one = Results(single_source_run("LP"))
+    assert all(render(figure, "svg") for figure in all_plots(one).values())
+    assert "bars" not in generalisation_plot(panels(one)).get_supxlabel()
+    pair = list(records(["BA"], trials=1))
+    for record in pair:
+        record["args"]["test_envs"] = [0, 1]
+    assert set(all_plots(Results(pair))) == {"plot"}
+
+
+def test_colours_and_counts():
+    assert colour("BOnly@rank=16", ["BOnly@rank=16"]) == colour("BOnly", ["BOnly"]) != colour("AOnly", ["AOnly"])
+    assert [short_count(count) for count in (950, 1500, 86_000_000, 2e9)] == ["950", "1.5k", "86M", "2G"]

@@ -1,0 +1,81 @@
+import csv
+import io
+import re
+import shutil
+import subprocess
+
+import pytest
+from rich.console import Console
+
+from domainbed_ext.report.leave_one_out import Results, Summary
+from domainbed_ext.report.tables.single_source import accuracy_table, gap_table
+from domainbed_ext.report.tables.table import Table, latex, markdown, narrow, ranked, show, signed
+from tests.domainbed_ext.fabricated_records import paper_like
+
+
+def summary(mean, complete=True):
+    return Summary(mean, 0.5, 3, complete)
+
+
+def test_best_and_second():
+    grid = [[summary(50.04), summary(1)], [summary(49.96), summary(2)], [summary(40), None]]
+    best, second = ranked(grid)
+    assert best == {(0, 1), (1, 1), (1, 2)}  # 50.0 both, as printed
+    assert second == {(2, 1), (0, 2)}
+    assert ranked([[summary(1)], [summary(2, complete=False)]]) == (set(), set())
+    assert ranked([[summary(float("nan"))], [summary(2)]]) == (set(), set())
+
+
+def test_second_is_underlined_in_latex_and_nowhere_else():
+    table = Table("t", ["a", "b"], [["x", "2.0"], ["y", "1.0"]], "c", {(0, 1)}, {(1, 1)})
+    assert r"y & \underline{1.0} \\" in table.to_latex() and r"x & \textbf{2.0} \\" in table.to_latex()
+    assert "| x | **2.0** |\n| y | 1.0 |" in table.to_markdown()
+
+
+def test_csv_can_be_read_back():
+    table = Table("t", ["a", "b"], [['x, "y"', "1.0±0.1"]], "c")
+    assert list(csv.reader(io.StringIO(table.to_csv()))) == [["a", "b"], ['x, "y"', "1.0±0.1"]]
+
+
+def test_without_rows_there_are_words():
+    table, results = Table("Title", ["a"], [], "Why not."), Results(paper_like(1))
+    text = io.StringIO()
+    show(Console(file=text, width=200), results, [table])
+    assert "Title\nWhy not.\n" in text.getvalue()
+    assert markdown(results, [table]).endswith("## Title\n\nWhy not.\n")
+    assert "tabular" not in table.to_latex() and r"\caption{Title. Why not.}" in table.to_latex()
+
+
+def test_numbers():
+    assert narrow(None) == "X" and narrow(summary(1.25)) == "1.2±0.5"
+    assert narrow(Summary(1.0, float("nan"), 1)) == "1.0"
+    assert [signed(value) for value in (0.26, -0.04, -1)] == ["+0.3", "+0.0", "-1.0"]
+
+
+@pytest.fixture
+def document():
+    single = Results(paper_like(2)).single
+    return latex([accuracy_table(single, "PACS", 1), gap_table(single, "PACS", 1)])
+
+
+def test_latex_is_well_formed(document):
+    assert document.isascii() or not re.search(r"[^\x00-\x7F±]", document)
+    begun, ended = (re.findall(rf"\\{word}\{{(\w+)\}}", document) for word in ("begin", "end"))
+    assert sorted(begun) == sorted(ended) and "tabular" in begun
+    bare = document.replace(r"\{", "").replace(r"\}", "")
+    assert bare.count("{") == bare.count("}")
+    for tabular in re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", document, re.DOTALL):
+        rows = [line for line in tabular[1].splitlines() if line.endswith(r"\\")]
+        assert len(rows) == 8
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(tabular[0]) - 1}
+
+
+def test_latex_compiles(document, tmp_path):
+    engine = shutil.which("pdflatex") or shutil.which("tectonic")
+    if engine is None:
+        pytest.skip("needs a LaTeX engine")
+    if shutil.which("kpsewhich") and not subprocess.run(["kpsewhich", "adjustbox.sty"], capture_output=True).stdout:
+        pytest.skip("needs LaTeX's adjustbox")
+    (tmp_path / "t.tex").write_text(document, encoding="utf-8")
+    options = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in engine else []
+    subprocess.run([engine, *options, "t.tex"], cwd=tmp_path, check=True, capture_output=True)
