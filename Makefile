@@ -12,7 +12,7 @@ help:
 	@echo "make test        set up, run the tests"
 	@echo "make test-avx2   set up, run the tests that are sensitive to numbers as on an x86 processor without AVX-512"
 	@echo "make test-engines  set up, run the tests on a real Slurm, if one is installed, and a local Ray"
-	@echo "make check       set up, then format, lint and types"
+	@echo "make check       set up, then format, lint, types and import order"
 	@echo "make format      put the code into the format that check wants"
 	@echo "make clean       remove the environment and what tools left behind"
 
@@ -40,6 +40,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

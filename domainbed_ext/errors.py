@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from functools import cache, wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
@@ -62,6 +63,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BenchmarkError:
     near = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.4)
     hint = f"did you mean {by_lower[near[0]]!r}?" if near else f"choose one of {', '.join(names[:20])}."
     return BenchmarkError(f"unknown {kind} {name!r}: {hint}")
+
+
+def not_writable(path: Path, error: OSError) -> BenchmarkError:
+    """The error for a place that cannot be written."""
+    return BenchmarkError(f"cannot write to {path} ({error.strerror or error}): give another --output_dir")
 
 
 @cache

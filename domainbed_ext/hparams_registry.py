@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.random import RandomState
 
+from domainbed_ext.algorithms.registry import parse_name
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.models.precision import PRECISIONS
 from domainbed_ext.seeds import seed_hash
@@ -205,3 +206,27 @@ def check(hparams: Mapping[str, Any]) -> None:
     for name in ("resnet_dropout", "vit_dropout"):  # of adapters AdapterConfig checks it
         if not 0 <= hparams.get(name, 0) < 1:
             raise BenchmarkError(f"{name} {hparams[name]} should be 0 or more, and below 1")
+
+
+def get_hparams(name: str, dataset: str, hparams_seed: int = 0, trial_seed: int = 0) -> dict[str, Any]:
+    """The hyperparameters of an algorithm on a data set, those in its name included.
+
+    Args:
+        name: of the algorithm, with or without fixed hyperparameters.
+        dataset: name.
+        hparams_seed: 0 for the defaults, else of the random draw.
+        trial_seed: number of the trial.
+
+    Returns:
+        Name to plain Python value.
+
+    Raises:
+        BenchmarkError: unknown algorithm, or a fixed hyperparameter it does not have.
+    """
+    base, fixed = parse_name(name)
+    if hparams_seed == 0:
+        hparams = default_hparams(base, dataset)
+    else:
+        hparams = random_hparams(base, dataset, seed_hash(hparams_seed, trial_seed))
+    apply(hparams, fixed, f"the name {name!r}")
+    return hparams

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainbed_ext import hparams_registry
-from domainbed_ext.algorithms.methods import ALGORITHMS, Algorithm, parse_name
+from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.algorithms.registry import ALGORITHMS, parse_name
 from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command, unknown
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs

@@ -17,9 +17,9 @@ import numpy as np
 
 from domainbed_ext.bench import report, subprocesses
 from domainbed_ext.bench.small_data import how_many, link_part
-from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.model_selection import target_accuracy, validation_accuracy
 from domainbed_ext.runs.folder import RunFolder
+from domainbed_ext.system.machine import available_cores
 from domainbed_ext.system.progress import bar
 
 SMALL = 160  # px, at which PACS's images of 227 px are scaled down by `--training_images resized`

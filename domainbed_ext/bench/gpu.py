@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from domainbed_ext.algorithms.methods import get_algorithm_class, get_hparams
+from domainbed_ext.algorithms.registry import get_algorithm_class
 from domainbed_ext.bench import report, subprocesses, timing
 from domainbed_ext.bench.report import device
+from domainbed_ext.hparams_registry import get_hparams
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.profile import operations, product_rate, wait
 

@@ -21,13 +21,14 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from domainbed_ext.data.loader import Minibatch, Split
+from domainbed_ext.data.loader import Minibatch
+from domainbed_ext.data.splits import Split, environment_of
 from domainbed_ext.datasets.folders import FolderEnvironment
 from domainbed_ext.errors import BenchmarkError, as_command
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.runs.arguments import make_parser
 from domainbed_ext.runs.folder import RunFolder
-from domainbed_ext.runs.setup import Setup, compute_exactly, environment_of, facts, set_up
+from domainbed_ext.runs.setup import Setup, compute_exactly, facts, set_up
 from domainbed_ext.seeds import seed_hash
 
 EVALUATION_BATCH = 64

@@ -13,8 +13,8 @@ from statistics import median
 
 from domainbed_ext.bench import report, subprocesses, timing
 from domainbed_ext.bench.small_data import how_many, link_part
-from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.system.files import remove
+from domainbed_ext.system.machine import available_cores
 
 
 def measure(args: Namespace, output_dir: Path) -> None:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from domainbed_ext.datasets import get_dataset_class
 from domainbed_ext.datasets.folders import FolderEnvironment, ImageFolderDomains
+from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
 
 

@@ -24,12 +24,12 @@ import psutil
 
 from domainbed_ext.bench.report import device
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep import arguments as definitions
 from domainbed_ext.sweep import jobs, states
 from domainbed_ext.system.attempts import latest
 from domainbed_ext.system.files import write_atomically
+from domainbed_ext.system.machine import available_cores
 from vitlorafa.bench.report import file_name
 
 TICK = 2.0  # seconds from one look at the processes to the next

@@ -9,15 +9,14 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from domainbed_ext.cache.entries import Entries
+from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE, Entries, default_folder
 from domainbed_ext.cache.fingerprint import forget
 from domainbed_ext.cache.images import cached_all
-from domainbed_ext.cache.place import DEFAULT_GB, VARIABLE, default_folder
 from domainbed_ext.cache.variants import Decoded, Resized, Shorter, cropped_from
 from domainbed_ext.errors import BenchmarkError, CommandLine, as_command, unknown
-from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.system import option_values
 from domainbed_ext.system.console import output
+from domainbed_ext.system.machine import available_cores
 
 _EXAMPLES = """examples:
   python -m domainbed_ext.cache build --dataset PACS --data_dir data   # before a sweep; its runs then decode nothing
@@ -121,8 +120,8 @@ def _list(entries: Entries, args: argparse.Namespace) -> None:
 
 def _build(entries: Entries, args: argparse.Namespace) -> None:
     # Imported here: they bring torch with them, which takes seconds.
-    from domainbed_ext.datasets import get_dataset_class
     from domainbed_ext.datasets.folders import FileEnvironment
+    from domainbed_ext.datasets.registry import get_dataset_class
 
     dataset = get_dataset_class(args.dataset)(args.data_dir, [], {})
     environments = [environment for environment in dataset.datasets if isinstance(environment, FileEnvironment)]

@@ -23,12 +23,42 @@ from domainbed_ext.system import strict_json
 from domainbed_ext.system.attempts import LEASE, Claim, clock, latest
 from domainbed_ext.system.files import replace_atomically
 from domainbed_ext.system.locks import alone
+from domainbed_ext.system.option_values import expanded
 
 RECORD = "entry.json"
 KEPT = 3600.0  # seconds from an entry's last use in which it stays: a run may be about to map it
 SPARE = 2**30  # bytes of the disk that are left to others
 
+NONE = "none"  # in place of a folder
+DEFAULT_GB = 32.0
+VARIABLE = "DOMAINBED_EXT_CACHE"
+
 _UNFINISHED, _LOCKS = ".unfinished", ".locks"
+
+
+def default_folder() -> Path:
+    """The folder that the environment variable DOMAINBED_EXT_CACHE names, else one among the user's caches."""
+    if named := os.environ.get(VARIABLE):
+        return Path(expanded(VARIABLE, named))
+    caches = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(caches) if caches else Path.home() / ".cache") / "domainbed_ext"
+    except RuntimeError as error:
+        raise BenchmarkError(
+            f"no home folder is known, so no place for the image cache: give --cache_dir DIR (none: decode each time), "
+            f"or set {VARIABLE}"
+        ) from error
+
+
+def chosen_folder(cache_dir: str | None) -> Path | None:
+    """The folder that `--cache_dir` chooses; None if it says that there should be none.
+
+    Args:
+        cache_dir: Value of the option; None if it was not given.
+    """
+    if cache_dir == NONE:
+        return None
+    return Path(cache_dir) if cache_dir else default_folder()
 
 
 class NoRoom(BenchmarkError):  # noqa: N818  (an error by its base)

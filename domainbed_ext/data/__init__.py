@@ -1,1 +1,24 @@
-"""From an environment to batches: splits, sampling, augmentation."""
+"""From an environment to batches.
+
+splits         `in`, `out` and `uda`, as DomainBed makes them
+augmentation   what training images undergo
+loader         minibatches, and the stream of what is evaluated
+duplicates     images that a data set holds more than once
+"""
+
+from typing import TYPE_CHECKING
+
+from domainbed_ext.system import lazy
+
+if TYPE_CHECKING:
+    from domainbed_ext.data.loader import Minibatch
+    from domainbed_ext.data.splits import Split
+
+__all__ = ["Minibatch", "Split"]
+__getattr__ = lazy.attributes(
+    __name__,
+    {
+        "Minibatch": "domainbed_ext.data.loader",
+        "Split": "domainbed_ext.data.splits",
+    },
+)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from domainbed_ext.cache import fingerprint as content
-from domainbed_ext.cache.place import chosen_folder
+from domainbed_ext.cache.entries import chosen_folder
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.errors import BenchmarkError, warn_once

@@ -5,21 +5,19 @@ same whoever makes it, in this process or in a worker, and a run can go on from 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from domainbed_ext.data.sources import Source
-from domainbed_ext.datasets.base import Environment
+from domainbed_ext.data.splits import Split
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.runs.profile import Stage, unmeasured
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.processes import be_deaf
+from domainbed_ext.system.stages import Stage, unmeasured
 
 Minibatch = tuple[Tensor, Tensor]
 T = TypeVar("T")
@@ -28,19 +26,20 @@ R = TypeVar("R")
 EVALUATION_BATCH = 64  # images; fixed, since another batch shape may round differently
 
 
-@dataclass(frozen=True)
-class Split:
-    """Part of an environment: an `in` or an `out` split."""
+class Source(Protocol):
+    """What a model is fed, by index."""
 
-    environment: Environment
-    keys: Sequence[int]
+    def batch(self, keys: Sequence[int], generator: np.random.Generator) -> Tensor:
+        """Some images' tensors, on the CPU.
 
-    def __len__(self) -> int:
-        return len(self.keys)
+        Args:
+            keys: indices within the environment.
+            generator: of what is drawn.
 
-    def labels(self, keys: Sequence[int]) -> Tensor:
-        """The classes of some images of the environment, int64."""
-        return torch.tensor([int(self.environment.targets[key]) for key in keys])
+        Returns:
+            [len(keys), ...].
+        """
+        ...
 
 
 class Minibatches(Dataset[list[Minibatch]]):

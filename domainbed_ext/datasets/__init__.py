@@ -1,50 +1,29 @@
-"""The data sets by name. A new one is a class and a line here."""
+"""Data sets as DomainBed has them: environments of labelled images.
 
-from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
-from domainbed_ext.datasets.debug import Debug28, Debug224
-from domainbed_ext.datasets.digits import DigitsShift
-from domainbed_ext.datasets.folders import (
-    PACS,
-    VLCS,
-    DomainNet,
-    ImageFolderDomains,
-    OfficeHome,
-    TerraIncognita,
-)
-from domainbed_ext.datasets.manifest import Manifest
-from domainbed_ext.datasets.mnist import ColoredMNIST, RotatedMNIST
-from domainbed_ext.errors import unknown
+base                    what every data set has
+folders                 PACS, VLCS and all whose environments are folders of image files
+manifest                a data set listed in a file
+digits, mnist, debug    those that are made from arrays
+listing, image_files    how folders and files are read
+digest                  tells whether a data set has changed
+registry                all by name
+"""
+
+from typing import TYPE_CHECKING
+
+from domainbed_ext.system import lazy
+
+if TYPE_CHECKING:
+    from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
+    from domainbed_ext.datasets.registry import DATASETS, get_dataset_class
 
 __all__ = ["DATASETS", "Environment", "MultipleDomainDataset", "get_dataset_class"]
-
-DATASETS: dict[str, type[MultipleDomainDataset]] = {
-    "DigitsShift": DigitsShift,
-    "Debug28": Debug28,
-    "Debug224": Debug224,
-    "RotatedMNIST": RotatedMNIST,
-    "ColoredMNIST": ColoredMNIST,
-    "VLCS": VLCS,
-    "PACS": PACS,
-    "OfficeHome": OfficeHome,
-    "TerraIncognita": TerraIncognita,
-    "DomainNet": DomainNet,
-    "ImageFolderDomains": ImageFolderDomains,
-    "Manifest": Manifest,
-}
-
-
-def get_dataset_class(name: str) -> type[MultipleDomainDataset]:
-    """The data set of a name.
-
-    Args:
-        name: a key of `DATASETS`.
-
-    Returns:
-        Its class.
-
-    Raises:
-        BenchmarkError: unknown; names the nearest.
-    """
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
-    return DATASETS[name]
+__getattr__ = lazy.attributes(
+    __name__,
+    {
+        "DATASETS": "domainbed_ext.datasets.registry",
+        "get_dataset_class": "domainbed_ext.datasets.registry",
+        "Environment": "domainbed_ext.datasets.base",
+        "MultipleDomainDataset": "domainbed_ext.datasets.base",
+    },
+)

@@ -25,10 +25,10 @@ from domainbed_ext.launchers.command import Command
 from domainbed_ext.launchers.launches import Launch
 from domainbed_ext.launchers.options import option
 from domainbed_ext.launchers.queue import Queue
-from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.launchers.stopping import PATIENCE, Wish, stoppable
 from domainbed_ext.system.attempts import latest
 from domainbed_ext.system.interrupts import GRACE
+from domainbed_ext.system.machine import available_cores
 
 TICK = 0.5  # seconds at most from one look at Ray to the next
 LOOK = 5.0  # seconds from one look at the runs' folders to the next

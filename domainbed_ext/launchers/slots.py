@@ -4,9 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import joblib
-
 from domainbed_ext.launchers.command import Command
+from domainbed_ext.system.machine import available_cores
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,6 @@ def slots_here(commands: Sequence[str], parallel: int = 0, jobs_per_gpu: int = 1
 def threads(commands: Sequence[str]) -> int:
     """CPU threads of the widest of some runs."""
     return max((Command(text).threads for text in commands), default=1)
-
-
-def available_cores() -> int:
-    """Cores this process may use, which in a container or under Slurm are fewer than the machine has."""
-    return int(joblib.cpu_count())
 
 
 def visible_devices() -> list[str]:

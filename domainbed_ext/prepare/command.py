@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from domainbed_ext.data import duplicates
-from domainbed_ext.datasets import DATASETS
+from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError, CommandLine, as_command, unknown
-from domainbed_ext.launchers.slots import available_cores
 from domainbed_ext.prepare.assemble import Place, clean_up, expand, lay_out, to_fetch
 from domainbed_ext.prepare.downloads import ALIASES, SOURCES
 from domainbed_ext.prepare.verify import MANIFEST, verify
 from domainbed_ext.system import option_values
 from domainbed_ext.system.console import output
+from domainbed_ext.system.machine import available_cores
 
 _EXAMPLES = """examples:
   python -m domainbed_ext.prepare PACS --data_dir data                          # download, lay out, verify

@@ -11,9 +11,9 @@ import numpy as np
 from rich.table import Table
 
 from domainbed_ext.data.duplicates import Duplicates, Place, group
-from domainbed_ext.datasets import DATASETS
 from domainbed_ext.datasets.folders import ImageFolderDomains
 from domainbed_ext.datasets.mnist import read_mnist
+from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.prepare.downloads import CLASSES, KNOWN, Counts, images_of
 from domainbed_ext.prepare.examine import examine_all
 from domainbed_ext.system.files import write_atomically

@@ -2,10 +2,10 @@
 
 import argparse
 
-from domainbed_ext.algorithms.methods import ALGORITHMS
-from domainbed_ext.cache.place import DEFAULT_GB, VARIABLE
+from domainbed_ext.algorithms.registry import ALGORITHMS
+from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE
 from domainbed_ext.data import duplicates
-from domainbed_ext.datasets import DATASETS
+from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import CommandLine
 from domainbed_ext.models import precision
 from domainbed_ext.protocols import CHOICES, DEFAULT_TEST_ENVS, PROTOCOLS

@@ -5,7 +5,7 @@ same batches, an environment's images in their order: what the cache has room fo
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +15,36 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from domainbed_ext.algorithms.methods import LP
+from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.cache.entries import Entries, NoRoom
 from domainbed_ext.cache.pixels import Stored
 from domainbed_ext.data.augmentation import AUGMENTATIONS
 from domainbed_ext.data.loader import EVALUATION_BATCH, stream
-from domainbed_ext.data.sources import Augmented, Images
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.models.tensor_files import save_tensors
+from domainbed_ext.runs.images import Augmented, Images
 from domainbed_ext.runs.provenance import machine, rounding, versions
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.progress import bar
 
 _FILE = "features.safetensors"
+
+
+class Features:
+    """Features that stand for the images, as they are the same at every step.
+
+    Args:
+        features: [n, width], of every image of an environment.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+
+    def batch(self, keys: Sequence[int], generator: np.random.Generator) -> Tensor:
+        """[len(keys), width]; draws nothing."""
+        return self.features[torch.as_tensor(keys)]
 
 
 def features(

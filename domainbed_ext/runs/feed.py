@@ -8,17 +8,27 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from domainbed_ext.algorithms.methods import LP, Algorithm
+from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.cache.pixels import Stored
 from domainbed_ext.data.augmentation import AUGMENTATIONS
-from domainbed_ext.data.loader import EVALUATION_BATCH, Evaluated, EvaluationBatches, Minibatch, Minibatches, stream
-from domainbed_ext.data.sources import Augmented, Features, Source
-from domainbed_ext.runs.features import compute, features
-from domainbed_ext.runs.images import RunImages, entries
-from domainbed_ext.runs.profile import Profile, Stage, unmeasured
-from domainbed_ext.runs.setup import Setup, environment_of
+from domainbed_ext.data.loader import (
+    EVALUATION_BATCH,
+    Evaluated,
+    EvaluationBatches,
+    Minibatch,
+    Minibatches,
+    Source,
+    stream,
+)
+from domainbed_ext.data.splits import environment_of
+from domainbed_ext.runs.features import Features, compute, features
+from domainbed_ext.runs.images import Augmented, RunImages, entries
+from domainbed_ext.runs.profile import Profile
+from domainbed_ext.runs.setup import Setup
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.progress import bar
+from domainbed_ext.system.stages import Stage, unmeasured
 
 
 class Feed:

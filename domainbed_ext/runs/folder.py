@@ -21,7 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.runs import log as run_log
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.attempts import Attempt, Claim, latest
@@ -212,11 +212,6 @@ def _clear_checkpoints(path: Path) -> None:
     from domainbed_ext.runs import checkpoint  # with it comes torch, which takes seconds: readers of records do without
 
     checkpoint.clear(path)
-
-
-def not_writable(path: Path, error: OSError) -> BenchmarkError:
-    """The error for a place that cannot be written."""
-    return BenchmarkError(f"cannot write to {path} ({error.strerror or error}): give another --output_dir")
 
 
 def load_records(

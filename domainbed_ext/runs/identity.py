@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_ext import hparams_registry, protocols
-from domainbed_ext.algorithms.methods import get_hparams, parse_name
-from domainbed_ext.datasets import get_dataset_class
+from domainbed_ext.algorithms.registry import parse_name
+from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.hparams_registry import get_hparams
 from domainbed_ext.models import backbone_names, backbones
 from domainbed_ext.runs.arguments import NUMBERS
 from domainbed_ext.system import option_values, strict_json

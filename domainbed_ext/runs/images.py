@@ -2,16 +2,66 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Protocol
 
-from domainbed_ext.cache.entries import Entries, NoRoom
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from domainbed_ext.cache.entries import Entries, NoRoom, chosen_folder
 from domainbed_ext.cache.images import Progress, cached_all
-from domainbed_ext.cache.place import chosen_folder
 from domainbed_ext.cache.variants import Decoded, Resized, Shorter, Variant, cropped_from
-from domainbed_ext.data.sources import Images, Uncached
+from domainbed_ext.data.augmentation import Augmentation, Pixels
+from domainbed_ext.datasets.base import Environment
 from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.runs.setup import Setup
+
+
+class Images(Protocol):
+    """Pixels by index, uint8 [height, width, 3]; of any height and width, and not to be written to."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Pixels: ...
+
+
+class Uncached:
+    """Images that are decoded each time.
+
+    Args:
+        environment: whose images.
+        prepare: done to each, e.g. a resize.
+    """
+
+    def __init__(
+        self, environment: Environment, prepare: Callable[[Image.Image], Image.Image] = lambda image: image
+    ) -> None:
+        self.environment, self.prepare = environment, prepare
+
+    def __len__(self) -> int:
+        return len(self.environment)
+
+    def __getitem__(self, index: int) -> Pixels:
+        return np.asarray(self.prepare(self.environment.load(index)))
+
+
+class Augmented:
+    """Images at the size that a backbone is fed.
+
+    Args:
+        images: pixels.
+        augmentation: what they undergo; `AUGMENTATIONS["none"]` for plain ones.
+        size: (height, width) in pixels.
+    """
+
+    def __init__(self, images: Images, augmentation: Augmentation, size: tuple[int, int]) -> None:
+        self.images, self.augmentation, self.size = images, augmentation, size
+
+    def batch(self, keys: Sequence[int], generator: np.random.Generator) -> Tensor:
+        """uint8 [len(keys), 3, height, width]."""
+        return self.augmentation([self.images[key] for key in keys], self.size, generator)
 
 
 def entries(args: Namespace) -> Entries | None:

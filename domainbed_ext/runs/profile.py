@@ -7,8 +7,8 @@ large matrices in the run's precision and threads, measured at the start; a stag
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,18 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from domainbed_ext.models.precision import autocast
 
 if TYPE_CHECKING:
-    from domainbed_ext.algorithms.methods import Algorithm
+    from domainbed_ext.algorithms.base import Algorithm
 
-Stage = Callable[[str], AbstractContextManager[None]]
-"""Opened around a stage of a run, by its name; within another, that one's clock stands still."""
 
 STAGES = ("data wait", "augment", "forward", "backward", "optimizer", "evaluate", "write")
 _ROWS, _TRIES = 4096, 7  # of the product that is timed
-
-
-def unmeasured(name: str) -> AbstractContextManager[None]:
-    """The stage of a run that nobody profiles."""
-    return nullcontext()
 
 
 class Profile:

@@ -11,17 +11,19 @@ import numpy as np
 import torch
 
 from domainbed_ext import hparams_registry, protocols
-from domainbed_ext.algorithms.methods import Algorithm, get_algorithm_class, get_hparams
-from domainbed_ext.data.loader import Split
-from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
+from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.algorithms.registry import get_algorithm_class
+from domainbed_ext.data.splits import Split, environment_of, make_splits
+from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.digest import digest
 from domainbed_ext.datasets.image_files import unreadable
+from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.hparams_registry import get_hparams
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.runs.identity import final_hparams, given_hparams
 from domainbed_ext.runs.provenance import machine, own_sources, versions
-from domainbed_ext.seeds import holdout_split, seed_hash, split
 from vitlorafa import count_parameters
 
 WORKERS = 4  # beside a GPU, which one core does not keep busy
@@ -105,11 +107,6 @@ class Setup:
         return min(sizes) / int(self.hparams["batch_size"])
 
 
-def environment_of(split: str) -> int:
-    """The index of the environment that a split, e.g. "env0_in", is of."""
-    return int(split.removeprefix("env").partition("_")[0])
-
-
 def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
     """What every record of a run says of it.
 
@@ -173,7 +170,7 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
     dataset = get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
     args.test_envs, args.source_envs = protocols.environments_of_a_run(args, environment_names(dataset))
     protocols.check_evaluate(args.evaluate, args.source_envs is None and len(args.test_envs) > 1)
-    splits = _split(dataset, args)
+    splits = make_splits(dataset, args.test_envs, args.holdout_fraction, args.uda_holdout_fraction, args.trial_seed)
     for i, environment in enumerate(dataset.datasets):
         if i not in args.test_envs and hparams["batch_size"] > (size := len(splits[f"env{i}_in"])):
             raise BenchmarkError(
@@ -205,20 +202,3 @@ def _hparams(args: Namespace) -> dict[str, Any]:
 def environment_names(dataset: MultipleDomainDataset) -> list[list[str]]:
     """What the environments of a data set may be called: each one's label, and its folder's name."""
     return [[label, part.name] for label, part in zip(dataset.environments, dataset.datasets, strict=True)]
-
-
-def _split(dataset: MultipleDomainDataset, args: Namespace) -> dict[str, Split]:
-    splits = {}
-    for i, environment in enumerate(dataset.datasets):
-        held_out, kept = holdout_split(len(environment), args.holdout_fraction, args.trial_seed, i)
-        uda: list[int] = []
-        if i in args.test_envs:
-            uda, kept = split(kept, int(len(kept) * args.uda_holdout_fraction), seed_hash(args.trial_seed, i))
-        named = {"in": kept, "out": held_out, "uda": uda}
-        splits.update({f"env{i}_{name}": Split(environment, keys) for name, keys in named.items() if keys})
-        if not (kept and held_out):
-            raise BenchmarkError(
-                f"environment {environment.name} has {len(environment)} images, too few for a holdout of "
-                f"{args.holdout_fraction}: add images or change --holdout_fraction"
-            )
-    return splits

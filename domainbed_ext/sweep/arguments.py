@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from domainbed_ext import launchers
-from domainbed_ext.algorithms.methods import ALGORITHMS
-from domainbed_ext.datasets import DATASETS
+from domainbed_ext.algorithms.registry import ALGORITHMS
+from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError, CommandLine, unknown
 from domainbed_ext.runs import arguments as options
 from domainbed_ext.system import option_values, resources, yaml12

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from domainbed_ext.errors import BenchmarkError, ExitCode
+from domainbed_ext.errors import BenchmarkError, ExitCode, not_writable
 from domainbed_ext.launchers import launches
-from domainbed_ext.runs.folder import State, not_writable
+from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import count_of, look_at
 from domainbed_ext.system.attempts import Taken

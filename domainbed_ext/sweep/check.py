@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from domainbed_ext import hparams_registry, protocols
-from domainbed_ext.algorithms.methods import Algorithm
+from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.runs import checkpoint

@@ -16,11 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from domainbed_ext.data import duplicates
-from domainbed_ext.errors import BenchmarkError, ExitCode, as_command
+from domainbed_ext.errors import BenchmarkError, ExitCode, as_command, not_writable
 from domainbed_ext.launchers import HERE, check_options, get_launcher
 from domainbed_ext.launchers.launches import Launch
-from domainbed_ext.launchers.slots import available_cores
-from domainbed_ext.runs.folder import State, not_writable
+from domainbed_ext.runs.folder import State
 from domainbed_ext.runs.provenance import provenance
 from domainbed_ext.sweep import cancel as cleaning
 from domainbed_ext.sweep import cost, finished, status
@@ -33,6 +32,7 @@ from domainbed_ext.sweep.states import INCOMPLETE, Standing, count_of, look, oth
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.console import output
 from domainbed_ext.system.files import write_atomically
+from domainbed_ext.system.machine import available_cores
 
 __all__ = ["Job", "main", "make_jobs", "make_parser", "parse"]
 
@@ -236,7 +236,3 @@ def _check_writable(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise not_writable(path, error) from error
-
-
-if __name__ == "__main__":
-    main()

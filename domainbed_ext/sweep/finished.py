@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from domainbed_ext.algorithms.methods import Algorithm, get_algorithm_class
-from domainbed_ext.datasets import MultipleDomainDataset, get_dataset_class
+from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.algorithms.registry import get_algorithm_class
+from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.digest import digest
+from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import precision
 from domainbed_ext.runs.differences import Kind, differences

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext.algorithms.methods import parse_name
-from domainbed_ext.datasets import get_dataset_class
+from domainbed_ext.algorithms.registry import parse_name
+from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.protocols import (
     LEAVE_ONE_OUT,

@@ -10,7 +10,7 @@ import torch
 
 import domainbed_ext
 from domainbed_ext import divergence, evaluate, train
-from domainbed_ext.algorithms.methods import LP
+from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.collect_results import main as collect_results
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import accuracy, best_step

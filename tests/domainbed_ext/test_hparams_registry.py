@@ -3,9 +3,10 @@ import json
 import pytest
 
 from domainbed_ext import hparams_registry
-from domainbed_ext.algorithms.methods import ALGORITHMS, get_hparams
+from domainbed_ext.algorithms.registry import ALGORITHMS
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.hparams_registry import get_hparams
 from domainbed_ext.seeds import seed_hash
 
 # What ERM has in facebookresearch/DomainBed @ b93c22a, measured: lr, weight_decay, batch_size, resnet_dropout,

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from domainbed_ext.seeds import holdout_split, seed_hash, split
+from domainbed_ext.data.splits import holdout_split, split
+from domainbed_ext.seeds import seed_hash
 
 
 @pytest.mark.parametrize(

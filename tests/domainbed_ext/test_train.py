@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from domainbed_ext import train
-from domainbed_ext.algorithms.methods import get_algorithm_class
+from domainbed_ext.algorithms.registry import get_algorithm_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.report.leave_one_out import Results
 from domainbed_ext.runs import arguments as options

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from domainbed_ext.datasets import DATASETS
+from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.report.leave_one_out import Results, SingleSource, Summary
 from domainbed_ext.report.tables.cells import origins, roles
 from domainbed_ext.report.tables.table import MISSING, Cell, Origin, Table, narrow, signed

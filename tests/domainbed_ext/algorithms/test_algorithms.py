@@ -6,17 +6,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from domainbed_ext.algorithms.methods import (
-    ALGORITHMS,
-    BA,
-    LP,
-    Algorithm,
-    FullFT,
-    get_algorithm_class,
-    get_hparams,
-    parse_name,
-)
+from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.algorithms.full import FullFT
+from domainbed_ext.algorithms.lora import BA
+from domainbed_ext.algorithms.probe import LP
+from domainbed_ext.algorithms.registry import ALGORITHMS, get_algorithm_class, parse_name
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.hparams_registry import get_hparams
 from domainbed_ext.runs import checkpoint
 
 SHAPE = (3, 32, 32)

@@ -8,10 +8,10 @@ from domainbed_ext.bench import __main__ as bench
 from domainbed_ext.bench import accuracy, gpu, plain, report, sweeps
 from domainbed_ext.bench.small_data import link_part
 from domainbed_ext.data.augmentation import AUGMENTATIONS
-from domainbed_ext.data.sources import Augmented, Uncached
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models.inputs import Inputs
+from domainbed_ext.runs.images import Augmented, Uncached
 
 
 @pytest.mark.slow

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from domainbed_ext.cache.command import main
-from domainbed_ext.cache.entries import Entries
-from domainbed_ext.cache.place import default_folder
+from domainbed_ext.cache.entries import Entries, default_folder
 from domainbed_ext.errors import BenchmarkError
 from tests.domainbed_ext.conftest import PACS_DOMAINS, make_domains
 

@@ -3,12 +3,14 @@ import pytest
 import torch
 
 from domainbed_ext.data.augmentation import AUGMENTATIONS
-from domainbed_ext.data.loader import Evaluated, EvaluationBatches, Minibatches, Split, stream
-from domainbed_ext.data.sources import Augmented, Features, Uncached
+from domainbed_ext.data.loader import Evaluated, EvaluationBatches, Minibatches, stream
+from domainbed_ext.data.splits import Split
 from domainbed_ext.datasets.base import Environment
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models.inputs import Inputs
+from domainbed_ext.runs.features import Features
+from domainbed_ext.runs.images import Augmented, Uncached
 
 SIZE = (24, 24)
 

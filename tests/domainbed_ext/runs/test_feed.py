@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
 from domainbed_ext import train
-from domainbed_ext.algorithms.methods import LP
+from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.cache.entries import Entries
 from domainbed_ext.data import loader as data
 from domainbed_ext.runs import setup as run_setup

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from domainbed_ext.algorithms.methods import ALGORITHMS
+from domainbed_ext.algorithms.registry import ALGORITHMS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs import setup as run_setup
 from domainbed_ext.sweep import check as validate

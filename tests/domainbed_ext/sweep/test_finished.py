@@ -7,7 +7,7 @@ import pytest
 
 from domainbed_ext import train
 from domainbed_ext.algorithms import methods as algorithms
-from domainbed_ext.algorithms.methods import LP
+from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.runs import checkpoint, provenance

@@ -12,33 +12,29 @@ A new method is one class and one line in `ALGORITHMS`:
 A name may fix hyperparameters, as in `BOnly@rank=16,lr=0.001`, and is then a row of its own in every table.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from domainbed_ext import hparams_registry
 from domainbed_ext.data.loader import Minibatch
-from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones, precision, running_statistics
 from domainbed_ext.models.tensor_files import save_tensors
-from domainbed_ext.runs.profile import Stage, unmeasured
-from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system import strict_json
-from vitlorafa import AdapterConfig, AdapterError, correct_gradients, inject, load_adapter, save_adapter, speed_up
-from vitlorafa.inject import classifiers, head_parameters
+from domainbed_ext.system.stages import Stage, unmeasured
+from vitlorafa import speed_up
 from vitlorafa.origin import describe
 from vitlorafa.trained import on_the_cpu
 
 TRAINED = "trained.safetensors"
 
 _BACKBONE = "backbone."
-_OUTSIDE = "algorithm:"  # begins a file's names of what is not in the backbone
+OUTSIDE = "algorithm:"  # begins a file's names of what is not in the backbone
 
 
 class Algorithm(nn.Module):
@@ -154,11 +150,11 @@ class Algorithm(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Writes what was trained (not the backbone it started from) into a folder, as safetensors."""
-        _write(folder, self.trained(), self.backbone)
+        write_trained(folder, self.trained(), self.backbone)
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote into an algorithm of the same arguments."""
-        self._load(folder / TRAINED, lambda name: True)
+        self.load_trained(folder / TRAINED, lambda name: True)
 
     def _named_tensors(self) -> dict[str, Tensor]:
         """The parameters and the buffers of a state dict, each once."""
@@ -170,7 +166,7 @@ class Algorithm(nn.Module):
         now, before = dict(self.named_buffers()).get(name), self._buffers_before.get(name)
         return now is not None and (before is None or not torch.equal(before.to(now), now))
 
-    def _load(self, path: Path, wanted: Callable[[str], bool]) -> None:
+    def load_trained(self, path: Path, wanted: Callable[[str], bool]) -> None:
         """Reads those of a file's tensors, by name, that are wanted; they have to be there, and to fit."""
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
@@ -199,199 +195,16 @@ class Algorithm(nn.Module):
 
 
 def _in_file(name: str) -> str:
-    return name.removeprefix(_BACKBONE) if name.startswith(_BACKBONE) else _OUTSIDE + name
+    return name.removeprefix(_BACKBONE) if name.startswith(_BACKBONE) else OUTSIDE + name
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], backbone: nn.Module) -> None:
+def write_trained(folder: Path, tensors: dict[str, Tensor], backbone: nn.Module) -> None:
+    """Writes what was trained.
+
+    Args:
+        folder: Folder to write into; made if it is missing.
+        tensors: Tensors by name, as `Algorithm.trained` gives them.
+        backbone: Model that they belong to, which the file describes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(on_the_cpu(tensors), folder / TRAINED, {"model": strict_json.dumps(describe(backbone))})
-
-
-class FullFT(Algorithm):
-    """Full fine-tuning: every weight trains."""
-
-    def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
-        """Leaves everything trainable."""
-
-
-class ERM(FullFT):
-    """DomainBed's ERM: full fine-tuning by Adam, at DomainBed's hyperparameters."""
-
-    def make_optimizer(self, parameters: list[nn.Parameter], hparams: dict[str, Any]) -> torch.optim.Optimizer:
-        """Adam, whose weight decay is an L2 penalty."""
-        return torch.optim.Adam(parameters, lr=hparams["lr"], weight_decay=hparams["weight_decay"])
-
-
-class LP(Algorithm):
-    """Linear probing: the head trains on frozen features.
-
-    What is given as images may be their features, [batch, width], as `embed` makes them.
-    """
-
-    def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
-        """Freezes all but the head."""
-        backbone.requires_grad_(False)
-        for parameter in head_parameters(backbone).values():
-            parameter.requires_grad_(True)
-
-    @property
-    def embeds(self) -> bool:
-        """Whether features stand for images: the head is one linear layer, which two-headed models' is not."""
-        heads = classifiers(self.backbone)
-        return len(heads) == 1 and isinstance(heads[0], nn.Linear)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """What the head reads, the same at every step: [batch, channels, height, width] → [batch, width]."""
-        read: list[Tensor] = []
-        head = self.backbone.get_classifier()  # type: ignore[operator]
-        with head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])), torch.no_grad():
-            self.predict(images)
-        return read[0]
-
-    def train(self, mode: bool = True) -> "LP":
-        """Leaves all but the head as it is in evaluation: frozen features are not dropped out or renormalised."""
-        super().train(mode)
-        self.backbone.eval()
-        for head in classifiers(self.backbone):
-            head.train(mode)
-        return self
-
-    def logits(self, images: Tensor) -> Tensor:
-        """[batch, channels, height, width], or features [batch, width] → [batch, num_classes]."""
-        return (self.backbone.get_classifier() if images.ndim == 2 else self.backbone)(images)  # type: ignore[operator]
-
-    def predict(self, x: Tensor) -> Tensor:
-        """[batch, channels, height, width], or features [batch, width] → logits [batch, num_classes]."""
-        with precision.autocast(self.precision, self.device):
-            return self.logits(x.to(self.device, non_blocking=True)).float()
-
-
-class BA(Algorithm):
-    """LoRA (Hu et al., 2021): both factors train."""
-
-    TRAIN: ClassVar[Literal["B", "A", "BA"]] = "BA"
-
-    def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
-        """Adds the adapters; they and the head train."""
-        try:
-            config = AdapterConfig(
-                rank=hparams["rank"],
-                alpha=hparams["alpha"],
-                train=self.TRAIN,
-                targets=hparams["targets"],
-                dropout=hparams["adapter_dropout"],
-                compute=hparams["compute"],
-                gradient_correction=hparams.get("gradient_correction", False),  # BA has none
-            )
-            inject(backbone, config, train_head=True)
-        except AdapterError as error:
-            raise BenchmarkError(f"{type(self).__name__} on {hparams['backbone']}: {error}") from error
-
-    def make_optimizer(self, parameters: list[nn.Parameter], hparams: dict[str, Any]) -> torch.optim.Optimizer:
-        """AdamW, on corrected gradients if `gradient_correction` (theorems 4.1 and A.1 of LoRA-FA)."""
-        optimizer = super().make_optimizer(parameters, hparams)
-        if hparams.get("gradient_correction", False):
-            correct_gradients(optimizer, self.backbone)
-        return optimizer
-
-    def save(self, folder: Path) -> None:
-        """Writes the adapter and the head, in vitlorafa's format, and beside it what is outside of the backbone."""
-        try:
-            save_adapter(self.backbone, folder, head=True)
-        except AdapterError as error:
-            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
-        outside = {name: tensor for name, tensor in self.trained().items() if name.startswith(_OUTSIDE)}
-        if outside:
-            _write(folder, outside, self.backbone)
-
-    def load(self, folder: Path) -> None:
-        """Reads the adapter and the head, and what lies beside."""
-        load_adapter(self.backbone, folder)
-        if (folder / TRAINED).exists():
-            self._load(folder / TRAINED, lambda name: name.startswith(_OUTSIDE))
-
-
-class BOnly(BA):
-    """B̂A_rand of the asymmetry paper (Zhu et al., 2024), or LoRA-FA: A is a frozen random orthonormal
-    projection, B trains."""
-
-    TRAIN = "B"
-
-
-class AOnly(BA):
-    """B_randÂ of the asymmetry paper: B is frozen with random orthonormal columns, A trains."""
-
-    TRAIN = "A"
-
-
-ALGORITHMS: dict[str, type[Algorithm]] = {
-    "BA": BA,
-    "BOnly": BOnly,
-    "AOnly": AOnly,
-    "LP": LP,
-    "FullFT": FullFT,
-    "ERM": ERM,
-}
-
-
-def parse_name(name: str) -> tuple[str, dict[str, Any]]:
-    """Takes `BOnly@rank=16,targets="q,v"` apart.
-
-    Args:
-        name: of an algorithm, with fixed hyperparameters or none.
-
-    Returns:
-        The registered name, and the fixed hyperparameters.
-
-    Raises:
-        BenchmarkError: unknown algorithm, or a part that is not `hyperparameter=value`.
-    """
-    base, _, fixed = name.partition("@")
-    if base not in ALGORITHMS:
-        raise unknown("algorithm", base, ALGORITHMS)
-    hparams = {}
-    for part in fixed.split(",") if fixed else ():
-        key, equals, value = part.partition("=")
-        if not (key and equals and value):
-            raise BenchmarkError(f"{name!r}: {part!r} is not hyperparameter=value, as in {base}@rank=16")
-        try:
-            hparams[key] = json.loads(value)
-        except json.JSONDecodeError:
-            hparams[key] = value.replace("+", ",")  # targets=q+v: a comma parts hyperparameters
-    return base, hparams
-
-
-def get_algorithm_class(name: str) -> type[Algorithm]:
-    """The class behind a name.
-
-    Args:
-        name: with or without fixed hyperparameters.
-
-    Raises:
-        BenchmarkError: unknown algorithm; names the nearest.
-    """
-    return ALGORITHMS[parse_name(name)[0]]
-
-
-def get_hparams(name: str, dataset: str, hparams_seed: int = 0, trial_seed: int = 0) -> dict[str, Any]:
-    """The hyperparameters of an algorithm on a data set, those in its name included.
-
-    Args:
-        name: of the algorithm, with or without fixed hyperparameters.
-        dataset: name.
-        hparams_seed: 0 for the defaults, else of the random draw.
-        trial_seed: number of the trial.
-
-    Returns:
-        Name to plain Python value.
-
-    Raises:
-        BenchmarkError: unknown algorithm, or a fixed hyperparameter it does not have.
-    """
-    base, fixed = parse_name(name)
-    if hparams_seed == 0:
-        hparams = hparams_registry.default_hparams(base, dataset)
-    else:
-        hparams = hparams_registry.random_hparams(base, dataset, seed_hash(hparams_seed, trial_seed))
-    hparams_registry.apply(hparams, fixed, f"the name {name!r}")
-    return hparams

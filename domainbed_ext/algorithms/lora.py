@@ -1,0 +1,69 @@
+"""LoRA and its two halves: which factor of each adapter trains."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from domainbed_ext.algorithms.base import OUTSIDE, TRAINED, Algorithm, write_trained
+from domainbed_ext.errors import BenchmarkError
+from vitlorafa import AdapterConfig, AdapterError, correct_gradients, inject, load_adapter, save_adapter
+
+
+class BA(Algorithm):
+    """LoRA (Hu et al., 2021): both factors train."""
+
+    TRAIN: ClassVar[Literal["B", "A", "BA"]] = "BA"
+
+    def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
+        """Adds the adapters; they and the head train."""
+        try:
+            config = AdapterConfig(
+                rank=hparams["rank"],
+                alpha=hparams["alpha"],
+                train=self.TRAIN,
+                targets=hparams["targets"],
+                dropout=hparams["adapter_dropout"],
+                compute=hparams["compute"],
+                gradient_correction=hparams.get("gradient_correction", False),  # BA has none
+            )
+            inject(backbone, config, train_head=True)
+        except AdapterError as error:
+            raise BenchmarkError(f"{type(self).__name__} on {hparams['backbone']}: {error}") from error
+
+    def make_optimizer(self, parameters: list[nn.Parameter], hparams: dict[str, Any]) -> torch.optim.Optimizer:
+        """AdamW, on corrected gradients if `gradient_correction` (theorems 4.1 and A.1 of LoRA-FA)."""
+        optimizer = super().make_optimizer(parameters, hparams)
+        if hparams.get("gradient_correction", False):
+            correct_gradients(optimizer, self.backbone)
+        return optimizer
+
+    def save(self, folder: Path) -> None:
+        """Writes the adapter and the head, in vitlorafa's format, and beside it what is outside of the backbone."""
+        try:
+            save_adapter(self.backbone, folder, head=True)
+        except AdapterError as error:
+            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
+        outside = {name: tensor for name, tensor in self.trained().items() if name.startswith(OUTSIDE)}
+        if outside:
+            write_trained(folder, outside, self.backbone)
+
+    def load(self, folder: Path) -> None:
+        """Reads the adapter and the head, and what lies beside."""
+        load_adapter(self.backbone, folder)
+        if (folder / TRAINED).exists():
+            self.load_trained(folder / TRAINED, lambda name: name.startswith(OUTSIDE))
+
+
+class BOnly(BA):
+    """B̂A_rand of the asymmetry paper (Zhu et al., 2024), or LoRA-FA: A is a frozen random orthonormal
+    projection, B trains."""
+
+    TRAIN = "B"
+
+
+class AOnly(BA):
+    """B_randÂ of the asymmetry paper: B is frozen with random orthonormal columns, A trains."""
+
+    TRAIN = "A"

@@ -1,0 +1,46 @@
+"""Which modules load no torch, which takes seconds: what only reads folders and checks arguments does without."""
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import domainbed_ext
+from domainbed_ext import cache, report, system
+
+WITHOUT_TORCH = (
+    *(
+        module.name
+        for package in (system, report)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not module.name.startswith("domainbed_ext.report.paper")
+    ),
+    *(f"{cache.__name__}.{name}" for name in ("command", "decode", "entries", "images")),
+    *(
+        f"domainbed_ext.{name}"
+        for name in ("algorithms", "collect_results", "data", "datasets", "errors", "model_selection")
+    ),
+    *(f"domainbed_ext.{name}" for name in ("protocols", "runs.folder", "seeds", "sweep")),
+)
+
+
+@pytest.mark.slow
+def test_no_torch_is_loaded():
+    check = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    if 'torch' in sys.modules:\n"
+        "        sys.exit(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check, *WITHOUT_TORCH], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_packages_have_their_names_without_loading_them():
+    for name in ("Algorithm", "ALGORITHMS"):
+        assert name not in vars(domainbed_ext.algorithms)
+        assert hasattr(domainbed_ext.algorithms, name)
+    with pytest.raises(AttributeError, match="nothing_there"):
+        domainbed_ext.algorithms.nothing_there  # noqa: B018
