@@ -15,8 +15,11 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory):
     """A wheel built from a copy of the sources, without the network."""
     folder = tmp_path_factory.mktemp("wheel")
-    skipped = shutil.ignore_patterns(".*", "runs", "scratch", "tests", "__pycache__", "*.egg-info", "build")
-    shutil.copytree(ROOT, folder / "source", ignore=skipped)
+    (folder / "source").mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    for name in ("vitlorafa", "domainbed_ext", "sweeps", "results"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", str(folder), str(folder / "source")], check=True)
     (path,) = folder.glob("*.whl")
@@ -37,8 +40,8 @@ def test_code_sweeps_weights_and_tables_are_in_the_wheel(wheel):
         assert f"{package}/py.typed" in wheel_names
     assert packaged("sweeps", "*.yaml", "domainbed_ext/sweeps") <= wheel_names
     assert packaged("results/paper", "*", "domainbed_ext/results/paper") <= wheel_names
-    assert packaged("domainbed_ext/assets", "*", "domainbed_ext/assets") <= wheel_names
-    assert packaged("domainbed_ext/datasets/assets", "*", "domainbed_ext/datasets/assets") <= wheel_names
+    assert packaged("domainbed_ext/report/page/assets", "*", "domainbed_ext/report/page/assets") <= wheel_names
+    assert packaged("domainbed_ext/models/assets", "*", "domainbed_ext/models/assets") <= wheel_names
     assert not [name for name in wheel_names if name.startswith(("tests", "scratch", "runs"))]
 
 
