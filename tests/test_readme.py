@@ -27,11 +27,11 @@ def test_its_costs_are_the_measured_ones():
         with path.open(encoding="utf-8") as file:
             return {(row["method"], float(row[key])): float(row[value]) for row in csv.DictReader(file)}
 
-    steps, kept = measured("step", "rank", "ratio_to_floor"), measured("memory", "dropout", "kept_mib")
+    steps, kept = measured("step", "rank", "ratio_to_lower_bound"), measured("memory", "dropout", "kept_mib")
     shown = README.split("<!-- bench -->")[1].split("<!-- /bench -->")[0]
     numbers = [[float(n) for n in re.findall(r"([0-9.]+) (?:×|MiB)", line)] for line in shown.splitlines()]
-    methods = ["floor", "B-folded", "lora_plain", "peft_lora_fa", "peft_lora"]
-    with_dropout = ["floor", "B-separate", *methods[2:]]
+    methods = ["lower bound", "LoRA-FA", "LoRA-FA (plain PyTorch)", "PEFT LoRA-FA", "PEFT LoRA"]
+    with_dropout = ["lower bound", "LoRA-FA (separate)", *methods[2:]]
     assert [row for row in numbers if row] == [
         [round(steps[one, 8], 2), round(steps[one, 64], 2), round(kept[one, 0]), round(kept[other, 0.1])]
         for one, other in zip(methods, with_dropout, strict=True)

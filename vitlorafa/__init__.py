@@ -1,19 +1,22 @@
-"""LoRA with one factor frozen, for timm vision transformers.
+"""LoRA adapters for timm vision transformers: train both factors (LoRA), only B (LoRA-FA) or only A (LoRA-FB).
 
 model = timm.create_model("vit_small_patch16_224", pretrained=True, num_classes=7)
 vitlorafa.inject(model, vitlorafa.AdapterConfig(rank=8, train="B", targets="all"), train_head=True)
-train(model)  # as any other: AdamW over the parameters that require a gradient
+train(model)  # your training loop: AdamW over the parameters that require a gradient
 vitlorafa.save_adapter(model, "adapter", head=True)
 vitlorafa.merge_and_unload(model)  # a plain timm model again
 """
 
-from vitlorafa.commands import refuse_what_is_none
+from vitlorafa.cast_frozen import cast_frozen
+from vitlorafa.commands import refuse_other_modules
 from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
 from vitlorafa.errors import AdapterError, AdapterWarning
 from vitlorafa.init import INITS
 from vitlorafa.inject import (
     adapter_layers,
+    classifiers,
     disable_adapter,
+    head_parameters,
     inject,
     merge,
     merge_and_unload,
@@ -24,9 +27,14 @@ from vitlorafa.io import load_adapter, save_adapter
 from vitlorafa.layers import LoRALinear
 from vitlorafa.matrices import matrices
 from vitlorafa.ops import lora_linear
+from vitlorafa.ops.processor import cpu_has
 from vitlorafa.optim import correct_gradients
-from vitlorafa.report import count_parameters, print_trainable_parameters, summary
+from vitlorafa.origin import describe_model
+from vitlorafa.sites import Site, linear_sites
 from vitlorafa.speed_up import speed_up
+from vitlorafa.summary import count_parameters, print_trainable_parameters, summary
+from vitlorafa.tensor_bytes import tensor_bytes
+from vitlorafa.trained import copy_to_cpu
 
 __version__ = "0.1.0"
 
@@ -38,11 +46,19 @@ __all__ = [
     "AdapterError",
     "AdapterWarning",
     "LoRALinear",
+    "Site",
     "adapter_layers",
+    "cast_frozen",
+    "classifiers",
+    "copy_to_cpu",
     "correct_gradients",
     "count_parameters",
+    "cpu_has",
+    "describe_model",
     "disable_adapter",
+    "head_parameters",
     "inject",
+    "linear_sites",
     "load_adapter",
     "lora_linear",
     "matrices",
@@ -53,7 +69,8 @@ __all__ = [
     "save_adapter",
     "speed_up",
     "summary",
+    "tensor_bytes",
     "unmerge",
 ]
 
-refuse_what_is_none()
+refuse_other_modules()

@@ -1,9 +1,8 @@
-"""Says what there is to run: `python -m vitlorafa`."""
+"""`python -m vitlorafa`: lists the commands, or runs one."""
 
 import sys
 
-from vitlorafa.commands import LISTING
+from vitlorafa.commands import main
 
 if __name__ == "__main__":
-    print(LISTING)
-    sys.exit(0 if "--help" in sys.argv or "-h" in sys.argv else 2)
+    sys.exit(main())

@@ -1,5 +1,6 @@
-"""What an adapter is: rank, scaling, which factor trains, how both start, and what they adapt."""
+"""The configuration of an adapter: rank, scaling, trained factors, initialisation and adapted projections."""
 
+import functools
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -15,48 +16,84 @@ TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
 TRAIN = ("B", "A", "BA")
 COMPUTE = ("folded", "separate")
 
-# Start of (A, B) per trained factor. A frozen factor starts orthonormal: it then only selects a subspace,
-# without stretching it, and the trained one starts at zero.
+# PEFT's name of a field -> the field.
+PEFT_NAMES = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "use_rslora": "rank_stabilised",
+}
+# Names of the methods, in lower case without separators -> factors that train.
+_METHODS = {
+    "lorafa": "B",
+    "lorafb": "A",
+    "lora": "BA",
+    "bonly": "B",
+    "aonly": "A",
+    "ab": "BA",
+}
+_TARGET_NAMES = {"qkv": ("q", "k", "v"), "all": TARGETS, "all-linear": TARGETS}  # names of several projections
+
+# Initialisation of (A, B) by trained factors. A frozen factor starts orthonormal: it selects a subspace without
+# stretching it. The trained factor starts at zero.
 _DEFAULT_INITS = {
     "B": ("orthonormal", "zero"),
     "A": ("zero", "orthonormal"),
     "BA": ("kaiming_uniform", "zero"),
 }
 
-_DERIVED: Any = None  # the default of fields that __post_init__ fills in from the others
+_DERIVED: Any = None  # the default of fields that __post_init__ derives from the others
 
 
+def _accept_peft_names(cls: Any) -> Any:
+    """Class decorator that lets the constructor take PEFT's names of the fields, too."""
+    construct = cls.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807
+        construct(self, *args, **_canonical(values))
+
+    cls.__init__ = __init__
+    return cls
+
+
+@_accept_peft_names
 @dataclass(frozen=True)
 class AdapterConfig:
-    """One low-rank adapter, W + scale · B A in every adapted layer (LoRA, Hu et al. 2021).
+    """One low-rank adapter: W + scale · B A in every adapted layer (LoRA, Hu et al. 2021).
 
-    Which factor trains is the question of "Asymmetry in Low-Rank Adapters of Foundation Models" (Zhu et al.
+    Which factor to train is the question of "Asymmetry in Low-Rank Adapters of Foundation Models" (Zhu et al.
     2024): with A frozen, B solves a regression on projected features (lemma 4.1); with B frozen, A solves
-    one on projected outputs (lemma 4.2). Training B alone is LoRA-FA.
+    a regression on projected outputs (lemma 4.2). Training both is LoRA, B alone LoRA-FA, A alone LoRA-FB.
 
-    Fields left at None are filled in on construction, so that a config always reads in full.
+    PEFT's names work too: `AdapterConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules="all-linear")`, and
+    `use_rslora`. The config has the fields below only: they are what attributes, saved files and type checkers know.
+    Defaults are not PEFT's: alpha is 2·rank, and `train` is "B".
+
+    Fields that are None are derived on construction, so that a config is always complete.
 
     Attributes:
         rank: Rank r of the update.
-        alpha: Numerator of the scaling; 2·rank if None.
-        train: Factors that train: "B", "A" or "BA".
-        init_A: Start of A, a name of `vitlorafa.init.INITS`. If None: orthonormal rows for "B", zero for
-            "A", Kaiming uniform for "BA".
-        init_B: Start of B. If None: orthonormal columns for "A", else zero.
-        targets: Projections to adapt, any of q, k, v, proj, fc1, fc2: a sequence, a comma-separated string,
-            or "all". Kept as a tuple in that order.
-        rank_stabilised: Scale by alpha/√rank (rsLoRA, Kalajdzievski 2023) instead of alpha/rank.
+        alpha: Numerator of the scaling; if None, 2·rank.
+        train: Factors that train: "BA" (or "LoRA"), "B" (or "LoRA-FA") or "A" (or "LoRA-FB"). Kept as "BA", "B" or "A".
+        init_A: Initialisation of A, a name in `vitlorafa.INITS`. If None: orthonormal rows if B trains alone, zero if
+            A trains alone, Kaiming uniform if both train.
+        init_B: Initialisation of B. If None: orthonormal columns if A trains alone, otherwise zero.
+        targets: Projections to adapt, any of q, k, v, proj, fc1 and fc2, as a sequence or a comma-separated string.
+            "qkv" stands for q, k and v, "all" (or "all-linear") for all six. Kept as a tuple in this order.
+        rank_stabilised: Whether to scale by alpha/√rank (rsLoRA, Kalajdzievski 2023) instead of alpha/rank.
         dropout: Dropout probability on the adapter's input.
-        compute: How a layer computes. "folded": one product with W + s·B·A, formed in float32 once a step and
-            rounded once, as full fine-tuning rounds under autocast. "separate": x Wᵀ and the rank-r update
-            apart, as with dropout it must.
-        gradient_correction: Whether `vitlorafa.correct_gradients` makes the update the closest to full
-            fine-tuning's (LoRA-FA, theorem 4.1; LoRA-FB, theorem A.1). Needs a frozen factor.
-        seed: Seed of the factors' start; drawn from torch's global generator if None.
+        compute: How a layer computes. "folded": a single matmul with W + s·B·A, which is computed in float32 once per
+            step and rounded once, as full fine-tuning rounds under autocast. "separate": x Wᵀ plus the rank-r
+            update. With dropout, layers always compute separately.
+        gradient_correction: Whether `vitlorafa.correct_gradients` may bring the update as close as possible to that of
+            full fine-tuning (LoRA-FA, theorem 4.1; LoRA-FB, theorem A.1). Needs a frozen factor.
+        seed: Seed of the initialisation; if None, drawn from torch's global generator.
 
     Raises:
-        AdapterError: On construction, if a value is out of range, a name is unknown, not exactly one factor
-            starts at zero, or a frozen factor does.
+        AdapterError: On construction, if a value is out of range, a name is unknown or given twice, both factors or
+            none start at zero, or a frozen factor starts at zero.
     """
 
     rank: int = 8
@@ -73,11 +110,10 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         def fill(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)  # the one way to set a field of a frozen dataclass
+            object.__setattr__(self, name, value)  # the only way to set a field of a frozen dataclass
 
         fill("rank", _whole_number("rank", self.rank, at_least=1))
-        if self.train not in TRAIN:
-            raise unknown("choice of trained factors", self.train, TRAIN)
+        fill("train", _trained_factors(self.train))
         fill("alpha", _number("alpha", 2 * self.rank if self.alpha is None else self.alpha))
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise AdapterError(f"alpha must be finite and above 0, not {self.alpha}")
@@ -90,7 +126,7 @@ class AdapterConfig:
         if self.compute not in COMPUTE:
             raise unknown("way to compute", self.compute, COMPUTE)
         if self.gradient_correction and self.train == "BA":
-            raise AdapterError("gradient_correction needs a frozen factor: train 'B' or 'A', or leave it off")
+            raise AdapterError("gradient_correction needs a frozen factor: set train to 'B' or 'A', or switch it off")
         if self.seed is not None:
             fill("seed", _whole_number("seed", self.seed, at_least=0))
         fill("targets", _targets(self.targets))
@@ -104,16 +140,16 @@ class AdapterConfig:
     def _check_start(self) -> None:
         zero = [factor for factor in "AB" if getattr(self, f"init_{factor}") == "zero"]
         if len(zero) == 2:
-            raise AdapterError("A and B both start at zero and would never move: give one another start")
+            raise AdapterError("A and B both start at zero, so neither could learn: change init_A or init_B")
         if not zero:
             raise AdapterError(
-                f"A starts {self.init_A} and B starts {self.init_B}: one of them must start at zero, "
-                "so that the adapted model starts as the pretrained one"
+                f"init_A is {self.init_A!r} and init_B is {self.init_B!r}, so the adapted model would not start as the "
+                "pretrained one: set one of them to 'zero'"
             )
         if zero[0] not in self.train:
             raise AdapterError(
-                f"{zero[0]} starts at zero but is frozen, so nothing could be learned: train it or give it "
-                "another start"
+                f"{zero[0]} starts at zero but is frozen, so nothing could be learned: train it, or change "
+                f"init_{zero[0]}"
             )
 
     @property
@@ -122,12 +158,12 @@ class AdapterConfig:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
     def generator(self) -> torch.Generator:
-        """A new generator on the CPU for the factors' start, seeded by `seed` or from the global one."""
+        """A new generator on the CPU for the initialisation, seeded with `seed` or from torch's global generator."""
         seed = int(torch.randint(2**63 - 1, (), device="cpu")) if self.seed is None else self.seed
         return torch.Generator().manual_seed(seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as values that JSON can hold."""
+        """The fields, by their canonical names, as values that JSON can hold."""
         return asdict(self) | {"targets": list(self.targets)}
 
     @classmethod
@@ -135,16 +171,35 @@ class AdapterConfig:
         """The config that `to_dict` wrote.
 
         Args:
-            values: Field names and values; what is missing takes its default.
+            values: Values by field name; missing fields take their defaults.
 
         Raises:
-            AdapterError: On an unknown field or an invalid value.
+            AdapterError: If a field is unknown or a value is invalid.
         """
-        names = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in names:
-                raise unknown("field of AdapterConfig", name, names)
         return cls(**values)
+
+
+def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names of AdapterConfig's fields; PEFT's names are translated, others refused."""
+    names = [field.name for field in fields(AdapterConfig)]
+    canonical: dict[str, Any] = {}
+    for name, value in values.items():
+        field = PEFT_NAMES.get(name, name)
+        if field not in names:
+            raise unknown("field of AdapterConfig", name, names)
+        if field in canonical:
+            both = [other for other in values if PEFT_NAMES.get(other, other) == field]
+            raise AdapterError(f"{' and '.join(both)} are the same field of AdapterConfig: give {field} only")
+        canonical[field] = value
+    return canonical
+
+
+def _trained_factors(train: Any) -> str:
+    if isinstance(train, str) and train not in TRAIN:
+        train = _METHODS.get(train.lower().replace("-", "").replace("_", "").replace(" ", ""), train)
+    if train not in TRAIN:
+        raise unknown("choice of trained factors", train, [*TRAIN, "LoRA", "LoRA-FA", "LoRA-FB"])
+    return str(train)
 
 
 def _whole_number(name: str, value: Any, at_least: int) -> int:
@@ -164,14 +219,14 @@ def _number(name: str, value: Any) -> float:
 
 
 def _targets(targets: str | Iterable[str]) -> tuple[str, ...]:
-    if isinstance(targets, str):
-        targets = TARGETS if targets == "all" else [name.strip() for name in targets.split(",")]
-    elif not isinstance(targets, Iterable):
+    if not isinstance(targets, Iterable):
         raise AdapterError(f"targets must be names or 'all', not {targets!r}")
-    chosen = list(targets)
-    for name in chosen:
-        if name not in TARGETS:
-            raise unknown("target", name, [*TARGETS, "all"])
+    chosen: set[str] = set()
+    for name in [name.strip() for name in targets.split(",")] if isinstance(targets, str) else targets:
+        several = _TARGET_NAMES.get(name) if isinstance(name, str) else None
+        if several is None and name not in TARGETS:
+            raise unknown("target", name, [*TARGETS, "qkv", "all"])
+        chosen.update(several or (name,))
     if not chosen:
         raise AdapterError(f"targets is empty: choose from {', '.join(TARGETS)}, or 'all'")
     return tuple(name for name in TARGETS if name in chosen)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vitlorafa import origin, peft_format, trained
 from vitlorafa.config import AdapterConfig
-from vitlorafa.errors import AdapterError, some, unknown, warn
+from vitlorafa.errors import AdapterError, abbreviate, unknown, warn
 from vitlorafa.inject import (
     adapted_state,
     adapter_layers,
@@ -31,7 +31,7 @@ from vitlorafa.inject import (
 from vitlorafa.metadata import to_json
 from vitlorafa.sharding import assign, gather, is_writer, wait_for_all, whole
 from vitlorafa.sites import linear_sites
-from vitlorafa.trained import on_the_cpu
+from vitlorafa.trained import copy_to_cpu
 from vitlorafa.wrappers import plain_name, unwrap
 
 FORMAT = 1
@@ -93,7 +93,7 @@ def save_adapter(
         layers = dict(adapter_layers(inner))
         description = {
             "format": FORMAT,
-            **origin.describe(inner, _check_class_names(class_names, inner)),
+            **origin.describe_model(inner, _check_class_names(class_names, inner)),
             "digests": _digests(inner, layers),
             "config": adapted.config.to_dict(),
             "layers": {name: list(layer.projections) for name, layer in layers.items()},
@@ -167,7 +167,7 @@ def load_adapter(
                 take_out(model, inner)
             raise
         if fresh and not description.get("digests") and (left_out := _left_out(inner, description)):
-            warn(f"{folder} has no adapter for {some(left_out)}: they stay as they are")
+            warn(f"{folder} has no adapter for {abbreviate(left_out)}: they stay as they are")
         for sentence in origin.mismatches(description, inner, here, head):
             warn(f"{folder}: {sentence}")
         _copy(inner, tensors, targets)
@@ -179,7 +179,7 @@ def load_adapter(
 
 
 def _encode(model: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, bytes]:
-    data = safetensors.torch.save(on_the_cpu(tensors))
+    data = safetensors.torch.save(copy_to_cpu(tensors))
     description = description | {"sha256": hashlib.sha256(data).hexdigest()}  # so that neither file goes with another
     return {TENSORS: data, DESCRIPTION: (json.dumps(description, indent=2, allow_nan=False) + "\n").encode()}
 
@@ -304,7 +304,7 @@ def _targets(
     if "extra" not in description:  # written by an earlier version, or by PEFT: parts of the head did not train
         missing = [name for name in heads if name not in description["head"]]
         if missing:
-            warn(f"{folder} was saved without {some(missing)}: the model's own stay, and outputs may differ")
+            warn(f"{folder} was saved without {abbreviate(missing)}: the model's own stay, and outputs may differ")
         heads = {name: tensor for name, tensor in heads.items() if name not in missing}
     expected = trained.factors(inner) | heads
     expected |= {name: here[name] for name in description.get("extra", ()) if name in here}
@@ -314,7 +314,7 @@ def _targets(
     outside = {name: around[name] for name in tensors if name in around and around[name].shape == tensors[name].shape}
     left_out = [name.removeprefix(trained.OUTSIDE) for name in tensors.keys() - fitting.keys() - outside.keys()]
     if left_out:
-        warn(f"{folder} also holds {some(sorted(left_out))} of a module around the timm model: left out here")
+        warn(f"{folder} also holds {abbreviate(sorted(left_out))} of a module around the timm model: left out here")
     _check_values(expected | outside)
     return expected | outside
 
@@ -352,7 +352,7 @@ def _check_fit(
         first = "; ".join(misfits[:3]) + ("; ..." if len(misfits) > 3 else "")
         raise AdapterError(
             f"{folder}, saved from {description.get('architecture') or 'an unnamed model'}, does not fit this "
-            f"{origin.describe(model)['architecture'] or type(model).__name__} in {len(misfits)} places: {first}"
+            f"{origin.describe_model(model)['architecture'] or type(model).__name__} in {len(misfits)} places: {first}"
         )
 
 
@@ -378,7 +378,7 @@ def _copy(model: nn.Module, tensors: dict[str, Tensor], targets: dict[str, Tenso
 def _check_values(tensors: Mapping[str, Tensor]) -> None:
     empty = [name for name, tensor in tensors.items() if tensor.is_meta]
     if empty:
-        raise AdapterError(f"{some(empty)} is on the meta device, without values: load the model's weights first")
+        raise AdapterError(f"{abbreviate(empty)} is on the meta device, without values: load the model's weights first")
 
 
 def _check_class_names(names: Sequence[str] | None, model: nn.Module) -> list[str] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitlorafa.errors import some
+from vitlorafa.errors import abbreviate
 from vitlorafa.layers import LoRALinear
 from vitlorafa.sharding import gather
 from vitlorafa.wrappers import named_modules
@@ -49,7 +49,7 @@ def digests(model: nn.Module, layers: Collection[str]) -> dict[str, str]:
     return {name: content.hexdigest() for name, content in sums.items()}
 
 
-def describe(model: nn.Module, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+def describe_model(model: nn.Module, class_names: Sequence[str] | None = None) -> dict[str, Any]:
     """What timm's `pretrained_cfg` says of a model, as JSON can hold it: architecture, tag, input and class names.
 
     Args:
@@ -78,7 +78,7 @@ def mismatches(saved: Mapping[str, Any], model: nn.Module, here: Mapping[str, st
         here: Digests of the model's pretrained weights.
         head: Whether the head is loaded too.
     """
-    own = describe(model)
+    own = describe_model(model)
     there = saved.get("digests") or {}
     common = there.keys() & here.keys()
     names = [_name(description) for description in (saved, own)]
@@ -97,7 +97,7 @@ def mismatches(saved: Mapping[str, Any], model: nn.Module, here: Mapping[str, st
         yield f"the adapter was trained on other images than this model's ({told}): feed it the same"
     classes, classes_here = saved.get("class_names"), own["class_names"]
     if head and classes and classes_here and classes != classes_here:
-        yield f"the saved head's classes are {some(classes)}, and this model's were {some(classes_here)}"
+        yield f"the saved head's classes are {abbreviate(classes)}, and this model's were {abbreviate(classes_here)}"
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

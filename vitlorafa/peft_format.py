@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 
 from vitlorafa import trained
 from vitlorafa.config import AdapterConfig
-from vitlorafa.errors import AdapterError, some
+from vitlorafa.errors import AdapterError, abbreviate
 from vitlorafa.inject import adapted_state, adapter_layers, classifiers
 from vitlorafa.layers import STACKS
 from vitlorafa.sharding import gather
@@ -76,7 +76,8 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
     homeless = [name for name in tensors if "." not in name or name.startswith(nowhere)]
     if homeless:
         raise AdapterError(
-            f"PEFT has no place for {some(homeless)}, which trained beside the adapters: save with format='vitlorafa'"
+            f"PEFT has no place for {abbreviate(homeless)}, which trained beside the adapters: "
+            "save with format='vitlorafa'"
         )
     # PEFT takes a module's tensors all or none; `read` passes over those that did not train.
     tensors |= {name: gather(t) for name, t in trained.whole_modules(model, [*tensors]).items() if name not in others}
@@ -92,7 +93,7 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
     config = (json.dumps(_peft_config(model, description["architecture"], beside), indent=2) + "\n").encode()
     header = description | {"config_sha256": _sha256(config)}
     data = safetensors.torch.save(
-        {_PREFIX + name: tensor for name, tensor in trained.on_the_cpu(tensors).items()},
+        {_PREFIX + name: tensor for name, tensor in trained.copy_to_cpu(tensors).items()},
         metadata={"format": "pt", _HEADER: json.dumps(header)},
     )
     return {TENSORS: data, CONFIG: config}
@@ -127,13 +128,13 @@ def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
     own = bool(header)
     if own and (odd := sorted(header["layers"].keys() ^ pairs.keys())):
         raise AdapterError(
-            f"{folder / TENSORS} is damaged, for it was saved with other layers ({some(odd)}): save it again"
+            f"{folder / TENSORS} is damaged, for it was saved with other layers ({abbreviate(odd)}): save it again"
         )
     if not own:
         _check_supported(model, folder, config, list(heads))
     odd = [name for name, pair in pairs.items() if not _is_pair(**pair)]
     if odd or not pairs:
-        raise AdapterError(f"{folder} holds no A [r, d_in] and B [d_out, r] for {some(odd) or 'any layer'}")
+        raise AdapterError(f"{folder} holds no A [r, d_in] and B [d_out, r] for {abbreviate(odd) or 'any layer'}")
     description = header if own else _describe(model, folder, config, pairs) | {"head": list(heads)}
     if own and "extra" in header:
         heads = {name: tensor for name, tensor in heads.items() if name in (*header["head"], *header["extra"])}
@@ -218,7 +219,7 @@ def _check_supported(model: nn.Module, folder: Path, config: dict[str, Any], hea
     places = [f"{name}." for name, module in named_modules(model) if any(module is head for head in heads_here)]
     alien = [name for name in heads if not name.startswith(tuple(places))]
     if alien:
-        raise AdapterError(f"{folder} holds {some(alien)}, neither LoRA nor head of this model: {_INSTEAD}")
+        raise AdapterError(f"{folder} holds {abbreviate(alien)}, neither LoRA nor head of this model: {_INSTEAD}")
 
 
 def _describe(
@@ -229,7 +230,7 @@ def _describe(
     outside = [name for name in pairs if name not in sites]
     if outside:
         raise AdapterError(
-            f"{folder} adapts {some(outside)}, which is no linear layer of a transformer block in this "
+            f"{folder} adapts {abbreviate(outside)}, which is no linear layer of a transformer block in this "
             f"{type(model).__name__}: train with target_modules of the blocks alone, or {_INSTEAD}"
         )
     layers = _projections(sites, pairs)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from vitlorafa.config import TARGETS
-from vitlorafa.errors import AdapterError, some
+from vitlorafa.errors import AdapterError, abbreviate
 from vitlorafa.layers import STACKS
 from vitlorafa.wrappers import join, named_modules
 
@@ -195,4 +195,4 @@ def _why_nothing(model: nn.Module) -> str:
 
 
 def _counted(names: list[str]) -> str:
-    return f"{len(names)} block{'s' * (len(names) > 1)} ({some(names)})"
+    return f"{len(names)} block{'s' * (len(names) > 1)} ({abbreviate(names)})"

@@ -80,7 +80,7 @@ def whole_modules(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in everything.items() if name.rpartition(".")[0] in owners}
 
 
-def on_the_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copy_to_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that share no memory, as safetensors wants them."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in values.items()}
 

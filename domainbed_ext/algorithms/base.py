@@ -27,9 +27,7 @@ from domainbed_ext.models import backbones, precision, running_statistics
 from domainbed_ext.models.tensor_files import save_tensors
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.stages import Stage, unmeasured
-from vitlorafa import speed_up
-from vitlorafa.origin import describe
-from vitlorafa.trained import on_the_cpu
+from vitlorafa import cast_frozen, copy_to_cpu, describe_model, speed_up
 
 TRAINED = "trained.safetensors"
 
@@ -66,7 +64,8 @@ class Algorithm(nn.Module):
         self.backbone_digest = None if hparams["weights"] == "none" else backbones.loaded_digest(self.backbone)
         self.prepare(self.backbone, hparams)
         speed_up(self.backbone)
-        precision.hold(self.backbone, self.precision)
+        if self.precision == "bf16":
+            cast_frozen(self.backbone)
         self.to(self.device)
         self._buffers_before = {name: buffer.clone() for name, buffer in self.named_buffers()}
         self.optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad], hparams)
@@ -207,4 +206,4 @@ def write_trained(folder: Path, tensors: dict[str, Tensor], backbone: nn.Module)
         backbone: Model that they belong to, which the file describes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(on_the_cpu(tensors), folder / TRAINED, {"model": strict_json.dumps(describe(backbone))})
+    save_tensors(copy_to_cpu(tensors), folder / TRAINED, {"model": strict_json.dumps(describe_model(backbone))})

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.models import precision
-from vitlorafa.inject import classifiers, head_parameters
+from vitlorafa import classifiers, head_parameters
 
 
 class LP(Algorithm):

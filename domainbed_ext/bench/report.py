@@ -9,7 +9,8 @@ import torch
 
 from domainbed_ext.runs.provenance import versions
 from domainbed_ext.system.files import write_atomically
-from vitlorafa.bench.report import Row, csv_text, device_name, file_name, table
+from vitlorafa.bench.machine import device_name, file_name
+from vitlorafa.bench.tables import Row, csv_text, table
 
 
 def write(name: str, title: str, rows: Sequence[Row], output_dir: Path, notes: Sequence[str] = ()) -> None:

@@ -30,7 +30,7 @@ from domainbed_ext.sweep import jobs, states
 from domainbed_ext.system.attempts import latest
 from domainbed_ext.system.files import write_atomically
 from domainbed_ext.system.machine import available_cores
-from vitlorafa.bench.report import file_name
+from vitlorafa.bench.machine import file_name
 
 TICK = 2.0  # seconds from one look at the processes to the next
 _MIB = 2**20

@@ -12,8 +12,7 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbone_names, hub_messages, image_sizes, weight_files
 from domainbed_ext.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.protocols import CHOICES
-from vitlorafa.inject import classifiers
-from vitlorafa.tensor_bytes import tensor_bytes
+from vitlorafa import classifiers, tensor_bytes
 
 INPUT_STATS = CHOICES["input_stats"]
 NO_FILE = ("pretrained", "none")  # what weights may be that are no file of the user's

@@ -20,7 +20,7 @@ from torch import Tensor
 from domainbed_ext.models.tensor_files import save_tensors
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.files import replace_atomically
-from vitlorafa.tensor_bytes import tensor_bytes
+from vitlorafa import tensor_bytes
 
 KEPT = 2
 _COMPLEX = (torch.complex32, torch.complex128)  # formats that safetensors lacks: saved as pairs of real numbers

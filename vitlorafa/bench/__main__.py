@@ -1,4 +1,4 @@
-"""The command line of `vitlorafa.bench`."""
+"""The command `python -m vitlorafa.bench`."""
 
 import argparse
 import io
@@ -15,25 +15,44 @@ from typing import NoReturn
 import torch
 
 from vitlorafa import AdapterConfig, AdapterError
-from vitlorafa.bench import report
-from vitlorafa.bench.floors import Stack
-from vitlorafa.bench.measure import MIB, Memory, Peak, Times, peak, saved, time_steps
-from vitlorafa.bench.methods import METHODS, PRECISIONS, Case, backbone, build, counted, unavailable
+from vitlorafa.bench import output
+from vitlorafa.bench.formulas import Stack
+from vitlorafa.bench.machine import collect_provenance, file_name
+from vitlorafa.bench.measure import MIB, Memory, Peak, Times, measure_peak, measure_saved, time_steps
+from vitlorafa.bench.methods import (
+    METHODS,
+    PRECISIONS,
+    Case,
+    build,
+    build_backbone,
+    count,
+    find_method,
+    why_unavailable,
+)
+from vitlorafa.bench.tables import Curves, Row, markdown, memory_rows, rank_rows, step_rows
 from vitlorafa.errors import unknown
 
 WHAT = ("step", "memory")
-RANK_METHODS = ("floor", "B-folded", "BA-folded", "peft_lora", "peft_lora_fa")  # lines of the plot over ranks
+RANK_METHODS: tuple[str, ...] = (
+    "lower_bound",
+    "lora_fa",
+    "lora",
+    "peft_lora",
+    "peft_lora_fa",
+)  # lines of the plot over ranks
 EXAMPLES = """examples:
-  python -m vitlorafa.bench                                  # both, ViT-S/16, batch 16, bf16, rank 8
+  python -m vitlorafa.bench                                  # step and memory: ViT-S/16, batch 16, bf16, rank 8
   python -m vitlorafa.bench step --ranks 8 64 --repeats 20
   python -m vitlorafa.bench step --models vit_tiny_patch16_224 vit_base_patch16_224 --precision float32 bf16
-  python -m vitlorafa.bench memory --dropout 0 0.1 --methods floor B-folded B-separate lora_plain
-  python -m vitlorafa.bench --targets q,v --dry_run          # operations and kept bytes by formula, runs nothing
+  python -m vitlorafa.bench memory --dropout 0 0.1 --methods lower_bound lora_fa lora_fa_separate lora_fa_plain
+  python -m vitlorafa.bench --targets q,v --dry_run          # operations and kept bytes by formula; runs nothing
+  python -m vitlorafa.bench --redraw runs/bench              # regenerate tables and plots from an earlier run's CSV
 """
+_METHOD_NAMES = "".join(f"\n  {name:18} {method.label}" for name, method in METHODS.items())
 
 
 class _CommandLine(argparse.ArgumentParser):
-    """A parser whose errors are sentences like all others."""
+    """A parser that raises its errors as `AdapterError`."""
 
     def error(self, message: str) -> NoReturn:
         raise AdapterError(f"{message}; see {self.prog} --help")
@@ -41,14 +60,14 @@ class _CommandLine(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Plan:
-    """A case with what runs in it.
+    """A case with the methods that run in it.
 
     Attributes:
-        case: What is held fixed.
-        methods: Names of `METHODS`.
-        skipped: Method -> why it cannot run.
-        stack: Sizes for the formulas, None if the model is not made of plain blocks.
-        ranks: Of the plot over ranks.
+        case: What is the same for all methods.
+        methods: Names in `METHODS`.
+        skipped: Reason for each method that cannot run.
+        stack: Sizes for the formulas; None if the model does not consist of plain blocks only.
+        ranks: Ranks of the plot over ranks.
     """
 
     case: Case
@@ -60,52 +79,78 @@ class Plan:
 
 @dataclass
 class Results:
-    """All that was measured so far."""
+    """Everything that was measured so far."""
 
     times: list[Times] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
-    curves: dict[tuple[str, str], dict[int, int]] = field(default_factory=dict)
+    curves: Curves = field(default_factory=dict)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+def make_parser(prog: str = "python -m vitlorafa.bench") -> argparse.ArgumentParser:
+    """The command line.
+
+    Args:
+        prog: Name of the command in messages.
+    """
     parser = _CommandLine(
-        prog="python -m vitlorafa.bench",
-        description="Times training steps and weighs what they keep in memory, against the floor and against peers.\n"
-        "Weights and images are random; several values of an option make a grid.",
-        epilog=EXAMPLES,
+        prog=prog,
+        description="Measure time and memory of training steps: LoRA, LoRA-FA and LoRA-FB of vitlorafa, plain\n"
+        "PyTorch, PEFT, full fine-tuning, and a lower bound (the frozen model's forward pass and the gradients of its\n"
+        "activations). Weights and images are random. Several values of an option make a grid.",
+        epilog=f"methods:{_METHOD_NAMES}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", nargs="*", metavar="step|memory", help="what to measure (both)")
-    parser.add_argument("--models", nargs="+", default=["vit_small_patch16_224"], metavar="NAME", help="of timm")
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[16], metavar="N", help="images (16)")
-    parser.add_argument("--resolution", type=int, nargs="+", default=[224], metavar="PX", help="(224)")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8], metavar="R", help="(8)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("what", nargs="*", metavar="step|memory", help="what to measure (default: both)")
+    add(
+        "--models", nargs="+", default=["vit_small_patch16_224"], metavar="NAME", help="timm models (default: ViT-S/16)"
+    )
+    add("--batch_size", type=int, nargs="+", default=[16], metavar="N", help="images in a step (default: 16)")
+    add("--resolution", type=int, nargs="+", default=[224], metavar="PX", help="image size in pixels (default: 224)")
+    add("--ranks", type=int, nargs="+", default=[8], metavar="R", help="ranks of the adapters (default: 8)")
+    add(
         "--plot_ranks",
         type=int,
         nargs="*",
         default=[1, 2, 4, 8, 16, 32, 64, 128],
         metavar="R",
-        help="ranks of the plot of memory against rank (1 2 4 ... 128)",
+        help="ranks in the plot of memory by rank (default: 1 2 4 ... 128)",
     )
-    parser.add_argument("--targets", default="all", metavar="NAMES", help="as q,v; of q, k, v, proj, fc1, fc2 (all)")
-    parser.add_argument(
-        "--precision", nargs="+", default=["bf16"], metavar="NAME", help=f"{', '.join(PRECISIONS)} (bf16)"
+    add(
+        "--targets",
+        default="all",
+        metavar="NAMES",
+        help="projections, e.g. q,v, from q, k, v, proj, fc1, fc2 (default: all)",
     )
-    parser.add_argument(
-        "--dropout", type=float, nargs="+", default=[0.0], metavar="P", help="of an adapter's input (0)"
+    add("--precision", nargs="+", default=["bf16"], metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: bf16)")
+    add(
+        "--dropout",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        metavar="P",
+        help="dropout on the adapter's input (default: 0)",
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (a GPU if there is one)")
-    parser.add_argument(
-        "--methods", nargs="+", default=list(METHODS), metavar="NAME", help=f"{', '.join(METHODS)} (all)"
+    add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if available)")
+    add("--methods", nargs="+", default=list(METHODS), metavar="NAME", help="methods, listed below (default: all)")
+    add("--depth", type=int, metavar="N", help="number of blocks (default: the model's)")
+    add("--repeats", type=int, default=10, metavar="N", help="rounds that count (default: %(default)s)")
+    add("--warmup", type=int, default=2, metavar="N", help="rounds before them (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add(
+        "--output_dir",
+        type=_path,
+        default="runs/bench",
+        metavar="DIR",
+        help="folder for results (default: %(default)s)",
     )
-    parser.add_argument("--depth", type=int, metavar="N", help="blocks (the model's)")
-    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="rounds that count (%(default)s)")
-    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="rounds before them (%(default)s)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's choice)")
-    parser.add_argument("--output_dir", type=_path, default="runs/bench", metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--dry_run", action="store_true", help="print what would run, by formula; write nothing")
+    add("--dry_run", action="store_true", help="print the formulas' numbers; measure and write nothing")
+    add(
+        "--redraw",
+        type=_path,
+        metavar="DIR",
+        help="regenerate tables and plots from the CSV files in DIR; measure nothing",
+    )
     return parser
 
 
@@ -117,10 +162,10 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     """The cases of a grid, checked before anything is measured.
 
     Args:
-        args: Of `make_parser`.
+        args: Arguments of `make_parser`.
 
     Raises:
-        AdapterError: On any value that cannot be.
+        AdapterError: If a value is invalid.
     """
     for name in ("batch_size", "resolution", "ranks", "plot_ranks", "depth", "repeats", "threads"):
         values = getattr(args, name)
@@ -129,14 +174,11 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
                 raise AdapterError(f"--{name} must be at least 1, not {value}")
     if args.warmup < 0:
         raise AdapterError(f"--warmup must be at least 0, not {args.warmup}")
-    for kind, names, known in (
-        ("measurement", args.what, WHAT),
-        ("method", args.methods, METHODS),
-        ("precision", args.precision, PRECISIONS),
-    ):
+    for kind, names, choices in (("measurement", args.what, WHAT), ("precision", args.precision, PRECISIONS)):
         for name in names:
-            if name not in known:
-                raise unknown(kind, name, known)
+            if name not in choices:
+                raise unknown(kind, name, choices)
+    asked = [find_method(name) for name in args.methods]
     device = _device(args.device)
     plans = []
     for model, size, resolution, precision, dropout, rank in itertools.product(
@@ -144,33 +186,37 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     ):
         targets = AdapterConfig(rank=rank, targets=args.targets, dropout=dropout).targets
         case = Case(model, size, resolution, precision, rank, targets, dropout, device, args.depth)
-        network = backbone(case)
+        network = build_backbone(case)
         width = network.embed_dim
         if rank > width:
-            raise AdapterError(f"rank {rank} is over the width {width} of {model}")
-        reasons = {method: unavailable(method, case) for method in dict.fromkeys(args.methods)}
+            raise AdapterError(f"--ranks {rank} is larger than the width {width} of {model}: choose a smaller rank")
+        reasons = {method: why_unavailable(method, case) for method in dict.fromkeys(asked)}
         methods = [method for method in METHODS if method in reasons and reasons[method] is None]
         skipped = {method: reason for method, reason in reasons.items() if reason is not None}
         if not methods:
             raise AdapterError(f"no method can run: {next(iter(skipped.values()))}")
-        first = rank == args.ranks[0]  # one curve for all ranks
-        ranks = [other for other in sorted(set(args.plot_ranks)) if other <= width] if first else []
+        is_first = rank == args.ranks[0]  # one curve for all ranks
+        ranks = [each for each in sorted(set(args.plot_ranks)) if each <= width] if is_first else []
         plans.append(Plan(case, methods, skipped, Stack.of(network, size, case.element), ranks))
     return plans
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m vitlorafa.bench") -> int:
     """Runs the command.
 
     Args:
-        argv: Its arguments; the process's if None.
+        argv: Arguments; if None, those of the process.
+        prog: Name of the command in messages.
 
     Returns:
-        The exit code: 0, 1 if a measurement failed, 2 if the arguments cannot be, 130 if interrupted.
+        The exit code: 0, 1 if a measurement failed, 2 if an argument is invalid, 130 if interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = make_parser().parse_args(argv)
+        args = make_parser(prog).parse_args(argv)
+        if args.redraw:
+            print(f"written to {args.redraw}: {', '.join(output.redraw(Path(args.redraw)))}")
+            return 0
         plans = make_plans(args)
         if not args.dry_run:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
@@ -178,9 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for method, reason in {pair: None for plan in plans for pair in plan.skipped.items()}:
-        print(f"{method} is left out: {reason}", file=sys.stderr)
+        print(f"{METHODS[method].label} is left out: {reason}", file=sys.stderr)
     if args.dry_run:
-        print(report.markdown("formula", _formulas(plans)))
+        print(markdown("formula", _formula_rows(plans)))
         return 0
     threads = torch.get_num_threads()
     try:
@@ -193,28 +239,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted: what was finished is in {args.output_dir}", file=sys.stderr)
+        print(f"interrupted: finished measurements are in {args.output_dir}", file=sys.stderr)
         return 130
     finally:
         torch.set_num_threads(threads)
     return 0
 
 
+def run_command(argv: Sequence[str] | None = None, prog: str = "python -m vitlorafa.bench") -> int:
+    """`main` for a console: no traceback for a closed pipe or for a character that the console lacks.
+
+    Args:
+        argv: Arguments; if None, those of the process.
+        prog: Name of the command in messages.
+
+    Returns:
+        The exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a question mark, rather than a lost measurement
+    try:
+        code = main(argv, prog)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has closed the pipe (`| head`); results are in files
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    return code
+
+
 def _run(args: argparse.Namespace, argv: Sequence[str], plans: list[Plan]) -> None:
     what = [name for name in WHAT if name in args.what] or list(WHAT)
     results = Results()
     start = time.monotonic()
+    device = plans[0].case.device
     units = 0
     for plan in plans:
         units += len(plan.methods) * (args.warmup + args.repeats) * ("step" in what)
         units += (len(plan.methods) + len(plan.ranks) * len(_curve_methods(plan))) * ("memory" in what)
 
-    def write(name: str) -> None:
-        seconds = round(time.monotonic() - start)
-        source = report.provenance(argv, plans[0].case.device) | {"seconds": seconds}
-        report.write(Path(args.output_dir), name, source, results.times, results.memory, results.curves)
+    def write(name: str, rows: list[Row], ranks: Sequence[Row] = ()) -> None:
+        provenance = collect_provenance(argv, device) | {"seconds": round(time.monotonic() - start)}
+        output.write(Path(args.output_dir), name, file_name(device), provenance, rows, ranks)
 
-    # What is measured is written after every case: a run cut short loses one.
+    # Results are written after every case, so that an interrupted run loses one case only.
     with _progress(units) as advance:
         for plan in plans if "step" in what else []:
             results.times += time_steps(
@@ -225,50 +293,55 @@ def _run(args: argparse.Namespace, argv: Sequence[str], plans: list[Plan]) -> No
                 advance,
                 plan.stack,
             )
-            write("step")
+            write("step", step_rows(results.times))
         for plan in plans if "memory" in what else []:
-            _weigh(plan, results, advance)
-            write("memory")
-    print(report.text(results.times, results.memory))
+            _measure_memory(plan, results, advance)
+            write("memory", memory_rows(results.memory), rank_rows(results.curves))
+    if results.times:
+        print(markdown("step", step_rows(results.times)))
+    if results.memory:
+        print(markdown("memory", memory_rows(results.memory)))
     print(f"written to {args.output_dir}")
 
 
-def _weigh(plan: Plan, results: Results, advance: Callable[[], None]) -> None:
+def _measure_memory(plan: Plan, results: Results, advance: Callable[[], None]) -> None:
     for method in plan.methods:
-        kept = saved(build(method, plan.case), plan.case)
+        kept = measure_saved(build(method, plan.case), plan.case)
         try:
-            most = peak(method, plan.case)
-        except RuntimeError as error:  # one method that does not fit is no reason to lose the others
+            peak = measure_peak(method, plan.case)
+        except RuntimeError as error:  # one method that does not fit must not stop the others
             print(str(error).strip().splitlines()[0], file=sys.stderr)
-            most = Peak(None, None)
-        results.memory.append(Memory(plan.case, method, kept, counted(method, plan.case, plan.stack)[1], most))
+            peak = Peak(None, None)
+        results.memory.append(Memory(plan.case, method, kept, count(method, plan.case, plan.stack)[1], peak))
         advance()
     for method, rank in itertools.product(_curve_methods(plan), plan.ranks):
         case = replace(plan.case, rank=rank)
         curve = results.curves.setdefault((case.setting, method), {})
-        curve[rank] = saved(build(method, case), case).activations
+        curve[rank] = measure_saved(build(method, case), case).activations
         advance()
 
 
 def _curve_methods(plan: Plan) -> list[str]:
-    wanted = [name.replace("folded", "separate") if plan.case.dropout else name for name in RANK_METHODS]
-    return [method for method in plan.methods if method in wanted]
+    names = RANK_METHODS
+    if plan.case.dropout:  # with which our adapters compute the separate way
+        names = tuple(f"{name}_separate" if METHODS[name].is_ours else name for name in names)
+    return [method for method in plan.methods if method in names]
 
 
-def _formulas(plans: list[Plan]) -> list[report.Row]:
+def _formula_rows(plans: list[Plan]) -> list[Row]:
     rows = []
     for plan in plans:
-        floor_flops, floor_kept = counted("floor", plan.case, plan.stack)
+        bound_flops, bound_kept = count("lower_bound", plan.case, plan.stack)
         for method in plan.methods:
-            flops, kept = counted(method, plan.case, plan.stack)
+            flops, kept = count(method, plan.case, plan.stack)
             rows.append(
                 {
                     "case": str(plan.case),
-                    "method": method,
+                    "method": METHODS[method].label,
                     "gflop": flops and flops / 1e9,
-                    "flop_ratio": flops and floor_flops and flops / floor_flops,
+                    "flop_ratio": flops and bound_flops and flops / bound_flops,
                     "formula_mib": kept and kept / MIB,
-                    "kept_ratio": kept and floor_kept and kept / floor_kept,
+                    "kept_ratio": kept and bound_kept and kept / bound_kept,
                 }
             )
     return rows
@@ -282,19 +355,19 @@ def _device(name: str | None) -> str:
     except RuntimeError:
         raise unknown("device", name, ("cpu", "cuda")) from None
     if device.type not in ("cpu", "cuda"):
-        raise AdapterError(f"cannot measure on {name}: choose cpu or cuda")
+        raise AdapterError(f"--device {name} cannot be measured: choose cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise AdapterError(f"there is no {name} here: choose cpu")
+        raise AdapterError(f"--device {name} does not exist on this machine: choose cpu")
     return name
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar with rate and time left on a terminal's stderr; nothing elsewhere."""
+    """A progress bar with rate and time left if stderr is a terminal; nothing otherwise."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    is_terminal = sys.stderr.isatty()  # a variable that asks for colour makes none of a pipe
+    is_terminal = sys.stderr.isatty()  # also where a variable such as FORCE_COLOR is set for a pipe
     console = Console(file=sys.stderr, force_terminal=is_terminal)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not is_terminal, speed_estimate_period=120) as bar:
@@ -309,24 +382,5 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-def _print_safely() -> None:
-    """Has a console that lacks a character show a question mark: what was measured takes long."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-def _leave_pipe() -> int:
-    """Ends in silence where nobody reads on (`| head`): results are files."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-
-
 if __name__ == "__main__":
-    _print_safely()
-    try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = _leave_pipe()
-    sys.exit(code)
+    sys.exit(run_command())

@@ -1,4 +1,4 @@
-"""One training step, its time, the bytes it keeps and the memory it peaks at."""
+"""Time, kept bytes and peak memory of one training step."""
 
 import ctypes
 import gc
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitlorafa.bench.floors import Stack
-from vitlorafa.bench.methods import CLASSES, PRECISIONS, Case, Contestant, build, counted
+from vitlorafa.bench.formulas import Stack
+from vitlorafa.bench.methods import CLASSES, METHODS, PRECISIONS, Case, Setup, build, count
 
 MIB = 2**20
 _STATUS = Path("/proc/self/status")
@@ -27,7 +27,17 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass
 class Times:
-    """Seconds of each round of a method in a case, with the step's operations by formula."""
+    """Seconds of each round of a method in a case.
+
+    Attributes:
+        case: Case that was run.
+        method: Name in `METHODS`.
+        trainable: Number of trainable parameters.
+        flops: Operations of a step by formula; None without a formula.
+        forward: Seconds of the forward pass in each round.
+        backward: Seconds of the backward pass in each round.
+        optimizer: Seconds of the optimizer's step in each round.
+    """
 
     case: Case
     method: str
@@ -39,21 +49,21 @@ class Times:
 
     @property
     def step(self) -> list[float]:
-        """The whole step's."""
+        """Seconds of the whole step in each round."""
         return [sum(parts) for parts in zip(self.forward, self.backward, self.optimizer, strict=True)]
 
     def ratio(self, other: "Times") -> float:
-        """The median over rounds of this method's step over the other's."""
-        return statistics.median(mine / its for mine, its in zip(self.step, other.step, strict=True))
+        """The median over rounds of this method's step time divided by the other's."""
+        return statistics.median(own / reference for own, reference in zip(self.step, other.step, strict=True))
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Bytes that autograd keeps from forward to backward, parameters left out.
+    """Bytes that autograd keeps from forward to backward, without parameters.
 
     Attributes:
-        activations: What grows with the batch.
-        weights: What does not: copies of weights in another precision, or weights with an update added.
+        activations: Bytes that grow with the batch.
+        weights: Bytes that do not: copies of weights in another precision, or weights with a merged update.
     """
 
     activations: int
@@ -62,11 +72,11 @@ class Saved:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes of memory at the worst moment of a step, None where they cannot be known.
+    """Largest memory use during a step in bytes; None where the system does not report it.
 
     Attributes:
-        total: Over what the process held before the model was built.
-        step: Over what it held before the step.
+        total: Increase since before the model was built.
+        step: Increase since before the step.
     """
 
     total: int | None
@@ -75,7 +85,15 @@ class Peak:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a method keeps and needs in a case, with the activations' bytes by formula."""
+    """Memory of a method in a case.
+
+    Attributes:
+        case: Case that was run.
+        method: Name in `METHODS`.
+        saved: Bytes kept for backward.
+        formula: Bytes of kept activations by formula; None without a formula.
+        peak: Largest memory use.
+    """
 
     case: Case
     method: str
@@ -84,12 +102,12 @@ class Memory:
     peak: Peak
 
 
-def batch(case: Case, size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Random images and labels, the same ones every time, on the case's device.
+def make_batch(case: Case, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Random images and labels on the case's device, the same in every call.
 
     Args:
-        case: Resolution, batch size and device.
-        size: Images, if not the case's.
+        case: Case with resolution, batch size and device.
+        size: Number of images; if None, the case's batch size.
     """
     generator = torch.Generator().manual_seed(0)
     size = size or case.batch_size
@@ -97,62 +115,59 @@ def batch(case: Case, size: int | None = None) -> tuple[Tensor, Tensor]:
     return images.to(case.device), torch.randint(CLASSES, (size,), generator=generator).to(case.device)
 
 
-def step(contestant: Contestant, case: Case, images: Tensor, labels: Tensor, mark: Callable[[], object]) -> list[Any]:
+def train_step(setup: Setup, case: Case, images: Tensor, labels: Tensor, mark: Callable[[], object]) -> list[Any]:
     """One training step.
 
     Args:
-        contestant: What trains.
-        case: Precision and device.
-        images: [B, 3, H, W].
-        labels: [B].
-        mark: Called before forward, backward and the optimizer, and at the end.
+        setup: Model and optimizer.
+        case: Case with precision and device.
+        images: Images, [B, 3, H, W].
+        labels: Labels, [B].
+        mark: Function that is called before forward, backward and the optimizer's step, and at the end.
 
     Returns:
         The four results of `mark`.
     """
     marks = [mark()]
-    loss = _loss(contestant.model, case, images, labels)
+    loss = _loss(setup.model, case, images, labels)
     marks.append(mark())
     loss.backward()
     marks.append(mark())
-    if contestant.optimizer is not None:
-        contestant.optimizer.step()
-        contestant.optimizer.zero_grad()
+    if setup.optimizer is not None:
+        setup.optimizer.step()
+        setup.optimizer.zero_grad()
     marks.append(mark())
     return marks
 
 
 def time_steps(
-    contestants: dict[str, Contestant],
+    setups: dict[str, Setup],
     case: Case,
     repeats: int,
     warmup: int,
     advance: Callable[[], None],
     stack: Stack | None = None,
 ) -> list[Times]:
-    """Times the steps of all contestants, interleaved.
+    """Times the steps of several methods, interleaved.
 
     Args:
-        contestants: By method.
-        case: What they train.
-        repeats: Rounds that count; in each, every contestant takes one step.
-        warmup: Rounds before them.
-        advance: Called after every step.
-        stack: The model's sizes, for the formula.
+        setups: Model and optimizer of each method.
+        case: Case that they train in.
+        repeats: Number of rounds that count; in each, every method takes one step.
+        warmup: Number of rounds before them.
+        advance: Function that is called after every step.
+        stack: Sizes of the model for the formula; None without a formula.
 
     Returns:
-        The times of each contestant, in their order.
+        The times of each method, in the order of `setups`.
     """
-    images, labels = batch(case)
-    times = [
-        Times(case, method, contestant.trainable, counted(method, case, stack)[0])
-        for method, contestant in contestants.items()
-    ]
+    images, labels = make_batch(case)
+    times = [Times(case, method, setup.trainable, count(method, case, stack)[0]) for method, setup in setups.items()]
     cuda = torch.device(case.device).type == "cuda"
     for round_ in range(-warmup, repeats):
         first = round_ % len(times)
         for record in times[first:] + times[:first]:
-            marks = step(contestants[record.method], case, images, labels, _cuda_mark if cuda else time.perf_counter)
+            marks = train_step(setups[record.method], case, images, labels, _cuda_mark if cuda else time.perf_counter)
             if cuda:
                 torch.cuda.synchronize()
                 seconds = [begin.elapsed_time(end) / 1000 for begin, end in pairwise(marks)]
@@ -166,26 +181,26 @@ def time_steps(
     return times
 
 
-def saved(contestant: Contestant, case: Case) -> Saved:
-    """The bytes kept from forward to backward, told apart by another forward at another batch size.
+def measure_saved(setup: Setup, case: Case) -> Saved:
+    """The bytes kept from forward to backward; a second batch size separates activations from weights.
 
     Args:
-        contestant: What trains.
-        case: Batch size, precision and device.
+        setup: Model and optimizer.
+        case: Case with batch size, precision and device.
     """
     size = case.batch_size
     other = max(size // 2, 1) if size > 1 else 2
-    mine, its = (_saved_bytes(contestant, case, images) for images in (size, other))
-    activations = (mine - its) * size // (size - other)
-    return Saved(activations, mine - activations)
+    total, other_total = (_saved_bytes(setup, case, images) for images in (size, other))
+    activations = (total - other_total) * size // (size - other)
+    return Saved(activations, total - activations)
 
 
-def peak(method: str, case: Case) -> Peak:
-    """The memory at the worst moment of a step: on a CPU, of a fresh process.
+def measure_peak(method: str, case: Case) -> Peak:
+    """The largest memory use during a step; on a CPU, of a new process.
 
     Args:
-        method: What to build.
-        case: What it trains.
+        method: Name in `METHODS`.
+        case: Case to train in.
 
     Raises:
         RuntimeError: If the process fails.
@@ -195,7 +210,7 @@ def peak(method: str, case: Case) -> Peak:
     root = str(Path(__file__).parents[2])
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-        # Freed tensors go back to the system at once; else the peak depends on what came before.
+        # Freed tensors return to the system immediately; otherwise the peak depends on what ran before.
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
     }
@@ -204,7 +219,8 @@ def peak(method: str, case: Case) -> Peak:
     child = subprocess.run(command, input=task, capture_output=True, text=True, env=environment, check=False)
     if child.returncode:
         lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-        raise RuntimeError(f"the process that measures the peak memory of {method} failed: {lines[-1]}")
+        label = METHODS[method].label
+        raise RuntimeError(f"the process that measures the peak memory of {label} failed: {lines[-1]}")
     return Peak(**json.loads(child.stdout.splitlines()[-1]))
 
 
@@ -221,8 +237,8 @@ def _loss(model: nn.Module, case: Case, images: Tensor, labels: Tensor) -> Tenso
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
-def _saved_bytes(contestant: Contestant, case: Case, size: int) -> int:
-    model = contestant.model
+def _saved_bytes(setup: Setup, case: Case, size: int) -> int:
+    model = setup.model
     owned = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     sizes: dict[int, int] = {}
 
@@ -230,12 +246,12 @@ def _saved_bytes(contestant: Contestant, case: Case, size: int) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in owned:
             sizes[storage.data_ptr()] = storage.nbytes()
-        # Alive until the loss is gone, so that no address is used twice; detached, for a node that holds its own
-        # output would never go.
+        # Kept alive until the loss is freed, so that no address is used twice. Detached, because a node that holds its
+        # own output would never be freed.
         return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = _loss(model, case, *batch(case, size))
+        loss = _loss(model, case, *make_batch(case, size))
     total = sum(sizes.values())
     del loss
     return total
@@ -243,18 +259,18 @@ def _saved_bytes(contestant: Contestant, case: Case, size: int) -> int:
 
 def _peak_here(method: str, case: Case) -> Peak:
     memory = _CudaMemory() if torch.device(case.device).type == "cuda" else _ResidentMemory()
-    # What a first step of any size loads, libraries and kernels, is not the method's.
-    small = replace(case, batch_size=1, depth=1)
-    step(build(method, small), small, *batch(small), lambda: None)
+    # The first step of any size loads libraries and kernels, whose memory is not the method's.
+    tiny = replace(case, batch_size=1, depth=1)
+    train_step(build(method, tiny), tiny, *make_batch(tiny), lambda: None)
     memory.settle()
     empty = memory.held()
-    contestant = build(method, case)
-    images, labels = batch(case)
-    step(contestant, case, images, labels, lambda: None)  # makes the optimizer's state
+    setup = build(method, case)
+    images, labels = make_batch(case)
+    train_step(setup, case, images, labels, lambda: None)  # creates the optimizer's state
     memory.settle()
     before = memory.held()
     for _ in range(2):
-        step(contestant, case, images, labels, lambda: None)
+        train_step(setup, case, images, labels, lambda: None)
     top = memory.peak()
     if top is None or before is None or empty is None:
         return Peak(None, None)
@@ -262,7 +278,7 @@ def _peak_here(method: str, case: Case) -> Peak:
 
 
 class _CudaMemory:
-    """What tensors occupy on the GPU, of which torch keeps count."""
+    """Memory of tensors on the GPU, as torch counts it."""
 
     def settle(self) -> None:
         gc.collect()
@@ -277,14 +293,14 @@ class _CudaMemory:
 
 
 class _ResidentMemory:
-    """What this process occupies, as Linux counts it."""
+    """Resident memory of this process, as Linux counts it."""
 
     def settle(self) -> None:
         gc.collect()
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # glibc's
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
 
     def held(self) -> int | None:
         return self._read("VmRSS")
@@ -298,7 +314,7 @@ class _ResidentMemory:
 
 
 def _child() -> None:
-    """Measures the peak memory that standard input asks for, and prints it."""
+    """Measures the peak memory of the method and case in standard input, and prints it."""
     task = json.loads(sys.stdin.read())
     torch.set_num_threads(task["threads"])
     result = _peak_here(task["method"], Case.from_dict(task["case"]))

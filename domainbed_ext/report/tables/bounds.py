@@ -152,8 +152,7 @@ def adapted_shapes(backbone: str, targets: str) -> tuple[tuple[int, int], ...]:
     import torch
 
     from domainbed_ext.models import backbone_names
-    from vitlorafa import AdapterConfig, AdapterError
-    from vitlorafa.sites import linear_sites
+    from vitlorafa import AdapterConfig, AdapterError, linear_sites
 
     try:
         wanted = AdapterConfig(targets=targets).targets  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Operations and kept bytes of one training step, counted by formula. They are explained in `vitlorafa.bench`."""
+"""Operations and kept bytes of one training step by formula; `vitlorafa.bench` explains the formulas."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,24 +7,24 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-LINEARS = {"qkv": ("q", "k", "v"), "proj": ("proj",), "fc1": ("fc1",), "fc2": ("fc2",)}  # -> the targets in each
+LINEARS = {"qkv": ("q", "k", "v"), "proj": ("proj",), "fc1": ("fc1",), "fc2": ("fc2",)}  # linear layer -> its targets
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The sizes that a plain vision transformer's step depends on.
+    """The sizes of a plain vision transformer that determine the cost of a step.
 
     Attributes:
-        depth: Blocks.
+        depth: Number of blocks.
         dim: Width d.
-        hidden: Width of an MLP's inside.
-        heads: Attention heads.
-        tokens: Tokens of an image, N, the class token and registers among them.
-        patches: Patches of an image.
-        patch_inputs: Numbers in a patch.
-        classes: Outputs of the head.
-        batch: Images.
-        element: Bytes of an element in the products' precision, b.
+        hidden: Hidden width of an MLP.
+        heads: Number of attention heads.
+        tokens: Number of tokens of an image, N, with class token and registers.
+        patches: Number of patches of an image.
+        patch_inputs: Number of values in a patch.
+        classes: Number of outputs of the head.
+        batch: Number of images.
+        element: Bytes b of an element in the precision of the matmuls.
         fused: Whether attention is one kernel that keeps no scores.
     """
 
@@ -42,12 +42,12 @@ class Stack:
 
     @classmethod
     def of(cls, model: nn.Module, batch: int, element: int) -> "Stack | None":
-        """The sizes of a timm model, None if it is not made of plain blocks alone.
+        """The sizes of a timm model; None if it does not consist of plain blocks only.
 
         Args:
-            model: Not adapted.
-            batch: Images.
-            element: Bytes of an element in the products' precision.
+            model: Model without adapters.
+            batch: Number of images.
+            element: Bytes of an element in the precision of the matmuls.
         """
         vit: Any = model
         if type(model) is not VisionTransformer or not all(map(_is_plain, vit.blocks)):
@@ -71,27 +71,28 @@ class Stack:
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """(d_in, d_out) of a block's linear layers, in the order in which they compute."""
+        """(d_in, d_out) of the linear layers of a block, in the order of computation."""
         d, hidden = self.dim, self.hidden
         return {"qkv": (d, 3 * d), "proj": (d, d), "fc1": (d, hidden), "fc2": (hidden, d)}
 
     @property
     def rows(self) -> int:
-        """Tokens of the batch, T."""
+        """Number of tokens of the batch, T."""
         return self.batch * self.tokens
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What of an adapter a step depends on.
+    """The properties of an adapter that determine the cost of a step.
 
     Attributes:
-        rank: r.
+        rank: Rank r.
         targets: Adapted projections.
         train: Factors that train: "B", "A" or "BA".
-        way: "plain" torch, or ours, "separate" or "folded".
-        peft: Whether it is PEFT's, which gives a fused qkv one adapter of rank r instead of one a slice, and takes
-            its own copy of an input that autocast made.
+        way: How the layer computes: "folded" or "separate" as in `AdapterConfig.compute`, or "plain" for the same
+            formula written in plain PyTorch.
+        peft: Whether the adapter is PEFT's. PEFT gives a fused qkv one adapter of rank r instead of one for each slice,
+            and makes its own copy of an input that autocast has cast.
     """
 
     rank: int
@@ -101,40 +102,40 @@ class Adapter:
     peft: bool = False
 
     def projections(self, linear: str) -> int:
-        """How many projections of a linear layer are adapted."""
+        """The number of adapted projections of a linear layer."""
         count = len(set(LINEARS[linear]) & set(self.targets))
         return min(count, 1) if self.peft else count
 
     @property
     def first(self) -> str:
-        """The adapted linear layer that computes first."""
+        """The adapted linear layer that is computed first."""
         return next(linear for linear in LINEARS if self.projections(linear))
 
 
 def forward_flops(stack: Stack) -> int:
-    """Operations of the model's forward."""
+    """Operations of the forward pass."""
     block = _linear_flops(stack, *LINEARS) + 4 * stack.rows * stack.tokens * stack.dim
     return stack.depth * block + _patch_flops(stack) + _head_flops(stack)
 
 
-def floor_flops(stack: Stack) -> int:
-    """Operations of forward and of the gradient of the first block's input."""
+def lower_bound_flops(stack: Stack) -> int:
+    """Operations of the forward pass and of the gradient of the first block's input."""
     block = _linear_flops(stack, *LINEARS) + _attention_backward_flops(stack)
     return forward_flops(stack) + stack.depth * block + _head_flops(stack)
 
 
 def full_flops(stack: Stack) -> int:
-    """Operations of full fine-tuning, which needs no gradient of the images."""
+    """Operations of full fine-tuning; the images need no gradient."""
     weights = stack.depth * _linear_flops(stack, *LINEARS) + _patch_flops(stack) + _head_flops(stack)
-    return floor_flops(stack) + weights
+    return lower_bound_flops(stack) + weights
 
 
 def adapter_flops(stack: Stack, adapter: Adapter) -> int:
     """Operations with an adapter in every block, a frozen head and no dropout."""
     order = list(LINEARS)
-    in_front = order[: order.index(adapter.first) + 1]  # in the first block, their inputs need no gradient
-    saved = _linear_flops(stack, *in_front) + (adapter.first != "qkv") * _attention_backward_flops(stack)
-    total = floor_flops(stack) - saved
+    first = order[: order.index(adapter.first) + 1]  # in the first block, their inputs need no gradient
+    saved = _linear_flops(stack, *first) + (adapter.first != "qkv") * _attention_backward_flops(stack)
+    total = lower_bound_flops(stack) - saved
     for linear, (d_in, d_out) in stack.linears.items():
         if count := adapter.projections(linear):
             m = d_out // 3 if linear == "qkv" and not adapter.peft else d_out
@@ -143,24 +144,24 @@ def adapter_flops(stack: Stack, adapter: Adapter) -> int:
     return total
 
 
-def floor_saved(stack: Stack) -> int:
-    """Bytes of activations that the floor keeps."""
+def lower_bound_saved(stack: Stack) -> int:
+    """Bytes of activations that the lower bound keeps."""
     block = 2 * _norm_saved(stack) + _attention_saved(stack) + stack.rows * stack.hidden * stack.element
     return stack.depth * block + _norm_saved(stack) + stack.batch * (4 * stack.classes + 8)  # the loss
 
 
 def full_saved(stack: Stack) -> int:
-    """Bytes of activations that full fine-tuning keeps: the input of every layer beside the floor's."""
+    """Bytes of activations that full fine-tuning keeps: those of the lower bound and the input of every layer."""
     inputs = stack.depth * sum(_input_saved(stack, linear) for linear in LINEARS)
     images = stack.batch * stack.patches * stack.patch_inputs * stack.element
-    # In float32 the head's input is a view into all tokens; under autocast, a copy of one token an image.
+    # In float32 the head's input is a view into all tokens; under autocast it is a copy of one token per image.
     pooled = (stack.rows if stack.element == 4 else stack.batch) * stack.dim * stack.element
-    return floor_saved(stack) + inputs + images + pooled
+    return lower_bound_saved(stack) + inputs + images + pooled
 
 
 def adapter_saved(stack: Stack, adapter: Adapter) -> int:
-    """Bytes of activations kept with an adapter in every block, a frozen head and no dropout but ours."""
-    total = floor_saved(stack) - _norm_saved(stack)  # the first block's first norm needs no gradient
+    """Bytes of activations kept with an adapter in every block and a frozen head; dropout only with our own kernel."""
+    total = lower_bound_saved(stack) - _norm_saved(stack)  # the first block's first norm needs no gradient
     if adapter.first != "qkv":
         total -= _attention_saved(stack)
     if adapter.first in ("fc1", "fc2"):
@@ -171,21 +172,21 @@ def adapter_saved(stack: Stack, adapter: Adapter) -> int:
     if "A" in adapter.train:
         total += stack.depth * sum(_input_saved(stack, linear) for linear in LINEARS if adapter.projections(linear))
         if adapter.projections("proj"):
-            # Its input is attention's output, kept already but where attention needs no gradient.
+            # Its input is the output of attention, which is kept already, except where attention needs no gradient.
             copies = stack.depth if adapter.peft and stack.element < 4 else int(adapter.first == "proj")
             total += copies * stack.rows * stack.dim * stack.element
     return total
 
 
 def rank_saved(stack: Stack, adapter: Adapter) -> int:
-    """Bytes of x Aᵀ, kept wherever B trains."""
+    """Bytes of x Aᵀ, which is kept where B trains."""
     count = sum(adapter.projections(linear) for linear in LINEARS) if "B" in adapter.train else 0
     return stack.depth * stack.rows * count * adapter.rank * stack.element
 
 
 def _update_flops(stack: Stack, adapter: Adapter, rank: int, d_in: int, m: int, with_input: int) -> int:
-    """Operations of a linear layer's adapter in all blocks, of which `with_input` need the gradient of its input."""
-    down, up = 2 * stack.rows * rank * d_in, 2 * stack.rows * rank * m  # a product of all tokens with A, and with B
+    """Operations of one linear layer's adapters in all blocks; `with_input` blocks need the gradient of its input."""
+    down, up = 2 * stack.rows * rank * d_in, 2 * stack.rows * rank * m  # matmuls of all tokens with A and with B
     weight = 2 * rank * m * d_in  # B A
     train_A, train_B = "A" in adapter.train, "B" in adapter.train
     factors = stack.depth * (up * train_B + down * train_A)
@@ -195,7 +196,7 @@ def _update_flops(stack: Stack, adapter: Adapter, rank: int, d_in: int, m: int, 
     factors += stack.depth * up * train_A
     if adapter.way == "separate":
         return factors + stack.depth * (down + up) + with_input * weight
-    # In float32 the folded weight is formed again instead of being kept.
+    # In float32 the folded weight is recomputed instead of being kept.
     times = stack.depth + (with_input if stack.element == 4 else 0)
     return factors + times * weight + stack.depth * down * train_B
 
@@ -212,7 +213,7 @@ def _is_plain(block: Any) -> bool:
 
 
 def _linear_flops(stack: Stack, *names: str) -> int:
-    """One product of every token with the weights of a block's linear layers."""
+    """One matmul of all tokens with the weights of the named linear layers of a block."""
     return 2 * stack.rows * sum(d_in * d_out for name, (d_in, d_out) in stack.linears.items() if name in names)
 
 
@@ -229,15 +230,15 @@ def _head_flops(stack: Stack) -> int:
 
 
 def _norm_saved(stack: Stack) -> int:
-    """Input, mean and reciprocal deviation, in float32."""
+    """Input, mean and reciprocal standard deviation, in float32."""
     return stack.rows * (4 * stack.dim + 8)
 
 
 def _attention_saved(stack: Stack) -> int:
-    """q, k, v, the output, and the logarithm of each head's sum in float32."""
+    """q, k, v and the output, and for each head the logarithm of the sum in float32."""
     return stack.rows * (4 * stack.dim * stack.element + 4 * stack.heads)
 
 
 def _input_saved(stack: Stack, linear: str) -> int:
-    """What keeping a linear layer's input adds; attention keeps its output, `proj`'s input, itself."""
+    """Additional bytes for a linear layer's input; attention keeps its own output, which is the input of `proj`."""
     return 0 if linear == "proj" else stack.rows * stack.linears[linear][0] * stack.element

@@ -1,4 +1,4 @@
-"""What an adapted model consists of, in words."""
+"""How large an adapted model is, and which of its layers are adapted."""
 
 from torch import nn
 
@@ -6,23 +6,27 @@ from vitlorafa.inject import adapter_layers
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """The number of trainable parameters and of all parameters, adapters included."""
+    """The number of trainable parameters and the number of all parameters, adapters included."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
 def print_trainable_parameters(model: nn.Module) -> None:
-    """Prints how many parameters train, in PEFT's words."""
+    """Prints the number of trainable parameters in the same format as PEFT."""
     trainable, total = count_parameters(model)
     share = 100 * trainable / max(total, 1)
     print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}")
 
 
 def summary(model: nn.Module) -> str:
-    """A table of the adapted layers, a line each, and the total with a trainable head.
+    """A table with one line for each adapted layer, and a last line with the total, trainable head included.
+
+    Args:
+        model: Adapted model.
 
     Returns:
-        Lines of: layer, adapted projections, the weight's shape, rank, trained factors, trainable parameters.
+        Lines with the columns layer, adapted projections, shape of the weight, rank, trained factors and number of
+        trainable parameters.
     """
     rows = [("layer", "adapts", "weight", "rank", "trains", "trainable")]
     for name, layer in adapter_layers(model):

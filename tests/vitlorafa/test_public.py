@@ -1,0 +1,41 @@
+"""What `import vitlorafa` offers, and what it needs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import vitlorafa
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"pandas", "sklearn", "matplotlib", "domainbed_ext", "peft", "rich"}
+
+
+def test_import_loads_neither_the_benchmark_nor_its_dependencies():
+    code = f"import sys, vitlorafa; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+def test_every_public_name_exists_and_is_documented():
+    for name in vitlorafa.__all__:
+        assert getattr(vitlorafa, name).__doc__, name
+    assert callable(vitlorafa.summary) and callable(vitlorafa.matrices) and callable(vitlorafa.tensor_bytes)
+
+
+def imports_of_vitlorafa(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "vitlorafa":
+            yield node.module, [alias.name for alias in node.names]
+
+
+def test_the_benchmark_uses_public_names_only():
+    """Only `domainbed_ext.bench` reaches into a module: it shares the tables of `vitlorafa.bench`."""
+    found = 0
+    for path in (ROOT / "domainbed_ext").rglob("*.py"):
+        for module, names in imports_of_vitlorafa(path):
+            found += 1
+            assert module.startswith("vitlorafa.bench.") or (
+                module == "vitlorafa" and set(names) <= set(vitlorafa.__all__)
+            ), path
+    assert found > 5
