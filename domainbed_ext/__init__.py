@@ -17,6 +17,6 @@ __version__ = "0.1.0"
 
 refuse_what_is_none()
 if sys.argv[:1] == ["-m"]:  # one of the commands starts, and takes seconds to import: Ctrl-C then is no error
-    from domainbed_ext.errors import interrupt_quietly
+    from domainbed_ext.system.command_line import interrupt_quietly
 
     interrupt_quietly()

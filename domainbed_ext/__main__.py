@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
-from domainbed_ext.errors import BenchmarkError, CommandLine, ExitCode, as_command
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.system.command_line import CommandLine, as_command
 from domainbed_ext.system.commands import COMMANDS, PACKAGE, listing
+from domainbed_ext.system.exit_codes import ExitCode
 
 
 @as_command()

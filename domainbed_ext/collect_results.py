@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command, not_writable
+from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.model_selection import SELECTION_METHODS, method
 from domainbed_ext.report.leave_one_out import Results
 from domainbed_ext.report.page import page
@@ -22,6 +22,7 @@ from domainbed_ext.report.tables.table import Table
 from domainbed_ext.runs import mixture
 from domainbed_ext.runs.folder import load_records
 from domainbed_ext.system import option_values
+from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 from domainbed_ext.system.console import output, plain
 from domainbed_ext.system.files import write_atomically
 

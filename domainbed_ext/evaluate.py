@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 from safetensors import SafetensorError
 
-from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import best_step
 from domainbed_ext.runs.arguments import PLACES
 from domainbed_ext.runs.arguments import make_parser as make_run_parser
@@ -25,6 +25,7 @@ from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.runs.provenance import machine, versions
 from domainbed_ext.runs.setup import Setup, compute_exactly, facts, set_up
 from domainbed_ext.system import option_values
+from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 from domainbed_ext.system.console import output
 from vitlorafa import AdapterError
 

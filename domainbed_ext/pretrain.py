@@ -32,10 +32,11 @@ from timm.models import VisionTransformer
 from torch.nn import functional as F
 
 from domainbed_ext.datasets.digits import digits_environments
-from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import glyphs
 from domainbed_ext.models.vit_pico import NAME, WEIGHTS
 from domainbed_ext.system import option_values, strict_json
+from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 from domainbed_ext.system.progress import Bar, bar, duration
 
 _LINE_STEPS = 100  # steps from one printed line to the next

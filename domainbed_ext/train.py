@@ -19,7 +19,7 @@ from torch import cuda, manual_seed
 
 from domainbed_ext.data import duplicates
 from domainbed_ext.divergence import Diverged, Watch
-from domainbed_ext.errors import RESUME, BenchmarkError, ExitCode, as_command
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import better
 from domainbed_ext.runs import checkpoint
 from domainbed_ext.runs import messages as run_report
@@ -31,6 +31,8 @@ from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.runs.setup import Setup, compute_exactly, facts, set_up
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.attempts import Claim, Lost, Taken
+from domainbed_ext.system.command_line import RESUME, as_command
+from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.files import replace_atomically
 from domainbed_ext.system.interrupts import Interrupted, OutOfTime, Stop, stoppable
 from domainbed_ext.system.progress import Bar, bar, display

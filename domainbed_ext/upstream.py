@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.algorithms.registry import ALGORITHMS, parse_name
-from domainbed_ext.errors import START_AGAIN, BenchmarkError, CommandLine, as_command, unknown
+from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.system import option_values
+from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 
 SCRIPTS = ("train", "sweep", "collect_results", "list_top_hparams")
 VARIABLE = "DOMAINBED_CHECKOUT"

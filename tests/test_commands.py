@@ -10,10 +10,10 @@ import pytest
 
 import domainbed_ext
 import vitlorafa
-from domainbed_ext import errors
 from domainbed_ext.__main__ import main
-from domainbed_ext.errors import BenchmarkError, as_command
-from domainbed_ext.system import commands
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.system import commands, exit_codes
+from domainbed_ext.system.command_line import as_command
 from vitlorafa import commands as vitlorafas
 
 ROOT = Path(__file__).parents[1]
@@ -127,4 +127,4 @@ def test_with_arguments_it_returns_the_code_and_raises():
     assert as_command()(lambda argv: len(argv))(["a", "b"]) == 2 and as_command()(lambda argv: None)([]) == 0
     with pytest.raises(BenchmarkError):
         main(["sweep"])
-    assert main(["--help"]) == errors.ExitCode.DONE
+    assert main(["--help"]) == exit_codes.ExitCode.DONE

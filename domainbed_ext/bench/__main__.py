@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_ext.bench import accuracy, gpu, runs, side_by_side, stages, sweeps
-from domainbed_ext.errors import START_AGAIN, CommandLine, as_command
 from domainbed_ext.launchers import LAUNCHERS
 from domainbed_ext.system import option_values
+from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 
 PARTS = {
     **{"stages": stages, "run": runs, "accuracy": accuracy},

@@ -24,12 +24,13 @@ from torchvision.transforms import v2
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.data.splits import Split, environment_of
 from domainbed_ext.datasets.folders import FolderEnvironment
-from domainbed_ext.errors import BenchmarkError, as_command
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.runs.arguments import make_parser
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.setup import Setup, compute_exactly, facts, set_up
 from domainbed_ext.seeds import seed_hash
+from domainbed_ext.system.command_line import as_command
 
 EVALUATION_BATCH = 64
 _WORKERS = 2  # a loader; DomainBed's 8 would be 88 processes

@@ -13,8 +13,9 @@ from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE, Entries, default_f
 from domainbed_ext.cache.fingerprint import forget
 from domainbed_ext.cache.images import cached_all
 from domainbed_ext.cache.variants import Decoded, Resized, Shorter, cropped_from
-from domainbed_ext.errors import BenchmarkError, CommandLine, as_command, unknown
+from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.system import option_values
+from domainbed_ext.system.command_line import CommandLine, as_command
 from domainbed_ext.system.console import output
 from domainbed_ext.system.machine import available_cores
 

@@ -21,8 +21,8 @@ __all__ = ["GROUP", "HERE", "LAUNCHERS", "OPTIONS", "Launcher", "check_options",
 GROUP = others.GROUP
 
 Launcher = Callable[[Sequence[str], Launch], Sequence[int | None]]
-"""Runs shell commands and returns their exit codes (see `errors.ExitCode`), a negative one for the signal that killed
-it; None for one that waits in an engine and runs later. What became of a run is read from its folder, not from here.
+"""Runs shell commands and returns their exit codes (see `ExitCode`), a negative one for the signal that killed it; None
+for one that waits in an engine and runs later. What became of a run is read from its folder, not from here.
 On Ctrl-C, and when the launch is cancelled, it has every run stop at a checkpoint (SIGTERM) and raises
 KeyboardInterrupt."""
 

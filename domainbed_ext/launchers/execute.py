@@ -15,8 +15,9 @@ from collections.abc import Callable
 from functools import cache
 from types import FrameType
 
-from domainbed_ext.errors import BenchmarkError, ExitCode
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers.command import Command
+from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.interrupts import SIGNALS, handling, unignored
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
@@ -32,7 +33,7 @@ def run(command: str, progress: Callable[[float], None] = lambda share: None) ->
             one.
 
     Returns:
-        The exit code (see `errors.ExitCode`), a negative one for the signal that ended it.
+        The exit code (see `ExitCode`), a negative one for the signal that ended it.
     """
     made = Command(command)
     return run_apart(command) if made.run_words is None else _run_here(made, progress)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from domainbed_ext.errors import BenchmarkError, ExitCode
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers.command import Command
 from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.system.exit_codes import ExitCode
 
 GROUP = "domainbed_ext.launchers"
 

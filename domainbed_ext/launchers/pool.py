@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 
-from domainbed_ext.errors import ExitCode
 from domainbed_ext.launchers import memory
 from domainbed_ext.launchers.options import option
 from domainbed_ext.launchers.queue import Queue
 from domainbed_ext.launchers.slots import Slot
 from domainbed_ext.launchers.stopping import PATIENCE, Wish, stoppable
 from domainbed_ext.launchers.worker import Worker
+from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.interrupts import GRACE
 
 TICK = 0.5  # seconds at most from one look at everything to the next

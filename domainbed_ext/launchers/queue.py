@@ -10,8 +10,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from signal import SIGTERM
 
-from domainbed_ext.errors import ExitCode
 from domainbed_ext.launchers.command import Command
+from domainbed_ext.system.exit_codes import ExitCode
 
 LOOK_AGAIN = 5.0  # seconds
 RESTARTS = 5  # of a run that somebody stops though nobody cancelled the launch

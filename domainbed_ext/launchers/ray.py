@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_ext.errors import BenchmarkError, ExitCode
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers import execute as worker
 from domainbed_ext.launchers import options as settings
 from domainbed_ext.launchers.command import Command
@@ -27,6 +27,7 @@ from domainbed_ext.launchers.options import option
 from domainbed_ext.launchers.queue import Queue
 from domainbed_ext.launchers.stopping import PATIENCE, Wish, stoppable
 from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.interrupts import GRACE
 from domainbed_ext.system.machine import available_cores
 

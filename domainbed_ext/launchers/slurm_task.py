@@ -16,7 +16,6 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from domainbed_ext.errors import ExitCode, as_command
 from domainbed_ext.launchers.command import Command
 from domainbed_ext.launchers.launches import Launch
 from domainbed_ext.launchers.local import LocalOptions
@@ -25,6 +24,8 @@ from domainbed_ext.launchers.pool import run_all
 from domainbed_ext.launchers.slots import slots_here
 from domainbed_ext.launchers.slurm import FOLDER
 from domainbed_ext.runs.folder import RunFolder, State
+from domainbed_ext.system.command_line import as_command
+from domainbed_ext.system.exit_codes import ExitCode
 
 _WARNING, _END = signal.SIGUSR2, signal.SIGTERM
 

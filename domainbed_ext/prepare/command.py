@@ -7,11 +7,12 @@ from pathlib import Path
 
 from domainbed_ext.data import duplicates
 from domainbed_ext.datasets.registry import DATASETS
-from domainbed_ext.errors import BenchmarkError, CommandLine, as_command, unknown
+from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.prepare.assemble import Place, clean_up, expand, lay_out, to_fetch
 from domainbed_ext.prepare.downloads import ALIASES, SOURCES
 from domainbed_ext.prepare.verify import MANIFEST, verify
 from domainbed_ext.system import option_values
+from domainbed_ext.system.command_line import CommandLine, as_command
 from domainbed_ext.system.console import output
 from domainbed_ext.system.machine import available_cores
 

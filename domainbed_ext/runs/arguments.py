@@ -6,10 +6,10 @@ from domainbed_ext.algorithms.registry import ALGORITHMS
 from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE
 from domainbed_ext.data import duplicates
 from domainbed_ext.datasets.registry import DATASETS
-from domainbed_ext.errors import CommandLine
 from domainbed_ext.models import precision
 from domainbed_ext.protocols import CHOICES, DEFAULT_TEST_ENVS, PROTOCOLS
 from domainbed_ext.system import option_values
+from domainbed_ext.system.command_line import CommandLine
 
 # Options over DomainBed's that change a run's numbers. A sweep passes those that are given on to its runs and makes
 # them part of a run's identity; for the others `protocols.resolve` says what holds.

@@ -12,9 +12,10 @@ import yaml
 from domainbed_ext import launchers
 from domainbed_ext.algorithms.registry import ALGORITHMS
 from domainbed_ext.datasets.registry import DATASETS
-from domainbed_ext.errors import BenchmarkError, CommandLine, unknown
+from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.runs import arguments as options
 from domainbed_ext.system import option_values, resources, yaml12
+from domainbed_ext.system.command_line import CommandLine
 
 QUICKSTART = "quickstart.yaml"
 _OBJECTS = ("hparams", "launcher_options")  # what a definition may give as a mapping

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from domainbed_ext.errors import BenchmarkError, ExitCode, not_writable
+from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.launchers import launches
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import count_of, look_at
 from domainbed_ext.system.attempts import Taken
+from domainbed_ext.system.exit_codes import ExitCode
 
 _GRAVE = ".deleted."  # how names begin of folders that are being deleted
 _AT_ONCE = 64  # of which most wait for a sign of life of an owner on another machine

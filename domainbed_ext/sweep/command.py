@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from domainbed_ext.data import duplicates
-from domainbed_ext.errors import BenchmarkError, ExitCode, as_command, not_writable
+from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.launchers import HERE, check_options, get_launcher
 from domainbed_ext.launchers.launches import Launch
 from domainbed_ext.runs.folder import State
@@ -30,7 +30,9 @@ from domainbed_ext.sweep.jobs import Job, make_jobs
 from domainbed_ext.sweep.launch import Outcome, launch
 from domainbed_ext.sweep.states import INCOMPLETE, Standing, count_of, look, others, summary
 from domainbed_ext.system import strict_json
+from domainbed_ext.system.command_line import as_command
 from domainbed_ext.system.console import output
+from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.files import write_atomically
 from domainbed_ext.system.machine import available_cores
 

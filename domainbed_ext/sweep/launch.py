@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext.errors import STOPPED, ExitCode
 from domainbed_ext.launchers import get_launcher, launches
 from domainbed_ext.launchers.launches import Launch
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.launch_progress import LaunchProgress
 from domainbed_ext.sweep.states import Standing
+from domainbed_ext.system.exit_codes import STOPPED, ExitCode
 from domainbed_ext.system.progress import bar
 
 

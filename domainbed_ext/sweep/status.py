@@ -13,12 +13,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from domainbed_ext.errors import STOPPED
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep.states import Standing, count_of, summary
 from domainbed_ext.sweep.time_left import left
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.console import output
+from domainbed_ext.system.exit_codes import STOPPED
 from domainbed_ext.system.progress import duration
 
 SHOWN = 10  # of the runs at work and of those that failed; --json has them all

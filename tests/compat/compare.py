@@ -28,7 +28,6 @@ from domainbed_ext import collect_results, hparams_registry, train, upstream
 from domainbed_ext.data.augmentation import AUGMENTATIONS
 from domainbed_ext.data.splits import holdout_split, split
 from domainbed_ext.datasets import DATASETS, get_dataset_class
-from domainbed_ext.errors import exit_cleanly
 from domainbed_ext.model_selection import SELECTION_METHODS, group_records
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.report.leave_one_out import Results
@@ -37,6 +36,7 @@ from domainbed_ext.report.tables import leave_one_out as tables
 from domainbed_ext.runs.images import Augmented, Uncached
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.sweep import command as sweep
+from domainbed_ext.system.command_line import exit_cleanly
 
 DELIBERATE = {
     "nan": "upstream: a NaN validation accuracy wins if the run's first step has it; here: it ranks below any number",

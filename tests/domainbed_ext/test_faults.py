@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_ext.errors import ExitCode
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext import fault_injection as faults
 from tests.domainbed_ext.conftest import make_domains
 from tests.domainbed_ext.fault_injection import Run, kill_at_random, outcome

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from domainbed_ext import launchers
-from domainbed_ext.errors import BenchmarkError, ExitCode
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers import get_launcher, memory, slots
 from domainbed_ext.launchers.launches import Launch
 from domainbed_ext.launchers.pool import Limits, run_all
@@ -19,6 +19,7 @@ from domainbed_ext.launchers.queue import RESTARTS, Queue
 from domainbed_ext.launchers.slots import Slot, slots_here
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext.launched_processes import ENDLESS, launch, stop, train_command, wait_for, when
 
 pool, queue = sys.modules["domainbed_ext.launchers.pool"], sys.modules["domainbed_ext.launchers.queue"]

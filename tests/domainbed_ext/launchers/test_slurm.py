@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainbed_ext.errors import BenchmarkError, ExitCode
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers import launches
 from domainbed_ext.launchers.launches import Launch, said
 from domainbed_ext.launchers.slurm import cancel, in_arrays, read_options, slurm, waits
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext.fake_slurm import CONFIG, FakeSlurm
 from tests.domainbed_ext.fault_injection import SHORT, Run, outcome
 from tests.domainbed_ext.one_node_slurm import LONGEST_ARRAY, OneNodeSlurm, is_possible, wait_for

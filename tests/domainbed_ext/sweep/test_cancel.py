@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_ext.errors import BenchmarkError, ExitCode
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers import launches
 from domainbed_ext.launchers.launches import Launch
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep import cancel as cleaning
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.system.attempts import Attempt
+from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext import run_states as standing
 from tests.domainbed_ext.run_states import done, failed, found, interrupted, make_jobs, running, words
 

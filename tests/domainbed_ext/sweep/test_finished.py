@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 
-from domainbed_ext import train
-from domainbed_ext.algorithms import methods as algorithms
+from domainbed_ext import algorithms, train
 from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
@@ -166,7 +165,7 @@ def test_other_versions_and_another_precision_are_counted(tmp_path, data, half_d
 
 def method_of(path, code="pass"):
     """A method whose source is a file."""
-    path.write_text(f"from domainbed_ext.algorithms import LP\n\n\nclass Mine(LP):\n    {code}\n")
+    path.write_text(f"from domainbed_ext.algorithms.probe import LP\n\n\nclass Mine(LP):\n    {code}\n")
     import importlib.util
     import sys
 

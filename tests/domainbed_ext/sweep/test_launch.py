@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from domainbed_ext import launchers
-from domainbed_ext.errors import BenchmarkError, ExitCode
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers import launches
 from domainbed_ext.launchers.launches import Launch
 from domainbed_ext.runs.folder import State
@@ -13,6 +13,7 @@ from domainbed_ext.sweep import launch as launching
 from domainbed_ext.sweep import launch_progress
 from domainbed_ext.sweep.launch_progress import LaunchProgress
 from domainbed_ext.system import progress
+from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext import run_states as standing
 from tests.domainbed_ext.run_states import done, failed, found, interrupted, make_jobs, running, words
 

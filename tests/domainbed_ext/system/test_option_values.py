@@ -147,7 +147,7 @@ def test_without_a_home_folder_a_sentence_names_cache_dir():
         "def no_entry(*_): raise KeyError('no such user')\n"
         "pwd.getpwuid = no_entry\n"
         "from domainbed_ext.cache.command import main\n"
-        "from domainbed_ext.errors import exit_cleanly\n"
+        "from domainbed_ext.system.command_line import exit_cleanly\n"
         "exit_cleanly(lambda: main(['list']))\n"
     )
     gone = {"HOME", "XDG_CACHE_HOME", "DOMAINBED_EXT_CACHE"}
