@@ -1,92 +1,25 @@
-"""Hyperparameters: what each algorithm has, its default, and where a random value is drawn from.
+"""The hyperparameters of a run: those of its method, the defaults or a random draw, and what was given over them.
 
-A random value comes from a generator seeded by the seed and the hyperparameter's name, as in DomainBed, so it
-does not depend on the order of this file.
-
-Why these defaults. The factors of an adapter start at zero or at random and must move far in few steps, and
-Adam's step has the size of the learning rate, so they want a rate some 20 times that of the pretrained weights.
-Of 5e-4, 1e-3 and 2e-3, 1e-3 had the best in-domain accuracy for `BOnly` on PACS with ViT-Ti and 24 images a step.
-Full fine-tuning keeps DomainBed's rate, under which pretrained weights stay near their start; the small backbone
-wants more. A linear probe is a convex problem, for which a large rate is safe. The weight decay is DomainBed's: zero.
+A method declares its hyperparameters where it registers itself: see `algorithms.registry`. A random value comes from a
+generator seeded by the seed and the hyperparameter's name, as in DomainBed, so it depends on no order.
 """
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.random import RandomState
 
-from domainbed_ext.algorithms.registry import parse_name
+from domainbed_ext.algorithms.registry import METHODS, parse_name
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.models.precision import PRECISIONS
 from domainbed_ext.seeds import seed_hash
+from domainbed_ext.system import option_values
 
-SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST", "DigitsShift")
-DEBUG = ("Debug28", "Debug224")
-_ADAPTERS = ("BA", "BOnly", "AOnly")
-_OURS = (*_ADAPTERS, "LP", "FullFT")
-
-Draw = Callable[[RandomState], Any]
-Entry = tuple[Any, Draw]  # default, random
-
-
-def _choice(*options: Any) -> Draw:
-    return lambda r: r.choice(options)
-
-
-def _fixed(value: Any) -> Entry:
-    return value, lambda r: value
-
-
-def _log10(low: float, high: float) -> Draw:
-    return lambda r: 10 ** r.uniform(low, high)
-
-
-def _entries(algorithm: str, dataset: str) -> dict[str, Entry]:
-    """Every hyperparameter of an algorithm on a data set."""
-    small = dataset in SMALL_IMAGES
-    entries: dict[str, Entry] = {
-        "backbone": _fixed("vit_pico_patch8_32" if small else "vit_base_patch16_224.augreg_in21k"),
-        "weights": _fixed("pretrained"),
-        "precision": _fixed("auto"),
-        "image_size": _fixed(None),
-        "data_augmentation": _fixed(True),
-        "class_balanced": _fixed(False),
-    }
-    # DomainBed's own: its learning rate, decay and batch size.
-    entries["lr"] = (1e-3, _log10(-4.5, -2.5)) if small else (5e-5, _log10(-5, -3.5))
-    entries["weight_decay"] = _fixed(0.0) if small else (0.0, _log10(-6, -2))
-    if small:
-        entries["batch_size"] = (64, lambda r: int(2 ** r.uniform(3, 9)))
-    else:
-        largest = 5.0 if dataset == "DomainNet" else 5.5
-        entries["batch_size"] = (32, lambda r: int(2 ** r.uniform(3, largest)))
-
-    if algorithm == "ERM":
-        entries["resnet_dropout"] = (0.0, _choice(0.0, 0.1, 0.5))
-        entries["vit_dropout"] = (0.0, _choice(0.0, 0.1, 0.5))
-        entries["nonlinear_classifier"] = _fixed(False)
-    elif algorithm in _ADAPTERS:
-        entries["lr"] = (1e-3, _log10(-3.5, -2))
-        entries["rank"] = (8, lambda r: int(2 ** r.randint(2, 6)))
-        entries["alpha"] = _fixed(None)  # 2·rank
-        entries["targets"] = _fixed("all" if small else "q,v")  # the paper's parameter counts imply q and v
-        entries["adapter_dropout"] = (0.0, _choice(0.0, 0.1))
-        entries["compute"] = _fixed("folded")  # or "separate": see vitlorafa.AdapterConfig
-        if algorithm != "BA":
-            entries["gradient_correction"] = _fixed(False)  # for it takes a frozen factor
-    elif algorithm == "LP":
-        entries["lr"] = (3e-3, _log10(-3.5, -2))
-    elif algorithm == "FullFT":
-        entries["lr"] = (3e-4, _log10(-4.5, -3)) if small else (5e-5, _log10(-5, -3.5))
-    if algorithm in _OURS and small:
-        # Environments of some 450 images: a holdout has 90.
-        entries["batch_size"] = (16, lambda r: int(2 ** r.uniform(3, 6)))
-    if algorithm in _OURS and dataset in DEBUG:
-        entries["batch_size"] = (8, lambda r: int(2 ** r.uniform(1, 3.5)))  # a training split has 13 images
-    return entries
+OPTIONS = ("backbone", "weights", "precision")
+"""Hyperparameters that are options of commands too."""
 
 
 def plain(value: Any) -> Any:
@@ -104,7 +37,7 @@ def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
     Returns:
         Name to plain Python value.
     """
-    return {name: default for name, (default, _) in _entries(algorithm, dataset).items()}
+    return {name: kind.for_dataset(dataset)[0] for name, kind in METHODS.find(algorithm).hyperparameters.items()}
 
 
 def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
@@ -120,7 +53,8 @@ def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
     """
     generator = RandomState()
     drawn = {}
-    for name, (_, draw) in _entries(algorithm, dataset).items():
+    for name, kind in METHODS.find(algorithm).hyperparameters.items():
+        draw = kind.for_dataset(dataset)[1]
         generator.seed(seed_hash(seed, name))  # as a new one of that seed, in a hundredth of the time
         drawn[name] = plain(draw(generator))
     return drawn
@@ -149,28 +83,57 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
     return hparams
 
 
-def names(dataset: str) -> set[str]:
-    """The hyperparameters that any algorithm has on a data set."""
-    return set().union(*(_entries(algorithm, dataset) for algorithm in (*_OURS, "ERM")))
+def names() -> set[str]:
+    """The hyperparameters that any algorithm has, by all of their names."""
+    return {
+        each
+        for _, method in METHODS.importable()
+        for name, kind in method.hyperparameters.items()
+        for each in (name, *kind.aliases)
+    }
+
+
+def canonical(algorithm: str, given: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Hyperparameters by their own names, where they may be given by others, and with values in their one spelling.
+
+    Args:
+        algorithm: Name, without "@".
+        given: Values by name. Names that the algorithm does not have stay as they are.
+        source: Where these come from, for the error.
+
+    Raises:
+        BenchmarkError: One is given by two names.
+    """
+    method = METHODS.find(algorithm)
+    by_name: dict[str, str] = {}
+    values = {}
+    for typed, value in given.items():
+        name = method.hyperparameter(typed)
+        if name in by_name:
+            raise BenchmarkError(f"{source} gives {name} twice, as {by_name[name]} and as {typed}: give it once")
+        by_name[name] = typed
+        values[name] = method.hyperparameters[name].read(value) if name in method.hyperparameters else value
+    return values
 
 
 def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, others: Collection[str] = ()) -> None:
     """Sets hyperparameters in place.
 
     Args:
-        hparams: an algorithm's.
-        overrides: new values.
-        source: where these come from, for the error.
-        others: names that are other algorithms' and passed over, so that one `--hparams` serves a whole sweep.
+        hparams: An algorithm's.
+        overrides: New values, by the algorithm's names.
+        source: Where these come from, for the error.
+        others: Names that are other algorithms' and passed over, so that one `--hparams` serves a whole sweep.
 
     Raises:
-        BenchmarkError: the algorithm has no such hyperparameter, or the value has another type than the default.
+        BenchmarkError: The algorithm has no such hyperparameter, or the value has another type than the default.
     """
     for name, value in overrides.items():
         if name not in hparams:
             if name in others:
                 continue
-            raise unknown(f"hyperparameter in {source}:", name, {*hparams, *others})
+            synonyms = _synonyms()
+            raise unknown(f"hyperparameter in {source}:", name, {*hparams, *others} - synonyms.keys(), synonyms)
         current = hparams[name]
         number = isinstance(current, (int, float)) and not isinstance(current, bool)
         given_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -181,6 +144,11 @@ def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ot
         if isinstance(value, float) and not math.isfinite(value):
             raise BenchmarkError(f"hyperparameter {name} in {source} is {value}: give a finite number")
         hparams[name] = value
+
+
+def _synonyms() -> dict[str, str]:
+    kinds = [item for method in METHODS.registered().values() for item in method.hyperparameters.items()]
+    return {alias: name for name, kind in kinds for alias in kind.aliases}
 
 
 def check(hparams: Mapping[str, Any]) -> None:
@@ -208,25 +176,58 @@ def check(hparams: Mapping[str, Any]) -> None:
             raise BenchmarkError(f"{name} {hparams[name]} should be 0 or more, and below 1")
 
 
-def get_hparams(name: str, dataset: str, hparams_seed: int = 0, trial_seed: int = 0) -> dict[str, Any]:
-    """The hyperparameters of an algorithm on a data set, those in its name included.
+def resolve(
+    algorithm: str,
+    dataset: str,
+    hparams_seed: int = 0,
+    trial_seed: int = 0,
+    *,
+    backbone: str | None = None,
+    weights: str | None = None,
+    precision: str | None = None,
+    hparams: str | None = None,
+) -> dict[str, Any]:
+    """The hyperparameters that a run ends up with.
+
+    Each of these overrides those before it:
+
+    1. the algorithm's defaults on the data set (`hparams_seed` 0), or its random draw;
+    2. options of the command line that are hyperparameters: `--backbone`, `--weights`, `--precision`;
+    3. `--hparams`, of which an algorithm takes those that it has;
+    4. the ones after the `@` of the algorithm's name, since a row of a table is what its name says.
 
     Args:
-        name: of the algorithm, with or without fixed hyperparameters.
-        dataset: name.
-        hparams_seed: 0 for the defaults, else of the random draw.
-        trial_seed: number of the trial.
+        algorithm: Name in any spelling, with or without fixed hyperparameters.
+        dataset: Name.
+        hparams_seed: 0 for the defaults, else the seed of the random draw.
+        trial_seed: Number of the trial, which the draw depends on too.
+        backbone: Option of this name; None if it was not given, as of those below.
+        weights: Option of this name.
+        precision: Option of this name.
+        hparams: Option of this name, a JSON object.
 
     Returns:
-        Name to plain Python value.
+        Values by name, in plain Python. Their ranges are not checked: see `check`.
 
     Raises:
-        BenchmarkError: unknown algorithm, or a fixed hyperparameter it does not have.
+        BenchmarkError: Unknown algorithm, a hyperparameter that it does not have (of `--hparams`, that no algorithm
+            has), or a value of another type than the default.
     """
-    base, fixed = parse_name(name)
-    if hparams_seed == 0:
-        hparams = default_hparams(base, dataset)
-    else:
-        hparams = random_hparams(base, dataset, seed_hash(hparams_seed, trial_seed))
-    apply(hparams, fixed, f"the name {name!r}")
-    return hparams
+    base, fixed = parse_name(algorithm)
+    seed = seed_hash(hparams_seed, trial_seed)
+    drawn = random_hparams(base, dataset, seed) if hparams_seed else default_hparams(base, dataset)
+    options = dict(zip(OPTIONS, (backbone, weights, precision), strict=True))
+    final = dict(drawn)
+    for given, source in (
+        ({name: value for name, value in options.items() if value is not None}, "the arguments"),
+        (parse_hparams(hparams), "--hparams"),
+        (fixed, f"the name {algorithm!r}"),
+    ):
+        overrides = canonical(base, given, source)
+        shared = source == "--hparams" and not overrides.keys() <= drawn.keys()
+        checked = dict(drawn)  # a value is compared with the default, not with one that was given before
+        apply(checked, overrides, source, names() if shared else ())
+        final |= {name: checked[name] for name in overrides if name in checked}
+    if isinstance(final.get("weights"), str):
+        final["weights"] = option_values.expanded("weights", final["weights"])
+    return final

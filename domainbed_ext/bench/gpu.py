@@ -17,7 +17,7 @@ import torch
 from domainbed_ext.algorithms.registry import get_algorithm_class
 from domainbed_ext.bench import report, subprocesses, timing
 from domainbed_ext.bench.report import device
-from domainbed_ext.hparams_registry import get_hparams
+from domainbed_ext.hparams_registry import resolve
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.profile import operations, product_rate, wait
 
@@ -49,7 +49,7 @@ def rates(backbone: str, method: str, args: Namespace) -> list[dict[str, Any]]:
         method: name of an algorithm.
         args: of `python -m domainbed_ext.bench`; its `batch_sizes` of training, `images` of evaluation and `rounds`.
     """
-    hparams = {**get_hparams(method, "PACS"), "backbone": backbone, "weights": "none"}
+    hparams = {**resolve(method, "PACS"), "backbone": backbone, "weights": "none"}
     size = args.image_size
     algorithm = get_algorithm_class(method)((3, size, size), 7, 1, {**hparams, "image_size": size})
     rate, rows = product_rate(algorithm), []

@@ -2,36 +2,36 @@
 
 import hashlib
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from domainbed_ext import hparams_registry, protocols
-from domainbed_ext.algorithms.registry import parse_name
 from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.hparams_registry import get_hparams
 from domainbed_ext.models import backbone_names, backbones
 from domainbed_ext.runs.arguments import NUMBERS
-from domainbed_ext.system import option_values, strict_json
+from domainbed_ext.system import strict_json
 
 Computation = dict[str, Any]
 """All that a run's numbers follow from, but for versions and machine: "args", "hparams" and "weights"."""
 
-_HPARAMS_TOO = ("backbone", "weights", "precision")  # arguments that only set the hyperparameters of these names
+Resolve = Callable[..., Mapping[str, Any]]
+
+_RESOLVED = ("algorithm", "dataset", "hparams_seed", "trial_seed", "hparams", *hparams_registry.OPTIONS)
 _ARGUMENTS = (
     *("dataset", "algorithm", "task", "test_envs", "trial_seed", "hparams_seed", "seed", "steps"),
     *("holdout_fraction", "uda_holdout_fraction"),
-    *(name for name in NUMBERS if name not in _HPARAMS_TOO),
+    *(name for name in NUMBERS if name not in hparams_registry.OPTIONS),
 )
 
 
 class Computations:
-    """What runs compute, for as many as there are: hyperparameters are drawn and weights are read once."""
+    """What runs compute, for as many as there are: hyperparameters are resolved and weights are read once."""
 
     def __init__(self) -> None:
-        self._drawn = cache(get_hparams)
+        self._resolve = cache(hparams_registry.resolve)
         self._weights = cache(_weights)
 
     def of(self, args: Namespace) -> Computation:
@@ -44,36 +44,20 @@ class Computations:
             BenchmarkError: an unknown name, or weights that are not there to be told from others.
         """
         args = protocols.resolve(args)
-        drawn = self._drawn(args.algorithm, args.dataset, args.hparams_seed, args.trial_seed)
-        hparams = final_hparams(args, drawn)
+        hparams = hparams_of(args, self._resolve)
         weights = self._weights(hparams.pop("weights"), hparams["backbone"])
         hparams["backbone"] = backbone_names.identity(hparams["backbone"])
         return {"args": _said(vars(args), args.dataset), "hparams": hparams, "weights": weights}
 
 
-def final_hparams(args: Namespace, drawn: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def hparams_of(args: Namespace, resolve: Resolve = hparams_registry.resolve) -> dict[str, Any]:
     """The hyperparameters that a run ends up with.
 
     Args:
-        args: of the run, resolved.
-        drawn: those of its algorithm and seeds; None draws them.
-
-    Returns:
-        Name to plain value; not checked.
+        args: Arguments of the run, with its protocol's choices.
+        resolve: Function that resolves them; what it returns is not changed.
     """
-    hparams = dict(drawn or get_hparams(args.algorithm, args.dataset, args.hparams_seed, args.trial_seed))
-    given = given_hparams(args)
-    given |= hparams_registry.parse_hparams(args.hparams)
-    given |= parse_name(args.algorithm)[1]  # a row is what its name says
-    hparams |= {name: value for name, value in given.items() if name in hparams}
-    if isinstance(weights := hparams["weights"], str):
-        hparams["weights"] = option_values.expanded("weights", weights)
-    return hparams
-
-
-def given_hparams(args: Namespace) -> dict[str, Any]:
-    """The hyperparameters that are arguments of their own, of those that were given."""
-    return {name: value for name in _HPARAMS_TOO if (value := getattr(args, name)) is not None}
+    return dict(resolve(**{name: getattr(args, name) for name in _RESOLVED}))
 
 
 def name(computation: Computation) -> str:

@@ -12,17 +12,16 @@ import torch
 
 from domainbed_ext import hparams_registry, protocols
 from domainbed_ext.algorithms.base import Algorithm
-from domainbed_ext.algorithms.registry import get_algorithm_class
+from domainbed_ext.algorithms.registry import canonical_name, get_algorithm_class
 from domainbed_ext.data.splits import Split, environment_of, make_splits
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.digest import digest
 from domainbed_ext.datasets.image_files import unreadable
 from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.hparams_registry import get_hparams
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
-from domainbed_ext.runs.identity import final_hparams, given_hparams
+from domainbed_ext.runs.identity import hparams_of
 from domainbed_ext.runs.provenance import machine, own_sources, versions
 from vitlorafa import count_parameters
 
@@ -162,7 +161,8 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
     args = protocols.resolve(args)
     if args.workers is None:
         args.workers = WORKERS if torch.cuda.is_available() else 0
-    hparams = _hparams(args) | dict(recorded_hparams or {})
+    args.algorithm = canonical_name(args.algorithm)
+    hparams = hparams_of(args) | dict(recorded_hparams or {})
     hparams_registry.check(hparams)
     if args.task != "domain_generalization":
         raise BenchmarkError(f"--task {args.task}: no algorithm here uses unlabelled images; leave --task out")
@@ -188,15 +188,6 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
     freq = dataset.CHECKPOINT_FREQ if args.checkpoint_freq is None else args.checkpoint_freq
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
     return Setup(args, hparams, dataset, inputs, splits, steps, freq)
-
-
-def _hparams(args: Namespace) -> dict[str, Any]:
-    """The final hyperparameters, after a look at what was given: one that nobody has, or of another type."""
-    drawn = get_hparams(args.algorithm, args.dataset, args.hparams_seed, args.trial_seed)
-    hparams_registry.apply(dict(drawn), given_hparams(args), "the arguments")
-    others = hparams_registry.names(args.dataset)
-    hparams_registry.apply(dict(drawn), hparams_registry.parse_hparams(args.hparams), "--hparams", others)
-    return final_hparams(args, drawn)
 
 
 def environment_names(dataset: MultipleDomainDataset) -> list[list[str]]:

@@ -10,7 +10,7 @@ from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.runs import checkpoint
-from domainbed_ext.runs.identity import final_hparams
+from domainbed_ext.runs.identity import hparams_of
 from domainbed_ext.runs.setup import Setup, set_up
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import count_of
@@ -117,7 +117,7 @@ def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) 
 def setup_like(setup: Setup, job: Job) -> Setup:
     """The parts of a run whose data set is that of another, listed already; splits are still the other's."""
     args = protocols.resolve(job.args)
-    hparams = final_hparams(args)
+    hparams = hparams_of(args)
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
     return replace(setup, args=args, hparams=hparams, inputs=inputs)
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext.algorithms.registry import parse_name
+from domainbed_ext.algorithms.registry import canonical_name
 from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.protocols import (
@@ -116,8 +116,7 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
         BenchmarkError: unknown data set, algorithm or environment, options that contradict each other, or weights
             that are not there.
     """
-    for algorithm in args.algorithms:
-        parse_name(algorithm)
+    algorithms = list(dict.fromkeys(map(canonical_name, args.algorithms)))
     numbers = {name: getattr(args, name) for name in options.NUMBERS if getattr(args, name) is not None}
     if args.protocol in (None, LEAVE_ONE_OUT) and not args.single_test_envs:
         numbers["evaluate"] = "all"  # the runs that leave one environment out are chosen by those that leave out two
@@ -125,7 +124,7 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
     combinations = _test_envs(args)
     computations, defaults = Computations(), vars(options.make_parser().parse_args([]))
     jobs = []
-    for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), args.datasets, args.algorithms):
+    for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), args.datasets, algorithms):
         for test_envs in combinations[dataset]:
             for hparams_seed in range(args.n_hparams_from, args.n_hparams):
                 train_args = {

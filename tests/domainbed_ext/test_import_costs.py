@@ -16,6 +16,7 @@ WITHOUT_TORCH = (
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
         if not module.name.startswith("domainbed_ext.report.paper")
     ),
+    *(f"domainbed_ext.algorithms.{name}" for name in ("hyperparameters", "methods", "registry")),
     *(f"{cache.__name__}.{name}" for name in ("command", "decode", "entries", "images")),
     *(
         f"domainbed_ext.{name}"

@@ -12,7 +12,7 @@ from domainbed_ext.algorithms.lora import BA
 from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.algorithms.registry import ALGORITHMS, get_algorithm_class, parse_name
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.hparams_registry import get_hparams
+from domainbed_ext.hparams_registry import resolve
 from domainbed_ext.runs import checkpoint
 
 SHAPE = (3, 32, 32)
@@ -20,7 +20,7 @@ SHAPE = (3, 32, 32)
 
 def make(name, **hparams):
     torch.manual_seed(0)
-    settings = {**get_hparams(name, "DigitsShift"), "weights": "none", "precision": "float32", **hparams}
+    settings = {**resolve(name, "DigitsShift"), "weights": "none", "precision": "float32", **hparams}
     return get_algorithm_class(name)(SHAPE, 10, 3, settings)
 
 
@@ -132,7 +132,7 @@ def test_names_are_taken_apart():
 
 def test_a_distilled_backbone_has_two_heads_to_probe():
     heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
-    settings = {**get_hparams("LP", "PACS"), "backbone": "deit_tiny_distilled_patch16_224", "weights": "none"}
+    settings = {**resolve("LP", "PACS"), "backbone": "deit_tiny_distilled_patch16_224", "weights": "none"}
     probe = get_algorithm_class("LP")((3, 224, 224), 7, 3, settings)
     assert {name for name, p in probe.backbone.named_parameters() if p.requires_grad} == heads
 
@@ -203,7 +203,7 @@ class AdversarialBA(Adversarial, BA):
 @pytest.mark.parametrize("kind", [Probed, Adversarial, AdversarialBA])
 def test_whatever_trains_is_saved(kind, monkeypatch, tmp_path):
     monkeypatch.setitem(ALGORITHMS, "Mine", kind)
-    settings = {**get_hparams("BA", "DigitsShift"), "weights": "none", "precision": "float32", "lr": 0.1}
+    settings = {**resolve("BA", "DigitsShift"), "weights": "none", "precision": "float32", "lr": 0.1}
 
     def mine():
         torch.manual_seed(0)

@@ -1,10 +1,13 @@
+import dataclasses
 import json
 import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from domainbed_ext import errors, hparams_registry, train
+from domainbed_ext import errors, train
+from domainbed_ext.algorithms.hyperparameters import Hyperparameter
+from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import vit_pico
 from domainbed_ext.runs import identity
@@ -132,9 +135,19 @@ def test_names_of_hyperparameters_are_rows_and_folders_of_their_own(tmp_path):
 
 
 def test_a_default_that_changed_makes_another_run(tmp_path, monkeypatch):
-    before, entries = names(tmp_path), hparams_registry._entries
-    monkeypatch.setattr(hparams_registry, "_entries", lambda *a: entries(*a) | {"lr": hparams_registry._fixed(0.123)})
+    before, probe = names(tmp_path), METHODS["LP"]
+    changed = {**probe.hyperparameters, "lr": Hyperparameter(0.123)}
+    monkeypatch.setitem(METHODS._things, "LP", dataclasses.replace(probe, hyperparameters=changed))
     assert not set(names(tmp_path)) & set(before)
+
+
+def test_other_spellings_of_a_name_are_the_same_runs(tmp_path):
+    runs = make_jobs(tmp_path, "--hparams", '{"lr": 0.01}', algorithms=["BOnly@rank=16", "BA"])
+    spelled = ["LoRA-FA@r=16", "BOnly@rank=16", "lora"]
+    others = make_jobs(tmp_path, "--hparams", '{"learning_rate": 0.01}', algorithms=spelled)
+    assert [job.name for job in others] == [job.name for job in runs]
+    assert [job.train_args["algorithm"] for job in others] == [job.train_args["algorithm"] for job in runs]
+    assert {job.train_args["seed"] for job in others} == {job.train_args["seed"] for job in runs}
 
 
 def test_what_is_given_is_a_default_said_differently(tmp_path):

@@ -1,0 +1,74 @@
+"""The methods of this package. Their colours are of Okabe and Ito's palette, which the colour-blind can tell apart."""
+
+from domainbed_ext.algorithms import hyperparameters as hp
+from domainbed_ext.algorithms.registry import Method, declare
+
+declare(
+    Method(
+        "BA",
+        "domainbed_ext.algorithms.lora:BA",
+        label="LoRA",
+        explanation="both factors train (Hu et al. 2021)",
+        order=0,
+        colour="#0072B2",
+        trains="BA",
+        hyperparameters=hp.ADAPTER,
+    )
+)
+declare(
+    Method(
+        "BOnly",
+        "domainbed_ext.algorithms.lora:BOnly",
+        label="LoRA-FA",
+        explanation="A frozen and random orthonormal, B trains (Zhu et al. 2024; LoRA-FA)",
+        order=1,
+        colour="#D55E00",
+        trains="B",
+        hyperparameters=hp.FROZEN_FACTOR,
+    )
+)
+declare(
+    Method(
+        "AOnly",
+        "domainbed_ext.algorithms.lora:AOnly",
+        label="LoRA-FB",
+        explanation="B frozen and random orthonormal, A trains",
+        order=2,
+        colour="#009E73",
+        trains="A",
+        hyperparameters=hp.FROZEN_FACTOR,
+    )
+)
+declare(
+    Method(
+        "LP",
+        "domainbed_ext.algorithms.probe:LP",
+        label="linear probe",
+        explanation="only the head trains",
+        order=3,
+        colour="#7A7A7A",
+        aliases=("linear probing",),
+        hyperparameters=hp.PROBE,
+    )
+)
+declare(
+    Method(
+        "FullFT",
+        "domainbed_ext.algorithms.full:FullFT",
+        label="full fine-tuning",
+        explanation="everything trains",
+        order=4,
+        colour="#CC79A7",
+        aliases=("FT", "fine-tuning", "full finetune"),
+        hyperparameters=hp.FULL,
+    )
+)
+declare(
+    Method(
+        "ERM",
+        "domainbed_ext.algorithms.full:ERM",
+        label="DomainBed ERM",
+        explanation="full fine-tuning with DomainBed's optimizer and hyperparameters",
+        hyperparameters=hp.DOMAINBED,  # in tables and plots it is one of upstream's methods
+    )
+)

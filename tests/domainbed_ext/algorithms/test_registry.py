@@ -1,0 +1,176 @@
+"""A method declares itself in one place, and is found by every name that people type."""
+
+import pytest
+
+from domainbed_ext.algorithms import registry
+from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.algorithms.hyperparameters import Hyperparameter, choice
+from domainbed_ext.algorithms.lora import BOnly
+from domainbed_ext.algorithms.registry import ALGORITHMS, METHODS, describe, register_algorithm
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.hparams_registry import resolve
+
+LABELS = {
+    "BA": "LoRA",
+    "BOnly": "LoRA-FA",
+    "AOnly": "LoRA-FB",
+    "LP": "linear probe",
+    "FullFT": "full fine-tuning",
+    "ERM": "DomainBed ERM",
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch):
+    """What a test registers is gone after it."""
+    METHODS.registered()
+    for name in ("_things", "_owners"):
+        monkeypatch.setattr(METHODS, name, dict(getattr(METHODS, name)))
+
+
+def test_the_built_in_ones_are_all_declared_and_are_what_they_say():
+    assert {name: method.label for name, method in METHODS.registered().items()} == LABELS
+    for name, method in METHODS.registered().items():
+        assert method.name == name and method.load().__name__ == name and method.explanation
+        assert method.trains == getattr(method.load(), "TRAIN", None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("BOnly", "BOnly"),
+        ("LoRA", "BA"),
+        ("lora", "BA"),
+        ("LoRA-FA", "BOnly"),
+        ("lora_fa@r=16", "BOnly@rank=16"),
+        ("LoRA-FB@lora_alpha=8,learning_rate=1e-3", "AOnly@alpha=8,lr=1e-3"),
+        ("BOnly@target_modules=q+v,wd=0.1", "BOnly@targets=q+v,weight_decay=0.1"),
+        ("Linear probe", "LP"),
+        ("fullft", "FullFT"),
+    ],
+)
+def test_a_name_has_one_spelling(typed, name):
+    assert registry.canonical_name(typed) == name
+    assert registry.parse_name(typed) == registry.parse_name(name)
+    assert registry.get_algorithm_class(typed) is registry.get_algorithm_class(name)
+    assert resolve(typed, "PACS") == resolve(name, "PACS")
+
+
+@pytest.mark.parametrize("name", ["BOnly@r=8,rank=16", "BOnly@rank=8,rank=16"])
+def test_a_hyperparameter_is_given_once(name):
+    with pytest.raises(BenchmarkError, match="gives rank twice"):
+        registry.parse_name(name)
+
+
+def test_a_class_becomes_a_method():
+    @register_algorithm("Mine", label="my method", order=3, colour="#123456", aliases=("M",), hyperparameters={"k": 2})
+    class Mine(Algorithm):
+        """Does something.
+
+        And more of it.
+        """
+
+    assert ALGORITHMS["Mine"] is Mine and "Mine" in ALGORITHMS and list(ALGORITHMS)[-1] == "Mine"
+    assert registry.canonical_name("m@k=3") == registry.canonical_name("My-Method@k=3") == "Mine@k=3"
+    method = describe("Mine@k=3")
+    assert (method.label, method.order, method.colour) == ("my method", 3, "#123456")
+    assert method.explanation == "Does something." and method.trains is None
+    # DomainBed's hyperparameters, and its own.
+    erm = resolve("ERM", "PACS", 1)
+    assert resolve("Mine", "PACS", 1) == {name: erm[name] for name in resolve("Mine", "PACS") if name in erm} | {"k": 2}
+
+
+def test_a_method_inherits_hyperparameters_of_the_method_that_it_is_a_kind_of():
+    @register_algorithm("Kind", hyperparameters={"rank": Hyperparameter(2, choice(2)), "depth": 3})
+    class Kind(BOnly):
+        """Another."""
+
+    @register_algorithm("Kinder")
+    class Kinder(Kind):
+        """Yet another."""
+
+    expected = {**resolve("BOnly", "PACS", 1), "rank": 2, "depth": 3}
+    assert resolve("Kind", "PACS", 1) == resolve("Kinder", "PACS", 1) == expected
+    assert describe("Kinder").trains == "B"
+    assert registry.canonical_name("Kinder@r=4") == "Kinder@rank=4"
+
+
+def test_an_assignment_registers_as_it_did(monkeypatch):
+    class Mine(BOnly):
+        """Without a word on hyperparameters, it has DomainBed's."""
+
+    monkeypatch.setitem(ALGORITHMS, "Mine", Mine)
+    assert ALGORITHMS["Mine"] is Mine and resolve("Mine", "PACS").keys() < resolve("ERM", "PACS").keys()
+    monkeypatch.setitem(ALGORITHMS, "BA", Mine)
+    assert ALGORITHMS["BA"] is Mine and "rank" in resolve("BA", "PACS") and describe("BA").label == "LoRA"
+    monkeypatch.undo()
+    assert "Mine" not in ALGORITHMS and ALGORITHMS["BA"].__name__ == "BA"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        (
+            "BOnly",
+            {},
+            r"'BOnly' is an algorithm already, BOnly \(domainbed_ext.algorithms.lora:BOnly\): give .*Mine an",
+        ),
+        ("lora-fa", {}, "'lora-fa' is an algorithm already, BOnly"),
+        ("Mine", {"aliases": ("LoRA",)}, "'LoRA' is an algorithm already, BA"),
+        ("Mine@rank=2", {}, "'Mine@rank=2' cannot name an algorithm"),
+        ("Mine", {"colour": "red"}, "colour 'red' of Mine"),
+    ],
+)
+def test_a_name_that_is_taken_or_none_gets_a_sentence(name, options, sentence):
+    with pytest.raises(BenchmarkError, match=sentence):
+
+        @register_algorithm(name, **options)
+        class Mine(Algorithm):
+            pass
+
+
+def test_the_same_class_may_be_registered_again():
+    for label in ("one", "two"):
+
+        @register_algorithm("Mine", label=label)
+        class Mine(Algorithm):
+            pass
+
+    assert describe("Mine").label == "two"
+
+
+def test_a_method_of_a_record_that_is_not_known_here_is_described_by_its_name():
+    assert describe("CORAL@x=1").label == "CORAL" and describe("CORAL").order > describe("FullFT").order
+
+
+class Point:
+    """An entry point."""
+
+    dist = None
+
+    def __init__(self, name, load):
+        self.name, self.load, self.value = name, load, f"package.{name}:Class"
+
+
+def test_entry_points_bring_methods_and_a_broken_one_is_a_warning(monkeypatch, capsys):
+    class Theirs(Algorithm):
+        pass
+
+    def module():
+        register_algorithm("Inside", label="within")(type("Inside", (Algorithm,), {}))
+
+    def broken():
+        raise ImportError("no such thing")
+
+    points = {name: Point(name, load) for name, load in [("T", lambda: Theirs), ("m", module), ("Bad", broken)]}
+    monkeypatch.setattr(METHODS, "_points", points)
+    assert list(METHODS)[-3:] == ["T", "m", "Bad"]  # by name, without a look inside
+    assert ALGORITHMS["T"] is Theirs
+    with pytest.raises(
+        BenchmarkError, match=r"algorithm 'Bad' of the package package.Bad:Class cannot be imported \(Im"
+    ):
+        ALGORITHMS["Bad"]
+    assert registry.canonical_name("within") == "Inside"
+    assert "warning: algorithm 'Bad' of the package" in capsys.readouterr().err
+    with pytest.raises(BenchmarkError, match="unknown algorithm 'Insyde': did you mean 'Inside'"):
+        registry.parse_name("Insyde")
