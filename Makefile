@@ -4,17 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart bench test test-avx2 test-engines check format clean
+.PHONY: help quickstart bench test test-oldest test-avx2 test-engines check docs format clean
 
 help:
-	@echo "make quickstart  set up, run the quickstart sweep, print its tables and plot"
-	@echo "make bench       set up, time training steps and weigh their memory; BENCH='--help' for its options"
-	@echo "make test        set up, run the tests"
-	@echo "make test-avx2   set up, run the tests that are sensitive to numbers as on an x86 processor without AVX-512"
-	@echo "make test-engines  set up, run the tests on a real Slurm, if one is installed, and a local Ray"
-	@echo "make check       set up, then format, lint, types and import order"
-	@echo "make format      put the code into the format that check wants"
-	@echo "make clean       remove the environment and what tools left behind"
+	@echo "make quickstart    set up, run the quickstart sweep and print its tables (about three minutes on two cores)"
+	@echo "make bench         set up, measure time and memory of training steps; BENCH='--help' lists the options"
+	@echo "make test          set up, run the tests"
+	@echo "make test-oldest   set up .venv-oldest with the oldest supported versions, run the tests on them"
+	@echo "make test-avx2     set up, run the tests marked numbers as on an x86 processor without AVX-512"
+	@echo "make test-engines  set up, run the tests on Slurm, if it is installed, and on a local Ray"
+	@echo "make check         set up, check format, lint, types, import order and spelling; build the docs"
+	@echo "make docs          set up, build the documentation site in site/"
+	@echo "make format        format the code as make check expects it"
+	@echo "make clean         remove the environments and what tools left behind"
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m domainbed_ext.sweep launch
@@ -25,22 +27,30 @@ bench: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $$(nproc 2>/dev/null || echo 2)
 
+test-oldest:
+	$(PYTHON) .ci/oldest.py > .oldest.txt
+	PIP_CONSTRAINT=$(CURDIR)/.oldest.txt $(MAKE) test VENV=.venv-oldest
+
 test-avx2: $(VENV)/installed-dev
 	@case $$(uname -m) in \
 	x86_64 | amd64) \
 		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -m numbers -n $$(nproc 2>/dev/null || echo 2) ;; \
-	*) echo "AVX2 can be imitated on x86 processors alone: skipped." ;; \
+	*) echo "AVX2 can be imitated on x86 processors only: skipped." ;; \
 	esac
 
 test-engines: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
 	$(BIN)/python -m pytest -m 'slurm or ray' -rs
 
-check: $(VENV)/installed-dev
+check: $(VENV)/installed-dev docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m codespell_lib
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
@@ -55,5 +65,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .oldest.txt build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

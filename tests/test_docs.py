@@ -1,6 +1,8 @@
 """What the docs tell people to write and to run is there and works."""
 
 import csv
+import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import vitlorafa
 from domainbed_ext import collect_results, evaluate, launchers
 from domainbed_ext.bench import __main__ as bench
 from domainbed_ext.cache import command as cache
@@ -17,7 +20,7 @@ from domainbed_ext.runs import arguments as options
 from domainbed_ext.sweep import arguments as definitions
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BENCHMARK = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", BENCHMARK, flags=re.DOTALL)
 
@@ -158,3 +161,27 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (page.parent / target).exists(), (page.name, target)
+
+
+def test_public_names_are_on_the_api_page():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^::: ([\w.]+)$", page, flags=re.MULTILINE)
+    for name in shown:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+    shown_names = {name.rpartition(".")[2] for name in shown} | set(re.findall(r"`\w+\.([A-Z]+)`", page))
+    assert set(vitlorafa.__all__) <= shown_names
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_a_host(tmp_path):
+    pytest.importorskip("mkdocs")
+    build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    subprocess.run(build, check=True, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 10
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|source|iframe)[^>]*\ssrc=[\"']?(?:https?:)?//", text)
+        loaded += re.findall(r"<link[^>]*rel=[\"']?(?:stylesheet|preload|preconnect|icon)[^>]*(?:https?:)?//", text)
+        assert loaded == [], page.name

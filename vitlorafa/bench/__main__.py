@@ -367,10 +367,12 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    is_terminal = sys.stderr.isatty()  # also where a variable such as FORCE_COLOR is set for a pipe
-    console = Console(file=sys.stderr, force_terminal=is_terminal)
+    if not sys.stderr.isatty():  # rich before 15 writes an empty line even for a disabled bar
+        yield lambda: None
+        return
+    console = Console(file=sys.stderr, force_terminal=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not is_terminal, speed_estimate_period=120) as bar:
+    with Progress(*columns, console=console, speed_estimate_period=120) as bar:
         task = bar.add_task("bench", total=total, rate="")
 
         def advance() -> None:

@@ -1,4 +1,4 @@
-"""What only torch's private names tell or do (torch 2.6 to 2.14), and what happens in a torch that has lost one."""
+"""What only torch's private names tell or do (torch 2.7 to 2.14), and what happens in a torch that has lost one."""
 
 from collections.abc import Callable
 from typing import Any
