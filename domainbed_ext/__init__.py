@@ -10,10 +10,24 @@ The protocol (splits, seeds, records, model selection, tables) is that of Domain
 """
 
 import sys
+from typing import TYPE_CHECKING
 
+from domainbed_ext.system import lazy
 from domainbed_ext.system.commands import refuse_what_is_none
 
+if TYPE_CHECKING:
+    from domainbed_ext.algorithms import ALGORITHMS, Algorithm, register_algorithm
+    from domainbed_ext.datasets import DATASETS, register_dataset
+
 __version__ = "0.1.0"
+__all__ = ["ALGORITHMS", "DATASETS", "Algorithm", "register_algorithm", "register_dataset"]
+__getattr__ = lazy.attributes(
+    __name__,
+    {
+        **dict.fromkeys(("ALGORITHMS", "Algorithm", "register_algorithm"), "domainbed_ext.algorithms"),
+        **dict.fromkeys(("DATASETS", "register_dataset"), "domainbed_ext.datasets"),
+    },
+)
 
 refuse_what_is_none()
 if sys.argv[:1] == ["-m"]:  # one of the commands starts, and takes seconds to import: Ctrl-C then is no error

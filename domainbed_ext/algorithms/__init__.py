@@ -4,7 +4,8 @@ base       what they share: loss, optimizer, checkpoints, what is saved
 full       FullFT and ERM
 probe      LP
 lora       BA, BOnly and AOnly
-registry   all by name
+methods    what each says of itself: label, place and colour in tables and plots, hyperparameters
+registry   all by name; `register_algorithm` adds one
 """
 
 from typing import TYPE_CHECKING
@@ -13,15 +14,16 @@ from domainbed_ext.system import lazy
 
 if TYPE_CHECKING:
     from domainbed_ext.algorithms.base import Algorithm
-    from domainbed_ext.algorithms.registry import ALGORITHMS, get_algorithm_class, parse_name
+    from domainbed_ext.algorithms.registry import ALGORITHMS, get_algorithm_class, parse_name, register_algorithm
 
-__all__ = ["ALGORITHMS", "Algorithm", "get_algorithm_class", "parse_name"]
+__all__ = ["ALGORITHMS", "Algorithm", "get_algorithm_class", "parse_name", "register_algorithm"]
 __getattr__ = lazy.attributes(
     __name__,
     {
         "ALGORITHMS": "domainbed_ext.algorithms.registry",
         "get_algorithm_class": "domainbed_ext.algorithms.registry",
         "parse_name": "domainbed_ext.algorithms.registry",
+        "register_algorithm": "domainbed_ext.algorithms.registry",
         "Algorithm": "domainbed_ext.algorithms.base",
     },
 )

@@ -6,7 +6,7 @@ manifest                a data set listed in a file
 digits, mnist, debug    those that are made from arrays
 listing, image_files    how folders and files are read
 digest                  tells whether a data set has changed
-registry                all by name
+registry                all by name; `register_dataset` adds one
 """
 
 from typing import TYPE_CHECKING
@@ -15,14 +15,15 @@ from domainbed_ext.system import lazy
 
 if TYPE_CHECKING:
     from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
-    from domainbed_ext.datasets.registry import DATASETS, get_dataset_class
+    from domainbed_ext.datasets.registry import DATASETS, get_dataset_class, register_dataset
 
-__all__ = ["DATASETS", "Environment", "MultipleDomainDataset", "get_dataset_class"]
+__all__ = ["DATASETS", "Environment", "MultipleDomainDataset", "get_dataset_class", "register_dataset"]
 __getattr__ = lazy.attributes(
     __name__,
     {
         "DATASETS": "domainbed_ext.datasets.registry",
         "get_dataset_class": "domainbed_ext.datasets.registry",
+        "register_dataset": "domainbed_ext.datasets.registry",
         "Environment": "domainbed_ext.datasets.base",
         "MultipleDomainDataset": "domainbed_ext.datasets.base",
     },

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
-from torch.utils.data import Dataset
 
 
-class Environment(Dataset[tuple[Image.Image, int]]):
+class Environment:
     """One domain's labelled images. Items are `(image, label)`: an RGB PIL image and an int.
 
+    A data set in torch's sense, without torch.
+
     Attributes:
-        name: of the domain, e.g. "sketch".
-        targets: the label of every image.
+        name: Name of the domain, e.g. "sketch".
+        targets: Labels of the images, in order.
     """
 
     name: str
@@ -29,39 +30,44 @@ class Environment(Dataset[tuple[Image.Image, int]]):
         """Decodes an image.
 
         Args:
-            index: of the image, below `len(self)`.
+            index: Index of the image, below `len(self)`.
 
         Returns:
-            It, in RGB.
+            The image, in RGB.
 
         Raises:
-            BenchmarkError: the file is no readable image.
+            BenchmarkError: The file is not a readable image.
         """
-        raise TypeError(f"{type(self).__name__} does not say how to load an image")
+        raise TypeError(f"{type(self).__name__} has no method load, which gives an image")
 
     def content(self) -> Iterable[bytes]:
-        """What tells its images from others, for `digest`; nothing where a class does not say."""
+        """Bytes by which `digest` tells its images from others; none by default."""
         return ()
 
     def verify(self) -> dict[str, str]:
-        """By path, why an image cannot be read; most are checked without decoding their pixels."""
+        """Images that cannot be read: the reason by path. Most are checked without decoding their pixels."""
         return {}
 
 
 class MultipleDomainDataset:
     """A data set of several environments, by DomainBed's names.
 
-    A new one needs `ENVIRONMENTS`, a constructor of this signature that sets `datasets` and `classes`, and a
-    line in the registry.
+    A new one needs `ENVIRONMENTS`, a constructor of this signature that sets `datasets` and `classes`, and a name, by
+    `register_dataset`.
+
+    Args:
+        root: Folder of `--data_dir`; None if it is not given.
+        test_envs: Indices of the environments that are held out.
+        hparams: Hyperparameters of the run.
 
     Attributes:
-        N_STEPS: training steps of a run, unless told.
-        CHECKPOINT_FREQ: steps from one evaluation to the next, unless told.
-        ENVIRONMENTS: short labels, in index order.
-        INPUT_SHAPE: (channels, height, width) that DomainBed feeds; a backbone may want another size.
-        AUGMENTATION: name in `domainbed_ext.data.augmentation.AUGMENTATIONS`.
-        datasets: the environments.
-        classes: names of the classes, in label order.
+        N_STEPS: Default of `--steps`.
+        CHECKPOINT_FREQ: Default of `--checkpoint_freq`.
+        ENVIRONMENTS: Short labels, in index order.
+        INPUT_SHAPE: (channels, height, width) in DomainBed; a backbone may take another size.
+        AUGMENTATION: Name in `domainbed_ext.data.augmentation.AUGMENTATIONS`.
+        datasets: Environments, in index order.
+        classes: Names of the classes, in label order.
     """
 
     N_STEPS: ClassVar[int] = 5001
@@ -83,7 +89,7 @@ class MultipleDomainDataset:
 
     @property
     def environments(self) -> tuple[str, ...]:
-        """Short labels of the environments at hand."""
+        """Short labels of the environments that there are."""
         return self.ENVIRONMENTS
 
     def __getitem__(self, index: int) -> Environment:

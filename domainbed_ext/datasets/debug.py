@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
+from domainbed_ext.datasets.registry import register_dataset
 
 SEED = 0  # of all images and labels; the data set is one, so this is no option
 IMAGES = 16  # an environment
@@ -42,6 +42,7 @@ class DebugEnvironment(Environment):
         yield self.images.tobytes()
 
 
+@register_dataset("Debug28")
 class Debug28(MultipleDomainDataset):
     """Random images of 28 px under random labels, 2 classes; needs no `--data_dir`."""
 
@@ -50,6 +51,8 @@ class Debug28(MultipleDomainDataset):
     AUGMENTATION = "none"
 
     def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
+        import torch  # here, for it takes seconds that only this data set needs
+
         super().__init__(root, test_envs, hparams)
         self.classes = ["0", "1"]
         generator = torch.Generator().manual_seed(SEED)
@@ -61,6 +64,7 @@ class Debug28(MultipleDomainDataset):
             self.datasets.append(DebugEnvironment(name, pixels.permute(0, 2, 3, 1).numpy(), labels.tolist()))
 
 
+@register_dataset("Debug224")
 class Debug224(Debug28):
     """As `Debug28`, but 224 px."""
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
 from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
+from domainbed_ext.datasets.registry import register_dataset
 
 ENVIRONMENTS = ("blended", "plain", "rotated", "sketched")  # sorted, so that name order is index order
 NUM_CLASSES = 10
@@ -53,6 +54,7 @@ class DigitsEnvironment(Environment):
         yield _digits()[0][digits_split()[self.name]].tobytes()
 
 
+@register_dataset("DigitsShift")
 class DigitsShift(MultipleDomainDataset):
     """Real handwritten digits under four synthetic shifts; needs no `--data_dir`."""
 

@@ -16,6 +16,7 @@ from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
 from domainbed_ext.datasets.digest import content_of_files
 from domainbed_ext.datasets.image_files import UnusableImage, check, read, unreadable
 from domainbed_ext.datasets.listing import count_images, list_images, split_folders
+from domainbed_ext.datasets.registry import register_dataset
 from domainbed_ext.errors import BenchmarkError, warn_once
 
 
@@ -74,6 +75,7 @@ class FolderEnvironment(FileEnvironment):
         self.classes, self.hidden, self.unused = listing.classes, listing.hidden, listing.unused
 
 
+@register_dataset("ImageFolderDomains")
 class ImageFolderDomains(MultipleDomainDataset):
     """Any folder of domains: `--dataset ImageFolderDomains --data_dir FOLDER`, with
     `FOLDER/<environment>/<class>/<image>`.
@@ -155,6 +157,7 @@ def _examples(folder: Path, paths: Sequence[str]) -> str:
     return ", ".join([*(os.path.relpath(path, folder) for path in paths[:3]), *(["..."] if len(paths) > 3 else [])])
 
 
+@register_dataset("VLCS")
 class VLCS(ImageFolderDomains):
     """VLCS (Fang et al., 2013): photographs from four data sets, 5 classes."""
 
@@ -163,6 +166,7 @@ class VLCS(ImageFolderDomains):
     DOMAINS = ("Caltech101", "LabelMe", "SUN09", "VOC2007")
 
 
+@register_dataset("PACS")
 class PACS(ImageFolderDomains):
     """PACS (Li et al., 2017): art, cartoons, photographs and sketches, 7 classes."""
 
@@ -171,6 +175,7 @@ class PACS(ImageFolderDomains):
     DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 
 
+@register_dataset("OfficeHome")
 class OfficeHome(ImageFolderDomains):
     """OfficeHome (Venkateswara et al., 2017): art, clipart, product shots and photographs, 65 classes."""
 
@@ -179,6 +184,7 @@ class OfficeHome(ImageFolderDomains):
     DOMAINS = ("Art", "Clipart", "Product", "Real World")
 
 
+@register_dataset("TerraIncognita")
 class TerraIncognita(ImageFolderDomains):
     """TerraIncognita (Beery et al., 2018): camera traps at four locations, 10 classes."""
 
@@ -187,6 +193,7 @@ class TerraIncognita(ImageFolderDomains):
     DOMAINS = ("location_100", "location_38", "location_43", "location_46")
 
 
+@register_dataset("DomainNet")
 class DomainNet(ImageFolderDomains):
     """DomainNet (Peng et al., 2019): six styles, 345 classes."""
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from domainbed_ext.errors import BenchmarkError
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 _PREFIXES = (".", "__MACOSX", "@eaDir")
 _SYSTEM = {  # folders that operating systems, and those of network storage, put beside files of the user's
     *("$recycle.bin", "system volume information", "lost+found"),
@@ -55,7 +54,7 @@ def is_hidden(name: str) -> bool:
 
 def is_image(name: str) -> bool:
     """Whether a file's name ends as an image's does."""
-    return name.lower().endswith(IMG_EXTENSIONS)
+    return name.lower().endswith(IMAGE_ENDINGS)
 
 
 def split_folders(folder: Path) -> tuple[list[str], list[str]]:

@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.datasets.manifest_file import COLUMNS, KINDS, Row, read_manifest
+from domainbed_ext.datasets.registry import register_dataset
 from domainbed_ext.errors import BenchmarkError
 
 
+@register_dataset("Manifest")
 class Manifest(MultipleDomainDataset):
     """The images that a file lists: `--dataset Manifest --data_dir FILE.csv`, or `.tsv`, or `.parquet`.
 

@@ -11,23 +11,25 @@ Nothing is downloaded. The IDX files lie as torchvision lays them out, in `<data
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torchvision.datasets import MNIST
 
 from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
+from domainbed_ext.datasets.registry import register_dataset
 from domainbed_ext.errors import BenchmarkError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SEED = 0  # of the order and the flips; each data set is one, so this is no option
 _LABEL_FLIPS = 0.25  # share of ColoredMNIST's labels that are wrong, so that colour can beat shape
 
 
-def read_mnist(root: Path | str | None, train: bool) -> tuple[Tensor, Tensor]:
+def read_mnist(root: Path | str | None, train: bool) -> "tuple[Tensor, Tensor]":
     """Reads MNIST's IDX files.
 
     Args:
@@ -40,6 +42,9 @@ def read_mnist(root: Path | str | None, train: bool) -> tuple[Tensor, Tensor]:
     Raises:
         BenchmarkError: files are missing or broken.
     """
+    # Here, for torch takes seconds that only these data sets need.
+    from torchvision.datasets import MNIST
+
     get_them = "get them by: python -m domainbed_ext.prepare MNIST --data_dir DIR"
     if root is None:
         raise BenchmarkError(f"MNIST: add --data_dir with the folder that holds MNIST/raw; {get_them}")
@@ -117,6 +122,8 @@ class _DealtMNIST(MultipleDomainDataset):
     AUGMENTATION = "none"
 
     def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
+        import torch
+
         super().__init__(root, test_envs, hparams)
         parts = [read_mnist(root, train=True), read_mnist(root, train=False)]
         images, digits = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -129,12 +136,13 @@ class _DealtMNIST(MultipleDomainDataset):
             self.datasets.append(self.make_environment(i, images[hand].numpy(), digits[hand], generator))
 
     def make_environment(
-        self, index: int, images: NDArray[np.uint8], digits: Tensor, generator: torch.Generator
+        self, index: int, images: NDArray[np.uint8], digits: "Tensor", generator: "torch.Generator"
     ) -> Environment:
         """Makes an environment of the digits dealt to it; `generator` is drawn from in DomainBed's order."""
         raise NotImplementedError
 
 
+@register_dataset("RotatedMNIST")
 class RotatedMNIST(_DealtMNIST):
     """Rotated MNIST (Ghifary et al., 2015): digits turned by 0 to 75 degrees, 10 classes."""
 
@@ -143,12 +151,13 @@ class RotatedMNIST(_DealtMNIST):
     classes = tuple(str(digit) for digit in range(10))
 
     def make_environment(
-        self, index: int, images: NDArray[np.uint8], digits: Tensor, generator: torch.Generator
+        self, index: int, images: NDArray[np.uint8], digits: "Tensor", generator: "torch.Generator"
     ) -> Environment:
         """Digits turned by the environment's angle, when they are loaded."""
         return RotatedEnvironment(self.ENVIRONMENTS[index], images, digits.tolist())
 
 
+@register_dataset("ColoredMNIST")
 class ColoredMNIST(_DealtMNIST):
     """Coloured MNIST (Arjovsky et al., 2019): is the digit below 5? 2 classes, whose colour misleads in the last
     environment."""
@@ -159,9 +168,11 @@ class ColoredMNIST(_DealtMNIST):
     classes = ("5 to 9", "0 to 4")
 
     def make_environment(
-        self, index: int, images: NDArray[np.uint8], digits: Tensor, generator: torch.Generator
+        self, index: int, images: NDArray[np.uint8], digits: "Tensor", generator: "torch.Generator"
     ) -> Environment:
         """Labels from digits, colours from labels, each with its share of flips."""
+        import torch
+
         labels = (digits < 5) ^ (torch.rand(len(digits), generator=generator) < _LABEL_FLIPS)
         colours = labels ^ (torch.rand(len(digits), generator=generator) < self.COLOUR_FLIPS[index])
         return ColoredEnvironment(self.ENVIRONMENTS[index], images, labels.int().tolist(), colours.int().tolist())

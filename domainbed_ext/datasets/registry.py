@@ -1,48 +1,58 @@
-"""The data sets by name. A new one is a class and a line here."""
+"""The data sets by name. Each declares itself at its class, by `register_dataset`."""
 
-from domainbed_ext.datasets.base import MultipleDomainDataset
-from domainbed_ext.datasets.debug import Debug28, Debug224
-from domainbed_ext.datasets.digits import DigitsShift
-from domainbed_ext.datasets.folders import (
-    PACS,
-    VLCS,
-    DomainNet,
-    ImageFolderDomains,
-    OfficeHome,
-    TerraIncognita,
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.system.registry import Registry, path_of
+
+if TYPE_CHECKING:  # it is registered here
+    from domainbed_ext.datasets.base import MultipleDomainDataset
+
+D = TypeVar("D", bound=type)
+
+GROUP = "domainbed_ext.datasets"
+
+DATASETS: "Registry[type[MultipleDomainDataset]]" = Registry(
+    "data set",
+    GROUP,
+    [f"domainbed_ext.datasets.{module}" for module in ("digits", "debug", "mnist", "folders", "manifest")],
+    make=lambda name, dataset: dataset,
 )
-from domainbed_ext.datasets.manifest import Manifest
-from domainbed_ext.datasets.mnist import ColoredMNIST, RotatedMNIST
-from domainbed_ext.errors import unknown
-
-DATASETS: dict[str, type[MultipleDomainDataset]] = {
-    "DigitsShift": DigitsShift,
-    "Debug28": Debug28,
-    "Debug224": Debug224,
-    "RotatedMNIST": RotatedMNIST,
-    "ColoredMNIST": ColoredMNIST,
-    "VLCS": VLCS,
-    "PACS": PACS,
-    "OfficeHome": OfficeHome,
-    "TerraIncognita": TerraIncognita,
-    "DomainNet": DomainNet,
-    "ImageFolderDomains": ImageFolderDomains,
-    "Manifest": Manifest,
-}
 
 
-def get_dataset_class(name: str) -> type[MultipleDomainDataset]:
+def register_dataset(name: str) -> Callable[[D], D]:
+    """Makes a class a data set, for `--dataset` and sweeps. What else there is to say of it are its class attributes.
+
+    Args:
+        name: Name in commands and records.
+
+    Returns:
+        Decorator of a subclass of `MultipleDomainDataset`.
+
+    Raises:
+        BenchmarkError: The name is taken.
+    """
+    if not isinstance(name, str):
+        raise BenchmarkError('register_dataset takes a name: write @register_dataset("Name")')
+
+    def decorate(dataset: D) -> D:
+        DATASETS.register(name, dataset, path_of(dataset))
+        return dataset
+
+    return decorate
+
+
+def get_dataset_class(name: str) -> "type[MultipleDomainDataset]":
     """The data set of a name.
 
     Args:
-        name: a key of `DATASETS`.
+        name: Name in any spelling.
 
     Returns:
         Its class.
 
     Raises:
-        BenchmarkError: unknown; names the nearest.
+        BenchmarkError: Unknown, naming the nearest; or of an entry point that cannot be imported.
     """
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
-    return DATASETS[name]
+    return DATASETS.find(name)

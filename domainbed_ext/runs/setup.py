@@ -17,7 +17,7 @@ from domainbed_ext.data.splits import Split, environment_of, make_splits
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.digest import digest
 from domainbed_ext.datasets.image_files import unreadable
-from domainbed_ext.datasets.registry import get_dataset_class
+from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
@@ -161,13 +161,13 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
     args = protocols.resolve(args)
     if args.workers is None:
         args.workers = WORKERS if torch.cuda.is_available() else 0
-    args.algorithm = canonical_name(args.algorithm)
+    args.algorithm, args.dataset = canonical_name(args.algorithm), DATASETS.canonical(args.dataset)
     hparams = hparams_of(args) | dict(recorded_hparams or {})
     hparams_registry.check(hparams)
     if args.task != "domain_generalization":
         raise BenchmarkError(f"--task {args.task}: no algorithm here uses unlabelled images; leave --task out")
 
-    dataset = get_dataset_class(args.dataset)(args.data_dir, args.test_envs, hparams)
+    dataset = DATASETS[args.dataset](args.data_dir, args.test_envs, hparams)
     args.test_envs, args.source_envs = protocols.environments_of_a_run(args, environment_names(dataset))
     protocols.check_evaluate(args.evaluate, args.source_envs is None and len(args.test_envs) > 1)
     splits = make_splits(dataset, args.test_envs, args.holdout_fraction, args.uda_holdout_fraction, args.trial_seed)

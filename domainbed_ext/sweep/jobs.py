@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_ext.algorithms.registry import canonical_name
-from domainbed_ext.datasets.registry import get_dataset_class
+from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.protocols import (
     LEAVE_ONE_OUT,
@@ -117,14 +117,15 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
             that are not there.
     """
     algorithms = list(dict.fromkeys(map(canonical_name, args.algorithms)))
+    datasets = list(dict.fromkeys(map(DATASETS.canonical, args.datasets)))
     numbers = {name: getattr(args, name) for name in options.NUMBERS if getattr(args, name) is not None}
     if args.protocol in (None, LEAVE_ONE_OUT) and not args.single_test_envs:
         numbers["evaluate"] = "all"  # the runs that leave one environment out are chosen by those that leave out two
     extra = {name: getattr(args, name) for name in options.EXTRA}
-    combinations = _test_envs(args)
+    combinations = _test_envs(args, datasets)
     computations, defaults = Computations(), vars(options.make_parser().parse_args([]))
     jobs = []
-    for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), args.datasets, algorithms):
+    for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), datasets, algorithms):
         for test_envs in combinations[dataset]:
             for hparams_seed in range(args.n_hparams_from, args.n_hparams):
                 train_args = {
@@ -181,9 +182,9 @@ def _is_of(job: Job, name: str) -> bool:
     return record is None or not identity.contradicts(job.computation, record)  # it may have stopped before its first
 
 
-def _test_envs(args: argparse.Namespace) -> dict[str, list[list[int]]]:
+def _test_envs(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str, list[list[int]]]:
     """By data set, the test environments of every run."""
-    names = {dataset: _environment_names(dataset, args.data_dir) for dataset in args.datasets}
+    names = {dataset: _environment_names(dataset, args.data_dir) for dataset in datasets}
     if args.protocol == SINGLE_SOURCE:
         return {
             dataset: [[i for i in range(len(names[dataset])) if i != source] for source in sources]
@@ -211,7 +212,7 @@ def _test_envs(args: argparse.Namespace) -> dict[str, list[list[int]]]:
 
 def _environment_names(dataset: str, data_dir: str | None) -> Sequence[Sequence[str]]:
     """What a data set's environments may be called; the images need be at hand only where the class does not say."""
-    known = get_dataset_class(dataset)
+    known = DATASETS[dataset]
     labels, folders = known.ENVIRONMENTS, getattr(known, "DOMAINS", ())
     if labels:
         return list(zip(labels, folders or labels, strict=True))

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import domainbed_ext
-from domainbed_ext import cache, report, system
+from domainbed_ext import cache, datasets, report, system
 
 WITHOUT_TORCH = (
     *(
@@ -17,6 +17,7 @@ WITHOUT_TORCH = (
         if not module.name.startswith("domainbed_ext.report.paper")
     ),
     *(f"domainbed_ext.algorithms.{name}" for name in ("hyperparameters", "methods", "registry")),
+    *(module.name for module in pkgutil.walk_packages(datasets.__path__, "domainbed_ext.datasets.")),
     *(f"{cache.__name__}.{name}" for name in ("command", "decode", "entries", "images")),
     *(
         f"domainbed_ext.{name}"

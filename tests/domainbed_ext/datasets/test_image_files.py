@@ -15,7 +15,7 @@ from domainbed_ext.cache.images import cached
 from domainbed_ext.cache.variants import Decoded, Resized
 from domainbed_ext.datasets import image_files
 from domainbed_ext.datasets.folders import FileEnvironment
-from domainbed_ext.datasets.listing import IMG_EXTENSIONS
+from domainbed_ext.datasets.listing import IMAGE_ENDINGS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.prepare.examine import examine
 
@@ -160,7 +160,7 @@ def environment(folder: Path, *names: str) -> FileEnvironment:
 
 
 def test_every_extension_is_tried():
-    assert {Path(name).suffix.lower() for name in KINDS} == set(IMG_EXTENSIONS) - {".jpeg"} | {".jpeg"}
+    assert {Path(name).suffix.lower() for name in KINDS} == set(IMAGE_ENDINGS) - {".jpeg"} | {".jpeg"}
 
 
 def test_what_becomes_of_each_kind(tmp_path, cache):

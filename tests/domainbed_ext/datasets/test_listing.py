@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from domainbed_ext.datasets.folders import ImageFolderDomains
-from domainbed_ext.datasets.listing import is_hidden, list_images
+from domainbed_ext.datasets.listing import IMAGE_ENDINGS, is_hidden, list_images
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.prepare.verify import verify
 from tests.domainbed_ext.conftest import make_domains
@@ -27,6 +28,10 @@ def touch(*paths):
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+
+
+def test_image_endings_are_torchvisions():
+    assert IMAGE_ENDINGS == IMG_EXTENSIONS
 
 
 def test_a_clean_folder_is_listed_as_torchvision_lists_it(tmp_path):
