@@ -6,7 +6,6 @@ python -m domainbed_ext.evaluate --run runs/one
 import argparse
 import math
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +16,7 @@ from safetensors import SafetensorError
 
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import best_step
-from domainbed_ext.runs.arguments import PLACES
-from domainbed_ext.runs.arguments import make_parser as make_run_parser
+from domainbed_ext.runs.arguments import PLACES, RunArguments
 from domainbed_ext.runs.differences import Kind, changed, differences
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder, State
@@ -117,10 +115,9 @@ def _set_up(record: dict[str, Any], data_dir: str | None, weights: str | None) -
     said = {
         name: value for name, value in record["args"].items() if name not in PLACES or name in ("data_dir", "weights")
     }
-    args = Namespace(**{**vars(make_run_parser().parse_args([])), **said, "source_envs": None})
     moved = {name: value for name, value in (("data_dir", data_dir), ("weights", weights)) if value is not None}
-    vars(args).update(moved)
-    args.hparams = None  # what it said is in the final hyperparameters
+    # What --hparams said is in the final hyperparameters, and the test environments tell the source.
+    args = RunArguments.from_mapping({**said, "source_envs": None, "hparams": None, **moved})
     hparams = {**record["hparams"], "precision": record["precision"]}
     hparams |= {name: value for name, value in moved.items() if name == "weights"}
     return set_up(args, hparams)

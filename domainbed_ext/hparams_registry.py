@@ -14,7 +14,7 @@ from numpy.random import RandomState
 
 from domainbed_ext.algorithms.registry import METHODS, parse_name
 from domainbed_ext.errors import BenchmarkError, unknown
-from domainbed_ext.models.precision import PRECISIONS
+from domainbed_ext.protocols import PRECISIONS
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system import option_values
 

@@ -6,7 +6,6 @@ single_source   trains on one environment and is tested on all others, as in Zhu
 domainbed       leave_one_out in upstream DomainBed's choices throughout
 """
 
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +45,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {LEAVE_ONE_OUT: _OURS, SINGLE_SOURCE: _OU
 # Indices of the paper's sources: LabelMe, cartoon, Clipart, location 38.
 _PAPER_SOURCES = {"VLCS": 1, "PACS": 1, "OfficeHome": 1, "TerraIncognita": 1}
 
-DEFAULT_TEST_ENVS = [0]  # DomainBed's; that very list, and not one that equals it, says that none was given
+PRECISIONS = ("auto", "bf16", "float32")
+
+_DEFAULT_TEST_ENVS = (0,)  # DomainBed's
 
 Names = Sequence[Sequence[str]]
 """What the environments of a data set may be called, in index order: of each its label and its folder's name."""
@@ -57,20 +58,23 @@ def protocol_of(record: Mapping[str, Any]) -> str:
     return record["args"].get("protocol") or LEAVE_ONE_OUT
 
 
-def resolve(args: Namespace) -> Namespace:
-    """Fills in the options that were not given.
+def choices(protocol: str | None, test_envs: Sequence[object] | None) -> dict[str, Any]:
+    """What a run does where its options say nothing.
 
     Args:
-        args: of a run; None for what was not given.
+        protocol: Name of the protocol; None for leave_one_out.
+        test_envs: Test environments of the run; None if they were not given.
 
     Returns:
-        A copy with the protocol's choices.
+        Name of an option to its value. The test environments are among them where the protocol alone decides them.
     """
-    protocol = args.protocol or LEAVE_ONE_OUT
-    chosen = {name: value for name, value in PROTOCOLS[protocol].items() if getattr(args, name) is None}
-    if "evaluate" in chosen and protocol == LEAVE_ONE_OUT and len(set(args.test_envs)) > 1:
+    protocol = protocol or LEAVE_ONE_OUT
+    chosen: dict[str, Any] = {"protocol": protocol, **PROTOCOLS[protocol]}
+    if protocol != SINGLE_SOURCE:
+        chosen["test_envs"] = list(_DEFAULT_TEST_ENVS)
+    if protocol == LEAVE_ONE_OUT and len(set(test_envs or ())) > 1:
         chosen["evaluate"] = "all"
-    return Namespace(**{**vars(args), **chosen, "protocol": protocol})
+    return chosen
 
 
 def check_evaluate(evaluate: str | None, pairs: bool) -> None:
@@ -152,56 +156,77 @@ def source_environments(
     return {dataset: sorted(indices) for dataset, indices in sources.items()}
 
 
-def environments_of_a_run(args: Namespace, names: Names) -> tuple[list[int], list[int] | None]:
+def environments_of_a_run(
+    protocol: str,
+    dataset: str,
+    names: Names,
+    test_envs: Sequence[str | int] | None = None,
+    source_envs: Sequence[str | int] | None = None,
+) -> tuple[list[int], list[int] | None]:
     """The test environments of one run, and its source.
 
     Args:
-        args: of the run, resolved.
-        names: of the data set's environments.
+        protocol: Name of the protocol.
+        dataset: Name of the data set.
+        names: Names of its environments.
+        test_envs: Names or indices of the test environments; None if they were not given.
+        source_envs: Names or indices of the environments to train on; None if they were not given.
 
     Returns:
         Indices of the test environments; of the source, as a list of one, or None unless the run is single-source.
 
     Raises:
-        BenchmarkError: `--test_envs` and `--source_envs` that say no such run, or contradict each other.
+        BenchmarkError: The environments make no such run, or the two options contradict each other.
     """
-    given, count = None if args.test_envs is DEFAULT_TEST_ENVS else args.test_envs, len(names)
-    if args.protocol != SINGLE_SOURCE:
-        if args.source_envs is not None:
+    count = len(names)
+    tested = None if test_envs is None else find_test_envs(dataset, names, test_envs)
+    if protocol != SINGLE_SOURCE:
+        if source_envs is not None:
             raise BenchmarkError(f"--source_envs is of --protocol {SINGLE_SOURCE}: add that, or leave it out")
-        test_envs = list(args.test_envs)
-        _check_test_envs(test_envs, names)
-        return test_envs, None
-    if args.source_envs is not None:
-        sources = source_environments([str(name) for name in args.source_envs], {args.dataset: names})[args.dataset]
-        if given is not None and sorted(set(given)) != [i for i in range(count) if i not in sources]:
+        return list(_DEFAULT_TEST_ENVS) if tested is None else tested, None
+    if source_envs is not None:
+        sources = source_environments([str(name) for name in source_envs], {dataset: names})[dataset]
+        if tested is not None and sorted(tested) != [i for i in range(count) if i not in sources]:
             raise BenchmarkError(
-                f"--source_envs {_labels(sources, names)} and --test_envs {' '.join(map(str, given))} contradict each "
+                f"--source_envs {_labels(sources, names)} and --test_envs {_labels(tested, names)} contradict each "
                 "other: the test environments are all but the source, so leave --test_envs out"
             )
-    elif given is not None:
-        _check_test_envs(given, names)
-        sources = [i for i in range(count) if i not in given]
+    elif tested is not None:
+        sources = [i for i in range(count) if i not in tested]
     else:
-        sources = source_environments(None, {args.dataset: names})[args.dataset]
+        sources = source_environments(None, {dataset: names})[dataset]
     if len(sources) != 1:
         raise BenchmarkError(
-            f"a single-source run trains on one environment of {args.dataset}, not on {len(sources)} "
+            f"a single-source run trains on one environment of {dataset}, not on {len(sources)} "
             f"({_labels(sources, names)}): give one with --source_envs"
         )
     return [i for i in range(count) if i not in sources], sources
 
 
-def _check_test_envs(test_envs: Sequence[int], names: Names) -> None:
+def find_test_envs(dataset: str, names: Names, test_envs: Sequence[str | int]) -> list[int]:
+    """The indices of test environments. A number is an index, as in DomainBed, also where a label is a number.
+
+    Args:
+        dataset: Name of the data set.
+        names: Names of its environments.
+        test_envs: Labels, folders' names or indices.
+
+    Raises:
+        BenchmarkError: There is no such environment, one is named twice, or none is left to train on.
+    """
     count = len(names)
-    listed = ", ".join(f"{i} {environment[0]}" for i, environment in enumerate(names))
-    wrong = [i for i in test_envs if not 0 <= i < count]
-    if twice := {i for i in test_envs if list(test_envs).count(i) > 1}:
-        raise BenchmarkError(f"--test_envs names {', '.join(map(str, sorted(twice)))} twice: name each once")
-    if wrong:
-        raise BenchmarkError(f"--test_envs {' '.join(map(str, wrong))}: there are {count} environments ({listed})")
-    if len(set(test_envs)) == count:
+    listed = ", ".join(f"{i} {' or '.join(dict.fromkeys(environment))}" for i, environment in enumerate(names))
+    indices = []
+    for name in test_envs:
+        index = name if isinstance(name, int) else _find(name, names)
+        if index is None or not 0 <= index < count:
+            raise BenchmarkError(f"--test_envs {name}: {dataset} has no such environment: choose from {listed}")
+        if index in indices:
+            raise BenchmarkError(f"--test_envs names environment {index} {names[index][0]} twice: name each once")
+        indices.append(index)
+    if len(indices) == count:
         raise BenchmarkError(f"--test_envs names all {count} environments ({listed}): leave one to train on")
+    return indices
 
 
 def _find(name: str, names: Names) -> int | None:

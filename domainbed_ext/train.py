@@ -6,7 +6,6 @@ A run that was stopped or killed resumes from its last checkpoint, to the same r
 same command again.
 """
 
-import argparse
 import sys
 import time
 import traceback
@@ -23,7 +22,7 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import better
 from domainbed_ext.runs import checkpoint
 from domainbed_ext.runs import messages as run_report
-from domainbed_ext.runs.arguments import make_parser
+from domainbed_ext.runs.arguments import RunArguments, parse
 from domainbed_ext.runs.clock import RunTime
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.feed import Feed
@@ -232,11 +231,11 @@ class Training:
         self.saved_at = (time.monotonic(), self.steps_done)
 
 
-def run(args: argparse.Namespace, progress: Progress = lambda share: None) -> ExitCode:
+def run(args: RunArguments, progress: Progress = lambda share: None) -> ExitCode:
     """A run from its arguments to its `done` or `failed`.
 
     Args:
-        args: of `options.make_parser`.
+        args: Arguments of the run.
         progress: told the share of the steps that are done.
 
     Returns:
@@ -260,7 +259,7 @@ def run(args: argparse.Namespace, progress: Progress = lambda share: None) -> Ex
         return _attempt(args, folder, claim, progress)
 
 
-def _done_already(args: argparse.Namespace, folder: RunFolder) -> ExitCode:
+def _done_already(args: RunArguments, folder: RunFolder) -> ExitCode:
     """Accepts a finished run of the same computation; versions, precision and source files may have changed since."""
     record = folder.records()[-1]
     found = differences(record, facts(set_up(args)))
@@ -277,7 +276,7 @@ def _done_already(args: argparse.Namespace, folder: RunFolder) -> ExitCode:
     return ExitCode.DONE
 
 
-def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress: Progress) -> ExitCode:
+def _attempt(args: RunArguments, folder: RunFolder, claim: Claim, progress: Progress) -> ExitCode:
     def fail(error: BaseException, sentence: str, code: ExitCode) -> ExitCode:
         claim.ended = "failed"
         folder.fail(sentence, code)
@@ -294,7 +293,7 @@ def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress
         try:
             with bar("setting up"):
                 setup = set_up(args)
-                duplicates.check(setup.args, setup.dataset)
+                duplicates.check(args.dataset, setup.dataset, args.duplicates, args.cache_dir)
                 training = Training(setup, folder, claim, stop)
             training.finish(progress)
             claim.check()
@@ -327,7 +326,7 @@ def _attempt(args: argparse.Namespace, folder: RunFolder, claim: Claim, progress
 @as_command()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.train`."""
-    return run(make_parser().parse_args(argv))
+    return run(parse(argv))
 
 
 if __name__ == "__main__":

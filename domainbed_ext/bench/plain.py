@@ -11,9 +11,8 @@ takes the arguments of `python -m domainbed_ext.train` and writes its records; t
 measuring (`--evaluate`, `--sampling`, ...) are passed over, but for `--train_eval_share` and `--precision bf16`.
 """
 
-import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from domainbed_ext.data.splits import Split, environment_of
 from domainbed_ext.datasets.folders import FolderEnvironment
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models.inputs import Inputs
-from domainbed_ext.runs.arguments import make_parser
+from domainbed_ext.runs.arguments import RunArguments, parse
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.setup import Setup, compute_exactly, facts, set_up
 from domainbed_ext.seeds import seed_hash
@@ -55,11 +54,11 @@ def transforms(inputs: Inputs, augmented: bool) -> v2.Compose:
     return v2.Compose([*changes, *numbers])
 
 
-def run(args: Namespace, workers: int = _WORKERS) -> RunFolder:
+def run(args: RunArguments, workers: int = _WORKERS) -> RunFolder:
     """Trains and evaluates.
 
     Args:
-        args: of `options.make_parser`; the data set is one of image folders.
+        args: Arguments of the run; the data set is one of image folders.
         workers: processes of each loader; 0 for none.
 
     Returns:
@@ -68,7 +67,7 @@ def run(args: Namespace, workers: int = _WORKERS) -> RunFolder:
     Raises:
         BenchmarkError: a mistake in the input.
     """
-    setup = set_up(Namespace(**{**vars(args), "precision": "bf16" if args.precision == "bf16" else "float32"}))
+    setup = set_up(replace(args, precision="bf16" if args.precision == "bf16" else "float32"))
     compute_exactly(setup.args)
     algorithm = setup.make_algorithm()
     folder = RunFolder(args.output_dir)
@@ -116,7 +115,7 @@ def _loader(setup: Setup, name: str, workers: int) -> DataLoader:
 @as_command()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    run(make_parser().parse_args(sys.argv[1:] if argv is None else argv))
+    run(parse(argv))
 
 
 if __name__ == "__main__":

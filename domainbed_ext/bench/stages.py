@@ -18,7 +18,7 @@ from torch import Tensor
 from domainbed_ext.bench import plain, report, timing
 from domainbed_ext.bench.subprocesses import arguments
 from domainbed_ext.data.augmentation import AUGMENTATIONS, Augmentation
-from domainbed_ext.runs.arguments import make_parser
+from domainbed_ext.runs.arguments import parse
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.profile import operations, product_rate
 from domainbed_ext.runs.setup import Setup, compute_exactly, set_up
@@ -53,7 +53,7 @@ def setup_of(args: Namespace, algorithm: str, precision: str | None = None) -> S
         precision: in place of the usual one.
     """
     more = ["--precision", precision] if precision else []
-    return set_up(make_parser().parse_args(arguments(args, "--algorithm", algorithm, *more)))
+    return set_up(parse(arguments(args, "--algorithm", algorithm, *more)))
 
 
 def _images(setup: Setup, args: Namespace) -> list[dict[str, Any]]:

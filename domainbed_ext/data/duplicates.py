@@ -4,7 +4,7 @@ One copy may be trained on while another is held out. Files are told apart by th
 image cache keeps, so that a file is read again only after it changed. Without a cache files of equal size are read.
 """
 
-from argparse import Namespace, _ActionsContainer
+from argparse import _ActionsContainer
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,19 +73,21 @@ def add_option(parser: _ActionsContainer) -> None:
     )
 
 
-def check(args: Namespace, dataset: MultipleDomainDataset) -> None:
-    """Looks for duplicates in a run's data set, unless `--duplicates` is "ignore".
+def check(name: str, dataset: MultipleDomainDataset, choice: str, cache_dir: str | None) -> None:
+    """Looks for duplicates in a data set, unless `--duplicates` is "ignore".
 
     Args:
-        args: Arguments of the run.
-        dataset: Its data set.
+        name: Name of the data set.
+        dataset: Data set.
+        choice: One of `CHOICES`.
+        cache_dir: Value of `--cache_dir`.
 
     Raises:
         BenchmarkError: There are some, and they are to be refused.
     """
     environments = [each for each in dataset.datasets if isinstance(each, FileEnvironment)]
-    if args.duplicates != "ignore" and environments:
-        report(args.dataset, find(environments, dataset.classes, chosen_folder(args.cache_dir)), args.duplicates)
+    if choice != "ignore" and environments:
+        report(name, find(environments, dataset.classes, chosen_folder(cache_dir)), choice)
 
 
 def report(name: str, found: Duplicates, choice: str) -> None:

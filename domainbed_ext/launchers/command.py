@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from argparse import Namespace
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from domainbed_ext.errors import BenchmarkError
 
 if TYPE_CHECKING:
+    from domainbed_ext.runs.arguments import RunArguments
     from domainbed_ext.runs.folder import RunFolder
 
 _OURS = ["-m", "domainbed_ext.train"]
@@ -37,14 +37,14 @@ class Command:
         return words[3:] if words[1:3] == _OURS else None
 
     @cached_property
-    def run_args(self) -> Namespace | None:
+    def run_args(self) -> "RunArguments | None":
         """The same, read; None also if they are wrong."""
         if self.run_words is None:
             return None
         from domainbed_ext.runs import arguments as options
 
         try:
-            return options.make_parser().parse_args(self.run_words)
+            return options.parse(self.run_words)
         except BenchmarkError:
             return None
 

@@ -65,7 +65,7 @@ def _run_here(command: Command, progress: Callable[[float], None]) -> int:
         contextlib.redirect_stderr(nothing),
     ):
         try:
-            return train.run(options.make_parser().parse_args(command.run_words), tell)
+            return train.run(options.parse(command.run_words), tell)
         except BenchmarkError as error:
             sentence, code = str(error), ExitCode.BAD_INPUT
         except Exception as error:

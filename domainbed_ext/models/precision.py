@@ -7,8 +7,6 @@ import torch
 
 from vitlorafa import cpu_has
 
-PRECISIONS = ("auto", "bf16", "float32")
-
 
 def resolve(precision: str, device: torch.device) -> str:
     """What "auto" means here: bf16 where the processor multiplies it natively, else float32.
@@ -16,7 +14,7 @@ def resolve(precision: str, device: torch.device) -> str:
     A CPU without AVX512-BF16 or AMX emulates bf16 more slowly than it computes float32.
 
     Args:
-        precision: one of `PRECISIONS`.
+        precision: one of `protocols.PRECISIONS`.
         device: where the run computes.
 
     Returns:

@@ -1,18 +1,21 @@
-"""The command line of a run, and the part of it that sweeps share: what changes numbers."""
+"""The arguments of a run, and its command line; the part of both that sweeps share."""
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+from domainbed_ext import protocols
 from domainbed_ext.algorithms.registry import ALGORITHMS
 from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE
 from domainbed_ext.data import duplicates
 from domainbed_ext.datasets.registry import DATASETS
-from domainbed_ext.models import precision
-from domainbed_ext.protocols import CHOICES, DEFAULT_TEST_ENVS, PROTOCOLS
+from domainbed_ext.protocols import CHOICES, PRECISIONS, PROTOCOLS
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import CommandLine
 
 # Options over DomainBed's that change a run's numbers. A sweep passes those that are given on to its runs and makes
-# them part of a run's identity; for the others `protocols.resolve` says what holds.
+# them part of a run's identity; `protocols.choices` fills in the others.
 NUMBERS = (
     "protocol",
     *CHOICES,
@@ -37,6 +40,100 @@ EXTRA = (
     *("cache_dir", "cache_gb", "workers", "verify_images", "profile", "skip_model_save"),
     *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates"),
 )
+
+
+@dataclass(frozen=True)
+class SharedArguments:
+    """The arguments that a run and a sweep share, with the values that they have where they are not given.
+
+    None is for what was not given: the protocol, the data set or the machine decides it. The command line says what
+    each argument means.
+    """
+
+    protocol: str | None = None
+    source_envs: Sequence[str | int] | None = None
+    validation_images: str | None = None
+    input_stats: str | None = None
+    sampling: str | None = None
+    training_images: str | None = None
+    test_on: str | None = None
+    evaluate: str | None = None
+    train_eval_share: float | None = None
+    checkpoint_freq: int | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+
+    verify_images: bool = False
+    duplicates: str = "warn"
+
+    cache_dir: str | None = None
+    cache_gb: float = DEFAULT_GB
+    workers: int | None = None
+    profile: bool = False
+
+    save_minutes: float = 5.0
+    save_steps: int = 0
+    time_limit: float | None = None
+    stop_on_nan: bool = False
+
+
+@dataclass(frozen=True)
+class RunArguments(SharedArguments):
+    """The arguments of a run as they were given; its records hold them, completed."""
+
+    data_dir: str | None = None
+    dataset: str = "DigitsShift"
+    algorithm: str = "BOnly"
+    task: str = "domain_generalization"
+    hparams: str | None = None
+    hparams_seed: int = 0
+    trial_seed: int = 0
+    seed: int = 0
+    steps: int | None = None
+    test_envs: Sequence[str | int] | None = None
+    output_dir: str = "train_output"
+    holdout_fraction: float = 0.2
+    uda_holdout_fraction: float = 0.0
+    skip_model_save: bool = False
+    save_model_every_checkpoint: bool = False
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "RunArguments":
+        """The arguments of these names and values; other names, e.g. of another version's records, are left out.
+
+        Args:
+            values: Name to value.
+        """
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+    def complete(self, workers: int = 0) -> "CompleteArguments":
+        """The same with the protocol's choices where none was given.
+
+        Args:
+            workers: Number of worker processes where none was given.
+        """
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        chosen = protocols.choices(self.protocol, self.test_envs)
+        return CompleteArguments(**{**asdict(self), "workers": workers, **chosen, **given})
+
+
+@dataclass(frozen=True)
+class CompleteArguments(RunArguments):
+    """The arguments of a run with its protocol's choices filled in."""
+
+    protocol: str = protocols.LEAVE_ONE_OUT
+    validation_images: str = "plain"
+    input_stats: str = "backbone"
+    sampling: str = "replacement"
+    training_images: str = "exact"
+    test_on: str = "in"
+    evaluate: str = "lean"
+    train_eval_share: float = 1.0
+    threads: int = 1
+    workers: int = 0
 
 
 def add_number_options(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +205,7 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a .safetensors file, 'pretrained' (timm's own way) or 'none'",
     )
-    group.add_argument("--precision", choices=precision.PRECISIONS, help="auto: bf16 where the processor has it")
+    group.add_argument("--precision", choices=PRECISIONS, help="auto: bf16 where the processor has it")
     group.add_argument(
         "--threads",
         type=option_values.whole(1),
@@ -135,7 +232,7 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache_gb",
         type=option_values.number(least=0),
-        default=DEFAULT_GB,
+        default=SharedArguments.cache_gb,
         metavar="GB",
         help="that it may take (%(default)g)",
     )
@@ -154,12 +251,16 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--save_minutes",
         type=option_values.number(least=0),
-        default=5.0,
+        default=SharedArguments.save_minutes,
         metavar="M",
         help="write a checkpoint every M minutes (%(default)g); 0: never",
     )
     group.add_argument(
-        "--save_steps", type=option_values.whole(0), default=0, metavar="N", help="and every N steps (0: never)"
+        "--save_steps",
+        type=option_values.whole(0),
+        default=SharedArguments.save_steps,
+        metavar="N",
+        help="and every N steps (0: never)",
     )
     group.add_argument(
         "--time_limit",
@@ -186,41 +287,34 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data_dir", type=option_values.path, metavar="DIR", help="folder that holds the data sets")
-    parser.add_argument("--dataset", default="DigitsShift", metavar="NAME", help=f"{', '.join(DATASETS)} (%(default)s)")
-    parser.add_argument(
-        "--algorithm", default="BOnly", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16 (%(default)s)"
-    )
-    parser.add_argument("--task", default="domain_generalization", metavar="NAME", help="%(default)s")
+    parser.add_argument("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (%(default)s)")
+    parser.add_argument("--algorithm", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16 (%(default)s)")
+    parser.add_argument("--task", metavar="NAME", help="%(default)s")
     parser.add_argument("--hparams", metavar="JSON", help="hyperparameters, over the defaults or the random draw")
     for name, meaning in (
         ("hparams_seed", "0: the defaults (%(default)s)"),
         ("trial_seed", "of splits and random hyperparameters"),
         ("seed", "of everything else"),
     ):
-        parser.add_argument(f"--{name}", type=option_values.seed, default=0, metavar="N", help=meaning)
+        parser.add_argument(f"--{name}", type=option_values.seed, metavar="N", help=meaning)
     parser.add_argument("--steps", type=option_values.whole(1), metavar="N", help="training steps (the data set's)")
     parser.add_argument(
         "--test_envs",
-        type=option_values.whole(0),
+        type=option_values.name_or_index,
         nargs="+",
-        default=DEFAULT_TEST_ENVS,
-        metavar="N",
-        help="indices of the held-out environments (0; of single_source, all but the source)",
+        metavar="NAME",
+        help="test environments: names, labels or indices (0; with single_source, all but the source)",
     )
     parser.add_argument(
         "--output_dir",
         type=option_values.tensors_path,
-        default="train_output",
         metavar="DIR",
         help="the run's folder (%(default)s)",
     )
-    parser.add_argument(
-        "--holdout_fraction", type=option_values.share(), default=0.2, metavar="SHARE", help="(%(default)s)"
-    )
+    parser.add_argument("--holdout_fraction", type=option_values.share(), metavar="SHARE", help="(%(default)s)")
     parser.add_argument(
         "--uda_holdout_fraction",
         type=option_values.share(with_0=True),
-        default=0.0,
         metavar="SHARE",
         help="of a test environment, kept from `in`",
     )
@@ -230,4 +324,17 @@ def make_parser() -> argparse.ArgumentParser:
     add_image_options(parser)
     add_speed_options(parser)
     add_resume_options(parser)
+    parser.set_defaults(**asdict(RunArguments()))
     return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> RunArguments:
+    """Reads a run's command line.
+
+    Args:
+        argv: Arguments; None for those of the process.
+
+    Raises:
+        BenchmarkError: An option is unknown, or its value cannot be right.
+    """
+    return RunArguments(**vars(make_parser().parse_args(argv)))

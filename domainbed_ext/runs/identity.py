@@ -1,17 +1,17 @@
 """What a run computes, and the name that follows from it: the same wherever it runs and its data lie."""
 
 import hashlib
-from argparse import Namespace
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext import hparams_registry, protocols
+from domainbed_ext import hparams_registry
 from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbone_names, backbones
-from domainbed_ext.runs.arguments import NUMBERS
+from domainbed_ext.runs.arguments import NUMBERS, RunArguments
 from domainbed_ext.system import strict_json
 
 Computation = dict[str, Any]
@@ -34,23 +34,23 @@ class Computations:
         self._resolve = cache(hparams_registry.resolve)
         self._weights = cache(_weights)
 
-    def of(self, args: Namespace) -> Computation:
+    def of(self, args: RunArguments) -> Computation:
         """What a run computes.
 
         Args:
-            args: of `options.make_parser`; not changed, and not checked: a run that cannot be needs no name.
+            args: Arguments of the run; not checked: a run that cannot be needs no name.
 
         Raises:
             BenchmarkError: an unknown name, or weights that are not there to be told from others.
         """
-        args = protocols.resolve(args)
+        args = args.complete()
         hparams = hparams_of(args, self._resolve)
         weights = self._weights(hparams.pop("weights"), hparams["backbone"])
         hparams["backbone"] = backbone_names.identity(hparams["backbone"])
-        return {"args": _said(vars(args), args.dataset), "hparams": hparams, "weights": weights}
+        return {"args": _said(asdict(args), args.dataset), "hparams": hparams, "weights": weights}
 
 
-def hparams_of(args: Namespace, resolve: Resolve = hparams_registry.resolve) -> dict[str, Any]:
+def hparams_of(args: RunArguments, resolve: Resolve = hparams_registry.resolve) -> dict[str, Any]:
     """The hyperparameters that a run ends up with.
 
     Args:

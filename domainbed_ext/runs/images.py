@@ -1,7 +1,6 @@
 """The pixels that a run trains on and looks at: out of the cache where they can be kept, else decoded each time."""
 
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Protocol
@@ -16,6 +15,7 @@ from domainbed_ext.cache.variants import Decoded, Resized, Shorter, Variant, cro
 from domainbed_ext.data.augmentation import Augmentation, Pixels
 from domainbed_ext.datasets.base import Environment
 from domainbed_ext.datasets.folders import FileEnvironment
+from domainbed_ext.runs.arguments import RunArguments
 from domainbed_ext.runs.setup import Setup
 
 
@@ -64,7 +64,7 @@ class Augmented:
         return self.augmentation([self.images[key] for key in keys], self.size, generator)
 
 
-def entries(args: Namespace) -> Entries | None:
+def entries(args: RunArguments) -> Entries | None:
     """The cache that a run's arguments name; None if they say "none"."""
     folder = chosen_folder(args.cache_dir)
     return None if folder is None else Entries(folder, int(args.cache_gb * 10**9))

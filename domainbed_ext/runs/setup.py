@@ -1,9 +1,8 @@
 """A run's parts, made from its arguments and checked before any work is done."""
 
 import random
-from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +20,7 @@ from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
+from domainbed_ext.runs.arguments import CompleteArguments, RunArguments
 from domainbed_ext.runs.identity import hparams_of
 from domainbed_ext.runs.provenance import machine, own_sources, versions
 from vitlorafa import count_parameters
@@ -33,7 +33,8 @@ class Setup:
     """A run's parts.
 
     Attributes:
-        args: of `options.make_parser`, with what was not given filled in.
+        args: Arguments of the run, completed; environments are indices.
+        test_envs: Indices of the environments that it is tested on.
         hparams: final hyperparameters.
         dataset: with all its environments.
         inputs: what the backbone is fed.
@@ -42,7 +43,8 @@ class Setup:
         checkpoint_freq: steps from one evaluation to the next; 0 for none but the last.
     """
 
-    args: Namespace
+    args: CompleteArguments
+    test_envs: list[int]
     hparams: dict[str, Any]
     dataset: MultipleDomainDataset
     inputs: Inputs
@@ -53,7 +55,7 @@ class Setup:
     @property
     def train_envs(self) -> list[int]:
         """Indices of the environments that are trained on."""
-        return [i for i in range(len(self.dataset)) if i not in self.args.test_envs]
+        return [i for i in range(len(self.dataset)) if i not in self.test_envs]
 
     @property
     def validation_splits(self) -> list[str]:
@@ -116,7 +118,7 @@ def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
     algorithm = algorithm or setup.make_algorithm()
     trainable, total = count_parameters(algorithm)
     return {
-        "args": vars(setup.args),
+        "args": asdict(setup.args),
         "hparams": setup.hparams,
         "environments": list(setup.dataset.environments),
         "data_digest": setup.data_digest,
@@ -135,21 +137,21 @@ def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
     }
 
 
-def compute_exactly(args: Namespace) -> None:
+def compute_exactly(args: CompleteArguments) -> None:
     """Sets torch, for this process, so that the same arguments give the same numbers.
 
     Args:
-        args: of a run, resolved.
+        args: Arguments of a run, completed.
     """
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -> Setup:
+def set_up(args: RunArguments, recorded_hparams: Mapping[str, Any] | None = None) -> Setup:
     """Checks the arguments of a run and makes its parts.
 
     Args:
-        args: of `options.make_parser`; not changed.
+        args: Arguments of the run.
         recorded_hparams: final hyperparameters of a run that was, over those that its arguments give now.
 
     Returns:
@@ -158,21 +160,22 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
     Raises:
         BenchmarkError: anything that would stop the run later, in one sentence.
     """
-    args = protocols.resolve(args)
-    if args.workers is None:
-        args.workers = WORKERS if torch.cuda.is_available() else 0
-    args.algorithm, args.dataset = canonical_name(args.algorithm), DATASETS.canonical(args.dataset)
+    args = args.complete(workers=WORKERS if torch.cuda.is_available() else 0)
+    args = replace(args, algorithm=canonical_name(args.algorithm), dataset=DATASETS.canonical(args.dataset))
     hparams = hparams_of(args) | dict(recorded_hparams or {})
     hparams_registry.check(hparams)
     if args.task != "domain_generalization":
         raise BenchmarkError(f"--task {args.task}: no algorithm here uses unlabelled images; leave --task out")
 
-    dataset = DATASETS[args.dataset](args.data_dir, args.test_envs, hparams)
-    args.test_envs, args.source_envs = protocols.environments_of_a_run(args, environment_names(dataset))
-    protocols.check_evaluate(args.evaluate, args.source_envs is None and len(args.test_envs) > 1)
-    splits = make_splits(dataset, args.test_envs, args.holdout_fraction, args.uda_holdout_fraction, args.trial_seed)
+    dataset = _make_dataset(args, hparams)
+    test_envs, source_envs = protocols.environments_of_a_run(
+        args.protocol, args.dataset, environment_names(dataset), args.test_envs, args.source_envs
+    )
+    args = replace(args, test_envs=test_envs, source_envs=source_envs)
+    protocols.check_evaluate(args.evaluate, source_envs is None and len(test_envs) > 1)
+    splits = make_splits(dataset, test_envs, args.holdout_fraction, args.uda_holdout_fraction, args.trial_seed)
     for i, environment in enumerate(dataset.datasets):
-        if i not in args.test_envs and hparams["batch_size"] > (size := len(splits[f"env{i}_in"])):
+        if i not in test_envs and hparams["batch_size"] > (size := len(splits[f"env{i}_in"])):
             raise BenchmarkError(
                 f"batch_size {hparams['batch_size']} is larger than the {size} training images of environment "
                 f"{environment.name}: lower it, e.g. --hparams '{{\"batch_size\": {min(32, size)}}}'"
@@ -187,9 +190,32 @@ def set_up(args: Namespace, recorded_hparams: Mapping[str, Any] | None = None) -
     steps = dataset.N_STEPS if args.steps is None else args.steps
     freq = dataset.CHECKPOINT_FREQ if args.checkpoint_freq is None else args.checkpoint_freq
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
-    return Setup(args, hparams, dataset, inputs, splits, steps, freq)
+    return Setup(args, test_envs, hparams, dataset, inputs, splits, steps, freq)
+
+
+def _make_dataset(args: CompleteArguments, hparams: dict[str, Any]) -> MultipleDomainDataset:
+    """Makes the data set, which takes indices of test environments, as DomainBed's do."""
+    test_envs = [0] if args.test_envs is None else args.test_envs
+    indices = [env for env in test_envs if isinstance(env, int)]
+    if len(indices) < len(test_envs):
+        indices = protocols.find_test_envs(args.dataset, names_in_dataset(args.dataset, args.data_dir), test_envs)
+    return DATASETS[args.dataset](args.data_dir, indices, hparams)
 
 
 def environment_names(dataset: MultipleDomainDataset) -> list[list[str]]:
     """What the environments of a data set may be called: each one's label, and its folder's name."""
     return [[label, part.name] for label, part in zip(dataset.environments, dataset.datasets, strict=True)]
+
+
+def names_in_dataset(dataset: str, data_dir: str | None) -> Sequence[Sequence[str]]:
+    """The names of a data set's environments; its images need be there only where the class does not list them.
+
+    Args:
+        dataset: Name of the data set.
+        data_dir: Folder that holds the data sets.
+    """
+    kind = DATASETS[dataset]
+    labels, folders = kind.ENVIRONMENTS, getattr(kind, "DOMAINS", ())
+    if labels:
+        return list(zip(labels, folders or labels, strict=True))
+    return environment_names(kind(data_dir, [], {}))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from domainbed_ext import hparams_registry, protocols
+from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
@@ -79,8 +79,7 @@ def _set_up(jobs: Sequence[Job]) -> dict[tuple[str, str], Setup]:
             if known is not None and job.kind in setups and sources <= trained_on:
                 continue
             args = job.args
-            args.verify_images = args.verify_images and dataset not in verified
-            setup = set_up(args)
+            setup = set_up(replace(args, verify_images=args.verify_images and dataset not in verified))
             verified.add(dataset)
             trained_on |= {(dataset, i) for i in setup.train_envs}
             setups.setdefault(job.kind, setup)
@@ -116,7 +115,7 @@ def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) 
 
 def setup_like(setup: Setup, job: Job) -> Setup:
     """The parts of a run whose data set is that of another, listed already; splits are still the other's."""
-    args = protocols.resolve(job.args)
+    args = job.args.complete()
     hparams = hparams_of(args)
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
     return replace(setup, args=args, hparams=hparams, inputs=inputs)

@@ -202,7 +202,7 @@ def _validate(args: argparse.Namespace, standings: Sequence[Standing]) -> int:
 def _check_duplicates(checked: Mapping[tuple[str, str], Checked]) -> None:
     """Looks for images that a data set holds more than once, in each data set once."""
     for setup in {dataset: each.setup for (dataset, _), each in checked.items()}.values():
-        duplicates.check(setup.args, setup.dataset)
+        duplicates.check(setup.args.dataset, setup.dataset, setup.args.duplicates, setup.args.cache_dir)
 
 
 def _delete(args: argparse.Namespace, standings: Sequence[Standing]) -> int:

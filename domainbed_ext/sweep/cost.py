@@ -47,7 +47,7 @@ class Rates:
 
 def measure(setup: Setup) -> Rates:
     """Times the start, some steps and a batch of evaluation; decodes each time, to leave nothing in the image cache."""
-    setup = replace(setup, args=Namespace(**{**vars(setup.args), "cache_dir": "none"}))
+    setup = replace(setup, args=replace(setup.args, cache_dir="none"))
     compute_exactly(setup.args)
     start, algorithm = _timed(setup.make_algorithm)
     steps: list[float] = []

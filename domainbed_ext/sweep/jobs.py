@@ -7,7 +7,6 @@ import itertools
 import os
 import shlex
 import sys
-from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,9 +25,10 @@ from domainbed_ext.protocols import (
 )
 from domainbed_ext.runs import arguments as options
 from domainbed_ext.runs import identity
+from domainbed_ext.runs.arguments import RunArguments
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.identity import Computation, Computations
-from domainbed_ext.runs.setup import environment_names
+from domainbed_ext.runs.setup import names_in_dataset
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system import strict_json
 
@@ -84,9 +84,9 @@ class Job:
         return argv
 
     @property
-    def args(self) -> Namespace:
+    def args(self) -> RunArguments:
         """The run's arguments as `domainbed_ext.train` reads them."""
-        return options.make_parser().parse_args(self.argv)
+        return options.parse(self.argv)
 
     @property
     def command(self) -> str:
@@ -123,7 +123,7 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
         numbers["evaluate"] = "all"  # the runs that leave one environment out are chosen by those that leave out two
     extra = {name: getattr(args, name) for name in options.EXTRA}
     combinations = _test_envs(args, datasets)
-    computations, defaults = Computations(), vars(options.make_parser().parse_args([]))
+    computations = Computations()
     jobs = []
     for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), datasets, algorithms):
         for test_envs in combinations[dataset]:
@@ -142,7 +142,7 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
                 optional = {"steps": args.steps, "hparams": args.hparams}
                 train_args |= {name: value for name, value in optional.items() if value is not None}
                 train_args |= numbers
-                computation = computations.of(Namespace(**{**defaults, **train_args}))
+                computation = computations.of(RunArguments(**train_args))
                 jobs.append(Job(train_args, Path(args.output_dir), extra, computation))
     return _adopt(jobs, names_in(Path(args.output_dir)))
 
@@ -184,7 +184,7 @@ def _is_of(job: Job, name: str) -> bool:
 
 def _test_envs(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str, list[list[int]]]:
     """By data set, the test environments of every run."""
-    names = {dataset: _environment_names(dataset, args.data_dir) for dataset in datasets}
+    names = {dataset: names_in_dataset(dataset, args.data_dir) for dataset in datasets}
     if args.protocol == SINGLE_SOURCE:
         return {
             dataset: [[i for i in range(len(names[dataset])) if i != source] for source in sources]
@@ -208,12 +208,3 @@ def _test_envs(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str, l
         dataset: list(left_out_environments(len(environments), args.single_test_envs))
         for dataset, environments in names.items()
     }
-
-
-def _environment_names(dataset: str, data_dir: str | None) -> Sequence[Sequence[str]]:
-    """What a data set's environments may be called; the images need be at hand only where the class does not say."""
-    known = DATASETS[dataset]
-    labels, folders = known.ENVIRONMENTS, getattr(known, "DOMAINS", ())
-    if labels:
-        return list(zip(labels, folders or labels, strict=True))
-    return environment_names(known(data_dir, [], {}))

@@ -82,6 +82,19 @@ def share(with_0: bool = False, with_1: bool = False) -> Callable[[str], float]:
     return read
 
 
+def name_or_index(text: str) -> str | int:
+    """The type of an option that takes something by its name or its index: a number is an index.
+
+    Args:
+        text: Name, or a whole number from 0 on.
+    """
+    try:
+        _finite(text)
+    except ArgumentTypeError:
+        return text
+    return whole(0)(text)
+
+
 def path(text: str) -> str:
     """The type of an option that names a file or a folder: `~` and variables such as `$HOME` are expanded.
 

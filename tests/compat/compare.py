@@ -33,6 +33,7 @@ from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.report.leave_one_out import Results
 from domainbed_ext.report.summary import DIVERGED
 from domainbed_ext.report.tables import leave_one_out as tables
+from domainbed_ext.runs import arguments
 from domainbed_ext.runs.images import Augmented, Uncached
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.sweep import command as sweep
@@ -245,7 +246,7 @@ def parser_of(main: Callable[[], object]) -> argparse.ArgumentParser:
 
 def compare_arguments(report: Report) -> None:
     ours = {
-        "train": train.make_parser(),
+        "train": arguments.make_parser(),
         "sweep": sweep.make_parser(),
         "collect_results": parser_of(collect_results.main),
     }

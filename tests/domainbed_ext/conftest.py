@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from domainbed_ext import train
+from domainbed_ext.runs.arguments import RunArguments
 
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "house")
@@ -38,10 +38,7 @@ def make_args(tmp_path):
     """Arguments of a short run on DigitsShift; keywords override them."""
 
     def make(**overrides):
-        args = train.make_parser().parse_args([])
         values = {"steps": 3, "checkpoint_freq": 0, "train_eval_share": 0.1, "output_dir": str(tmp_path / "run")}
-        for name, value in {**values, **overrides}.items():
-            setattr(args, name, value)
-        return args
+        return RunArguments(**{**values, **overrides})
 
     return make

@@ -31,7 +31,7 @@ def _work(words, pipe, before):
     with contextlib.redirect_stdout(open(os.devnull, "w")):
         if before is not None:
             before()
-        code = train.run(options.make_parser().parse_args(words), pipe.send)
+        code = train.run(options.parse(words), pipe.send)
     os._exit(code)
 
 

@@ -142,7 +142,7 @@ def test_a_place_that_is_read_only_gets_a_sentence(small_disk):
     from domainbed_ext.runs import arguments as options
 
     with pytest.raises(BenchmarkError, match=r"cannot write to .* \(Read-only file system\): give another"):
-        train.run(options.make_parser().parse_args(words), print)
+        train.run(options.parse(words), print)
 
 
 def test_a_run_that_hangs_is_ended_by_its_time_limit(tmp_path, undisturbed):

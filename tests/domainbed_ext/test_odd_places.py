@@ -36,7 +36,7 @@ def run_of_odd_domains(odd_domains, tmp_path):
     words = ["--dataset", "ImageFolderDomains", "--data_dir", str(odd_domains), "--algorithm", "LP", "--steps", "1"]
     words += ["--backbone", "vit_pico_patch8_32", "--checkpoint_freq", "0", "--hparams", '{"batch_size": 2}']
     words += ["--output_dir", str(tmp_path / "sweep" / "run"), "--cache_dir", str(tmp_path / "cache")]
-    args = options.make_parser().parse_args(words)
+    args = options.parse(words)
     return RunFolder(args.output_dir), train.run(args)
 
 
@@ -61,8 +61,8 @@ def test_text_keeps_the_bytes_of_names(tmp_path):
 @pytest.mark.parametrize("name", ["output_dir", "cache_dir", "weights"])
 def test_where_tensors_lie_the_name_must_be_utf_8(tmp_path, name):
     with pytest.raises(BenchmarkError, match=f"--{name}: .*not UTF-8, under which safetensors cannot read"):
-        options.make_parser().parse_args([f"--{name}", str(tmp_path / LATIN)])
-    assert options.make_parser().parse_args(["--data_dir", str(tmp_path / LATIN)])
+        options.parse([f"--{name}", str(tmp_path / LATIN)])
+    assert options.parse(["--data_dir", str(tmp_path / LATIN)])
 
 
 @pytest.fixture
@@ -89,4 +89,4 @@ def test_without_a_home_folder_a_run_on_files_names_cache_dir(homeless, pacs_lik
 
 def test_without_a_home_folder_a_tilde_gets_a_sentence(homeless):
     with pytest.raises(BenchmarkError, match="no home folder of ~ is known; write the path without ~"):
-        options.make_parser().parse_args(["--data_dir", "~/data"])
+        options.parse(["--data_dir", "~/data"])

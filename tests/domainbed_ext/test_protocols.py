@@ -1,7 +1,5 @@
 """What a protocol chooses, and which environments it trains and tests on."""
 
-from argparse import Namespace
-
 import pytest
 
 from domainbed_ext import protocols
@@ -15,7 +13,7 @@ TOY = [["x", "x"], ["y", "y"], ["z", "z"]]
 
 
 def resolved(*words):
-    return protocols.resolve(options.make_parser().parse_args(words))
+    return options.parse(words).complete()
 
 
 def test_the_defaults_are_ours_and_domainbeds_are_upstreams():
@@ -62,14 +60,7 @@ def test_sources_go_by_label_name_or_index():
 
 
 def run(names=PACS, **given):
-    given = {
-        "protocol": "single_source",
-        "source_envs": None,
-        "test_envs": protocols.DEFAULT_TEST_ENVS,
-        "dataset": "PACS",
-        **given,
-    }
-    return protocols.environments_of_a_run(Namespace(**given), names)
+    return protocols.environments_of_a_run(**{"protocol": "single_source", "dataset": "PACS", **given}, names=names)
 
 
 def test_the_environments_of_a_run():
@@ -81,18 +72,42 @@ def test_the_environments_of_a_run():
     assert run(protocol="domainbed", test_envs=[1, 2]) == ([1, 2], None)
 
 
+def test_test_environments_go_by_label_name_or_index():
+    assert run(protocol="leave_one_out", test_envs=["sketch"]) == ([3], None)
+    assert run(protocol="leave_one_out", test_envs=["P", "Art_Painting", 1]) == ([2, 0, 1], None)
+    assert run(test_envs=["photo", "sketch", "C"]) == ([1, 2, 3], [0])  # of single_source
+    # A number is an index, as in DomainBed, and never a label.
+    rotated = [["0"], ["1"], ["15"]]
+    assert run(rotated, protocol="leave_one_out", test_envs=options.parse(["--test_envs", "1"]).test_envs) == (
+        [1],
+        None,
+    )
+    with pytest.raises(
+        BenchmarkError, match="--test_envs 15: PACS has no such environment: choose from 0 0, 1 1, 2 15"
+    ):
+        run(rotated, protocol="leave_one_out", test_envs=options.parse(["--test_envs", "15"]).test_envs)
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
         ({"source_envs": ["cartoons"]}, "unknown environment of PACS in --source_envs: 'cartoons': did you mean 'cart"),
         ({"source_envs": ["7"]}, "unknown environment of PACS in --source_envs: '7'"),
         ({"source_envs": ["A", "C"]}, r"trains on one environment of PACS, not on 2 \(A, C\): give one"),
-        ({"source_envs": ["C"], "test_envs": [0]}, "--source_envs C and --test_envs 0 contradict each other"),
+        ({"source_envs": ["C"], "test_envs": [0]}, "--source_envs C and --test_envs A contradict each other"),
         ({"test_envs": [0]}, r"trains on one environment of PACS, not on 3 \(C, P, S\)"),
         ({"dataset": "Toy", "names": TOY}, "trains on one environment of Toy, not on 3"),
-        ({"source_envs": ["A"], "test_envs": [0, 1, 2]}, "--source_envs A and --test_envs 0 1 2 contradict each other"),
+        (
+            {"source_envs": ["A"], "test_envs": [0, 1, 2]},
+            "--source_envs A and --test_envs A, C, P contradict each other",
+        ),
         ({"test_envs": [0, 1, 2, 3]}, "--test_envs names all 4 environments"),
-        ({"test_envs": [9]}, "--test_envs 9: there are 4 environments .0 A, 1 C"),
+        ({"test_envs": [9]}, "--test_envs 9: PACS has no such environment: choose from 0 A or art_painting, 1 C or c"),
+        (
+            {"test_envs": ["sketsch"]},
+            "--test_envs sketsch: PACS has no such environment: choose from 0 A or .* 3 S or sk",
+        ),
+        ({"test_envs": [3, "sketch"]}, "--test_envs names environment 3 S twice"),
         ({"names": TOY[:1], "source_envs": ["x"]}, "has 1 environment.s., and --protocol single_source takes at least"),
         ({"protocol": "leave_one_out", "source_envs": ["A"]}, "--source_envs is of --protocol single_source: add that"),
     ],

@@ -158,17 +158,17 @@ def test_learning_happens(make_args):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({"test_envs": [4]}, "--test_envs 4: there are 4 environments .0 blended, 1 plain"),
+        ({"test_envs": [4]}, "--test_envs 4: DigitsShift has no such environment: .* 0 blended, 1 plain"),
         ({"test_envs": [0, 1, 2, 3]}, "names all 4 environments"),
         (
             {"hparams": '{"batch_size": 512}'},
             "batch_size 512 is larger than the 3[0-9]+ training images of environment",
         ),
-        ({"algorithm": "Bonly"}, "did you mean 'BOnly'"),
+        ({"algorithm": "BOnli"}, "did you mean .BOnly."),
         ({"dataset": "DigitShift"}, "did you mean 'DigitsShift'"),
         ({"backbone": "vit_pico"}, "unknown backbone 'vit_pico': did you mean"),
         ({"holdout_fraction": 0.001}, "too few for a holdout"),
-        ({"test_envs": [0, 0]}, "--test_envs names 0 twice"),
+        ({"test_envs": [0, 0]}, "--test_envs names environment 0 blended twice"),
         ({"evaluate": "lean", "test_envs": [0, 1]}, "--evaluate lean leaves out what leave-one-domain-out"),
         ({"protocol": "single_source", "source_envs": ["plian"]}, "did you mean 'plain'"),
         ({"task": "domain_adaptation"}, "no algorithm here uses unlabelled images"),
@@ -236,3 +236,19 @@ def test_a_run_on_image_folders(make_args, pacs_like):
     )
     assert (code, folder.state) == (0, State.DONE)
     assert folder.records()[-1]["environments"] == ["A", "C", "P", "S"]
+
+
+@pytest.mark.parametrize("test_envs", (["sketch"], ["S"], [3]))
+def test_test_environments_by_name_are_recorded_as_indices(make_args, pacs_like, test_envs):
+    hparams = {"backbone": "vit_pico_patch8_32", "batch_size": 4}
+    named = {"dataset": "PACS", "data_dir": str(pacs_like), "hparams": json.dumps(hparams), "test_envs": test_envs}
+    setup = run_setup.set_up(make_args(**named))
+    assert (setup.args.test_envs, setup.train_envs) == ([3], [0, 1, 2])
+
+
+def test_a_data_set_whose_environments_are_folders_takes_their_names(make_args, pacs_like):
+    hparams = json.dumps({"backbone": "vit_pico_patch8_32", "batch_size": 4})
+    named = {"dataset": "ImageFolderDomains", "data_dir": str(pacs_like / "PACS"), "hparams": hparams}
+    assert run_setup.set_up(make_args(**named, test_envs=["photo"])).test_envs == [2]
+    with pytest.raises(BenchmarkError, match="--test_envs photos: ImageFolderDomains has no such .* 2 photo, 3 sketch"):
+        run_setup.set_up(make_args(**named, test_envs=["photos"]))

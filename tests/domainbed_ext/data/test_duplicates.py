@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -141,8 +141,7 @@ def test_a_dry_run_does_not_look(tmp_path, twice, capsys):
 
 
 def test_a_data_set_without_files_has_none():
-    args = Namespace(dataset="DigitsShift", duplicates="refuse", cache_dir="none")
-    duplicates.check(args, Namespace(datasets=[object()], classes=[]))
+    duplicates.check("DigitsShift", SimpleNamespace(datasets=[object()], classes=[]), "refuse", "none")
 
 
 def test_prepare_tells_them(tmp_path, capsys):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbone_names, backbones
-from domainbed_ext.runs.arguments import make_parser
+from domainbed_ext.runs.arguments import parse
 from domainbed_ext.runs.identity import Computations, contradicts, name
 
 MEAN = [0.1, 0.2, 0.3]
@@ -68,7 +68,7 @@ def test_a_folder_at_another_size_of_images(folder):
 
 def test_a_run_is_told_by_what_is_in_the_folder(folder, tmp_path):
     def computed(path):
-        args = make_parser().parse_args(["--backbone", str(path), "--algorithm", "LP"])
+        args = parse(["--backbone", str(path), "--algorithm", "LP"])
         return Computations().of(args)
 
     before = computed(folder)

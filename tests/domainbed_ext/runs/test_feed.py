@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -219,7 +220,7 @@ def test_a_probe_on_features_is_logistic_regression(make_args, tmp_path):
         "precision": "float32",
     }
     args = make_args(dataset="ImageFolderDomains", data_dir=str(tmp_path / "data"), algorithm="LP", sampling="epochs")
-    args.hparams, args.steps = json.dumps(hparams), 200
+    args = replace(args, hparams=json.dumps(hparams), steps=200)
     setup = run_setup.set_up(args)
     algorithm = setup.make_algorithm()
     feed = Feed(setup, algorithm)
@@ -243,7 +244,7 @@ def test_a_probe_on_features_is_logistic_regression(make_args, tmp_path):
 def test_a_profile_counts_images_and_changes_no_number(made, make_args, pacs_like, tmp_path, capsys):
     plain = made()
     args = make_args(dataset="PACS", data_dir=str(pacs_like), algorithm="BOnly", train_eval_share=1.0, profile=True)
-    args.hparams, args.cache_dir, args.output_dir = json.dumps(TINY), "none", str(tmp_path / "profiled")
+    args = replace(args, hparams=json.dumps(TINY), cache_dir="none", output_dir=str(tmp_path / "profiled"))
     assert train.run(args, lambda share: None) == 0
     record = RunFolder(args.output_dir).records()[-1]
     assert {k: record[k] for k in plain[-1]} == plain[-1]
@@ -262,7 +263,7 @@ def test_a_profile_counts_images_and_changes_no_number(made, make_args, pacs_lik
 
 def test_a_profile_counts_no_decoding_of_features(make_args, pacs_like):
     args = make_args(dataset="PACS", data_dir=str(pacs_like), algorithm="LP", train_eval_share=1.0, profile=True)
-    args.hparams, args.cache_dir = json.dumps({**TINY, "data_augmentation": False}), "none"
+    args = replace(args, hparams=json.dumps({**TINY, "data_augmentation": False}), cache_dir="none")
     assert train.run(args, lambda share: None) == 0
     count = 3 * 3 * 4
     counted = RunFolder(args.output_dir).records()[-1]["profile"]["images"]

@@ -5,12 +5,12 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from domainbed_ext import errors, train
+from domainbed_ext import errors
 from domainbed_ext.algorithms.hyperparameters import Hyperparameter
 from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import vit_pico
-from domainbed_ext.runs import identity
+from domainbed_ext.runs import arguments, identity
 from domainbed_ext.runs import setup as run_setup
 from domainbed_ext.runs.folder import State
 from domainbed_ext.seeds import seed_hash
@@ -222,7 +222,7 @@ def test_single_source_sweeps_train_on_the_papers_sources_or_those_given(tmp_pat
 
 def test_a_single_source_job_is_a_run_of_its_own(tmp_path):
     job = make_jobs(tmp_path, *["--protocol", "single_source", "--source_envs", "rotated", "--evaluate", "lean"])[0]
-    parsed = train.make_parser().parse_args(job.argv)
+    parsed = arguments.parse(job.argv)
     assert (parsed.protocol, parsed.test_envs, parsed.evaluate) == ("single_source", [0, 1, 3], "lean")
     assert job.train_args["seed"] == seed_hash("DigitsShift", "LP", [0, 1, 3], 0, 0)
 
@@ -235,7 +235,7 @@ def old_run(job, **changes):
     folder = job.sweep_dir / job.domainbed_hash
     folder.mkdir(parents=True)
     record = {
-        "args": {**vars(run_setup.protocols.resolve(job.args)), "output_dir": str(folder)},
+        "args": {**dataclasses.asdict(job.args.complete()), "output_dir": str(folder)},
         "hparams": {**job.computation["hparams"], "weights": "pretrained"},
         "step": 1,
     }
@@ -315,6 +315,6 @@ def test_of_two_environments_each_is_left_out_alone_with_a_warning(tmp_path, cap
 
 
 def test_of_one_environment_none_can_be_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs_module, "_environment_names", lambda *_: [("day", "day")])
+    monkeypatch.setattr(jobs_module, "names_in_dataset", lambda *_: [("day", "day")])
     with pytest.raises(BenchmarkError, match="ImageFolderDomains has 1 environment.*at least two"):
         sweep.make_jobs(sweep.parse(two_domains(tmp_path, "launch")))

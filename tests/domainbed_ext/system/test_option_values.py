@@ -80,13 +80,13 @@ def test_every_option_of_every_command_says_what_its_values_may_be(command):
 )
 def test_an_option_that_makes_no_sense_is_named_with_where_it_starts(words, sentence):
     with pytest.raises(BenchmarkError) as error:
-        options.make_parser().parse_args(words.split())
+        options.parse(words.split())
     assert sentence in str(error.value)
 
 
 def test_numbers_are_read_as_people_write_them():
     words = "--steps 1e3 --save_minutes 5e-1 --seed 4294967295 --uda_holdout_fraction 0 --train_eval_share 1"
-    args = options.make_parser().parse_args(words.split())
+    args = options.parse(words.split())
     assert (args.steps, args.save_minutes, args.seed) == (1000, 0.5, 2**32 - 1)
     assert type(args.steps) is int
 
@@ -100,15 +100,13 @@ def test_a_sweeps_options_are_checked_alike(name, value):
 def test_paths_are_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("WHERE", "/data")
-    args = options.make_parser().parse_args(
-        ["--output_dir", "~/runs", "--data_dir", "$WHERE/mine", "--weights", "${WHERE}/w.safetensors"]
-    )
+    args = options.parse(["--output_dir", "~/runs", "--data_dir", "$WHERE/mine", "--weights", "${WHERE}/w.safetensors"])
     assert (args.output_dir, args.data_dir, args.weights) == (
         "/home/someone/runs",
         "/data/mine",
         "/data/w.safetensors",
     )
-    args = options.make_parser().parse_args(["--cache_dir", "none", "--weights", "pretrained"])
+    args = options.parse(["--cache_dir", "none", "--weights", "pretrained"])
     assert (args.cache_dir, args.weights) == ("none", "pretrained")
 
 
@@ -121,9 +119,9 @@ def test_a_path_that_cannot_be_expanded_gets_a_sentence(monkeypatch, tmp_path):
         ("", "is empty"),
     ):
         with pytest.raises(BenchmarkError, match=f"argument --data_dir: .*{sentence}"):
-            options.make_parser().parse_args(["--data_dir", text])
+            options.parse(["--data_dir", text])
     (tmp_path / "$NOT_SET").mkdir()
-    assert options.make_parser().parse_args(["--data_dir", "$NOT_SET"]).data_dir == "$NOT_SET"
+    assert options.parse(["--data_dir", "$NOT_SET"]).data_dir == "$NOT_SET"
 
 
 def test_a_path_among_hyperparameters_is_expanded(monkeypatch, tmp_path):
