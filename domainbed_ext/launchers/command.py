@@ -1,70 +1,48 @@
-"""A command of a launch, and what a launcher reads from it."""
+"""A command of a launch, and what launchers need to know of it."""
 
-import re
 import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from domainbed_ext.errors import BenchmarkError
-
-if TYPE_CHECKING:
-    from domainbed_ext.runs.arguments import RunArguments
-    from domainbed_ext.runs.folder import RunFolder
-
-_OURS = ["-m", "domainbed_ext.train"]
+from domainbed_ext.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Command:
-    """A shell command; one that is a run of ours has a folder, threads and perhaps a time limit.
-
-    What knows of runs is imported when the first of them is met, for with it comes torch, which takes seconds.
+    """A shell command; `for_run` makes one of a run.
 
     Attributes:
-        text: as it is typed.
+        text: The command as it is typed.
+        argv: Arguments of `domainbed_ext.train`; None if it is no run.
+        output_dir: Folder of the run; None if it is no run.
+        threads: CPU threads that it uses.
+        minutes: Time limit in minutes; None for none.
     """
 
     text: str
+    argv: Sequence[str] | None = None
+    output_dir: str | None = None
+    threads: int = 1
+    minutes: float | None = None
 
-    @cached_property
-    def run_words(self) -> list[str] | None:
-        """The arguments of `domainbed_ext.train`; None if it is another command."""
-        try:
-            words = shlex.split(self.text)
-        except ValueError:  # the shell's to complain of
-            return None
-        return words[3:] if words[1:3] == _OURS else None
+    @classmethod
+    def for_run(
+        cls, argv: Sequence[str], output_dir: Path, threads: int = 1, minutes: float | None = None
+    ) -> "Command":
+        """The command of a run.
 
-    @cached_property
-    def run_args(self) -> "RunArguments | None":
-        """The same, read; None also if they are wrong."""
-        if self.run_words is None:
-            return None
-        from domainbed_ext.runs import arguments as options
-
-        try:
-            return options.parse(self.run_words)
-        except BenchmarkError:
-            return None
-
-    @cached_property
-    def folder(self) -> "RunFolder | None":
-        """The run's."""
-        if self.run_args is None:
-            return None
-        from domainbed_ext.runs.folder import RunFolder
-
-        return RunFolder(self.run_args.output_dir)
+        Args:
+            argv: Arguments of `domainbed_ext.train`.
+            output_dir: Folder of the run, as in `argv`.
+            threads: CPU threads of the run, as in `argv`.
+            minutes: Time limit of the run in minutes, as in `argv`; None for none.
+        """
+        text = shlex.join([sys.executable, "-m", "domainbed_ext.train", *argv])
+        return cls(text, argv, str(output_dir), threads, minutes)
 
     @property
-    def threads(self) -> int:
-        """CPU threads of the run."""
-        # Not by the parser, which takes a millisecond: a launch asks all of its commands.
-        given = re.search(r" --threads[ =]([1-9]\d*)", self.text) if " domainbed_ext.train " in self.text else None
-        return int(given[1]) if given else 1
-
-    @property
-    def minutes(self) -> float | None:
-        """The run's time limit."""
-        return self.run_args.time_limit if self.run_args else None
+    def folder(self) -> RunFolder | None:
+        """The run's folder; None if it is no run."""
+        return None if self.output_dir is None else RunFolder(self.output_dir)

@@ -1,38 +1,59 @@
-"""Runs on this machine, side by side, in warm workers: each imports torch once, not once a run."""
+"""The launchers `local` and `multi_gpu`: runs on this machine, side by side, in warm workers.
 
-from collections.abc import Sequence
+A warm worker imports torch once, not once a run.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from domainbed_ext.launchers import options as settings
-from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers.command import Command
+from domainbed_ext.launchers.launch import Launch
+from domainbed_ext.launchers.launcher import Launcher
 from domainbed_ext.launchers.options import option
 from domainbed_ext.launchers.pool import Limits, run_all
-from domainbed_ext.launchers.slots import slots_here
+from domainbed_ext.launchers.registry import register_launcher
+from domainbed_ext.launchers.slots import Slot, make_slots
 
 
 @dataclass(frozen=True)
 class LocalOptions(Limits):
-    """The options of launcher `local`."""
+    """Options of launcher `local`."""
 
     jobs_per_gpu: int = option(1, "runs side by side on each GPU that CUDA_VISIBLE_DEVICES leaves visible", above=0)
 
 
+@register_launcher("local")
+class Local(Launcher):
+    """Runs commands side by side: on every GPU or, where there is none, as many as the cores have room for."""
+
+    OPTIONS: ClassVar[type | None] = LocalOptions
+    RUNS_HERE = True
+
+    def run(self, commands: Sequence[Command], launch: Launch) -> list[int]:
+        """Runs commands to their end; see `Launcher.run`."""
+        limits = self.read_options(launch.options)
+        slots = self._make_slots(commands, launch.parallel, limits)
+        return run_all(commands, slots, launch.progress, lambda: launch.cancelled, limits)
+
+    def runs_at_once(self, commands: Sequence[Command], parallel: int, values: Mapping[str, Any]) -> int:
+        """Counts the slots."""
+        return len(self._make_slots(commands, parallel, self.read_options(values)))
+
+    def _make_slots(self, commands: Sequence[Command], parallel: int, limits: Any) -> list[Slot]:
+        return make_slots(commands, parallel, limits.jobs_per_gpu)
+
+
 @dataclass(frozen=True)
 class MultiGpuOptions(Limits):
-    """The options of launcher `multi_gpu`."""
+    """Options of launcher `multi_gpu`."""
 
 
-def local(commands: Sequence[str], launch: Launch) -> list[int]:
-    """Runs commands side by side: on every GPU, or where there is none, as many as the cores have room for.
+@register_launcher("multi_gpu")
+class MultiGpu(Local):
+    """DomainBed's launcher of that name: `local` with one run per GPU."""
 
-    See `domainbed_ext.launchers.Launcher`; `LocalOptions` are its options.
-    """
-    options = settings.read(LocalOptions, "local", launch.options)
-    slots = slots_here(commands, launch.parallel, options.jobs_per_gpu)
-    return run_all(commands, slots, launch.progress, lambda: launch.cancelled, options)
+    OPTIONS = MultiGpuOptions
 
-
-def multi_gpu(commands: Sequence[str], launch: Launch) -> list[int]:
-    """DomainBed's launcher of that name: `local` with one run a GPU."""
-    options = settings.read(MultiGpuOptions, "multi_gpu", launch.options)
-    return run_all(commands, slots_here(commands, launch.parallel), launch.progress, lambda: launch.cancelled, options)
+    def _make_slots(self, commands: Sequence[Command], parallel: int, limits: Any) -> list[Slot]:
+        return make_slots(commands, parallel)

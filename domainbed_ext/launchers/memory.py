@@ -1,6 +1,6 @@
-"""How much memory processes hold: their own, not the pages of files that they map, which the system takes back at will.
+"""How much memory processes hold: their own, not the pages of files that they map, which the system can take back.
 
-So the images of the cache count for nobody.
+So the images of the cache count for no process.
 """
 
 from collections import defaultdict
@@ -9,51 +9,59 @@ from pathlib import Path
 
 import psutil
 
-Gone = psutil.Error
+ProcessGone = psutil.Error
 
 
-def family(pid: int) -> list[psutil.Process]:
-    """A process and all that it started, directly or not; nothing if it is gone."""
+def list_family(pid: int) -> list[psutil.Process]:
+    """Lists a process and all that it started, directly or not; empty if it has ended.
+
+    Args:
+        pid: Number of the process.
+    """
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
-    except Gone:
+    except ProcessGone:
         return []
 
 
-def held(pids: Iterable[int]) -> dict[int, int]:
-    """Bytes that some processes hold, each with all that it started; what several share counts in parts.
+def measure_families(pids: Iterable[int]) -> dict[int, int]:
+    """Measures the memory of processes, each with all that it started; what several share counts in parts.
 
     Args:
-        pids: of the processes.
+        pids: Numbers of the processes.
 
     Returns:
-        Bytes of each; 0 if it is gone.
+        Bytes by process; 0 if it has ended.
     """
     children = defaultdict(list)
     for process in psutil.process_iter(["ppid"]):  # once for all of them, for there may be many processes
         children[process.info["ppid"]].append(process.pid)
 
-    def of_all(pid: int) -> int:
-        return _held(pid) + sum(of_all(child) for child in children[pid])
+    def measure(pid: int) -> int:
+        return _measure_shared(pid) + sum(measure(child) for child in children[pid])
 
-    return {pid: of_all(pid) for pid in pids}
+    return {pid: measure(pid) for pid in pids}
 
 
-def resident(pid: int) -> int:
-    """Bytes of a process that are in memory; 0 if it is gone."""
+def measure(pid: int) -> int:
+    """Measures the memory of one process, in bytes; 0 if it has ended.
+
+    Args:
+        pid: Number of the process.
+    """
     try:
-        told = psutil.Process(pid).memory_info()
-        return int(told.rss - getattr(told, "shared", 0))
-    except Gone:
+        info = psutil.Process(pid).memory_info()
+        return int(info.rss - getattr(info, "shared", 0))
+    except ProcessGone:
         return 0
 
 
-def _held(pid: int) -> int:
-    """Of a page that n processes share, an nth."""
+def _measure_shared(pid: int) -> int:
+    """As `measure`, but of a page that n processes share counts an nth."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:  # gone, another's, or a system without
-        return resident(pid)
-    told = {name: amount.split()[0] for name, _, amount in (line.partition(":") for line in lines[1:])}
-    return 1024 * sum(int(told.get(name, 0)) for name in ("Pss_Anon", "Pss_Shmem"))
+    except OSError:  # it has ended, is another user's, or the system has no such file
+        return measure(pid)
+    kilobytes = {name: amount.split()[0] for name, _, amount in (line.partition(":") for line in lines[1:])}
+    return 1024 * sum(int(kilobytes.get(name, 0)) for name in ("Pss_Anon", "Pss_Shmem"))

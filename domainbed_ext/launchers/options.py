@@ -1,4 +1,4 @@
-"""The options of launchers: each launcher's are the fields of one class, which is all that there is to say of them."""
+"""Options of launchers: each launcher's are the fields of one dataclass, which says everything about them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,48 +10,52 @@ T = TypeVar("T")
 
 
 def option(default: Any, help: str, above: float | None = None, least: float | None = None) -> Any:
-    """A field of a launcher's options.
+    """Makes a field of a launcher's options.
 
     Args:
-        default: its value unless it is given.
-        help: what it means, as a line of a table.
-        above: a number has to be greater than this.
-        least: the smallest number that it may be.
+        default: Value if none is given.
+        help: Meaning, as a line of a table.
+        above: Number that it has to be greater than.
+        least: Smallest number that it may be.
     """
     return dataclasses.field(default=default, metadata={"help": help, "above": above, "least": least})
 
 
-def read(kind: type[T], launcher: str, given: Mapping[str, Any]) -> T:
-    """Checks what was given for a launcher's options.
+def read(kind: type[T], launcher: str, values: Mapping[str, Any]) -> T:
+    """Checks the values of a launcher's options.
 
     Args:
-        kind: a dataclass whose fields are made by `option`, of type int, float, str or bool, or one of these or None.
-        launcher: its name.
-        given: values, or words of a command line that stand for them.
+        kind: Dataclass whose fields are made by `option`, of type int, float, str or bool, or one of these or None.
+        launcher: Name of the launcher.
+        values: Values, or their text as on a command line; None counts as not given.
 
     Returns:
         The options.
 
     Raises:
-        BenchmarkError: there is no such option, or the value is not of its type.
+        BenchmarkError: There is no such option, or the value is not of its type.
     """
     fields = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
     types = get_type_hints(kind)
-    values = {}
-    for name, value in given.items():
+    converted = {}
+    for name, value in values.items():
         if value is None:
             continue
         if name not in fields:
             if not fields:
-                raise BenchmarkError(f"launcher {launcher} has no options, so none named {name!r}: leave it out")
+                raise BenchmarkError(f"launcher {launcher} has no options: leave {name!r} out of --launcher_options")
             raise unknown(f"option of launcher {launcher}:", name, fields)
         wanted = next(each for each in get_args(types[name]) or (types[name],) if each is not type(None))
-        values[name] = _convert(f"option {name} of launcher {launcher}", value, wanted, fields[name].metadata)
-    return kind(**values)
+        converted[name] = _convert(f"option {name} of launcher {launcher}", value, wanted, fields[name].metadata)
+    return kind(**converted)
 
 
-def table(kind: type) -> list[tuple[str, str, str]]:
-    """Name, default and meaning of each option of a launcher."""
+def list_options(kind: type) -> list[tuple[str, str, str]]:
+    """Lists name, default and meaning of each option.
+
+    Args:
+        kind: Dataclass as in `read`.
+    """
     return [
         (each.name, "" if each.default is None else str(each.default), each.metadata["help"])
         for each in dataclasses.fields(kind)
@@ -60,9 +64,9 @@ def table(kind: type) -> list[tuple[str, str, str]]:
 
 def _convert(what: str, value: Any, wanted: type, bounds: Mapping[str, float | None]) -> Any:
     if wanted is bool:
-        known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if str(value).lower() in known:
-            return known[str(value).lower()]
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if str(value).lower() in words:
+            return words[str(value).lower()]
         raise BenchmarkError(f"{what} is {value!r}: give true or false")
     try:
         result = wanted(value if wanted is float else str(value))

@@ -1,7 +1,7 @@
 """Which command of a launch is next, and what became of those that ended.
 
-Several launches may be at the same sweep. A run that another process is at goes to the end, and is looked at again
-every few seconds until that process has ended it, or has left it for us to go on with.
+Several launches may work on the same sweep. A run that another process works on goes to the end of the queue. It is
+looked at again every few seconds until that process has ended it, or has left it for this launch to resume.
 """
 
 import sys
@@ -11,26 +11,26 @@ from collections.abc import Callable, Sequence
 from signal import SIGTERM
 
 from domainbed_ext.launchers.command import Command
+from domainbed_ext.runs.folder import State
 from domainbed_ext.system.exit_codes import ExitCode
 
-LOOK_AGAIN = 5.0  # seconds
-RESTARTS = 5  # of a run that somebody stops though nobody cancelled the launch
+INTERVAL = 5.0  # seconds from one look at a run that another process works on to the next
+RESTARTS = 5  # of a run that is stopped from outside though the launch was not cancelled
 
 
 class Queue:
     """The commands of a launch.
 
     Args:
-        commands: of the launch.
-        progress: told a command's index and the share of it that is done.
+        commands: Commands of the launch.
+        progress: Callback that takes a command's index and the share of it that is done.
 
     Attributes:
-        commands: the same, read.
-        codes: the exit code of each that has ended.
+        codes: Exit code of each command that has ended, by index.
     """
 
-    def __init__(self, commands: Sequence[str], progress: Callable[[int, float], None]) -> None:
-        self.commands = [Command(text) for text in commands]
+    def __init__(self, commands: Sequence[Command], progress: Callable[[int, float], None]) -> None:
+        self.commands = commands
         self.codes: dict[int, int] = {}
         self.progress = progress
         self._waiting = deque(range(len(commands)))
@@ -50,23 +50,25 @@ class Queue:
         return [self.codes[index] for index in range(len(self.commands))]
 
     def take(self) -> int | None:
-        """Index of a command to start now; None if there is none, now or ever again."""
+        """Takes the next command.
+
+        Returns:
+            Its index; None if there is none to start, now or ever again.
+        """
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             self._waiting.append(self._later.popleft()[1])
         while self._waiting:
             index = self._waiting.popleft()
-            if self._is_ours(index):
+            if self._can_start(index):
                 return index
         return None
 
-    def _is_ours(self, index: int) -> bool:
-        """Whether a command is to be started, as its folder has it now."""
+    def _can_start(self, index: int) -> bool:
+        """Whether a command is to be started, by the state of its folder now."""
         folder = self.commands[index].folder
         if folder is None:
             return True
-        from domainbed_ext.runs.folder import State
-
         state, attempt = folder.look()
         if state is State.DONE:
             self._settle(index, ExitCode.DONE)
@@ -77,26 +79,24 @@ class Queue:
         elif state is State.FAILED and index in self._taken:
             self._settle(index, ExitCode.FAILED)
         elif index in self._unseen:
-            folder.fail("it ended well, but not in this folder: give an --output_dir that all machines share")
+            folder.fail("it finished, but not in this folder: give an --output_dir that all machines share")
             self._settle(index, ExitCode.FAILED)
         else:
             return True
         return False
 
     def end(self, index: int, code: int) -> None:
-        """Takes note of how a command ended; it may have to be started again.
+        """Records how a command ended; it may have to be started again.
 
         Args:
-            index: of the command.
-            code: its exit code.
+            index: Index of the command.
+            code: Exit code of the command.
         """
         folder = self.commands[index].folder
         if folder is None:
             self._settle(index, code)
             return
-        from domainbed_ext.runs.folder import State
-
-        if folder.state is State.DONE:  # whatever came of the process after that
+        if folder.state is State.DONE:  # whatever became of the process after that
             self._settle(index, ExitCode.DONE)
         elif code == ExitCode.DONE:  # a shared file system may take a moment to show it
             self._unseen.add(index)
@@ -106,34 +106,34 @@ class Queue:
             self._postpone(index)
         elif code in (ExitCode.INTERRUPTED, -SIGTERM) and self._restarts[index] < RESTARTS:
             self._restarts[index] += 1
-            self.again(index)
+            self.start_again(index)
         else:
             self._settle(index, code)
 
-    def again(self, index: int) -> None:
-        """Has a command started again, after all that wait now.
+    def start_again(self, index: int) -> None:
+        """Puts a command at the end of the queue.
 
         Args:
-            index: of the command.
+            index: Index of the command.
         """
         self._waiting.append(index)
 
-    def fail(self, index: int, sentence: str) -> None:
+    def fail(self, index: int, reason: str) -> None:
         """Ends a command as failed.
 
         Args:
-            index: of the command.
-            sentence: why.
+            index: Index of the command.
+            reason: Reason, in one sentence.
         """
         folder = self.commands[index].folder
         if folder is not None:
-            folder.fail(sentence)
+            folder.fail(reason)
         else:
-            print(f"{self.commands[index].text}: {sentence}", file=sys.stderr)
+            print(f"{self.commands[index].text}: {reason}", file=sys.stderr)
         self._settle(index, ExitCode.FAILED)
 
     def _postpone(self, index: int) -> None:
-        self._later.append((time.monotonic() + LOOK_AGAIN, index))
+        self._later.append((time.monotonic() + INTERVAL, index))
 
     def _settle(self, index: int, code: int) -> None:
         self.codes[index] = int(code)

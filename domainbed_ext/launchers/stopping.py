@@ -11,14 +11,14 @@ from domainbed_ext.system import interrupts
 # Ctrl-C, what engines send, and what a terminal sends when it is closed.
 SIGNALS = {*interrupts.SIGNALS, signal.SIGHUP}
 PATIENCE = 60.0  # seconds that runs have to write their checkpoints
-_LOOK_AGAIN = 1.0  # seconds from one look for the file to the next
+_INTERVAL = 1.0  # seconds from one look for the file to the next
 
 
-class Wish:
-    """True once the launch is to stop.
+class StopRequest:
+    """A request to stop: true once there is one.
 
     Args:
-        cancelled: tells whether somebody cancelled it.
+        cancelled: Callback that tells whether the launch was cancelled.
     """
 
     def __init__(self, cancelled: Callable[[], bool]) -> None:
@@ -30,7 +30,7 @@ class Wish:
     def __bool__(self) -> bool:
         if not self._stop and time.monotonic() >= self._next_look:
             self._stop = self._cancelled()
-            self._next_look = time.monotonic() + _LOOK_AGAIN
+            self._next_look = time.monotonic() + _INTERVAL
         return self._stop
 
     @property
@@ -38,27 +38,32 @@ class Wish:
         """Whether Ctrl-C came a second time, so that nothing is waited for."""
         return self._interrupts > 1
 
-    def take(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal."""
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal.
+
+        Args:
+            number: Number of the signal.
+            frame: Frame that was interrupted.
+        """
         self._stop = True
         self._interrupts += number == signal.SIGINT
 
 
 @contextlib.contextmanager
-def stoppable(cancelled: Callable[[], bool]) -> Iterator[Wish]:
-    """Turns what asks a launch to stop into a wish that the code inside looks at, and ends by.
+def stop_request(cancelled: Callable[[], bool]) -> Iterator[StopRequest]:
+    """Turns signals and cancelling into a request that the code inside looks at, and ends by.
 
     Args:
-        cancelled: tells whether somebody cancelled the launch.
+        cancelled: Callback that tells whether the launch was cancelled.
 
     Yields:
-        The wish.
+        The request.
 
     Raises:
-        KeyboardInterrupt: afterwards, if the launch was asked to stop.
+        KeyboardInterrupt: Afterwards, if the launch was asked to stop.
     """
-    wish = Wish(cancelled)
-    with interrupts.handling(interrupts.unignored(SIGNALS), wish.take):
-        yield wish
-    if wish:
+    request = StopRequest(cancelled)
+    with interrupts.handling(interrupts.unignored(SIGNALS), request.receive):
+        yield request
+    if request:
         raise KeyboardInterrupt

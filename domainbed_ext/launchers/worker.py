@@ -9,26 +9,26 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from domainbed_ext.launchers import execute as worker
-from domainbed_ext.launchers import memory
+from domainbed_ext.launchers import execute, memory
+from domainbed_ext.launchers.command import Command
 from domainbed_ext.system.processes import HELPERS
 
-TELL = 0.5  # seconds at least from one word of a run's progress to the next
+INTERVAL = 0.5  # seconds at least from one report of a run's progress to the next
 
 
 class Worker:
     """A worker, seen from its launcher.
 
     Args:
-        environment: variables that are its own.
+        environment: Environment variables of its own.
 
     Attributes:
-        pipe: by which it tells of the share that is done, and of its exit code (None till then).
-        index: of the command it is at.
-        since: when it began with that, by `time.monotonic`.
-        done: number of commands that it has run.
-        verdict: why what it is at is ended before its time.
-        kill_at: when it is killed, if it has not ended that by then.
+        pipe: Pipe by which it reports the share that is done, and the exit code (None until then).
+        index: Index of the command that it executes; None if it is idle.
+        since: When it began with that, by `time.monotonic`.
+        done: Number of commands that it has run.
+        verdict: Reason why its command is stopped early; None if there is none.
+        kill_at: When it is killed if the command has not ended by then; None for never.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -38,68 +38,80 @@ class Worker:
         self.verdict: str | None = None
         self.kill_at: float | None = None
         self._first_size = 0
-        self.pipe, theirs = HELPERS.Pipe()  # Ctrl-C is the launcher's to handle, who hands it on as SIGTERM
-        self.process: BaseProcess = HELPERS.Process(target=_work, args=(theirs,))
-        with theirs, _environment(environment):
+        self.pipe, remote = HELPERS.Pipe()  # the launcher handles Ctrl-C, and passes it on as SIGTERM
+        self.process: BaseProcess = HELPERS.Process(target=_work, args=(remote,))
+        with remote, _environment(environment):
             self.process.start()
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Number of the process."""
         return self.process.pid or 0
 
     @property
-    def is_dead(self) -> bool:
-        """Whether it has ended."""
+    def has_exited(self) -> bool:
+        """Whether the process has ended."""
         return self.process.exitcode is not None
 
     @property
-    def told_to_stop(self) -> bool:
-        """Whether what it is at is ended before its time."""
+    def is_stopping(self) -> bool:
+        """Whether its command is being stopped early."""
         return self.kill_at is not None
 
-    def begin(self, index: int, command: str) -> bool:
-        """Hands a command over; False if it is dead."""
+    def begin(self, index: int, command: Command) -> bool:
+        """Sends a command.
+
+        Args:
+            index: Index of the command.
+            command: The command.
+
+        Returns:
+            Whether the worker took it; False if it has exited.
+        """
         with contextlib.suppress(OSError):
-            if self.is_dead:
+            if self.has_exited:
                 return False
             self.pipe.send(command)
             self.index, self.since = index, time.monotonic()
             return True
         return False
 
-    def rest(self) -> None:
-        """It is at nothing now."""
+    def become_idle(self) -> None:
+        """Marks its command as ended."""
         self.index = self.verdict = self.kill_at = None
         self.done += 1
-        self._first_size = self._first_size or memory.resident(self.pid)
+        self._first_size = self._first_size or memory.measure(self.pid)
 
     def growth(self) -> int:
         """Bytes by which it has grown since its first command."""
-        return memory.resident(self.pid) - self._first_size if self.done > 1 else 0
+        return memory.measure(self.pid) - self._first_size if self.done > 1 else 0
 
     def stop(self, verdict: str | None = None, patience: float = 0.0) -> None:
-        """Asks it to end what it is at.
+        """Asks it to stop its command.
 
         Args:
-            verdict: why.
-            patience: seconds until it is to be killed.
+            verdict: Reason; None if the run is not to blame.
+            patience: Seconds until it is killed.
         """
         self.verdict, self.kill_at = verdict, time.monotonic() + patience
         self.process.terminate()
 
     def kill(self) -> None:
-        """Ends it and all that it started, at once."""
-        for process in memory.family(self.pid):
-            with contextlib.suppress(memory.Gone):
+        """Kills it and all that it started."""
+        for process in memory.list_family(self.pid):
+            with contextlib.suppress(memory.ProcessGone):
                 process.kill()
 
-    def bury(self) -> int:
-        """Sees it end, at once if it is at nothing; returns its exit code."""
+    def wait_for_exit(self) -> int:
+        """Ends it, at once if it is idle.
+
+        Returns:
+            Its exit code.
+        """
         self.pipe.close()
         self.process.terminate()
         self.process.join(5)
-        if not self.is_dead:
+        if not self.has_exited:
             self.kill()
             self.process.join()
         code = self.process.exitcode
@@ -123,27 +135,27 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 
 def _work(pipe: Connection) -> None:
-    """What the process does."""
-    worker.die_with_parent()
+    """Main function of the process."""
+    execute.die_with_parent()
     parent = multiprocessing.parent_process()
     if parent is None or os.getppid() != parent.pid:  # it died before that
         return
-    told = 0.0
+    last_report = 0.0
 
-    def tell(share: float) -> None:
-        nonlocal told
-        if time.monotonic() - told < TELL:
+    def report(share: float) -> None:
+        nonlocal last_report
+        if time.monotonic() - last_report < INTERVAL:
             return
-        told = time.monotonic()
+        last_report = time.monotonic()
         try:
-            pipe.send((min(share, 0.999), None))  # it is whole when the exit code says so
-        except OSError:  # the launcher is gone
+            pipe.send((min(share, 0.999), None))  # 1.0 comes with the exit code
+        except OSError:  # the launcher has exited
             os.kill(os.getpid(), signal.SIGTERM)
 
     while True:
         try:
             command = pipe.recv()
-            told = 0.0
-            pipe.send((1.0, worker.run(command, tell)))
-        except (EOFError, OSError):  # the launcher is gone, or wants no more of it
+            last_report = 0.0
+            pipe.send((1.0, execute.run(command, report)))
+        except (EOFError, OSError):  # the launcher has exited, or ends this worker
             return

@@ -73,9 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
 def _launcher_table() -> str:
     """The options of all launchers: several may have the same."""
     of: dict[tuple[str, str], list[str]] = {}
-    for launcher, kind in launchers.OPTIONS.items():
-        for name, default, meaning in launchers.table(kind):
-            of.setdefault((name, f"{meaning} ({default})" if default else meaning), []).append(launcher)
+    for name_of_launcher, launcher in launchers.LAUNCHERS.items():
+        for name, default, meaning in launcher.list_options():
+            of.setdefault((name, f"{meaning} ({default})" if default else meaning), []).append(name_of_launcher)
     return "\n".join(f"  {name:16} {meaning} [{', '.join(names)}]" for (name, meaning), names in of.items())
 
 

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from domainbed_ext.errors import BenchmarkError, not_writable
-from domainbed_ext.launchers import launches
+from domainbed_ext.launchers import cancel_in_engine
+from domainbed_ext.launchers.launch import list_under_way, read_launch
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import count_of, look_at
@@ -72,10 +73,10 @@ def cancel(sweep_dir: Path, dry_run: bool = False) -> int:
         BenchmarkError: the folder cannot be written to.
     """
     code, found = ExitCode.DONE, False
-    for path in launches.under_way(sweep_dir):
-        said = launches.said(path)
-        launcher, detached = said.get("launcher", "?"), bool(said.get("detached"))
-        waiting, running = _left(path, said.get("runs", ()), sweep_dir)
+    for path in list_under_way(sweep_dir):
+        content = read_launch(path)
+        launcher, detached = content.get("launcher", "?"), bool(content.get("detached"))
+        waiting, running = _left(path, content.get("runs", ()), sweep_dir)
         if detached and not (waiting or running):  # an engine does not say when it is through
             continue
         found = True
@@ -106,11 +107,4 @@ def _left(path: Path, runs: Sequence[str], sweep_dir: Path) -> tuple[int, int]:
 
 def _end(path: Path, launcher: str, detached: bool) -> str:
     """Has a launch's engine end it, if it has one; says what comes of it."""
-    if not detached:
-        return "its runs stop where they can go on"
-    if launcher != "slurm":
-        return "none of its runs counts as waiting any more; end it in its engine too"
-    from domainbed_ext.launchers.slurm import cancel as cancel_in_slurm
-
-    cancel_in_slurm(path)
-    return "what runs stops where it can go on, and nothing else starts"
+    return cancel_in_engine(launcher, path) if detached else "its runs stop where they can resume"

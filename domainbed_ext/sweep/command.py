@@ -17,8 +17,9 @@ from pathlib import Path
 
 from domainbed_ext.data import duplicates
 from domainbed_ext.errors import BenchmarkError, not_writable
-from domainbed_ext.launchers import HERE, check_options, get_launcher
-from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers import check_options, get_launcher
+from domainbed_ext.launchers.dummy import Dummy
+from domainbed_ext.launchers.launch import Launch
 from domainbed_ext.runs.folder import State
 from domainbed_ext.runs.provenance import provenance
 from domainbed_ext.sweep import cancel as cleaning
@@ -70,11 +71,11 @@ def _launch(args: argparse.Namespace, standings: Sequence[Standing], words: Sequ
     start = time.monotonic()
     wanted = _missing if args.command == "launch" else _incomplete
     jobs = [standing.job for standing in standings if wanted(standing)]
-    get_launcher(args.command_launcher)
+    launcher = Dummy("dummy") if args.dry_run else get_launcher(args.command_launcher)
     check_options(args.command_launcher, args.launcher_options)
     checked = check(jobs)
-    if args.dry_run or args.command_launcher == "dummy":
-        get_launcher("dummy")([job.command for job in jobs], Launch(Path(args.output_dir)))
+    if launcher.ONLY_PRINTS:
+        launcher.run([job.command for job in jobs], Launch(Path(args.output_dir)))
         return 0
     _check_writable(Path(args.output_dir))
     if jobs and not _confirm(f"Launch {count_of(len(jobs))}?", args):
@@ -82,9 +83,9 @@ def _launch(args: argparse.Namespace, standings: Sequence[Standing], words: Sequ
         return 0
     outcome = None
     if jobs:
-        if args.command_launcher in HERE or args.duplicates == "refuse":  # elsewhere each run warns
+        if launcher.RUNS_HERE or args.duplicates == "refuse":  # elsewhere each run warns
             _check_duplicates(checked)
-        if args.command_launcher in HERE:  # others may run where this cache is not seen
+        if launcher.RUNS_HERE:  # others may run where this cache is not seen
             fill(jobs, checked, available_cores())
         command = shlex.join(["python", "-m", "domainbed_ext.sweep", *words])
         others = [standing for standing in standings if not wanted(standing)]
@@ -183,7 +184,6 @@ def _status(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
 
 def _validate(args: argparse.Namespace, standings: Sequence[Standing]) -> int:
     jobs = [standing.job for standing in standings if standing.state is not State.DONE]
-    get_launcher(args.command_launcher)
     check_options(args.command_launcher, args.launcher_options)
     if not jobs:
         print("Nothing is left to run.")

@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from domainbed_ext.data.loader import EVALUATION_BATCH
-from domainbed_ext.launchers import HERE
-from domainbed_ext.launchers.slots import slots_here
+from domainbed_ext.launchers import get_launcher
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.setup import Setup, compute_exactly
 from domainbed_ext.sweep.check import Checked, disk, free, records, size
@@ -110,10 +109,8 @@ def slots(args: Namespace, jobs: Sequence[Job]) -> int | None:
         args: of the sweep.
         jobs: that are to run.
     """
-    if args.command_launcher not in HERE:
-        return args.jobs or None
-    some = [jobs[0].command] * min(len(jobs), 256)
-    return len(slots_here(some, args.jobs, int(args.launcher_options.get("jobs_per_gpu") or 1)))
+    commands = [job.command for job in jobs]
+    return get_launcher(args.command_launcher).runs_at_once(commands, args.jobs, args.launcher_options)
 
 
 def report(

@@ -5,8 +5,6 @@ import dataclasses
 import hashlib
 import itertools
 import os
-import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +14,7 @@ from typing import Any
 from domainbed_ext.algorithms.registry import canonical_name
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError, warn_once
+from domainbed_ext.launchers.command import Command
 from domainbed_ext.protocols import (
     LEAVE_ONE_OUT,
     SINGLE_SOURCE,
@@ -89,9 +88,10 @@ class Job:
         return options.parse(self.argv)
 
     @property
-    def command(self) -> str:
-        """The shell command that runs it."""
-        return shlex.join([sys.executable, "-m", "domainbed_ext.train", *self.argv])
+    def command(self) -> Command:
+        """The command that runs it."""
+        threads, minutes = self.train_args.get("threads", 1), self.extra_args["time_limit"]
+        return Command.for_run(self.argv, self.folder.path, threads, minutes)
 
     @property
     def kind(self) -> tuple[str, str]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext.launchers import get_launcher, launches
-from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers import get_launcher
+from domainbed_ext.launchers.execute import describe_exit
+from domainbed_ext.launchers.launch import Launch, begin, read_launch
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.launch_progress import LaunchProgress
@@ -44,7 +45,7 @@ def launch(
     options: dict[str, Any] | None = None,
     others: Sequence[Standing] = (),
 ) -> Outcome:
-    """Runs jobs, and marks those that died without a word as failed.
+    """Runs jobs, and marks those that died and left no message as failed.
 
     Args:
         jobs: what is to run; at least one.
@@ -57,17 +58,17 @@ def launch(
     Returns:
         What became of them.
     """
-    run, sweep_dir = get_launcher(launcher), jobs[0].sweep_dir
+    sweep_dir = jobs[0].sweep_dir
     words = {job.name: _last_word(job.folder) for job in jobs}
     tried: dict[str, int] = {}
     codes: Sequence[int | None] = ()
     with bar("sweep", len(jobs), "runs") as shown:
         progress = LaunchProgress(jobs, others, shown)
         wanted = Launch(sweep_dir, [job.name for job in jobs], parallel, options or {}, progress)
-        with launches.begin(sweep_dir, launcher, command, wanted) as begun:
-            outcome, tried = Outcome(begun.path), launches.said(begun.path)["tried"]
+        with begin(sweep_dir, launcher, command, wanted) as begun:
+            outcome, tried = Outcome(begun.path), read_launch(begun.path)["tried"]
             try:
-                codes = run([job.command for job in jobs], begun)
+                codes = get_launcher(launcher).run([job.command for job in jobs], begun)
             except KeyboardInterrupt:
                 outcome.stopped = ExitCode.INTERRUPTED if begun.cancelled else STOPPED
                 return outcome
@@ -104,8 +105,7 @@ def _sort(job: Job, code: int | None, word: object, tried: int, outcome: Outcome
     elif code == ExitCode.TAKEN:
         outcome.elsewhere.append(job)
     else:
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        sentence = f"the run {how} without a word"
+        sentence = describe_exit(code)
         job.folder.fail(sentence, code)
         outcome.failed.append((job, sentence))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.launchers import launches
+from domainbed_ext.launchers.launch import list_under_way, read_launch
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep.jobs import Job, names_in
 from domainbed_ext.system import attempts
@@ -121,10 +121,10 @@ def others(jobs: Sequence[Job], sweep_dir: Path) -> int:
 def _waits(sweep_dir: Path) -> dict[str, list[Wait]]:
     """The launches under way that each run is listed in."""
     waits = defaultdict(list)
-    for path in launches.under_way(sweep_dir):
-        said = launches.said(path)
-        for name in said.get("runs", ()):
-            waits[name].append(Wait(path, bool(said.get("detached")), said.get("tried", {}).get(name, 0)))
+    for path in list_under_way(sweep_dir):
+        content = read_launch(path)
+        for name in content.get("runs", ()):
+            waits[name].append(Wait(path, bool(content.get("detached")), content.get("tried", {}).get(name, 0)))
     return waits
 
 

@@ -208,7 +208,7 @@ def compare_jobs(report: Report) -> None:
                 unless = None if name in train_args else "ours"
                 report.check("jobs", f"{what} argument {name}", train_args.get(name), mine.train_args.get(name), unless)
             report.check("jobs", f"{what} folder", Path(job.output_dir).name, mine.domainbed_hash)
-            command, mine_command = (options(shlex.split(text)) for text in (job.command_str, mine.command))
+            command, mine_command = (options(shlex.split(text)) for text in (job.command_str, mine.command.text))
             for option in command.keys() | mine_command.keys():
                 unless = "folders" if option == "--output_dir" else None if option in command else "ours"
                 report.check("jobs", f"{what} {option}", command.get(option), mine_command.get(option), unless)

@@ -1,12 +1,12 @@
 """What the tests of launchers share: commands, launches, and waiting for what processes do."""
 
 import os
-import shlex
-import sys
 import threading
 import time
 
-from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers import get_launcher
+from domainbed_ext.launchers.command import Command
+from domainbed_ext.launchers.launch import Launch
 
 FAST = (
     "--algorithm LP --steps 2 --checkpoint_freq 0 --train_eval_share 0.1 --weights none --skip_model_save "
@@ -15,10 +15,19 @@ FAST = (
 ENDLESS = ("--steps", "1000000")
 
 
-def train_command(folder, *words):
-    """A short run, `words` overriding."""
-    words = [*FAST.split(), "--output_dir", str(folder), *words]
-    return shlex.join([sys.executable, "-m", "domainbed_ext.train", *words])
+def train_command(folder, *words, **facts):
+    """A short run, `words` overriding; `facts` are what the command says of itself."""
+    return Command.for_run([*FAST.split(), "--output_dir", str(folder), *words], folder, **facts)
+
+
+def as_commands(commands):
+    """Commands, of which some may be the text of a shell command."""
+    return [command if isinstance(command, Command) else Command(command) for command in commands]
+
+
+def run(name, commands, launch):
+    """Runs commands by the launcher of a name."""
+    return get_launcher(name).run(as_commands(commands), launch)
 
 
 def launch(tmp_path, parallel=1, progress=lambda index, share: None, **options):

@@ -12,15 +12,26 @@ import pytest
 
 from domainbed_ext import launchers
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.launchers import get_launcher, memory, slots
-from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers import get_launcher, memory, options, slots
+from domainbed_ext.launchers.command import Command
+from domainbed_ext.launchers.launch import Launch
+from domainbed_ext.launchers.local import Local
 from domainbed_ext.launchers.pool import Limits, run_all
 from domainbed_ext.launchers.queue import RESTARTS, Queue
-from domainbed_ext.launchers.slots import Slot, slots_here
+from domainbed_ext.launchers.slots import Slot, make_slots
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.system.attempts import latest
 from domainbed_ext.system.exit_codes import ExitCode
-from tests.domainbed_ext.launched_processes import ENDLESS, launch, stop, train_command, wait_for, when
+from tests.domainbed_ext.launched_processes import (
+    ENDLESS,
+    as_commands,
+    launch,
+    run,
+    stop,
+    train_command,
+    wait_for,
+    when,
+)
 
 pool, queue = sys.modules["domainbed_ext.launchers.pool"], sys.modules["domainbed_ext.launchers.queue"]
 
@@ -54,7 +65,7 @@ def test_runs_go_side_by_side_and_a_failure_costs_only_itself(tmp_path):
         train_command(tmp_path / "4"),
     ]
     told = []
-    codes = get_launcher("local")(commands, launch(tmp_path, 2, lambda index, share: told.append((index, share))))
+    codes = run("local", commands, launch(tmp_path, 2, lambda index, share: told.append((index, share))))
     assert codes == [0, 2, 2, 0, 0]
     states = [RunFolder(tmp_path / str(i)).state for i in range(5)]
     assert states == [State.DONE, State.FAILED, State.NOT_LAUNCHED, State.DONE, State.DONE]
@@ -66,7 +77,7 @@ def test_runs_go_side_by_side_and_a_failure_costs_only_itself(tmp_path):
 
 def test_any_other_command_goes_to_the_shell(tmp_path):
     commands = [f"cd {tmp_path} && echo $0 $$ | wc -w > words; exit 3", "no_such_program 2> /dev/null"]
-    assert get_launcher("local")(commands, launch(tmp_path)) == [3, 127]
+    assert run("local", commands, launch(tmp_path)) == [3, 127]
     assert (tmp_path / "words").read_text().strip() == "2"
 
 
@@ -80,19 +91,19 @@ def test_a_run_whose_worker_alone_is_asked_to_stop_goes_on(tmp_path):
             multiprocessing.active_children()[0].terminate()
 
     command = train_command(tmp_path / "run", "--steps", "40")
-    assert get_launcher("local")([command], launch(tmp_path, 1, stop_once)) == [0]
+    assert run("local", [command], launch(tmp_path, 1, stop_once)) == [0]
     assert stopped and "resumes after" in (tmp_path / "run" / "out.txt").read_text()
     assert latest(tmp_path / "run").number == 2
 
 
 @pytest.mark.slow
 def test_two_launches_share_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(queue, "LOOK_AGAIN", 0.2)
+    monkeypatch.setattr(queue, "INTERVAL", 0.2)
     commands = [train_command(tmp_path / str(i)) for i in range(6)]
     codes = [None, None]
 
     def one(number):
-        codes[number] = get_launcher("local")(commands, launch(tmp_path))
+        codes[number] = run("local", commands, launch(tmp_path))
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(2)]
     for thread in threads:
@@ -110,8 +121,10 @@ def test_two_launches_share_the_work(tmp_path, monkeypatch):
 
 @pytest.fixture
 def one_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(queue, "LOOK_AGAIN", 0.0)
-    return Queue([train_command(tmp_path / "run"), "true"], lambda index, share: None), RunFolder(tmp_path / "run")
+    monkeypatch.setattr(queue, "INTERVAL", 0.0)
+    return Queue(as_commands([train_command(tmp_path / "run"), "true"]), lambda index, share: None), RunFolder(
+        tmp_path / "run"
+    )
 
 
 def test_a_run_that_another_is_at_waits_until_that_one_ends_it(one_run):
@@ -173,7 +186,7 @@ def test_a_process_that_dies_after_its_run_is_done_costs_nothing(one_run):
 def test_a_killed_worker_is_replaced_and_what_it_was_at_is_ended(tmp_path):
     first, after = tmp_path / "first", tmp_path / "after"
     commands = [f"echo $$ > {first}; kill -9 $PPID; exec sleep 1000", f"touch {after}"]
-    assert get_launcher("local")(commands, launch(tmp_path)) == [-signal.SIGKILL, 0]
+    assert run("local", commands, launch(tmp_path)) == [-signal.SIGKILL, 0]
     assert after.exists()
     wait_for(lambda: not psutil.pid_exists(int(first.read_text())))
 
@@ -185,7 +198,7 @@ def test_a_worker_that_dies_between_runs_costs_none(tmp_path):
             worker.kill()
             wait_for(lambda: not worker.is_alive())
 
-    assert get_launcher("local")(["true", "true"], launch(tmp_path, 1, kill)) == [0, 0]
+    assert run("local", ["true", "true"], launch(tmp_path, 1, kill)) == [0, 0]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, "cancel"])
@@ -197,7 +210,7 @@ def test_asked_to_stop_it_stops_every_command(tmp_path, unignored, how):
     when(lambda: all(path.exists() for path in ready), lambda: stop(one, how))
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
-        get_launcher("local")([*commands, f"touch {tmp_path / 'after'}"], one)
+        run("local", [*commands, f"touch {tmp_path / 'after'}"], one)
     assert {path.name for path in tmp_path.glob("*.stopped")} == {"ready0.stopped", "ready1.stopped"}
     assert not (tmp_path / "after").exists() and none_left()
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -214,7 +227,7 @@ def test_a_second_interrupt_waits_for_nothing(tmp_path, unignored):
 
     when(ready.exists, interrupt_twice)
     with pytest.raises(KeyboardInterrupt):
-        get_launcher("local")([deaf], launch(tmp_path))
+        run("local", [deaf], launch(tmp_path))
     wait_for(lambda: not psutil.pid_exists(int(ready.read_text())))
 
 
@@ -222,11 +235,13 @@ LAUNCHER = """
 import sys
 from pathlib import Path
 from domainbed_ext.launchers import get_launcher
-from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers.command import Command
+from domainbed_ext.launchers.launch import Launch
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
-    get_launcher("local")(sys.argv[2:], Launch(path, parallel=2, progress=lambda i, share: (path / str(i)).touch()))
+    commands = [Command.for_run(sys.argv[3:], path / "run"), Command(sys.argv[2])]
+    get_launcher("local").run(commands, Launch(path, parallel=2, progress=lambda i, share: (path / str(i)).touch()))
 """
 
 
@@ -234,7 +249,7 @@ if __name__ == "__main__":
 def test_when_the_launcher_is_killed_its_runs_leave_with_a_checkpoint(tmp_path):
     script, other, run = tmp_path / "launcher.py", tmp_path / "other", tmp_path / "run"
     script.write_text(LAUNCHER)
-    commands = [train_command(run, *ENDLESS), f"echo $$ > {other}; exec sleep 1000"]
+    commands = [f"echo $$ > {other}; exec sleep 1000", *train_command(run, *ENDLESS).argv]
     launcher = subprocess.Popen([sys.executable, script, tmp_path, *commands], start_new_session=True)
     try:
         wait_for(lambda: (tmp_path / "0").exists() and other.exists())
@@ -256,7 +271,7 @@ def test_an_interrupt_waits_for_the_checkpoints(tmp_path, unignored):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        get_launcher("local")([train_command(run, *ENDLESS, "--save_steps", "0")], launch(tmp_path, 1, progress))
+        run("local", [train_command(run, *ENDLESS, "--save_steps", "0")], launch(tmp_path, 1, progress))
     assert latest(run).ended == "interrupted" and none_left()
     assert list(run.glob("checkpoint_*"))
 
@@ -266,7 +281,7 @@ def test_an_interrupt_waits_for_the_checkpoints(tmp_path, unignored):
 
 def test_a_command_that_takes_too_much_memory_is_stopped_and_said_so(tmp_path, capfd):
     big = shlex.join([sys.executable, "-c", "import time; x = b'1' * 400_000_000; time.sleep(1000)"])
-    assert get_launcher("local")(["true", big, "true"], launch(tmp_path, memory_gb=0.3)) == [0, 1, 0]
+    assert run("local", ["true", big, "true"], launch(tmp_path, memory_gb=0.3)) == [0, 1, 0]
     assert "GiB of memory, above memory_gb=0.3" in capfd.readouterr().err
 
 
@@ -274,7 +289,7 @@ def test_a_command_that_takes_too_much_memory_is_stopped_and_said_so(tmp_path, c
 def test_a_run_that_takes_too_much_memory_has_failed_and_can_go_on(tmp_path, monkeypatch):
     """It is told to stop after its first step, in a worker that is not fresh, and again in one that is."""
     run = tmp_path / "run"
-    monkeypatch.setattr(pool.memory, "held", lambda pids: {p: 2**31 if has_begun() else 0 for p in pids})
+    monkeypatch.setattr(pool.memory, "measure_families", lambda pids: {p: 2**31 if has_begun() else 0 for p in pids})
 
     def has_begun():
         attempt = latest(run)
@@ -288,7 +303,7 @@ def test_a_run_that_takes_too_much_memory_has_failed_and_can_go_on(tmp_path, mon
 
     began.append(0)
     commands = ["true", train_command(run, *ENDLESS)]
-    assert get_launcher("local")(commands, launch(tmp_path, 1, progress, memory_gb=1)) == [0, 1]
+    assert run("local", commands, launch(tmp_path, 1, progress, memory_gb=1)) == [0, 1]
     assert RunFolder(run).state is State.FAILED
     assert RunFolder(run).failure() == "it took 2.00 GiB of memory, above memory_gb=1: raise that limit"
     assert latest(run).number == 2 and latest(run).ended == "interrupted"
@@ -297,8 +312,8 @@ def test_a_run_that_takes_too_much_memory_has_failed_and_can_go_on(tmp_path, mon
 
 def test_a_run_that_does_not_heed_its_time_limit_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "GRACE", 0.1)  # so that it is past already while it imports torch
-    commands = [train_command(tmp_path / "run", "--time_limit", "0.001"), f"touch {tmp_path / 'after'}"]
-    assert get_launcher("local")(commands, launch(tmp_path)) == [1, 0]
+    commands = [train_command(tmp_path / "run", "--time_limit", "0.001", minutes=0.001), f"touch {tmp_path / 'after'}"]
+    assert run("local", commands, launch(tmp_path)) == [1, 0]
     assert RunFolder(tmp_path / "run").failure().startswith("it took longer than its time limit of 0.001 minutes")
     assert (tmp_path / "after").exists()
 
@@ -306,18 +321,17 @@ def test_a_run_that_does_not_heed_its_time_limit_is_killed(tmp_path, monkeypatch
 def test_what_is_deaf_to_its_time_limit_and_to_signals_is_killed(tmp_path, monkeypatch, capfd):
     pid = tmp_path / "pid"
     monkeypatch.setattr(pool, "GRACE", 0.5)
-    monkeypatch.setattr(queue.Command, "minutes", property(lambda command: 0.001 if pid.exists() else None))
     deaf = f"trap '' TERM; echo $$ > {pid}.part; mv {pid}.part {pid}; exec sleep 1000"
-    assert get_launcher("local")([deaf], launch(tmp_path)) == [1]
+    assert run("local", [Command(deaf, minutes=0.001)], launch(tmp_path)) == [1]
     assert "time limit of 0.001 minutes and did not stop" in capfd.readouterr().err
     wait_for(lambda: not psutil.pid_exists(int(pid.read_text())))
 
 
 def test_a_long_sweep_leaves_nothing_open_and_replaces_its_workers(tmp_path):
     open_files = psutil.Process().num_fds
-    get_launcher("local")(["true"], launch(tmp_path))  # starts what all launches share
+    run("local", ["true"], launch(tmp_path))  # starts what all launches share
     before, workers = open_files(), tmp_path / "workers"
-    assert get_launcher("local")([f"echo $PPID >> {workers}"] * 220, launch(tmp_path, runs_per_worker=55)) == [0] * 220
+    assert run("local", [f"echo $PPID >> {workers}"] * 220, launch(tmp_path, runs_per_worker=55)) == [0] * 220
     assert open_files() == before and none_left()
     assert list(collections.Counter(workers.read_text().split()).values()) == [55] * 4
 
@@ -330,14 +344,14 @@ def test_a_worker_does_not_keep_files_open(tmp_path):
         (worker,) = multiprocessing.active_children()
         counts.append(psutil.Process(worker.pid).num_fds())
 
-    get_launcher("local")(["true"] * 60, launch(tmp_path, progress=count))
+    run("local", ["true"] * 60, launch(tmp_path, progress=count))
     assert len(counts) == 60 and len(set(counts)) == 1
 
 
 def test_a_worker_that_has_grown_is_replaced(tmp_path, monkeypatch):
     sizes = iter([2**30, 2**30, 4 * 2**30, 2**30, 2**30])
-    monkeypatch.setattr(pool.memory, "resident", lambda pid: next(sizes))
-    get_launcher("local")([f"echo $PPID >> {tmp_path / 'workers'}"] * 4, launch(tmp_path, growth_gb=1))
+    monkeypatch.setattr(pool.memory, "measure", lambda pid: next(sizes))
+    run("local", [f"echo $PPID >> {tmp_path / 'workers'}"] * 4, launch(tmp_path, growth_gb=1))
     assert list(collections.Counter((tmp_path / "workers").read_text().split()).values()) == [3, 1]
 
 
@@ -348,7 +362,7 @@ def test_each_slot_has_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8d0c, GPU-41fe")
     commands = [f"echo $CUDA_VISIBLE_DEVICES > {tmp_path}/{i}" for i in range(2)]
-    assert get_launcher("multi_gpu")(commands, launch(tmp_path, 0)) == [0, 0]
+    assert run("multi_gpu", commands, launch(tmp_path, 0)) == [0, 0]
     assert [(tmp_path / str(i)).read_text().strip() for i in range(2)] == ["GPU-8d0c", "GPU-41fe"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-8d0c, GPU-41fe"
 
@@ -368,18 +382,18 @@ def test_slots_go_round_the_visible_gpus(monkeypatch, visible, count, parallel, 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = slots_here(["true"] * 10, parallel, jobs_per_gpu)
+    found = make_slots([Command("true")] * 10, parallel, jobs_per_gpu)
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in found] == devices
 
 
 def test_without_a_gpu_slots_share_the_cores(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr(slots, "available_cores", lambda: 8)
-    narrow, wide = train_command("run"), train_command("run", "--threads", "3")
-    assert len(slots_here([narrow] * 10)) == 8
-    assert len(slots_here([narrow, wide] * 10)) == 2
-    assert len(slots_here([narrow] * 10, parallel=5)) == 5
-    assert slots_here([narrow]) == [Slot()]
+    narrow, wide = train_command("run"), train_command("run", threads=3)
+    assert len(make_slots([narrow] * 10)) == 8
+    assert len(make_slots([narrow, wide] * 10)) == 2
+    assert len(make_slots([narrow] * 10, parallel=5)) == 5
+    assert make_slots([narrow]) == [Slot()]
 
 
 # Which launchers there are
@@ -387,8 +401,8 @@ def test_without_a_gpu_slots_share_the_cores(monkeypatch):
 
 def test_dummy_prints_and_leaves_no_trace(tmp_path, capsys):
     command = train_command(tmp_path / "0")
-    assert get_launcher("dummy")([command], Launch(tmp_path / "launch")) == [0]
-    assert capsys.readouterr().out == command + "\n"
+    assert run("dummy", [command], Launch(tmp_path / "launch")) == [0]
+    assert capsys.readouterr().out == command.text + "\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -404,21 +418,51 @@ def others(tmp_path, monkeypatch):
     (site / "engines-1.0.dist-info").mkdir(parents=True)
     (site / "engines-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: engines\nVersion: 1.0\n")
     (site / "engines-1.0.dist-info" / "entry_points.txt").write_text(
-        "[domainbed_ext.launchers]\nnew = engines:new\nold = engines:old\nbroken = engines:nothing\n"
+        "[domainbed_ext.launchers]\nnew = engines:new\nmine = engines:Mine\nold = engines:old\n"
+        "broken = engines:nothing\n"
     )
     (site / "engines.py").write_text(
-        "def new(commands, launch):\n    return [launch.parallel] * len(commands)\n\n"
-        "def old(commands):\n    assert type(commands) is list\n    print(*commands)\n"
+        "def new(commands, launch):\n    assert type(commands[0]) is str\n"
+        "    return [launch.parallel] * len(commands)\n\n"
+        "def old(commands):\n    assert type(commands) is list\n    print(*commands)\n\n"
+        "from dataclasses import dataclass\n"
+        "from domainbed_ext.launchers import Launcher\nfrom domainbed_ext.launchers.options import option\n"
+        "@dataclass\nclass Options:\n    nodes: int = option(1, 'number of nodes', above=0)\n\n"
+        "class Mine(Launcher):\n    OPTIONS = Options\n"
+        "    def run(self, commands, launch):\n"
+        "        return [command.threads * self.read_options(launch.options).nodes for command in commands]\n"
     )
     monkeypatch.syspath_prepend(site)
 
 
 def test_another_packages_launcher_is_found(tmp_path, others):
-    assert get_launcher("new")(["a", "b"], launch(tmp_path, 3)) == [3, 3]
+    assert run("new", ["a", "b"], launch(tmp_path, 3)) == [3, 3]
     with pytest.raises(BenchmarkError, match="unknown launcher 'neww': did you mean 'new'"):
         get_launcher("neww")
     with pytest.raises(BenchmarkError, match="launcher 'broken' of engines cannot be imported: .*nothing"):
         get_launcher("broken")
+
+
+def test_another_packages_launcher_may_be_an_object_with_options_of_its_own(tmp_path, others):
+    mine = get_launcher("mine")
+    assert (mine.name, mine.RUNS_HERE, mine.list_options()) == ("mine", False, [("nodes", "1", "number of nodes")])
+    assert run("mine", [Command("a", threads=3)], launch(tmp_path, nodes="2")) == [6]
+    with pytest.raises(BenchmarkError, match="unknown option of launcher mine: 'node': did you mean 'nodes'"):
+        launchers.check_options("mine", {"node": 2})
+    assert "end it in its engine too" in launchers.cancel_in_engine("mine", tmp_path)
+
+
+def test_a_launcher_is_registered_by_its_class_alone(monkeypatch):
+    monkeypatch.setattr(launchers.registry, "LAUNCHERS", registered := dict(launchers.LAUNCHERS))
+
+    @launchers.register_launcher("again")
+    class Again(Local):
+        pass
+
+    assert isinstance(get_launcher("again"), Again) and registered["again"].name == "again"
+    assert get_launcher("again").runs_at_once([Command("true")] * 5, 3, {}) == 3
+    with pytest.raises(BenchmarkError, match="option jobs_per_gpu of launcher again is 0"):
+        launchers.check_options("again", {"jobs_per_gpu": 0})
 
 
 def test_domainbeds_launchers_take_the_commands_alone(tmp_path, others, capsys):
@@ -426,8 +470,8 @@ def test_domainbeds_launchers_take_the_commands_alone(tmp_path, others, capsys):
     for name in ("done", "failed"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    assert get_launcher("old")([*commands, "true"], launch(tmp_path)) == [0, 1, None, None]
-    assert capsys.readouterr().out == " ".join([*commands, "true"]) + "\n"
+    assert run("old", [*commands, "true"], launch(tmp_path)) == [0, 1, None, None]
+    assert capsys.readouterr().out == " ".join([*(command.text for command in commands), "true"]) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -439,21 +483,23 @@ def test_domainbeds_launchers_take_the_commands_alone(tmp_path, others, capsys):
         ("local", {"runs_per_worker": 1.5}, "option runs_per_worker of launcher local is 1.5: give a whole number$"),
         ("local", {"jobs_per_gpu": 0}, "option jobs_per_gpu of launcher local is 0: give a number above 0$"),
         ("multi_gpu", {"jobs_per_gpu": 2}, "unknown option of launcher multi_gpu: 'jobs_per_gpu'"),
-        ("dummy", {"memory_gb": 2}, "launcher dummy has no options, so none named 'memory_gb'"),
+        ("dummy", {"memory_gb": 2}, "launcher dummy has no options: leave 'memory_gb' out"),
     ],
 )
 def test_a_wrong_option_is_told_before_anything_runs(tmp_path, launcher, options, sentence):
     with pytest.raises(BenchmarkError, match=sentence):
         launchers.check_options(launcher, options)
     with pytest.raises(BenchmarkError, match=sentence):
-        get_launcher(launcher)([f"touch {tmp_path / 'ran'}"], launch(tmp_path, **options))
+        run(launcher, [f"touch {tmp_path / 'ran'}"], launch(tmp_path, **options))
     assert not (tmp_path / "ran").exists()
 
 
 def test_options_may_be_words_of_a_command_line():
-    read = launchers.settings.read(Limits, "local", {"memory_gb": "2.5", "runs_per_worker": "7", "growth_gb": None})
+    read = options.read(Limits, "local", {"memory_gb": "2.5", "runs_per_worker": "7", "growth_gb": None})
     assert read == Limits(2.5, 7, 2.0)
-    assert ("runs_per_worker", "100", "runs after which a worker is replaced by a fresh one") in launchers.table(Limits)
+    assert [row[:2] for row in get_launcher("local").list_options()] == [
+        *(("memory_gb", ""), ("runs_per_worker", "100"), ("growth_gb", "2.0"), ("jobs_per_gpu", "1"))
+    ]
     assert run_all([], []) == []
 
 
@@ -466,7 +512,7 @@ def test_memory_is_a_processs_own_and_not_the_files_that_it_maps(tmp_path, holds
     words = [sys.executable, "-c", code]
     with subprocess.Popen(words, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        assert (memory.held([process.pid])[process.pid] > 2**27) == counts
-        assert (memory.resident(process.pid) > 2**27) == counts
+        assert (memory.measure_families([process.pid])[process.pid] > 2**27) == counts
+        assert (memory.measure(process.pid) > 2**27) == counts
         process.communicate(b"\n")
-    assert memory.held([process.pid]) == {process.pid: 0}
+    assert memory.measure_families([process.pid]) == {process.pid: 0}

@@ -14,15 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.launchers import launches
-from domainbed_ext.launchers.launches import Launch, said
-from domainbed_ext.launchers.slurm import cancel, in_arrays, read_options, slurm, waits
+from domainbed_ext.launchers import get_launcher, slurm, slurm_task
+from domainbed_ext.launchers.command import Command
+from domainbed_ext.launchers.launch import Launch, begin, list_under_way, read_launch
+from domainbed_ext.launchers.slurm import cancel, is_waiting, split_into_arrays
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.system.attempts import latest
 from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext.fake_slurm import CONFIG, FakeSlurm
 from tests.domainbed_ext.fault_injection import SHORT, Run, outcome
+from tests.domainbed_ext.launched_processes import as_commands
 from tests.domainbed_ext.one_node_slurm import LONGEST_ARRAY, OneNodeSlurm, is_possible, wait_for
 
 BRIEF = "--steps 2 --checkpoint_freq 0 --train_eval_share 0.1 --weights none"
@@ -31,13 +33,13 @@ LONG = "--steps 100000 --checkpoint_freq 0 --save_steps 1 --train_eval_share 0.1
 
 def launch_in_slurm(sweep_dir, commands, runs=(), parallel=0, **options):
     """Launches and returns the launch's folder."""
-    with launches.begin(sweep_dir, "slurm", "", Launch(sweep_dir, runs, parallel, options)) as launch:
-        assert slurm(commands, launch) == [None] * len(commands)
+    with begin(sweep_dir, "slurm", "", Launch(sweep_dir, runs, parallel, options)) as launch:
+        assert get_launcher("slurm").run(as_commands(commands), launch) == [None] * len(commands)
     return launch.path
 
 
 def train_command(folder, words):
-    return shlex.join([sys.executable, "-m", "domainbed_ext.train", *shlex.split(words), "--output_dir", str(folder)])
+    return Command.for_run([*shlex.split(words), "--output_dir", str(folder)], folder)
 
 
 def write_command(path):
@@ -94,10 +96,10 @@ def test_the_script_says_all_that_slurm_is_asked(tmp_path, fake):
         f"exec {sys.executable} -u -m domainbed_ext.launchers.slurm_task '{launch}' \"$(($1 + SLURM_ARRAY_TASK_ID))\"",
     ]
     content = json.loads((launch / "slurm" / "jobs.json").read_text())
-    assert content["jobs"] == [["a", "b"], ["c"]]
+    assert [[command["text"] for command in job] for job in content["jobs"]] == [["a", "b"], ["c"]]
     assert content["slots"] == 0 and content["local"]["jobs_per_gpu"] == 3
     assert fake.asked("sbatch") == [["--parsable", "--array=0-1", str(launch / "slurm" / "job.sh"), "0"]]
-    assert said(launch)["detached"] and said(launch)["engine"] == {"slurm": ["100"]}
+    assert read_launch(launch)["detached"] and read_launch(launch)["engine"] == {"slurm": ["100"]}
 
 
 def test_more_runs_than_an_array_takes_are_several_arrays(tmp_path, fake):
@@ -107,7 +109,7 @@ def test_more_runs_than_an_array_takes_are_several_arrays(tmp_path, fake):
         ("--array=0-832", "834"),
         ("--array=0-832", "1667"),
     ]
-    assert said(launch)["engine"] == {"slurm": ["100", "101", "102"]}
+    assert read_launch(launch)["engine"] == {"slurm": ["100", "101", "102"]}
 
 
 def test_a_shorter_limit_of_the_scheduler_counts_too(tmp_path, fake):
@@ -131,7 +133,7 @@ def test_runs_at_once_count_over_arrays_and_within_jobs(tmp_path, fake):
 
 @given(st.integers(1, 5000), st.integers(1, 1500), st.integers(0, 50))
 def test_arrays_hold_each_job_once_and_keep_to_both_limits(jobs, longest, at_once):
-    arrays = list(in_arrays(jobs, longest, at_once))
+    arrays = list(split_into_arrays(jobs, longest, at_once))
     assert [number for array in arrays for number in range(array.first, array.first + array.size)] == list(range(jobs))
     assert all(0 < array.size <= longest for array in arrays)
     assert max(array.size for array in arrays) - min(array.size for array in arrays) <= 1
@@ -153,44 +155,71 @@ def test_arrays_hold_each_job_once_and_keep_to_both_limits(jobs, longest, at_onc
         ({"runs_per_job": 0}, "option runs_per_job of launcher slurm is 0: give a number above 0"),
         ({"mem": {"cpu": "4G"}}, "option mem of launcher slurm is {'cpu': '4G'}: give a text"),
         ({"sbatch": {"array": "0-3"}}, "option sbatch of launcher slurm has --array=0-3, which is the launcher's"),
-        ({"sbatch": "--comment='mine"}, "option sbatch of launcher slurm is .*: No closing quotation; mend that"),
+        ({"sbatch": "--comment='mine"}, "option sbatch of launcher slurm is .* .No closing quotation.: fix its quotes"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(options, sentence):
     with pytest.raises(BenchmarkError, match=sentence):
-        read_options(options)
+        get_launcher("slurm").read_options(options)
 
 
 def test_other_options_come_as_slurm_takes_them():
     words = ["--mail-type=END", "--comment=a b"]
     for given_words in ({"mail-type": "END", "comment": "a b"}, words, shlex.join(words)):
-        assert shlex.split(read_options({"sbatch": given_words, "qos": None}).sbatch) == words
+        assert shlex.split(get_launcher("slurm").read_options({"sbatch": given_words, "qos": None}).sbatch) == words
 
 
 def test_without_slurm_one_sentence_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BenchmarkError, match="there is no scontrol here: launch where Slurm's commands are"):
         launch_in_slurm(tmp_path, ["true"])
-    assert launches.under_way(tmp_path) == []
+    assert list_under_way(tmp_path) == []
 
 
 def test_what_slurm_refuses_is_quoted_and_nothing_stays_in_it(tmp_path, fake):
     fake.refuses("sbatch", 1, "sbatch: error: too many jobs\nsbatch: error: Batch job submission failed: Too many\n")
-    quoted = "Slurm's sbatch says 'too many jobs; Batch job submission failed: Too many': mend --launcher_options"
+    quoted = "sbatch refuses the jobs .too many jobs; Batch job submission failed: Too many.: fix --launcher_options"
     with pytest.raises(BenchmarkError, match=quoted):
         launch_in_slurm(tmp_path, ["true"] * 2500)
     assert fake.asked("scancel") == [["--quiet", "100"]]
-    assert launches.under_way(tmp_path) == []
+    assert list_under_way(tmp_path) == []
+
+
+UNREACHABLE = "Unable to contact slurm controller (connect failure)"
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("scontrol", f"slurm_load_ctl_conf error: {UNREACHABLE}"),
+        ("sbatch", f"sbatch: error: Batch job submission failed: {UNREACHABLE}"),
+        ("sbatch", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"),
+    ],
+)
+def test_a_controller_that_is_down_is_not_blamed_on_the_options(tmp_path, fake, command, error):
+    fake.refuses(command, 0, f"{error}\n")
+    with pytest.raises(BenchmarkError, match=f"controller does not answer .{command}: .*scontrol ping") as caught:
+        launch_in_slurm(tmp_path, ["true"])
+    assert "launcher_options" not in str(caught.value)
+    assert list_under_way(tmp_path) == []
+
+
+def test_what_other_commands_refuse_is_not_blamed_on_the_options(tmp_path, fake):
+    launch = launch_in_slurm(tmp_path, ["true"])
+    fake.refuses("scancel", 0, "scancel: error: Kill job error on job id 100: Access/permission denied\n")
+    with pytest.raises(BenchmarkError, match="scancel fails .*permission denied.: .*administrator") as caught:
+        cancel(launch)
+    assert "launcher_options" not in str(caught.value)
 
 
 def test_cancelling_names_the_arrays_and_the_queue_says_whether_any_is_left(tmp_path, fake):
     launch = launch_in_slurm(tmp_path, ["true"] * 1500)
     fake.says("queue", "99\n101\n101\n")
-    assert waits(launch)
+    assert is_waiting(launch)
     cancel(launch)
     assert fake.asked("scancel") == [["--quiet", "100", "101"]]
     fake.says("queue", "99\n")
-    assert not waits(launch)
+    assert not is_waiting(launch)
     cancel(tmp_path)  # which is no launch
     assert len(fake.asked("scancel")) == 1
 
@@ -235,10 +264,10 @@ def test_a_job_works_on_its_runs_and_says_how_each_ended(tmp_path, fake):
         wait_for(has_begun(killed), "it does not begin")
         os.kill(latest(killed.path).owner["pid"], signal.SIGKILL)
         lines = job.end().splitlines()
-    assert lines[:3] == ["elsewhere: another process is at it", "killed: exit code -9", "short: exit code 0"]
+    assert lines[:3] == ["elsewhere: another process works on it", "killed: exit code -9", "short: exit code 0"]
     assert lines[3].endswith(": exit code 0") and lines[4] == "exit 3: exit code 3" and len(lines) == 5
     assert job.process.returncode == ExitCode.FAILED
-    assert killed.state is State.FAILED and killed.failure() == "the run was killed by signal 9 without a word"
+    assert killed.state is State.FAILED and killed.failure() == "the run was killed by signal 9, and left no message"
     assert short.state is State.DONE and (tmp_path / "file").exists()
     assert not (elsewhere.path / "results.jsonl").exists()
 
@@ -250,16 +279,28 @@ def test_warned_that_its_time_is_up_a_job_comes_again(tmp_path, fake):
     job, note = Job(launch), launch / "requeued" / "run"
     wait_for(has_begun(folder), "it does not begin")
     fake.says("job", "JobState=COMPLETING Restarts=1")
-    assert "1 runs stopped, and go on when this job is started again" in job.told(signal.SIGUSR2)
+    assert "1 runs stopped, and resume when this job is started again" in job.told(signal.SIGUSR2)
     assert job.process.returncode == ExitCode.INTERRUPTED and folder.state is State.INTERRUPTED
     assert ["requeue", "100_0"] in fake.asked("scontrol") and note.exists()
 
     job = Job(launch, starts_before=1)
     wait_for(lambda: not note.exists(), "the note stays")
     assert folder.state is State.RUNNING
-    assert "go on when they are launched again" in job.told(signal.SIGTERM)  # as scancel does
+    assert "resume when they are launched again" in job.told(signal.SIGTERM)  # as scancel does
     assert folder.state is State.INTERRUPTED and not note.exists()
     assert fake.asked("scontrol").count(["requeue", "100_0"]) == 1
+
+
+def test_jobs_of_version_0_1_0_whose_commands_are_text_are_read(tmp_path, fake, monkeypatch):
+    launch = launch_in_slurm(tmp_path, [train_command(tmp_path / "run", f"{BRIEF} --threads 2 --time_limit 5"), "true"])
+    jobs = launch / "slurm" / "jobs.json"
+    content = json.loads(jobs.read_text())
+    jobs.write_text(json.dumps({**content, "jobs": [[pack[0]["text"]] for pack in content["jobs"]]}))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "100")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    assert [vars(slurm_task.Task(launch, i, set).commands[0]) for i in range(2)] == [
+        pack[0] for pack in content["jobs"]
+    ]
 
 
 def test_a_job_of_a_cancelled_launch_does_nothing(tmp_path, fake):
@@ -310,16 +351,16 @@ def launched(tmp_path):
     yield launch
     for path in paths:
         cancel(path)
-        wait_for(lambda path=path: not waits(path), "its jobs do not end")
+        wait_for(lambda path=path: not is_waiting(path), "its jobs do not end")
 
 
 @pytest.mark.slurm
 def test_arrays_no_longer_than_slurm_takes_do_all_there_is_to_do(tmp_path, real_slurm, launched):
     files, jobs = [tmp_path / str(i) for i in range(2 * LONGEST_ARRAY + 1)], LONGEST_ARRAY + 1
     launch = launched([write_command(file) for file in files], runs_per_job=2, setup="echo set up")
-    wait_for(lambda: not waits(launch), "it does not end")
+    wait_for(lambda: not is_waiting(launch), "it does not end")
     assert all(file.exists() for file in files), log(launch)
-    assert len(said(launch)["engine"]["slurm"]) == 2
+    assert len(read_launch(launch)["engine"]["slurm"]) == 2
     assert log(launch).count("set up") == jobs and log(launch).count(": exit code 0") == len(files)
 
 
@@ -331,9 +372,9 @@ def test_a_sweep_has_the_results_that_it_has_anywhere(tmp_path, real_slurm):
     options = json.dumps({"runs_per_job": 2, "time": "0:10:00"})
     words += ["--output_dir", str(tmp_path / "slurm"), "--command_launcher", "slurm", "--launcher_options", options]
     assert sweep.main(words) == 0
-    [launch] = launches.under_way(tmp_path / "slurm")
-    wait_for(lambda: not waits(launch), "it does not end")
-    runs = sorted(said(launch)["runs"])
+    [launch] = list_under_way(tmp_path / "slurm")
+    wait_for(lambda: not is_waiting(launch), "it does not end")
+    runs = sorted(read_launch(launch)["runs"])
     assert len(runs) == 2, log(launch)
     assert [outcome(tmp_path / "slurm" / run) for run in runs] == [outcome(tmp_path / "local" / run) for run in runs]
 
@@ -344,14 +385,14 @@ def test_warned_and_killed_a_run_ends_as_if_nothing_had_happened(tmp_path, real_
     undisturbed = Run(tmp_path / "undisturbed", *shlex.split(words))
     folder = RunFolder(tmp_path / "a sweep" / "run")
     launch = launched([train_command(folder.path, words)])
-    note, job = launch / "requeued" / "run", said(launch)["engine"]["slurm"][0]
+    note, job = launch / "requeued" / "run", read_launch(launch)["engine"]["slurm"][0]
     wait_for(has_begun(folder), "it does not begin")
     ask("scancel", "--batch", "--signal=USR2", f"{job}_0")
     wait_for(note.exists, "it is not noted")
     wait_for(lambda: not note.exists() and has_begun(folder)(), "it does not come again")
     for pid in [*processes(job), latest(folder.path).owner["pid"]]:
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not waits(launch), "Slurm does not notice")
+    wait_for(lambda: not is_waiting(launch), "Slurm does not notice")
     wait_for(lambda: folder.state is State.INTERRUPTED, "it does not die")
     ask("scontrol", "requeue", f"{job}_0")
     wait_for(lambda: folder.state is State.DONE, "it does not go on")
@@ -368,7 +409,7 @@ def test_a_run_comes_again_when_its_time_is_up_or_it_makes_room_and_not_when_it_
 ):
     folder = RunFolder(tmp_path / "a sweep" / "run")
     launch = launched([train_command(folder.path, LONG)], time="1:00:00", cpus_per_task=2)
-    note, job = launch / "requeued" / "run", f"JobId={said(launch)['engine']['slurm'][0]}_0"
+    note, job = launch / "requeued" / "run", f"JobId={read_launch(launch)['engine']['slurm'][0]}_0"
     wait_for(has_begun(folder), "it does not begin")
     ask("scontrol", "update", job, "TimeLimit=0:02:00")
     wait_for(note.exists, "Slurm does not warn it")
@@ -383,13 +424,28 @@ def test_a_run_comes_again_when_its_time_is_up_or_it_makes_room_and_not_when_it_
 
     wait_for(lambda: not note.exists(), "it does not come again")
     cancel(launch)
-    wait_for(lambda: not waits(launch), "it does not end")
+    wait_for(lambda: not is_waiting(launch), "it does not end")
     assert folder.state is State.INTERRUPTED and not note.exists()
     assert latest(folder.path).number == 3 and latest(folder.path).ended == "interrupted", log(launch)
 
 
 @pytest.mark.slurm
+def test_a_real_controller_that_is_down_is_not_blamed_on_the_options(tmp_path, real_slurm, monkeypatch):
+    configuration = tmp_path / "slurm.conf"
+    text = Path(os.environ["SLURM_CONF"]).read_text()
+    configuration.write_text(re.sub(r"(?m)^SlurmctldPort=.*", "SlurmctldPort=1\nMessageTimeout=1", text))
+    monkeypatch.setenv("SLURM_CONF", str(configuration))
+    with pytest.raises(BenchmarkError, match="controller does not answer .scontrol: "):
+        launch_in_slurm(tmp_path, ["true"])
+    with pytest.raises(BenchmarkError, match="controller does not answer .sbatch: "):
+        slurm._ask("sbatch", "--wrap=true")
+
+
+@pytest.mark.slurm
 def test_what_a_real_slurm_refuses_is_quoted(tmp_path, real_slurm):
-    with pytest.raises(BenchmarkError, match="Slurm's sbatch says 'invalid partition specified: nowhere; .*': mend"):
+    with pytest.raises(
+        BenchmarkError,
+        match="sbatch refuses the jobs .invalid partition specified: nowhere; .*: fix --launcher_options",
+    ):
         launch_in_slurm(tmp_path, ["true"], partition="nowhere")
-    assert launches.under_way(tmp_path) == []
+    assert list_under_way(tmp_path) == []

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.launchers import launches
-from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers.launch import Launch, begin
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep import cancel as cleaning
 from domainbed_ext.sweep import command as sweep
@@ -22,7 +21,7 @@ def test_delete_incomplete_deletes_just_that(tmp_path, capsys):
     jobs = make_jobs(tmp_path, algorithms=["LP", "BA"])
     for make, job in zip((done, running, failed, interrupted), jobs, strict=False):
         make(job)
-    with launches.begin(tmp_path / "sweep", "slurm", "", Launch(Path(), [jobs[4].name])) as launch:
+    with begin(tmp_path / "sweep", "slurm", "", Launch(Path(), [jobs[4].name])) as launch:
         launch.detach()
     assert sweep.main(words(tmp_path, command="delete_incomplete", algorithms=["LP", "BA"])) == 0
     assert found(jobs) == [
@@ -37,7 +36,7 @@ def test_delete_incomplete_deletes_just_that(tmp_path, capsys):
 def test_what_waits_in_an_engine_is_deleted_only_when_that_is_cancelled(tmp_path):
     jobs = make_jobs(tmp_path)
     failed(jobs[0])
-    with launches.begin(tmp_path / "sweep", "other", "", Launch(Path(), [jobs[0].name])) as launch:
+    with begin(tmp_path / "sweep", "other", "", Launch(Path(), [jobs[0].name])) as launch:
         launch.detach()
     sweep.main(words(tmp_path, command="delete_incomplete"))
     assert jobs[0].folder.path.exists()
@@ -99,23 +98,23 @@ def test_cancel_asks_every_launch_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.modules["domainbed_ext.launchers.slurm"], "cancel", asked.append)
     jobs = make_jobs(tmp_path)
     done(jobs[0])
-    with launches.begin(tmp_path / "sweep", "slurm", "", Launch(Path(), [job.name for job in jobs])) as in_slurm:
+    with begin(tmp_path / "sweep", "slurm", "", Launch(Path(), [job.name for job in jobs])) as in_slurm:
         in_slurm.detach(slurm=["7"])
     running(jobs[1])
-    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path(), [jobs[1].name])) as local:
+    with begin(tmp_path / "sweep", "local", "", Launch(Path(), [jobs[1].name])) as local:
         assert sweep.main(words(tmp_path, "--dry_run", command="cancel")) == 0
         assert capsys.readouterr().out.count("would cancel launch") == 2 and not local.cancelled
         assert sweep.main(words(tmp_path, command="cancel")) == 0
         assert local.cancelled and in_slurm.cancelled and asked == [in_slurm.path]
     said = capsys.readouterr().out
-    assert f"cancelled launch {in_slurm.path.name} (slurm; 2 runs waiting, 1 at work): what runs stops" in said
+    assert f"cancelled launch {in_slurm.path.name} (slurm; 2 runs waiting, 1 at work): its runs stop where" in said
     assert f"cancelled launch {local.path.name} (local; 0 runs waiting, 1 at work): its runs stop where" in said
     assert found(jobs) == [State.DONE, State.RUNNING, State.NOT_LAUNCHED, State.NOT_LAUNCHED]
 
 
 def test_an_engine_that_is_through_is_not_cancelled(tmp_path, capsys):
     job = make_jobs(tmp_path)[0]
-    with launches.begin(tmp_path / "sweep", "slurm", "", Launch(Path(), [job.name])) as launch:
+    with begin(tmp_path / "sweep", "slurm", "", Launch(Path(), [job.name])) as launch:
         launch.detach(slurm=["7"])
     failed(job)
     assert sweep.main(words(tmp_path, command="cancel")) == 0
@@ -127,16 +126,16 @@ def test_an_engine_that_does_not_answer_keeps_no_other_launch_from_being_cancell
         raise BenchmarkError("there is no scancel here")
 
     monkeypatch.setattr(sys.modules["domainbed_ext.launchers.slurm"], "cancel", refuse)
-    with launches.begin(tmp_path / "sweep", "slurm", "", Launch(Path(), ["some run"])) as in_slurm:
+    with begin(tmp_path / "sweep", "slurm", "", Launch(Path(), ["some run"])) as in_slurm:
         in_slurm.detach()
-    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path())) as local:
+    with begin(tmp_path / "sweep", "local", "", Launch(Path())) as local:
         assert sweep.main(words(tmp_path, command="cancel")) == ExitCode.BAD_INPUT
         assert local.cancelled
     assert "there is no scancel here" in capsys.readouterr().err
 
 
 def test_what_waits_in_an_unknown_engine_is_to_be_ended_there(tmp_path, capsys):
-    with launches.begin(tmp_path / "sweep", "another", "", Launch(Path(), ["some run"])) as launch:
+    with begin(tmp_path / "sweep", "another", "", Launch(Path(), ["some run"])) as launch:
         launch.detach()
     assert sweep.main(words(tmp_path, command="cancel")) == 0
     assert "end it in its engine too" in capsys.readouterr().out and launch.cancelled

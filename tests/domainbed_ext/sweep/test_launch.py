@@ -5,8 +5,8 @@ import pytest
 
 from domainbed_ext import launchers
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.launchers import launches
-from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers.launch import Launch, begin, list_under_way, read_launch
+from domainbed_ext.launchers.local import Local
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.sweep import launch as launching
@@ -20,13 +20,14 @@ from tests.domainbed_ext.run_states import done, failed, found, interrupted, mak
 CODES = {State.DONE: ExitCode.DONE, State.FAILED: ExitCode.FAILED, State.INTERRUPTED: ExitCode.INTERRUPTED}
 
 
-class Engine:
+class Engine(Local):
     """A launcher that does to each run what it was told to, and notes what it was given."""
 
     def __init__(self):
+        super().__init__("local")
         self.calls, self.acts = [], {}
 
-    def __call__(self, commands, launch):
+    def run(self, commands, launch):
         self.calls.append(launch)
         self.commands = list(commands)
         codes = []
@@ -91,14 +92,14 @@ def test_a_launch_is_under_way_while_it_lasts(tmp_path, engine):
 
     def look_and_finish(job):
         seen.append(found(jobs))
-        launch = launches.said(engine.calls[0].path)
+        launch = read_launch(engine.calls[0].path)
         assert launch["launcher"] == "local" and launch["command"].startswith("python -m domainbed_ext.sweep launch --")
         done(job)
 
     engine.acts = dict.fromkeys([job.name for job in jobs], look_and_finish)
     assert sweep.main(words(tmp_path)) == 0
     assert seen == [[State.DONE] * number + [State.QUEUED] * (4 - number) for number in range(4)]
-    assert launches.under_way(tmp_path / "sweep") == []
+    assert list_under_way(tmp_path / "sweep") == []
 
 
 def test_retry_takes_what_failed_or_was_interrupted(tmp_path, engine):
@@ -114,7 +115,7 @@ def test_retry_takes_what_failed_or_was_interrupted(tmp_path, engine):
 
 def test_runs_that_wait_in_an_engine_are_left_to_it(tmp_path, engine, capsys):
     jobs = make_jobs(tmp_path)
-    with launches.begin(tmp_path / "sweep", "slurm", "", Launch(Path(), [job.name for job in jobs[:3]])) as launch:
+    with begin(tmp_path / "sweep", "slurm", "", Launch(Path(), [job.name for job in jobs[:3]])) as launch:
         launch.detach(slurm=["7"])
     assert sweep.main(words(tmp_path)) == 0
     assert [job.name for job in engine.given()] == [jobs[3].name]
@@ -123,7 +124,7 @@ def test_runs_that_wait_in_an_engine_are_left_to_it(tmp_path, engine, capsys):
 
 def test_runs_that_wait_in_another_launcher_are_shared_with_it(tmp_path, engine):
     jobs = make_jobs(tmp_path)
-    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
+    with begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
         assert sweep.main(words(tmp_path)) == 0
     assert len(engine.given()) == 4
 
@@ -186,10 +187,10 @@ def broken_when_it_should_go_on(job):
 @pytest.mark.parametrize(
     ("end", "sentence"),
     [
-        (killed, "the run was killed by signal 9 without a word"),
-        (killed_at_once, "the run was killed by signal 9 without a word"),
-        (broken, "the run ended with exit code 1 without a word"),
-        (broken_when_it_should_go_on, "the run ended with exit code 1 without a word"),
+        (killed, "the run was killed by signal 9, and left no message"),
+        (killed_at_once, "the run was killed by signal 9, and left no message"),
+        (broken, "the run ended with exit code 1, and left no message"),
+        (broken_when_it_should_go_on, "the run ended with exit code 1, and left no message"),
     ],
 )
 def test_a_run_that_died_without_a_word_is_failed(tmp_path, engine, end, sentence):
@@ -207,7 +208,7 @@ def test_an_old_reason_is_not_told_of_a_run_that_died_since(tmp_path, engine):
     failed(job, "an old reason")
     engine.jobs, engine.acts = {job.name: job}, {job.name: lambda job: -11}
     outcome = launching.launch([job], "local", "")
-    assert outcome.failed == [(job, "the run was killed by signal 11 without a word")]
+    assert outcome.failed == [(job, "the run was killed by signal 11, and left no message")]
 
 
 @pytest.mark.parametrize("code", [ExitCode.INTERRUPTED, -15])
@@ -235,7 +236,7 @@ def test_a_launch_that_is_stopped_says_how_to_go_on(tmp_path, engine, capsys, ca
     said = capsys.readouterr()
     sentence = "2 not launched, 1 interrupted, 1 done; run the same command again to resume"
     assert said.err == f"{how}: {sentence}\n"
-    assert engine.collected == [] and launches.under_way(tmp_path / "sweep") == []
+    assert engine.collected == [] and list_under_way(tmp_path / "sweep") == []
     engine.acts = {}
     assert sweep.main(words(tmp_path)) == 0
     assert found(jobs) == [State.DONE] * 4
@@ -298,7 +299,7 @@ def test_a_file_in_a_runs_place_fails_that_run_alone(tmp_path, engine, capsys):
     jobs[1].folder.path.write_text("a file where the run's folder should be")
     engine.acts[jobs[1].name] = lambda job: ExitCode.BAD_INPUT
     assert sweep.main(words(tmp_path)) == 1
-    assert "the run ended with exit code 2 without a word" in capsys.readouterr().err
+    assert "the run ended with exit code 2, and left no message" in capsys.readouterr().err
 
 
 def test_a_line_for_each_run_that_ended_says_which_and_how(tmp_path, engine, capsys):
@@ -338,7 +339,7 @@ def test_the_time_left_of_a_launch_is_sane_from_its_first_run_on(tmp_path, monke
     jobs = make_jobs(tmp_path, "--n_trials", "2")
     shown = progress.Bar(None, "sweep", len(jobs), "runs")
     told = LaunchProgress(jobs, [], shown)
-    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
+    with begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
         running(jobs[0], 0.01, 20.0)
         running(jobs[1], 0.01, 20.0)
         told(0, 0.01)
@@ -364,7 +365,7 @@ def test_a_launch_has_no_rate_before_it_has_a_time_left(tmp_path, monkeypatch):
     shown = progress.Bar(None, "sweep", len(jobs), "runs")
     shown.pace = progress.Pace(clock)
     told = LaunchProgress(jobs, [], shown)
-    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
+    with begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
         running(jobs[0], 0.001, 9.0)
         clock.now += 9
         told(0, 0.001)  # one step of a thousand after setting up and evaluating
@@ -383,7 +384,7 @@ def test_a_launch_has_no_rate_before_it_has_a_time_left(tmp_path, monkeypatch):
 def test_kinds_of_runs_that_have_not_begun_are_guessed(tmp_path):
     jobs = make_jobs(tmp_path, algorithms=["LP", "BA"])
     shown = progress.Bar(None, "sweep", len(jobs), "runs")
-    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
+    with begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs])):
         done(jobs[0], 60.0)
         running(jobs[1], 0.5, 30.0, left=30.0)
         LaunchProgress(jobs, [], shown)(1, 0.5)
@@ -395,7 +396,7 @@ def test_what_runs_took_before_tells_of_a_launch_that_resumes(tmp_path):
     for job in jobs[:2]:
         done(job, 100.0)
     shown = progress.Bar(None, "sweep", 2, "runs")
-    with launches.begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs[2:]])):
+    with begin(tmp_path / "sweep", "local", "", Launch(Path(), [job.name for job in jobs[2:]])):
         running(jobs[2], 0.01, 1.0)
         LaunchProgress(jobs[2:], standing.look(jobs)[:2], shown)(0, 0.01)
     assert shown.seconds_left == pytest.approx(0.99 * 100 + 100)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from domainbed_ext.launchers import launches
-from domainbed_ext.launchers.launches import Launch
+from domainbed_ext.launchers.launch import FOLDER, Launch, begin
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.sweep import status
@@ -17,13 +16,13 @@ from tests.domainbed_ext import run_states as standing
 from tests.domainbed_ext.run_states import done, failed, found, interrupted, look, make_jobs, running, words
 
 
-def begin(jobs, launcher="local"):
-    return launches.begin(jobs[0].sweep_dir, launcher, "", Launch(Path(), [job.name for job in jobs]))
+def begin_launch(jobs, launcher="local"):
+    return begin(jobs[0].sweep_dir, launcher, "", Launch(Path(), [job.name for job in jobs]))
 
 
 def detached(jobs):
     """A launch whose runs wait in an engine though its process has ended."""
-    with begin(jobs, "slurm") as launch:
+    with begin_launch(jobs, "slurm") as launch:
         launch.detach(slurm=["7"])
     return launch.path
 
@@ -46,7 +45,7 @@ def test_runs_of_a_launch_that_lives_wait(tmp_path):
     jobs = make_jobs(tmp_path)
     done(jobs[0])
     failed(jobs[1])
-    with begin(jobs[:3]) as launch:
+    with begin_launch(jobs[:3]) as launch:
         assert found(jobs) == [State.DONE, State.QUEUED, State.QUEUED, State.NOT_LAUNCHED]
         assert look(jobs)[2].waits == (launch.path, False, 0)
         failed(jobs[1], number=2)  # so it was tried in this launch
@@ -59,7 +58,7 @@ def test_runs_of_a_launch_that_lives_wait(tmp_path):
 
 def test_runs_of_a_launch_that_died_do_not_wait(tmp_path):
     jobs = make_jobs(tmp_path)
-    path = jobs[0].sweep_dir / launches.FOLDER / "dead"
+    path = jobs[0].sweep_dir / FOLDER / "dead"
     path.mkdir(parents=True)
     (path / "launch.json").write_text(json.dumps({"runs": [job.name for job in jobs], "detached": False}))
     told = {"owner": standing.ELSEWHERE, "seconds": 0, "set_up": 0, "share": 0, "ended": None}
@@ -88,7 +87,7 @@ def test_runs_in_an_engine_wait_until_they_are_tried_or_cancelled(tmp_path):
 def test_a_run_in_two_launches_is_the_engines(tmp_path):
     jobs = make_jobs(tmp_path)
     path = detached(jobs)
-    with begin(jobs):
+    with begin_launch(jobs):
         assert {standing.waits.launch for standing in look(jobs)} == {path}
 
 
@@ -148,7 +147,7 @@ def test_the_time_left_is_what_runs_of_a_kind_took(tmp_path):
     assert (left.count, left.running, left.untold) == (2, 2, [])  # nobody has launched the others
     assert left.work == pytest.approx(0.75 * 200 + 0.5 * 1100)
     assert left.seconds == pytest.approx(0.5 * 1100)  # the longest, for there is one slot each
-    with begin(jobs[5:]):
+    with begin_launch(jobs[5:]):
         left = estimate.left(look(jobs))
         assert left.count == 5
         assert left.seconds == pytest.approx((0.75 * 200 + (0.5 + 0.5 + 2) * 1100) / 2)
@@ -222,7 +221,7 @@ def test_long_lists_are_cut(tmp_path):
 
 def test_status_for_scripts(tmp_path, capsys):
     jobs = a_sweep(tmp_path)
-    with begin([jobs[6]]) as launch:
+    with begin_launch([jobs[6]]) as launch:
         assert sweep.main(words(tmp_path, "--json", command="status", algorithms=["LP", "BA"])) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["counts"] == {
