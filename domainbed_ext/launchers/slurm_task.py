@@ -134,8 +134,8 @@ def _read_command(content: dict[str, Any] | str) -> Command:
     words = shlex.split(content)
     if words[1:3] != ["-m", "domainbed_ext.train"]:
         return Command(content)
-    args = arguments.make_parser().parse_args(words[3:])
-    return Command(content, words[3:], args.output_dir, args.threads, args.time_limit)
+    args = arguments.parse(words[3:])
+    return Command(content, words[3:], args.output_dir, args.threads or 1, args.time_limit)
 
 
 @contextlib.contextmanager

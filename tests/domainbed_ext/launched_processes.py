@@ -25,7 +25,7 @@ def as_commands(commands):
     return [command if isinstance(command, Command) else Command(command) for command in commands]
 
 
-def run(name, commands, launch):
+def execute(name, commands, launch):
     """Runs commands by the launcher of a name."""
     return get_launcher(name).run(as_commands(commands), launch)
 

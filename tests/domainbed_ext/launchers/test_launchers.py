@@ -25,8 +25,8 @@ from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext.launched_processes import (
     ENDLESS,
     as_commands,
+    execute,
     launch,
-    run,
     stop,
     train_command,
     wait_for,
@@ -65,10 +65,11 @@ def test_runs_go_side_by_side_and_a_failure_costs_only_itself(tmp_path):
         train_command(tmp_path / "4"),
     ]
     told = []
-    codes = run("local", commands, launch(tmp_path, 2, lambda index, share: told.append((index, share))))
+    codes = execute("local", commands, launch(tmp_path, 2, lambda index, share: told.append((index, share))))
     assert codes == [0, 2, 2, 0, 0]
     states = [RunFolder(tmp_path / str(i)).state for i in range(5)]
-    assert states == [State.DONE, State.FAILED, State.NOT_LAUNCHED, State.DONE, State.DONE]
+    assert states == [State.DONE, State.FAILED, State.FAILED, State.DONE, State.DONE]
+    assert "--nonsense" in RunFolder(tmp_path / "2").failure()
     assert {index for index, share in told if share == 1.0} == set(range(5))
     assert any(0 < share < 1 for _, share in told)
     assert len(list((tmp_path / "3").iterdir())) == 1, "what is done is left alone"
@@ -77,7 +78,7 @@ def test_runs_go_side_by_side_and_a_failure_costs_only_itself(tmp_path):
 
 def test_any_other_command_goes_to_the_shell(tmp_path):
     commands = [f"cd {tmp_path} && echo $0 $$ | wc -w > words; exit 3", "no_such_program 2> /dev/null"]
-    assert run("local", commands, launch(tmp_path)) == [3, 127]
+    assert execute("local", commands, launch(tmp_path)) == [3, 127]
     assert (tmp_path / "words").read_text().strip() == "2"
 
 
@@ -91,7 +92,7 @@ def test_a_run_whose_worker_alone_is_asked_to_stop_goes_on(tmp_path):
             multiprocessing.active_children()[0].terminate()
 
     command = train_command(tmp_path / "run", "--steps", "40")
-    assert run("local", [command], launch(tmp_path, 1, stop_once)) == [0]
+    assert execute("local", [command], launch(tmp_path, 1, stop_once)) == [0]
     assert stopped and "resumes after" in (tmp_path / "run" / "out.txt").read_text()
     assert latest(tmp_path / "run").number == 2
 
@@ -103,7 +104,7 @@ def test_two_launches_share_the_work(tmp_path, monkeypatch):
     codes = [None, None]
 
     def one(number):
-        codes[number] = run("local", commands, launch(tmp_path))
+        codes[number] = execute("local", commands, launch(tmp_path))
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(2)]
     for thread in threads:
@@ -186,7 +187,7 @@ def test_a_process_that_dies_after_its_run_is_done_costs_nothing(one_run):
 def test_a_killed_worker_is_replaced_and_what_it_was_at_is_ended(tmp_path):
     first, after = tmp_path / "first", tmp_path / "after"
     commands = [f"echo $$ > {first}; kill -9 $PPID; exec sleep 1000", f"touch {after}"]
-    assert run("local", commands, launch(tmp_path)) == [-signal.SIGKILL, 0]
+    assert execute("local", commands, launch(tmp_path)) == [-signal.SIGKILL, 0]
     assert after.exists()
     wait_for(lambda: not psutil.pid_exists(int(first.read_text())))
 
@@ -198,7 +199,7 @@ def test_a_worker_that_dies_between_runs_costs_none(tmp_path):
             worker.kill()
             wait_for(lambda: not worker.is_alive())
 
-    assert run("local", ["true", "true"], launch(tmp_path, 1, kill)) == [0, 0]
+    assert execute("local", ["true", "true"], launch(tmp_path, 1, kill)) == [0, 0]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, "cancel"])
@@ -210,7 +211,7 @@ def test_asked_to_stop_it_stops_every_command(tmp_path, unignored, how):
     when(lambda: all(path.exists() for path in ready), lambda: stop(one, how))
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
-        run("local", [*commands, f"touch {tmp_path / 'after'}"], one)
+        execute("local", [*commands, f"touch {tmp_path / 'after'}"], one)
     assert {path.name for path in tmp_path.glob("*.stopped")} == {"ready0.stopped", "ready1.stopped"}
     assert not (tmp_path / "after").exists() and none_left()
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -227,7 +228,7 @@ def test_a_second_interrupt_waits_for_nothing(tmp_path, unignored):
 
     when(ready.exists, interrupt_twice)
     with pytest.raises(KeyboardInterrupt):
-        run("local", [deaf], launch(tmp_path))
+        execute("local", [deaf], launch(tmp_path))
     wait_for(lambda: not psutil.pid_exists(int(ready.read_text())))
 
 
@@ -271,7 +272,7 @@ def test_an_interrupt_waits_for_the_checkpoints(tmp_path, unignored):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run("local", [train_command(run, *ENDLESS, "--save_steps", "0")], launch(tmp_path, 1, progress))
+        execute("local", [train_command(run, *ENDLESS, "--save_steps", "0")], launch(tmp_path, 1, progress))
     assert latest(run).ended == "interrupted" and none_left()
     assert list(run.glob("checkpoint_*"))
 
@@ -281,7 +282,7 @@ def test_an_interrupt_waits_for_the_checkpoints(tmp_path, unignored):
 
 def test_a_command_that_takes_too_much_memory_is_stopped_and_said_so(tmp_path, capfd):
     big = shlex.join([sys.executable, "-c", "import time; x = b'1' * 400_000_000; time.sleep(1000)"])
-    assert run("local", ["true", big, "true"], launch(tmp_path, memory_gb=0.3)) == [0, 1, 0]
+    assert execute("local", ["true", big, "true"], launch(tmp_path, memory_gb=0.3)) == [0, 1, 0]
     assert "GiB of memory, above memory_gb=0.3" in capfd.readouterr().err
 
 
@@ -303,7 +304,7 @@ def test_a_run_that_takes_too_much_memory_has_failed_and_can_go_on(tmp_path, mon
 
     began.append(0)
     commands = ["true", train_command(run, *ENDLESS)]
-    assert run("local", commands, launch(tmp_path, 1, progress, memory_gb=1)) == [0, 1]
+    assert execute("local", commands, launch(tmp_path, 1, progress, memory_gb=1)) == [0, 1]
     assert RunFolder(run).state is State.FAILED
     assert RunFolder(run).failure() == "it took 2.00 GiB of memory, above memory_gb=1: raise that limit"
     assert latest(run).number == 2 and latest(run).ended == "interrupted"
@@ -313,7 +314,7 @@ def test_a_run_that_takes_too_much_memory_has_failed_and_can_go_on(tmp_path, mon
 def test_a_run_that_does_not_heed_its_time_limit_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "GRACE", 0.1)  # so that it is past already while it imports torch
     commands = [train_command(tmp_path / "run", "--time_limit", "0.001", minutes=0.001), f"touch {tmp_path / 'after'}"]
-    assert run("local", commands, launch(tmp_path)) == [1, 0]
+    assert execute("local", commands, launch(tmp_path)) == [1, 0]
     assert RunFolder(tmp_path / "run").failure().startswith("it took longer than its time limit of 0.001 minutes")
     assert (tmp_path / "after").exists()
 
@@ -322,16 +323,16 @@ def test_what_is_deaf_to_its_time_limit_and_to_signals_is_killed(tmp_path, monke
     pid = tmp_path / "pid"
     monkeypatch.setattr(pool, "GRACE", 0.5)
     deaf = f"trap '' TERM; echo $$ > {pid}.part; mv {pid}.part {pid}; exec sleep 1000"
-    assert run("local", [Command(deaf, minutes=0.001)], launch(tmp_path)) == [1]
+    assert execute("local", [Command(deaf, minutes=0.001)], launch(tmp_path)) == [1]
     assert "time limit of 0.001 minutes and did not stop" in capfd.readouterr().err
     wait_for(lambda: not psutil.pid_exists(int(pid.read_text())))
 
 
 def test_a_long_sweep_leaves_nothing_open_and_replaces_its_workers(tmp_path):
     open_files = psutil.Process().num_fds
-    run("local", ["true"], launch(tmp_path))  # starts what all launches share
+    execute("local", ["true"], launch(tmp_path))  # starts what all launches share
     before, workers = open_files(), tmp_path / "workers"
-    assert run("local", [f"echo $PPID >> {workers}"] * 220, launch(tmp_path, runs_per_worker=55)) == [0] * 220
+    assert execute("local", [f"echo $PPID >> {workers}"] * 220, launch(tmp_path, runs_per_worker=55)) == [0] * 220
     assert open_files() == before and none_left()
     assert list(collections.Counter(workers.read_text().split()).values()) == [55] * 4
 
@@ -344,14 +345,14 @@ def test_a_worker_does_not_keep_files_open(tmp_path):
         (worker,) = multiprocessing.active_children()
         counts.append(psutil.Process(worker.pid).num_fds())
 
-    run("local", ["true"] * 60, launch(tmp_path, progress=count))
+    execute("local", ["true"] * 60, launch(tmp_path, progress=count))
     assert len(counts) == 60 and len(set(counts)) == 1
 
 
 def test_a_worker_that_has_grown_is_replaced(tmp_path, monkeypatch):
     sizes = iter([2**30, 2**30, 4 * 2**30, 2**30, 2**30])
     monkeypatch.setattr(pool.memory, "measure", lambda pid: next(sizes))
-    run("local", [f"echo $PPID >> {tmp_path / 'workers'}"] * 4, launch(tmp_path, growth_gb=1))
+    execute("local", [f"echo $PPID >> {tmp_path / 'workers'}"] * 4, launch(tmp_path, growth_gb=1))
     assert list(collections.Counter((tmp_path / "workers").read_text().split()).values()) == [3, 1]
 
 
@@ -362,7 +363,7 @@ def test_each_slot_has_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8d0c, GPU-41fe")
     commands = [f"echo $CUDA_VISIBLE_DEVICES > {tmp_path}/{i}" for i in range(2)]
-    assert run("multi_gpu", commands, launch(tmp_path, 0)) == [0, 0]
+    assert execute("multi_gpu", commands, launch(tmp_path, 0)) == [0, 0]
     assert [(tmp_path / str(i)).read_text().strip() for i in range(2)] == ["GPU-8d0c", "GPU-41fe"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-8d0c, GPU-41fe"
 
@@ -401,7 +402,7 @@ def test_without_a_gpu_slots_share_the_cores(monkeypatch):
 
 def test_dummy_prints_and_leaves_no_trace(tmp_path, capsys):
     command = train_command(tmp_path / "0")
-    assert run("dummy", [command], Launch(tmp_path / "launch")) == [0]
+    assert execute("dummy", [command], Launch(tmp_path / "launch")) == [0]
     assert capsys.readouterr().out == command.text + "\n"
     assert list(tmp_path.iterdir()) == []
 
@@ -436,7 +437,7 @@ def others(tmp_path, monkeypatch):
 
 
 def test_another_packages_launcher_is_found(tmp_path, others):
-    assert run("new", ["a", "b"], launch(tmp_path, 3)) == [3, 3]
+    assert execute("new", ["a", "b"], launch(tmp_path, 3)) == [3, 3]
     with pytest.raises(BenchmarkError, match="unknown launcher 'neww': did you mean 'new'"):
         get_launcher("neww")
     with pytest.raises(BenchmarkError, match="launcher 'broken' of engines cannot be imported: .*nothing"):
@@ -446,7 +447,7 @@ def test_another_packages_launcher_is_found(tmp_path, others):
 def test_another_packages_launcher_may_be_an_object_with_options_of_its_own(tmp_path, others):
     mine = get_launcher("mine")
     assert (mine.name, mine.RUNS_HERE, mine.list_options()) == ("mine", False, [("nodes", "1", "number of nodes")])
-    assert run("mine", [Command("a", threads=3)], launch(tmp_path, nodes="2")) == [6]
+    assert execute("mine", [Command("a", threads=3)], launch(tmp_path, nodes="2")) == [6]
     with pytest.raises(BenchmarkError, match="unknown option of launcher mine: 'node': did you mean 'nodes'"):
         launchers.check_options("mine", {"node": 2})
     assert "end it in its engine too" in launchers.cancel_in_engine("mine", tmp_path)
@@ -470,7 +471,7 @@ def test_domainbeds_launchers_take_the_commands_alone(tmp_path, others, capsys):
     for name in ("done", "failed"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    assert run("old", [*commands, "true"], launch(tmp_path)) == [0, 1, None, None]
+    assert execute("old", [*commands, "true"], launch(tmp_path)) == [0, 1, None, None]
     assert capsys.readouterr().out == " ".join([*(command.text for command in commands), "true"]) + "\n"
 
 
@@ -490,7 +491,7 @@ def test_a_wrong_option_is_told_before_anything_runs(tmp_path, launcher, options
     with pytest.raises(BenchmarkError, match=sentence):
         launchers.check_options(launcher, options)
     with pytest.raises(BenchmarkError, match=sentence):
-        run(launcher, [f"touch {tmp_path / 'ran'}"], launch(tmp_path, **options))
+        execute(launcher, [f"touch {tmp_path / 'ran'}"], launch(tmp_path, **options))
     assert not (tmp_path / "ran").exists()
 
 

@@ -9,7 +9,7 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers.command import Command
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.system.attempts import latest
-from tests.domainbed_ext.launched_processes import ENDLESS, launch, run, stop, train_command, when
+from tests.domainbed_ext.launched_processes import ENDLESS, execute, launch, stop, train_command, when
 
 launcher = sys.modules["domainbed_ext.launchers.ray"]
 
@@ -19,7 +19,7 @@ launcher = sys.modules["domainbed_ext.launchers.ray"]
 def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BenchmarkError, match=r"pip install 'vitlorafa\[ray\]'"):
-        run("ray", ["true"], launch(tmp_path))
+        execute("ray", ["true"], launch(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
 )
 def test_a_wrong_option_is_told_before_ray_starts(tmp_path, options, sentence):
     with pytest.raises(BenchmarkError, match=sentence):
-        run("ray", ["true"], launch(tmp_path, **options))
+        execute("ray", ["true"], launch(tmp_path, **options))
 
 
 def test_a_process_that_was_moved_to_another_gpu_leaves_the_run_to_a_new_one(tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_codes_come_in_order_and_devices_are_shared_out(tmp_path, cluster):
     meet = " && until test -s {}; do sleep 0.05; done"
     commands = [show.format(mine, mine) + meet.format(other), "exit 3", show.format(other, other) + meet.format(mine)]
     told = []
-    codes = run("ray", commands, launch(tmp_path, 0, progress=lambda *word: told.append(word)))
+    codes = execute("ray", commands, launch(tmp_path, 0, progress=lambda *word: told.append(word)))
     assert codes == [0, 3, 0]
     assert {mine.read_text().strip(), other.read_text().strip()} == {"0", "1"}
     assert sorted(told) == [(0, 1.0), (1, 1.0), (2, 1.0)]
@@ -114,7 +114,7 @@ def test_a_gpu_may_be_shared(tmp_path, cluster):
     meet = f"until test $(ls {tmp_path}/ready | wc -l) = 4; do sleep 0.05; done"
     (tmp_path / "ready").mkdir()
     commands = [f"touch {tmp_path}/ready/{i}; {meet}" for i in range(4)]
-    assert run("ray", commands, launch(tmp_path, 0, jobs_per_gpu=2, num_cpus=0.5)) == [0] * 4
+    assert execute("ray", commands, launch(tmp_path, 0, jobs_per_gpu=2, num_cpus=0.5)) == [0] * 4
 
 
 @pytest.mark.ray
@@ -127,18 +127,18 @@ def test_a_run_whose_process_is_killed_goes_on_and_its_process_is_warm(tmp_path,
 
     when(lambda: list(first.glob("checkpoint_*")), kill)
     commands = [train_command(first, "--steps", "60"), train_command(second)]
-    assert run("ray", commands, launch(tmp_path, 1, num_gpus=0)) == [0, 0]
+    assert execute("ray", commands, launch(tmp_path, 1, num_gpus=0)) == [0, 0]
     assert latest(first).number == 2 and latest(second).number == 1
     assert "resumes after" in (first / "out.txt").read_text()
     assert latest(first).owner["pid"] == latest(second).owner["pid"]
-    assert run("ray", commands, launch(tmp_path)) == [0, 0]
+    assert execute("ray", commands, launch(tmp_path)) == [0, 0]
     assert latest(first).number == 2
 
 
 @pytest.mark.ray
 def test_what_dies_again_and_again_has_failed_and_what_fails_is_not_tried_again(tmp_path, cluster, capfd):
     commands = [f"echo >> {tmp_path}/dies; kill -9 $PPID", f"echo >> {tmp_path}/fails; exit 1"]
-    assert run("ray", commands, launch(tmp_path, 1, max_retries=1)) == [1, 1]
+    assert execute("ray", commands, launch(tmp_path, 1, max_retries=1)) == [1, 1]
     assert len((tmp_path / "dies").read_text().splitlines()) == 2
     assert len((tmp_path / "fails").read_text().splitlines()) == 1
     assert "Ray lost it 2 times, the last time by WorkerCrashedError" in capfd.readouterr().err
@@ -157,7 +157,7 @@ def test_an_interrupt_waits_for_the_checkpoints(tmp_path, cluster, sigint):
     run, one = tmp_path / "run", launch(tmp_path, 0)
     when(lambda: list(run.glob("checkpoint_*")), lambda: stop(one, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        run("ray", [train_command(run, *ENDLESS), f"touch {tmp_path}/after"], launch(tmp_path))
+        execute("ray", [train_command(run, *ENDLESS), f"touch {tmp_path}/after"], launch(tmp_path))
     assert RunFolder(run).state is State.INTERRUPTED and latest(run).ended == "interrupted"
     assert not (tmp_path / "after").exists()
 
@@ -169,7 +169,7 @@ def test_asked_to_stop_it_stops_every_command(tmp_path, cluster, how):
     commands = [f"trap 'touch {path}.stopped; exit 0' TERM; touch {path}; sleep 1000 & wait" for path in ready]
     when(lambda: all(path.exists() for path in ready), lambda: stop(one, how))
     with pytest.raises(KeyboardInterrupt):
-        run("ray", [*commands, f"touch {tmp_path}/after"], one)
+        execute("ray", [*commands, f"touch {tmp_path}/after"], one)
     assert {path.name for path in tmp_path.glob("*.stopped")} == {"ready0.stopped", "ready1.stopped"}
     assert not (tmp_path / "after").exists()
 

@@ -38,8 +38,8 @@ def launch_in_slurm(sweep_dir, commands, runs=(), parallel=0, **options):
     return launch.path
 
 
-def train_command(folder, words):
-    return Command.for_run([*shlex.split(words), "--output_dir", str(folder)], folder)
+def train_command(folder, words, **facts):
+    return Command.for_run([*shlex.split(words), "--output_dir", str(folder)], folder, **facts)
 
 
 def write_command(path):
@@ -154,7 +154,7 @@ def test_arrays_hold_each_job_once_and_keep_to_both_limits(jobs, longest, at_onc
         ({"cpus_per_task": "many"}, "option cpus_per_task of launcher slurm is 'many': give a whole number"),
         ({"runs_per_job": 0}, "option runs_per_job of launcher slurm is 0: give a number above 0"),
         ({"mem": {"cpu": "4G"}}, "option mem of launcher slurm is {'cpu': '4G'}: give a text"),
-        ({"sbatch": {"array": "0-3"}}, "option sbatch of launcher slurm has --array=0-3, which is the launcher's"),
+        ({"sbatch": {"array": "0-3"}}, "option sbatch of launcher slurm has --array=0-3, which the launcher sets"),
         ({"sbatch": "--comment='mine"}, "option sbatch of launcher slurm is .* .No closing quotation.: fix its quotes"),
     ],
 )
@@ -292,13 +292,15 @@ def test_warned_that_its_time_is_up_a_job_comes_again(tmp_path, fake):
 
 
 def test_jobs_of_version_0_1_0_whose_commands_are_text_are_read(tmp_path, fake, monkeypatch):
-    launch = launch_in_slurm(tmp_path, [train_command(tmp_path / "run", f"{BRIEF} --threads 2 --time_limit 5"), "true"])
+    words = f"{BRIEF} --threads 2 --time_limit 5"
+    run, plain = train_command(tmp_path / "a", words, threads=2, minutes=5), train_command(tmp_path / "b", BRIEF)
+    launch = launch_in_slurm(tmp_path, [run, plain, "true"])
     jobs = launch / "slurm" / "jobs.json"
     content = json.loads(jobs.read_text())
     jobs.write_text(json.dumps({**content, "jobs": [[pack[0]["text"]] for pack in content["jobs"]]}))
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "100")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-    assert [vars(slurm_task.Task(launch, i, set).commands[0]) for i in range(2)] == [
+    assert [vars(slurm_task.Task(launch, i, set).commands[0]) for i in range(3)] == [
         pack[0] for pack in content["jobs"]
     ]
 
