@@ -1,4 +1,4 @@
-"""Adapters into and out of a timm vision transformer, in place."""
+"""Adding adapters to a timm vision transformer in place, merging them, and removing them."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,50 +12,58 @@ from vitlorafa.errors import AdapterError, warn
 from vitlorafa.layers import STACKS, LoRALinear
 from vitlorafa.origin import digests
 from vitlorafa.sharding import is_sharded, reduces_gradients
-from vitlorafa.sites import Site, check_targets, gaps, linear_sites, stacks
+from vitlorafa.sites import Site, check_targets, describe_gaps, has_equal_parts, linear_sites
 from vitlorafa.wrappers import join, named_buffers, named_modules, named_parameters, plain_name, unwrap
 
 
 @dataclass
 class _Adapted:
-    """What an adapted model remembers, as its attribute `_vitlorafa`, in names so that it can be copied."""
+    """What `inject` stores in a model's attribute `_vitlorafa`: names instead of objects, so that it can be copied.
+
+    Attributes:
+        config: Configuration of the adapters.
+        requires_grad: Value of each parameter before `inject`.
+        buffers: Buffers of the state dict before `inject`.
+        digests: Digests of the pretrained weights, see `vitlorafa.origin`.
+        joint_bias: Names of attentions whose option to add the bias separately was switched on.
+    """
 
     config: AdapterConfig
-    requires_grad: dict[str, bool]  # of each parameter, before
-    buffers: dict[str, Tensor] = field(default_factory=dict)  # of a state dict, before
-    digests: dict[str, str] = field(default_factory=dict)  # of the pretrained weights, see `vitlorafa.origin`
-    joint_bias: list[str] = field(default_factory=list)  # attentions that computed qkv and its bias in one
+    requires_grad: dict[str, bool]
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    joint_bias: list[str] = field(default_factory=list)
 
 
 def inject(
     model: nn.Module, config: AdapterConfig, *, train_head: bool = False, prefix: str | None = None
 ) -> nn.Module:
-    """Adapts a timm vision transformer in place and freezes everything else.
+    """Adds adapters to a timm vision transformer in place and freezes everything else.
 
     Args:
-        model: The pretrained model, or a module that holds it, such as a Lightning module or transformers'
-            TimmWrapper; all of that is frozen. Wrap it in DDP or shard it after, not before.
-        config: What to adapt, and how.
-        train_head: Whether the classifier, timm's `get_classifier()`, stays trainable.
-        prefix: Name of the timm model within `model`, such as "backbone". If None, it is the only one there is; where
-            there are several, all are adapted as one.
+        model: Pretrained model, or a module that holds it, such as a Lightning module or transformers' TimmWrapper; the
+            whole module is frozen. Wrap it in DDP or shard it afterwards, not before.
+        config: Configuration of the adapters.
+        train_head: Whether the classifier (timm's `get_classifier()`) stays trainable.
+        prefix: Name of the timm model within `model`, such as "backbone". If None, the only timm model is adapted; if
+            there are several, all layers in `model` are.
 
     Returns:
-        The same model. The modes of its modules (`train`, `eval`) are as before.
+        The same model. Its modules stay in training or evaluation mode.
 
     Raises:
-        AdapterError: If the model is adapted already, is sharded, has nothing to adapt or no such target, has a
-            target that is not a plain linear layer, or is narrower than the rank. The model is then as before.
+        AdapterError: If the model is already adapted or sharded, has no layers to adapt or lacks a target, if a target
+            is not a plain linear layer, or if the rank exceeds a layer's width. The model is then unchanged.
 
     Warns:
-        AdapterWarning: If some blocks have no such target, or hold linear layers but no attention, or if the model is
-            wrapped in DDP.
+        AdapterWarning: If some blocks lack a target or have linear layers but no attention, or if the model is wrapped
+            in DDP.
     """
     inner = timm_model(model, prefix)
     _check_unadapted(model, inner)
     sites = linear_sites(inner)
     check_targets(inner, sites, config.targets)
-    if left_out := gaps(inner, sites, config.targets, classifiers(inner)):
+    if left_out := describe_gaps(inner, sites, config.targets, classifiers(inner)):
         warn(left_out)
     return inject_layers(model, inner, config, {site.name: config.targets for site in sites}, train_head=train_head)
 
@@ -68,13 +76,13 @@ def inject_layers(
     *,
     train_head: bool = False,
 ) -> nn.Module:
-    """`inject` for layers that are named, such as those that a file holds, whatever else the config's targets are.
+    """`inject` for named layers, such as those in a file, instead of all layers of the config's targets.
 
     Args:
-        model: The timm model, or what holds it.
+        model: The timm model, or a module that holds it.
         inner: The timm model.
-        config: How to adapt.
-        layers: Targets by the layer's name. Passed over is what the model does not have.
+        config: Configuration of the adapters.
+        layers: Targets by layer name; layers that the model does not have are ignored.
         train_head: Whether the classifier stays trainable.
     """
     _check_unadapted(model, inner)
@@ -87,8 +95,8 @@ def inject_layers(
 
     if reduces_gradients(model):
         warn(
-            "DistributedDataParallel reduces the gradients of the parameters that it found, not of adapters put in "
-            "since: to train, inject first and wrap then"
+            "DistributedDataParallel does not reduce the gradients of adapters that are added after wrapping: "
+            "to train, inject first, then wrap"
         )
     adapted = _Adapted(
         config,
@@ -104,7 +112,7 @@ def inject_layers(
         parameter.requires_grad_(parameter in head)
     for site, layer in zip(sites, adapters, strict=True):
         setattr(site.owner, site.attribute, layer)
-        # BEiT, EVA and Swin v2 read qkv's weight instead of calling it, unless told to add the bias apart.
+        # BEiT, EVA and Swin v2 read qkv's weight instead of calling the layer, unless they add the bias separately.
         if site.attribute == "qkv" and getattr(site.owner, "qkv_bias_separate", True) is False:
             site.owner.qkv_bias_separate = True  # type: ignore[assignment]
             adapted.joint_bias.append(site.name.rpartition(".")[0])
@@ -113,14 +121,14 @@ def inject_layers(
 
 
 def remove(model: nn.Module) -> nn.Module:
-    """Undoes `inject`: the model's own layers and weights, bit for bit, and each `requires_grad` as it was.
+    """Undoes `inject`: restores the original layers, their exact weights, and each `requires_grad`.
 
-    Buffers that training changed, such as the running statistics of a frozen BatchNorm, are as before too, unless
-    `load_state_dict` brought other pretrained weights. What trained beside the adapters, such as the head or norms that
-    were unfrozen, keeps its values and its statistics.
+    Buffers that changed in training, such as the running statistics of a frozen BatchNorm, are restored too, unless
+    `load_state_dict` loaded other pretrained weights. Other trained parts, such as the head or unfrozen norms, keep
+    their values and statistics.
 
     Args:
-        model: An adapted model, merged or not.
+        model: Adapted model, merged or not.
 
     Returns:
         The same model.
@@ -131,15 +139,15 @@ def remove(model: nn.Module) -> nn.Module:
     unmerge(model)
     for inner in _adapted_models(model):
         _restore_buffers(inner)
-        take_out(model, inner)
+        detach_adapters(model, inner)
     return model
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Adds each update to its layer's weight, so that the model runs at its pretrained cost.
+    """Adds each update to the weight of its layer, so that inference costs no more than with the pretrained model.
 
     Args:
-        model: An adapted model; adapters do not train while merged.
+        model: Adapted model; its adapters do not train while they are merged.
 
     Returns:
         The same model.
@@ -149,17 +157,17 @@ def merge(model: nn.Module) -> nn.Module:
     """
     _check_switchable(model)
     if is_sharded(model):
-        raise AdapterError("the model is sharded: save the adapter, and load and merge it in a model that is whole")
+        raise AdapterError("the model is sharded: save the adapter, then load and merge it in an unsharded model")
     for _, layer in adapter_layers(model):
         layer.merge()
     return model
 
 
 def unmerge(model: nn.Module) -> nn.Module:
-    """Undoes `merge`, bit for bit.
+    """Undoes `merge` and restores the exact pretrained weights.
 
     Args:
-        model: An adapted model.
+        model: Adapted model.
 
     Returns:
         The same model.
@@ -174,29 +182,29 @@ def unmerge(model: nn.Module) -> nn.Module:
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
-    """Adds each update to its layer's weight for good and takes the adapters out: a plain timm model again.
+    """Adds each update to the weight of its layer permanently and removes the adapters: a plain timm model again.
 
     Args:
-        model: An adapted model.
+        model: Adapted model.
 
     Returns:
-        The same model, each `requires_grad` as it was before `inject`.
+        The same model, with each `requires_grad` as before `inject`.
 
     Raises:
         AdapterError: If the model is not adapted.
     """
     merge(model)
     for inner in _adapted_models(model):
-        take_out(model, inner)
+        detach_adapters(model, inner)
     return model
 
 
 @contextmanager
 def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
-    """Runs the model without its adapters, also while they are merged: `with disable_adapter(model): ...`.
+    """Context in which the model runs without its adapters, merged or not: `with disable_adapter(model): ...`.
 
     Args:
-        model: An adapted model.
+        model: Adapted model.
 
     Yields:
         The same model.
@@ -219,31 +227,35 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
-    """The adapted layers with their names, in the model's order; none if the model is not adapted."""
+    """The adapted layers with their names, in the model's order; none if the model is not adapted.
+
+    Args:
+        model: Model, or a module that holds it.
+    """
     for name, module in named_modules(model):
         if isinstance(module, LoRALinear):
             yield name, module
 
 
 def adapted_state(model: nn.Module) -> _Adapted:
-    """What `inject` left on the model, or on the one inside of it.
+    """What `inject` stored in the model, or in the one inside it.
 
     Raises:
-        AdapterError: If the model is not adapted, or several inside of it are.
+        AdapterError: If the model is not adapted, or several models inside it are.
     """
-    inner, *others = _adapted_models(model)
-    if others:
-        raise _several(model, "adapted models", [inner, *others])
+    inner, *more = _adapted_models(model)
+    if more:
+        raise _ambiguous(model, "adapted models", [inner, *more])
     return inner._vitlorafa  # type: ignore[return-value]
 
 
 def timm_model(model: nn.Module, prefix: str | None = None) -> nn.Module:
-    """The model that is adapted, or to be adapted, inside of whatever wraps or holds it.
+    """The adapted timm model, or the one to adapt, inside the modules that wrap or hold it.
 
     Args:
-        model: A timm model, or a module that holds it.
-        prefix: Its name within `model`. If None, it is the adapted one, or the timm model; where there is none, or are
-            several, it is all of `model`.
+        model: The timm model, or a module that holds it.
+        prefix: Name of the timm model within `model`. If None, the adapted model, otherwise the only timm model,
+            otherwise `model` itself.
 
     Raises:
         AdapterError: If there is no module of that name, or several models are adapted.
@@ -252,28 +264,37 @@ def timm_model(model: nn.Module, prefix: str | None = None) -> nn.Module:
     if prefix is not None:
         if plain_name(prefix) not in modules:
             parts = ", ".join(name for name, _ in modules[""].named_children())
-            raise AdapterError(f"there is no {prefix!r} in this {type(modules['']).__name__}, which holds {parts}")
+            raise AdapterError(f"prefix {prefix!r} is not in this {type(modules['']).__name__}: it has {parts}")
         return timm_model(modules[plain_name(prefix)])
     adapted = [module for module in modules.values() if "_vitlorafa" in vars(module)]
     if len(adapted) > 1:
-        raise _several(model, "adapted models", adapted)
-    found = adapted or _timm_models(model)
-    return found[0] if len(found) == 1 else modules[""]
+        raise _ambiguous(model, "adapted models", adapted)
+    candidates = adapted or _timm_models(model)
+    return candidates[0] if len(candidates) == 1 else modules[""]
 
 
 def outside_parameters(model: nn.Module, inner: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a module, by name, that are neither in this model inside of it nor in another adapted one."""
-    theirs = {parameter for inside in (inner, *_with_state(model)) for parameter in inside.parameters()}
-    return {name: parameter for name, parameter in named_parameters(model) if parameter not in theirs}
+    """The parameters of a module, by name, that are neither in this timm model nor in another adapted one inside it.
+
+    Args:
+        model: Module that holds the timm model.
+        inner: The timm model.
+    """
+    inside = {parameter for each in (inner, *_with_state(model)) for parameter in each.parameters()}
+    return {name: parameter for name, parameter in named_parameters(model) if parameter not in inside}
 
 
 def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The classifier, or all of a model of several, such as a distilled one or VOLO; none if it has no such thing."""
+    """The classifier; several for models such as distilled ones and VOLO; none for a model without a head.
+
+    Args:
+        model: The timm model, or a module that holds it.
+    """
     inner = timm_model(model)
-    found = inner.get_classifier() if hasattr(inner, "get_classifier") else ()  # type: ignore[operator]
-    heads = [head for head in (found if isinstance(found, tuple) else (found,)) if head is not None]
+    head = inner.get_classifier() if hasattr(inner, "get_classifier") else ()  # type: ignore[operator]
+    heads = [each for each in (head if isinstance(head, tuple) else (head,)) if each is not None]
     within = {module for head in heads for module in head.modules()}
-    # VOLO's auxiliary head, whose logits are added, is not among what it gives, but in its config.
+    # VOLO's get_classifier() leaves out the auxiliary head, whose logits are added; its config names both.
     named = (getattr(inner, "pretrained_cfg", None) or {}).get("classifier") or ()
     named = (named,) if isinstance(named, str) else named
     heads += [module for name, module in named_modules(inner) if name in named and module not in within]
@@ -283,6 +304,9 @@ def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The classifier's parameters by their names in the timm model.
 
+    Args:
+        model: The timm model, or a module that holds it.
+
     Raises:
         AdapterError: If the model has no classifier.
     """
@@ -290,19 +314,19 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     if not wanted:
         models = _timm_models(model)
         if len(models) > 1:
-            raise _several(model, "timm models", models)
+            raise _ambiguous(model, "timm models", models)
         raise AdapterError("the model has no head: create it with num_classes above 0")
     return {name: parameter for name, parameter in named_parameters(timm_model(model)) if parameter in wanted}
 
 
 def head_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The classifier's buffers, such as a BatchNorm's statistics, by their names in the timm model."""
+    """The classifier's buffers, such as the statistics of a BatchNorm, by their names in the timm model."""
     wanted = {buffer for head in classifiers(model) for buffer in head.buffers()}
     return {name: buffer for name, buffer in named_buffers(timm_model(model)) if buffer in wanted}
 
 
 def changed_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers of an adapted model, by name, that have not the values that they had before `inject`."""
+    """The buffers of an adapted model, by name, that changed since `inject`."""
     before = adapted_state(model).buffers
     return {
         name: buffer
@@ -311,14 +335,14 @@ def changed_buffers(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _is_same(before: Tensor, now: Tensor) -> bool:
-    if before.shape != now.shape or before.is_meta or now.is_meta:
-        return before.shape == now.shape
-    return torch.equal(before.to(now.device, now.dtype), now)
+def _is_same(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape or before.is_meta or after.is_meta:
+        return before.shape == after.shape
+    return torch.equal(before.to(after.device, after.dtype), after)
 
 
 def _restore_buffers(inner: nn.Module) -> None:
-    """Buffers as they were before `inject`, but for those of modules that trained."""
+    """Restores buffers to their values before `inject`, except those of modules that trained."""
     if any(layer.reloaded for _, layer in adapter_layers(inner)):
         return
     modules = dict(named_modules(inner))
@@ -337,35 +361,40 @@ def _with_state(model: nn.Module) -> list[nn.Module]:
 
 
 def _adapted_models(model: nn.Module) -> list[nn.Module]:
-    found = _with_state(model)
-    if not found:
-        raise AdapterError("the model is not adapted: inject(model, config) first")
-    return found
+    adapted = _with_state(model)
+    if not adapted:
+        raise AdapterError("the model is not adapted: call inject(model, config) first")
+    return adapted
 
 
 def _timm_models(model: nn.Module) -> list[nn.Module]:
-    """The timm models in a module, without those inside of others."""
-    found: dict[str, nn.Module] = {}
+    """The timm models in a module, without those inside other timm models."""
+    models: dict[str, nn.Module] = {}
     for name, module in named_modules(model):
-        if hasattr(module, "get_classifier") and not any(name.startswith(join(outer, "")) for outer in found):
-            found[name] = module
-    return list(found.values())
+        if hasattr(module, "get_classifier") and not any(name.startswith(join(outer, "")) for outer in models):
+            models[name] = module
+    return list(models.values())
 
 
-def _several(model: nn.Module, what: str, found: list[nn.Module]) -> AdapterError:
-    names = ", ".join(name for name, module in named_modules(model) if module in found)
-    return AdapterError(f"this {type(unwrap(model)).__name__} holds several {what} ({names}): say which by prefix=")
+def _ambiguous(model: nn.Module, kind: str, models: list[nn.Module]) -> AdapterError:
+    names = ", ".join(name for name, module in named_modules(model) if module in models)
+    return AdapterError(f"this {type(unwrap(model)).__name__} holds several {kind} ({names}): choose one by prefix=")
 
 
 def _check_switchable(model: nn.Module) -> None:
-    """That adapters can be merged or taken out: not while they are disabled, for that would end in other weights."""
+    """Raises while adapters are disabled: merging or removing them would then leave wrong weights."""
     for inner in _adapted_models(model):
         if any(layer.disabled for _, layer in adapter_layers(inner)):
             raise AdapterError("the adapters are disabled: leave disable_adapter(model) first")
 
 
-def take_out(model: nn.Module, inner: nn.Module) -> None:
-    """Takes the adapters out of a model inside of another, as they are, merged or not."""
+def detach_adapters(model: nn.Module, inner: nn.Module) -> None:
+    """Removes the adapters from a timm model without merging or unmerging them first.
+
+    Args:
+        model: The timm model, or a module that holds it.
+        inner: The timm model.
+    """
     adapted = adapted_state(inner)
     modules = dict(named_modules(inner))
     for name, layer in list(adapter_layers(inner)):
@@ -374,7 +403,7 @@ def take_out(model: nn.Module, inner: nn.Module) -> None:
     for name in adapted.joint_bias:
         modules[name].qkv_bias_separate = False  # type: ignore[assignment]
     for name, parameter in named_parameters(inner):
-        parameter.requires_grad_(adapted.requires_grad.get(name, True))  # a head replaced since is trainable
+        parameter.requires_grad_(adapted.requires_grad.get(name, True))  # a head that was replaced since is trainable
     del inner._vitlorafa
     root = unwrap(model)
     if "_vitlorafa_outside" in vars(root) and not _with_state(root):
@@ -386,24 +415,26 @@ def take_out(model: nn.Module, inner: nn.Module) -> None:
 
 def _check_unadapted(model: nn.Module, inner: nn.Module) -> None:
     if any(isinstance(module, LoRALinear) for module in inner.modules()):
-        raise AdapterError("the model is adapted already: remove(model) or merge_and_unload(model) first")
+        raise AdapterError("the model is already adapted: call remove(model) or merge_and_unload(model) first")
     if is_sharded(model):
-        raise AdapterError("the model is sharded: inject, or load_adapter, before fully_shard or FSDP")
+        raise AdapterError("the model is sharded: call inject or load_adapter before fully_shard or FSDP")
 
 
 def _adapt(site: Site, config: AdapterConfig, targets: Collection[str], generator: torch.Generator) -> LoRALinear:
     linear = getattr(site.owner, site.attribute)
-    # A subclass with a forward of its own, or a weight that is no plain parameter: quantised, parametrised.
+    # Not a subclass with its own forward, and no quantised or parametrised weight.
     if (
         not isinstance(linear, nn.Linear)
         or type(linear).forward is not nn.Linear.forward
         or type(linear.weight) is not nn.Parameter
         or not linear.weight.is_floating_point()
     ):
-        raise AdapterError(f"{site.name} is no plain linear layer but {type(linear).__name__}: leave it out")
+        raise AdapterError(
+            f"{site.name} is a {type(linear).__name__}, not a plain linear layer: leave {_join(site.targets)} out"
+        )
     stack = STACKS.get(site.attribute, ())
-    if stack and not stacks(site):
-        raise AdapterError(f"{site.name} does not stack {_and(stack)} in equal parts: leave {_and(stack)} out")
+    if stack and not has_equal_parts(site):
+        raise AdapterError(f"{site.name} does not stack {_join(stack)} in equal parts: leave {_join(stack)} out")
     projections = tuple(name for name in site.targets if name in targets)
     try:
         layer = LoRALinear(linear, config, projections, stack, generator)
@@ -412,5 +443,5 @@ def _adapt(site: Site, config: AdapterConfig, targets: Collection[str], generato
     return layer.train(linear.training)
 
 
-def _and(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+def _join(names: tuple[str, ...]) -> str:
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])

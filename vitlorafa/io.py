@@ -1,6 +1,7 @@
-"""Adapters on disk: a folder with `adapter.safetensors` and `adapter.json`, kilobytes beside the backbone.
+"""Saving and loading adapters: a folder with `adapter.safetensors` and `adapter.json`, without the backbone.
 
-Or the two files of PEFT, see `vitlorafa.peft_format`. Names are those within the timm model, whatever is around it.
+Or a folder in PEFT's format, see `vitlorafa.peft_format`. Names in files are those within the timm model, also where
+another module wraps or holds it.
 """
 
 import hashlib
@@ -24,12 +25,12 @@ from vitlorafa.inject import (
     adapted_state,
     adapter_layers,
     classifiers,
+    detach_adapters,
     inject_layers,
-    take_out,
     timm_model,
 )
 from vitlorafa.metadata import to_json
-from vitlorafa.sharding import assign, gather, is_writer, wait_for_all, whole
+from vitlorafa.sharding import assign, gather, gather_parameters, is_writer, wait_for_all
 from vitlorafa.sites import linear_sites
 from vitlorafa.trained import copy_to_cpu
 from vitlorafa.wrappers import plain_name, unwrap
@@ -49,33 +50,33 @@ def save_adapter(
     class_names: Sequence[str] | None = None,
     prefix: str | None = None,
 ) -> Path:
-    """Writes the adapter, what else trained, and the head if asked, without the backbone.
+    """Saves the adapter, everything else that trained, and optionally the head. The backbone is not saved.
 
-    What else trained is every parameter outside the head that requires a gradient, such as norms that were unfrozen,
-    and every buffer that is not as before `inject`, such as a BatchNorm's statistics.
+    "Everything else that trained" means each parameter outside the head that requires a gradient, such as unfrozen
+    norms, and each buffer that changed since `inject`, such as the statistics of a BatchNorm.
 
-    Each file appears whole or not at all: a crash leaves what was there before, or something that `load_adapter`
-    refuses. The folder then holds this adapter alone, in this format.
+    Files are written atomically: a crash leaves the previous adapter, or a folder that `load_adapter` refuses. Files
+    of another format are removed from the folder.
 
     Args:
-        model: An adapted model, merged or not, or what wraps or holds it: `torch.compile`, DDP, FSDP, a Lightning
-            module. Wrapped in DDP or sharded, it is written by the first process alone; if it is sharded, all have to
-            call, and return when it is written.
-        folder: Where to; made if needed.
-        head: Whether to save the classifier too, its buffers included.
-        metadata: Anything else, kept under "metadata": what JSON can hold, NumPy's and torch's numbers and small
-            arrays, paths, enums and dataclasses. Numbers that are not finite become null.
+        model: Adapted model, merged or not, or a module that wraps or holds it: `torch.compile`, DDP, FSDP, a Lightning
+            module. Under DDP or FSDP only the first process writes. If the model is sharded, all processes have to
+            call; they return when the files are written.
+        folder: Folder to write to; it is created if missing.
+        head: Whether to save the classifier with its buffers.
+        metadata: Additional values, saved under "metadata": JSON values, numbers and small arrays of NumPy and torch,
+            paths, enums and dataclasses. Numbers that are not finite become null.
         format: "vitlorafa", or "peft" for a folder that `peft.PeftModel.from_pretrained` loads onto the same timm
-            model, with the same output, and `load_adapter` as it was.
-        class_names: Names of the classes in the order of the logits, for who uses the adapter.
+            model with the same outputs, and that `load_adapter` loads without loss.
+        class_names: Names of the classes in the order of the logits.
         prefix: Name of the adapted model within `model`, if it holds several.
 
     Returns:
         The folder.
 
     Raises:
-        AdapterError: If the model is not adapted, has no head to save, or has what PEFT cannot hold, if the format is
-            unknown, if JSON cannot hold the metadata, or if the folder cannot be written.
+        AdapterError: If the model is not adapted, has no head to save, or has parts that PEFT's format cannot hold, if
+            the format is unknown, if JSON cannot hold the metadata, or if the folder cannot be written.
     """
     if format not in FILES:
         raise unknown("adapter format", format, FILES)
@@ -84,10 +85,10 @@ def save_adapter(
     adapted = adapted_state(inner)
     metadata = to_json({} if metadata is None else metadata)
     if not isinstance(metadata, dict):
-        raise AdapterError("metadata is not a dict: give it one, from names to values")
-    with whole(model):
-        factors, heads = trained.factors(inner), trained.head(inner) if head else {}
-        extra, outside = trained.extra(inner), {} if prefix else trained.outside(unwrap(model), inner)
+        raise AdapterError("metadata must be a dict with names as keys")
+    with gather_parameters(model):
+        factors, heads = trained.factors(inner), trained.head_tensors(inner) if head else {}
+        extra, outside = trained.extra_tensors(inner), {} if prefix else trained.trained_outside(unwrap(model), inner)
         tensors = factors | heads | extra | outside
         _check_values(tensors)
         layers = dict(adapter_layers(inner))
@@ -119,76 +120,77 @@ def load_adapter(
     head: bool | Literal["auto"] = "auto",
     prefix: str | None = None,
 ) -> nn.Module:
-    """Loads what `save_adapter` wrote, exactly, or a LoRA that PEFT saved for a timm vision transformer.
+    """Loads an adapter of `save_adapter`, or a LoRA that PEFT saved for a timm vision transformer.
 
-    A model without adapters gets them by the saved config, in exactly the layers that the file names, and what was
-    saved beside them becomes trainable. An adapted one keeps its config, for instance to train the other factor. PEFT
-    does not save which factor trains: both do then, and a LoRA on a fused qkv becomes one for each of q, k and v that
-    it changes, with the same output.
-
-    An `AdapterWarning` says if the model's pretrained weights, input or classes are not those that the adapter had, or
-    if a file that does not say which weights it belongs to leaves layers of its targets out.
+    A model without adapters gets them from the saved config, in exactly the layers that the file names; other saved
+    parameters become trainable. A model that is already adapted keeps its config, so that, for example, the other
+    factor can be trained next. PEFT does not save which factor trains, so both do. A PEFT LoRA on a fused qkv becomes
+    one adapter for each of q, k and v that it changes, with the same outputs.
 
     Args:
-        model: The architecture that the adapter was saved from, or what wraps or holds it.
-        folder: Where from.
-        head: Whether to load the classifier too; "auto" does if one was saved, and the model has one.
+        model: Model of the architecture that the adapter was saved from, or a module that wraps or holds it.
+        folder: Folder to read.
+        head: Whether to load the classifier too. "auto" loads it if it was saved and the model has one.
         prefix: Name of the timm model within `model`, if it holds several.
 
     Returns:
         The same model.
 
     Raises:
-        AdapterError: If the files are missing or damaged, or do not fit the model, naming the tensors that do
-            not, or if PEFT's hold more than an AdapterConfig can say. The model is then as before.
+        AdapterError: If the files are missing or damaged, if they do not fit the model (the message names the tensors),
+            or if they use features of PEFT that an AdapterConfig cannot express. The model is then unchanged.
+
+    Warns:
+        AdapterWarning: If the pretrained weights, the input or the classes differ from those that the adapter was
+            trained with, or if a file without a digest of the weights leaves out layers of its targets.
     """
     folder = Path(folder).expanduser()
     inner = timm_model(model, prefix)
     if (folder / peft_format.CONFIG).exists():
         if (folder / DESCRIPTION).exists():
-            raise AdapterError(f"{folder} holds both {DESCRIPTION} and {peft_format.CONFIG}: delete the stale one")
+            raise AdapterError(f"{folder} has both {DESCRIPTION} and {peft_format.CONFIG}: delete the outdated one")
         description, tensors = peft_format.read(inner, folder)
     else:
-        description, tensors = _within(inner, *_read(folder))
-    head = _is_head_loaded(inner, folder, description, head)
+        description, tensors = _rename(inner, *_read(folder))
+    head = _loads_head(inner, folder, description, head)
     if not head:
         for name in description["head"]:
             tensors.pop(name, None)
-    with whole(model, write=True):
-        here = _digests(inner, description["layers"])
-        fresh = "_vitlorafa" not in vars(inner)
-        if fresh:
+    with gather_parameters(model, write=True):
+        digests = _digests(inner, description["layers"])
+        is_new = "_vitlorafa" not in vars(inner)
+        if is_new:
             config = AdapterConfig.from_dict(description["config"])
             inject_layers(model, inner, config, description["layers"], train_head=head)
         try:
-            targets = _targets(unwrap(model), inner, folder, description, tensors, head)
+            destinations = _find_destinations(unwrap(model), inner, folder, description, tensors, head)
         except AdapterError:
-            if fresh:
-                take_out(model, inner)
+            if is_new:
+                detach_adapters(model, inner)
             raise
-        if fresh and not description.get("digests") and (left_out := _left_out(inner, description)):
-            warn(f"{folder} has no adapter for {abbreviate(left_out)}: they stay as they are")
-        for sentence in origin.mismatches(description, inner, here, head):
+        if is_new and not description.get("digests") and (left_out := _layers_left_out(inner, description)):
+            warn(f"{folder} has no adapter for {abbreviate(left_out)}: these layers stay without one")
+        for sentence in origin.mismatches(description, inner, digests, head):
             warn(f"{folder}: {sentence}")
-        _copy(inner, tensors, targets)
-        if fresh:
-            for name in tensors.keys() & targets.keys() - trained.factors(inner).keys():
-                if isinstance(targets[name], nn.Parameter):
-                    targets[name].requires_grad_(True)
+        _copy(inner, tensors, destinations)
+        if is_new:
+            for name in tensors.keys() & destinations.keys() - trained.factors(inner).keys():
+                if isinstance(destinations[name], nn.Parameter):
+                    destinations[name].requires_grad_(True)
     return model
 
 
 def _encode(model: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, bytes]:
     data = safetensors.torch.save(copy_to_cpu(tensors))
-    description = description | {"sha256": hashlib.sha256(data).hexdigest()}  # so that neither file goes with another
+    description = description | {"sha256": hashlib.sha256(data).hexdigest()}  # ties the two files together
     return {TENSORS: data, DESCRIPTION: (json.dumps(description, indent=2, allow_nan=False) + "\n").encode()}
 
 
 def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
-            if peft_format.CONFIG in files:  # no checksum: without it, the new tensors cannot be taken for the old
+        with _lock(folder):
+            if peft_format.CONFIG in files:  # has no checksum: an old one must not describe the new tensors
                 (folder / peft_format.CONFIG).unlink(missing_ok=True)
             for name, data in files.items():
                 _write(folder / name, data)
@@ -196,12 +198,12 @@ def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror or str(error)
-        raise AdapterError(f"the adapter cannot be written to {folder} ({reason}): give another folder") from error
+        raise AdapterError(f"cannot write the adapter to {folder} ({reason}): choose another folder") from error
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing to the folder, so that all its files are of one save; where that is known."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing to the folder, so that all its files are of one save; not on Windows."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -231,21 +233,21 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         data = (folder / TENSORS).read_bytes()
     except (OSError, ValueError) as error:
-        raise AdapterError(f"no adapter can be read from {folder}: {error}") from None
+        raise AdapterError(f"cannot read an adapter from {folder}: {error}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise AdapterError(f"{folder / DESCRIPTION} is not of adapter format {FORMAT}")
+        raise AdapterError(f"{folder / DESCRIPTION} does not have adapter format {FORMAT}")
     missing = [key for key in ("config", "layers", "head", "sha256") if key not in description]
     if missing:
-        raise AdapterError(f"{folder / DESCRIPTION} lacks {', '.join(missing)}")
-    odd = [key for key, is_right in _SHAPES.items() if key in description and not is_right(description[key])]
-    if odd:
-        raise AdapterError(f"{folder / DESCRIPTION} has no such {', '.join(odd)} as adapters have: save it again")
+        raise AdapterError(f"{folder / DESCRIPTION} is incomplete: {', '.join(missing)} is missing")
+    wrong = [key for key, is_valid in _SHAPES.items() if key in description and not is_valid(description[key])]
+    if wrong:
+        raise AdapterError(f"{folder / DESCRIPTION} has invalid values for {', '.join(wrong)}: save it again")
     if hashlib.sha256(data).hexdigest() != description["sha256"]:
-        raise AdapterError(f"{folder / TENSORS} is damaged or of another save than {DESCRIPTION}: save it again")
+        raise AdapterError(f"{folder / TENSORS} is damaged, or not from the same save as {DESCRIPTION}: save it again")
     try:
         return description, safetensors.torch.load(data)
     except SafetensorError as error:
-        raise AdapterError(f"{folder / TENSORS} cannot be read: {error}") from None
+        raise AdapterError(f"cannot read {folder / TENSORS}: {error}") from None
 
 
 def _are_names(value: Any) -> bool:
@@ -261,14 +263,14 @@ _SHAPES: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _within(
+def _rename(
     model: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The same by the names within the timm model; earlier versions wrote those of what was given to them."""
-    known = {site.name for site in linear_sites(model)}
+    """The same with names within the timm model; earlier versions saved names within the module they were called on."""
+    layer_names = {site.name for site in linear_sites(model)}
     first = plain_name(next(iter(description["layers"]), ""))
     parts = first.split(".")
-    cut = next((start for start in range(len(parts)) if ".".join(parts[start:]) in known), 0)
+    cut = next((start for start in range(len(parts)) if ".".join(parts[start:]) in layer_names), 0)
     before = "".join(f"{part}." for part in parts[:cut])
 
     def name(written: str) -> str:
@@ -279,18 +281,18 @@ def _within(
     return description, {name(key): tensor for key, tensor in tensors.items()}
 
 
-def _is_head_loaded(model: nn.Module, folder: Path, description: dict[str, Any], head: bool | str) -> bool:
+def _loads_head(model: nn.Module, folder: Path, description: dict[str, Any], head: bool | str) -> bool:
     if head == "auto":
         if description["head"] and not trained.has_head(model):
-            warn(f"{folder} holds a head and the model has none: left out")
+            warn(f"{folder} has a head, but the model has none: the head is not loaded")
             return False
         return bool(description["head"])
     if head and not description["head"]:
-        raise AdapterError(f"{folder} holds no head: save_adapter(..., head=True), or load with head=False")
+        raise AdapterError(f"{folder} has no head: save it with save_adapter(..., head=True), or load with head=False")
     return bool(head)
 
 
-def _targets(
+def _find_destinations(
     root: nn.Module,
     inner: nn.Module,
     folder: Path,
@@ -298,23 +300,23 @@ def _targets(
     tensors: dict[str, Tensor],
     head: bool,
 ) -> dict[str, Tensor]:
-    """Where in the model each tensor of the file goes, after a look at whether they fit."""
-    here = trained.places(inner)
-    heads = trained.head(inner) if head else {}
-    if "extra" not in description:  # written by an earlier version, or by PEFT: parts of the head did not train
+    """The tensor of the model for each tensor of the file; checks that they fit."""
+    own = trained.state_tensors(inner)
+    heads = trained.head_tensors(inner) if head else {}
+    if "extra" not in description:  # from an earlier version or PEFT, which leave out parts of the head
         missing = [name for name in heads if name not in description["head"]]
         if missing:
-            warn(f"{folder} was saved without {abbreviate(missing)}: the model's own stay, and outputs may differ")
+            warn(f"{folder} lacks {abbreviate(missing)}: the model keeps its own values, so outputs may differ")
         heads = {name: tensor for name, tensor in heads.items() if name not in missing}
     expected = trained.factors(inner) | heads
-    expected |= {name: here[name] for name in description.get("extra", ()) if name in here}
+    expected |= {name: own[name] for name in description.get("extra", ()) if name in own}
     fitting = {name: tensor for name, tensor in tensors.items() if not name.startswith(trained.OUTSIDE)}
     _check_fit(inner, folder, description, fitting, expected)
-    around = trained.around(root, inner)
+    around = trained.tensors_outside(root, inner)
     outside = {name: around[name] for name in tensors if name in around and around[name].shape == tensors[name].shape}
     left_out = [name.removeprefix(trained.OUTSIDE) for name in tensors.keys() - fitting.keys() - outside.keys()]
     if left_out:
-        warn(f"{folder} also holds {abbreviate(sorted(left_out))} of a module around the timm model: left out here")
+        warn(f"{folder} also has {abbreviate(sorted(left_out))} of a module around the timm model: not loaded")
     _check_values(expected | outside)
     return expected | outside
 
@@ -328,12 +330,15 @@ def _check_fit(
 ) -> None:
     saved, here = AdapterConfig.from_dict(description["config"]), adapted_state(model).config
     if saved.scale != here.scale:
-        raise AdapterError(f"{folder} was trained with scale {saved.scale:g}, the model has {here.scale:g}")
+        raise AdapterError(
+            f"{folder} was trained with scale {saved.scale:g}, but the model has {here.scale:g}: use the same rank, "
+            "alpha and rank_stabilised"
+        )
     for name in (name for name in description["head"] if name in expected and name in tensors):
         classes, classes_here = (each.shape[:1] for each in (tensors[name], expected[name]))
         if classes != classes_here and tensors[name].shape[1:] == expected[name].shape[1:]:
             raise AdapterError(
-                f"the saved head has {classes[0]} classes and the model {classes_here[0]}: create the model with "
+                f"the saved head has {classes[0]} classes, but the model has {classes_here[0]}: create the model with "
                 f"num_classes={classes[0]}, or load with head=False"
             )
     misfits = []
@@ -349,28 +354,29 @@ def _check_fit(
         if projections != list(layer.projections):
             misfits.append(f"{name} adapts {projections} in the file and {list(layer.projections)} in the model")
     if misfits:
+        places = f"{len(misfits)} place{'s' * (len(misfits) > 1)}"
         first = "; ".join(misfits[:3]) + ("; ..." if len(misfits) > 3 else "")
         raise AdapterError(
             f"{folder}, saved from {description.get('architecture') or 'an unnamed model'}, does not fit this "
-            f"{origin.describe_model(model)['architecture'] or type(model).__name__} in {len(misfits)} places: {first}"
+            f"{origin.describe_model(model)['architecture'] or type(model).__name__} in {places}: {first}"
         )
 
 
-def _left_out(model: nn.Module, description: dict[str, Any]) -> list[str]:
-    """Layers of the config's targets that the file does not name: from an earlier version, PEFT, or fewer blocks."""
+def _layers_left_out(model: nn.Module, description: dict[str, Any]) -> list[str]:
+    """Layers of the config's targets that the file does not name, as in files of PEFT or of earlier versions."""
     targets = adapted_state(model).config.targets
     sites = [site for site in linear_sites(model) if set(site.targets) & set(targets)]
     return [site.name for site in sites if site.name not in description["layers"]]
 
 
-def _copy(model: nn.Module, tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
+def _copy(model: nn.Module, tensors: dict[str, Tensor], destinations: dict[str, Tensor]) -> None:
     merged = [layer for _, layer in adapter_layers(model) if layer.merged]
     with torch.no_grad():
         for layer in merged:
             layer.unmerge()
-        for name in sorted(tensors):  # in the same order in all processes
-            if name in targets:
-                assign(targets[name], tensors[name])
+        for name in sorted(tensors):  # the same order in all processes
+            if name in destinations:
+                assign(destinations[name], tensors[name])
         for layer in merged:
             layer.merge()
 
@@ -378,22 +384,24 @@ def _copy(model: nn.Module, tensors: dict[str, Tensor], targets: dict[str, Tenso
 def _check_values(tensors: Mapping[str, Tensor]) -> None:
     empty = [name for name, tensor in tensors.items() if tensor.is_meta]
     if empty:
-        raise AdapterError(f"{abbreviate(empty)} is on the meta device, without values: load the model's weights first")
+        raise AdapterError(
+            f"{abbreviate(empty)} is on the meta device and has no values: load the model's weights first"
+        )
 
 
 def _check_class_names(names: Sequence[str] | None, model: nn.Module) -> list[str] | None:
     if names is None:
         return None
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise AdapterError("class_names is not a list of names: give one name a class, in the order of the logits")
+        raise AdapterError("class_names must be a list of strings: one name per class, in the order of the logits")
     last = [module for head in classifiers(model) for module in head.modules() if isinstance(module, nn.Linear)][-1:]
     if last and len(names) != last[0].out_features:
-        raise AdapterError(f"there are {len(names)} class_names, and the head has {last[0].out_features} classes")
+        raise AdapterError(f"class_names has {len(names)} names, but the head has {last[0].out_features} classes")
     return list(names)
 
 
 def _digests(model: nn.Module, layers: Collection[str]) -> dict[str, str]:
-    """Digests of the weights that the adapter belongs to: as it found them, or as a state dict brought since."""
+    """Digests of the pretrained weights: those at `inject`, or new ones if a state dict was loaded since."""
     reloaded = any(layer.reloaded for _, layer in adapter_layers(model))
-    kept: dict[str, str] = {} if reloaded or "_vitlorafa" not in vars(model) else adapted_state(model).digests
-    return kept or origin.digests(model, layers)
+    remembered: dict[str, str] = {} if reloaded or "_vitlorafa" not in vars(model) else adapted_state(model).digests
+    return remembered or origin.digests(model, layers)

@@ -1,4 +1,4 @@
-"""What users say of an adapter, as JSON can hold it."""
+"""Users' metadata of an adapter, converted to JSON values."""
 
 import math
 from argparse import Namespace
@@ -14,24 +14,24 @@ import torch
 
 from vitlorafa.errors import AdapterError
 
-_VALUES = 10_000  # of an array; whoever has more means it for another file
+_VALUES = 10_000  # of an array; larger ones belong in a file of their own
 
 
 def to_json(value: Any, name: str = "metadata") -> Any:
-    """A value in what JSON has: numbers that are not finite become null, for which JSON has no word.
+    """Converts a value to JSON values. Numbers that are not finite, which JSON does not have, become null.
 
     Args:
-        value: Plain values, NumPy's and torch's numbers and small arrays, paths, enums, dates, dataclasses, namespaces,
-            and mappings, sequences and sets of them.
-        name: What an error calls it.
+        value: Plain values, numbers and small arrays of NumPy and torch, paths, enums, dates, dataclasses, namespaces,
+            and mappings, sequences and sets of these.
+        name: Name of the value in error messages.
 
     Raises:
-        AdapterError: If there is anything else in it, or it contains itself.
+        AdapterError: If the value contains anything else, or itself.
     """
     try:
         return _to_json(value, name)
     except RecursionError:
-        raise AdapterError(f"{name} contains itself, or is nested too deep for JSON") from None
+        raise AdapterError(f"{name} contains itself, or is nested too deeply for JSON: save plain values") from None
 
 
 def _to_json(value: Any, name: str) -> Any:
@@ -60,21 +60,21 @@ def _to_json(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
         keys = [_key(key, name) for key in value]
         if len(set(keys)) < len(keys):
-            raise AdapterError(f"{name} has keys that are the same in JSON: {', '.join(sorted(keys)[:3])}")
+            raise AdapterError(f"{name} has keys that are equal in JSON ({', '.join(sorted(keys)[:3])}): rename one")
         return {key: _to_json(item, f"{name}[{key!r}]") for key, item in zip(keys, value.values(), strict=True)}
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=repr)
     if isinstance(value, (list, tuple)):
         return [_to_json(item, f"{name}[{index}]") for index, item in enumerate(value)]
-    raise AdapterError(f"{name} is a {type(value).__name__}, which JSON cannot hold: convert it, or leave it out")
+    raise AdapterError(f"{name} has type {type(value).__name__}, which JSON cannot hold: convert it or leave it out")
 
 
 def _array(value: np.ndarray | torch.Tensor, name: str) -> Any:
     size = value.numel() if isinstance(value, torch.Tensor) else value.size
     if size > _VALUES:
-        raise AdapterError(f"{name} has {size:,} values, too many for JSON: save it in a file of its own")
+        raise AdapterError(f"{name} has {size:,} values, too many for JSON: save it in a separate file")
     if isinstance(value, torch.Tensor) and value.is_meta:
-        raise AdapterError(f"{name} is a tensor on the meta device, which has no values")
+        raise AdapterError(f"{name} is a tensor on the meta device and has no values: leave it out")
     return _to_json(value.tolist(), name)
 
 
@@ -82,4 +82,4 @@ def _key(key: Any, name: str) -> str:
     plain = _to_json(key, f"a key of {name}")
     if plain is None or isinstance(plain, (str, bool, int, float)):
         return plain if isinstance(plain, str) else str(plain)
-    raise AdapterError(f"a key of {name} is a {type(key).__name__}: JSON's keys are text")
+    raise AdapterError(f"a key of {name} has type {type(key).__name__}: use a string")

@@ -1,9 +1,10 @@
-"""What an adapter belongs to: the weights that it was trained on, their input and the names of its classes.
+"""The model that an adapter was trained on: its pretrained weights, input and class names.
 
-Weights are told apart by a digest of the linear layers in the part of the model that is adapted, such as `blocks`: some
-4,096 values of each, evenly spaced, which take milliseconds. Embeddings and the head, which depend on image size and
-classes, are left out. There is a digest of the values in float32, in bfloat16 and in float16, as far as each follows
-from the weights by one rounding: so a model in half precision has a digest in common with what it was rounded from.
+Weights are compared by a digest of the linear layers in the adapted part of the model, such as `blocks`: about 4,096
+evenly spaced values of each layer, which takes milliseconds. Embeddings and head depend on image size and classes, so
+they do not count. There are digests of the values in float32, in bfloat16 and in float16, where one rounding of the
+weights gives them. So a model in half precision has one digest in common with the float32 model that it was rounded
+from.
 """
 
 import hashlib
@@ -25,11 +26,11 @@ _INPUT = ("mean", "std", "input_size", "interpolation")
 
 
 def digests(model: nn.Module, layers: Collection[str]) -> dict[str, str]:
-    """Digests of the pretrained weights, by the format that they are rounded to; none of what holds no values.
+    """Digests of the pretrained weights by the format that they are rounded to; empty for a model without values.
 
     Args:
-        model: A timm model, adapted or not.
-        layers: Names of its adapted layers, or of those to be.
+        model: The timm model, adapted or not.
+        layers: Names of the layers that are or will be adapted.
     """
     parts = {name.partition(".")[0] for name in layers}
     weights = {name: weight for name, weight in _weights(model) if name.partition(".")[0] in parts}
@@ -50,54 +51,53 @@ def digests(model: nn.Module, layers: Collection[str]) -> dict[str, str]:
 
 
 def describe_model(model: nn.Module, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-    """What timm's `pretrained_cfg` says of a model, as JSON can hold it: architecture, tag, input and class names.
+    """A model's architecture, pretrained tag, input and class names as JSON values, from timm's `pretrained_cfg`.
 
     Args:
-        model: A timm model. If its images are normalised in another way than timm's default, its `pretrained_cfg` has
-            to hold that.
-        class_names: In the order of the logits; those of `pretrained_cfg["label_names"]` if None.
+        model: The timm model. If its images are not normalised as timm would, its `pretrained_cfg` has to say so.
+        class_names: Names in the order of the logits; if None, those in `pretrained_cfg["label_names"]`.
     """
     cfg = _cfg(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    found = {**cfg, **({"input_size": (*cfg.get("input_size", (3,))[:1], *size)} if size else {})}
+    values = {**cfg, **({"input_size": (*cfg.get("input_size", (3,))[:1], *size)} if size else {})}
     names = cfg.get("label_names") if class_names is None else class_names
     return {
         "architecture": cfg.get("architecture"),
         "tag": cfg.get("tag") or None,
-        "input": {name: _plain(found[name]) for name in _INPUT if found.get(name) is not None},
+        "input": {name: _to_list(values[name]) for name in _INPUT if values.get(name) is not None},
         "class_names": None if names is None else list(names),
     }
 
 
-def mismatches(saved: Mapping[str, Any], model: nn.Module, here: Mapping[str, str], head: bool) -> Iterator[str]:
-    """Sentences on what an adapter was trained with and the model has not.
+def mismatches(saved: Mapping[str, Any], model: nn.Module, own_digests: Mapping[str, str], head: bool) -> Iterator[str]:
+    """Sentences about the differences between a model and the one that an adapter was trained on.
 
     Args:
-        saved: The adapter's description; what an older one does not say is not asked for.
-        model: The timm model that it is loaded onto.
-        here: Digests of the model's pretrained weights.
+        saved: Description of the adapter; entries that older versions did not write are not compared.
+        model: The timm model that the adapter is loaded onto.
+        own_digests: Digests of the model's pretrained weights.
         head: Whether the head is loaded too.
     """
     own = describe_model(model)
-    there = saved.get("digests") or {}
-    common = there.keys() & here.keys()
+    saved_digests = saved.get("digests") or {}
+    common = saved_digests.keys() & own_digests.keys()
     names = [_name(description) for description in (saved, own)]
-    if any(there[name] != here[name] for name in common):
+    if any(saved_digests[name] != own_digests[name] for name in common):
         yield (
-            f"the adapter was trained on weights of {names[0]} that are not those of this {names[1]}, so its outputs "
-            "will not be what they were: create the model with the weights that it was trained on"
+            f"the adapter was trained on other weights of {names[0]} than those of this {names[1]}, so outputs will "
+            "differ: create the model with the weights that the adapter was trained on"
         )
     elif not common and "digests" in saved and None not in names and names[0] != names[1]:
-        yield f"the adapter was trained on {names[0]}, and this is a {names[1]}: it is loaded all the same"
-    theirs = saved.get("input") or {}
-    differing = [name for name in _INPUT if name in theirs and name in own["input"]]
-    differing = [name for name in differing if theirs[name] != own["input"][name]]
+        yield f"the adapter was trained on {names[0]}, but this model is {names[1]}: it is loaded anyway"
+    saved_input = saved.get("input") or {}
+    differing = [name for name in _INPUT if name in saved_input and name in own["input"]]
+    differing = [name for name in differing if saved_input[name] != own["input"][name]]
     if differing:
-        told = "; ".join(f"{name} {theirs[name]}, here {own['input'][name]}" for name in differing)
-        yield f"the adapter was trained on other images than this model's ({told}): feed it the same"
-    classes, classes_here = saved.get("class_names"), own["class_names"]
-    if head and classes and classes_here and classes != classes_here:
-        yield f"the saved head's classes are {abbreviate(classes)}, and this model's were {abbreviate(classes_here)}"
+        values = "; ".join(f"{name} {saved_input[name]}, this model {own['input'][name]}" for name in differing)
+        yield f"the adapter was trained with another input ({values}): preprocess images as in training"
+    classes, own_classes = saved.get("class_names"), own["class_names"]
+    if head and classes and own_classes and classes != own_classes:
+        yield f"the saved head has the classes {abbreviate(classes)}; this model had {abbreviate(own_classes)}"
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -117,5 +117,5 @@ def _name(description: Mapping[str, Any]) -> str | None:
     return f"{architecture}.{tag}" if architecture and tag else architecture
 
 
-def _plain(value: Any) -> Any:
+def _to_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

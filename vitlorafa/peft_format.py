@@ -1,11 +1,12 @@
-"""PEFT's folder format, both ways: `adapter_config.json` and `adapter_model.safetensors`, without PEFT itself.
+"""Reading and writing PEFT's folder format (`adapter_config.json`, `adapter_model.safetensors`) without PEFT.
 
-A LoRA of PEFT has one A [R, d_in] and one B [d_out, R] in a layer. The k adapters on the q, k and v of a fused qkv
-become one of rank R = k·r, their A's stacked and B block-diagonal; the scaling is kept by alpha. The other way, a
-LoRA over the whole qkv becomes one adapter for each of q, k and v, with the same A and a third of B. Both are exact.
+A PEFT LoRA has one A [R, d_in] and one B [d_out, R] per layer. The k adapters on q, k and v of a fused qkv are written
+as one LoRA of rank R = k·r, with their A's stacked and a block-diagonal B; alpha is changed so that the scaling stays
+the same. A PEFT LoRA on a whole qkv is read as one adapter for each of q, k and v, with the same A and a third of B.
+Both conversions are exact.
 
-What PEFT has no word for, such as which factor trains, is written to the header of the tensors' file. PEFT passes
-over it and, when it saves the adapter again, leaves it out: it is never older than the tensors.
+What PEFT's format does not have, such as which factor trains, is in the header of the tensors' file. PEFT ignores the
+header and drops it when it saves the adapter again, so the header is never older than the tensors.
 """
 
 import hashlib
@@ -35,12 +36,12 @@ TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PICKLE = "adapter_model.bin"
 _PREFIX = "base_model.model."
 _HEADER = "vitlorafa"
-_INSTEAD = "merge it with PEFT's merge_and_unload and use the merged model"
+_REMEDY = "merge it with PEFT's merge_and_unload and use the merged model"
 
-# Starts that leave the pretrained weights alone; the others subtract from them what the factors start with.
-_STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
-# Settings that may have any value: they do not matter here, or `read` takes them into account. Any other one has to
-# be off, for what it does is not known, and might be in the forward pass without a tensor that shows it.
+# Initialisations that do not change the pretrained weights; the others subtract the initial update from them.
+_UNCHANGING = (True, False, "gaussian", "orthogonal", "eva", "mica")
+# Settings that may have any value, because they do not matter here or `read` uses them. All others must be off: they
+# may change the forward pass without a tensor that shows it.
 _SETTINGS = (
     "alpha_pattern auto_mapping base_model_name_or_path eva_config exclude_modules fan_in_fan_out inference_mode "
     "init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout megatron_core modules_to_save "
@@ -49,38 +50,41 @@ _SETTINGS = (
 
 
 def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tensor]) -> dict[str, bytes]:
-    """The files of an adapted model that `PeftModel.from_pretrained` loads onto the same timm model.
+    """The files that `PeftModel.from_pretrained` loads onto the same timm model.
 
     Args:
-        model: An adapted model, merged or not.
-        description: What `save_adapter` says of it, for the header.
-        saved: The factors, and what is to be saved beside them, by name.
+        model: Adapted model, merged or not.
+        description: Description by `save_adapter`, for the header.
+        saved: Factors and other tensors to save, by name.
 
     Returns:
-        Contents by file name, in the order in which to write them.
+        File contents by file name, in the order in which to write them.
 
     Raises:
-        AdapterError: If PEFT would pass over an adapter, since the model reads the weight of its layer, or if something
-            trained beside the adapters is no part of a module that PEFT could save.
+        AdapterError: If PEFT would ignore an adapter, because the model reads the weight of its layer instead of
+            calling the layer, or if other trained parameters do not belong to a module that PEFT can save.
     """
     adapted = adapted_state(model)
     if adapted.joint_bias:
         raise AdapterError(
-            f"PEFT has no effect on {adapted.joint_bias[0]}.qkv, whose weight is read without calling it: set "
-            "qkv_bias_separate = True on the attentions before inject and before PEFT loads, or leave q, k, v out"
+            f"PEFT has no effect on {adapted.joint_bias[0]}.qkv, because the model reads its weight without calling "
+            "it: set qkv_bias_separate = True on the attentions before inject and before loading in PEFT, or leave out "
+            "q, k and v"
         )
     layers = dict(adapter_layers(model))
     others = saved.keys() - trained.factors(model).keys()
     tensors = {name: tensor for name, tensor in saved.items() if name in others}
-    nowhere = (trained.OUTSIDE, *(f"{name}." for name in layers))
-    homeless = [name for name in tensors if "." not in name or name.startswith(nowhere)]
-    if homeless:
+    outside = (trained.OUTSIDE, *(f"{name}." for name in layers))
+    unowned = [name for name in tensors if "." not in name or name.startswith(outside)]
+    if unowned:
         raise AdapterError(
-            f"PEFT has no place for {abbreviate(homeless)}, which trained beside the adapters: "
+            f"PEFT's format cannot hold {abbreviate(unowned)}, which trained in addition to the adapters: "
             "save with format='vitlorafa'"
         )
-    # PEFT takes a module's tensors all or none; `read` passes over those that did not train.
-    tensors |= {name: gather(t) for name, t in trained.whole_modules(model, [*tensors]).items() if name not in others}
+    # PEFT saves all tensors of a module or none; `read` ignores those that did not train.
+    tensors |= {
+        name: gather(t) for name, t in trained.complete_modules(model, [*tensors]).items() if name not in others
+    }
     beside = list(tensors)
     for name, layer in layers.items():
         A, factors = saved[f"{name}.lora_A"], saved[f"{name}.lora_B"]
@@ -100,21 +104,23 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
 
 
 def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a folder in PEFT's format holds, by the names of `save_adapter`'s own format.
+    """Reads a folder in PEFT's format.
 
-    In a folder that PEFT wrote, both factors train. Layers of a lower rank than others are padded with zeros, which
-    training leaves zero, and a scaling other than the highest rank's is multiplied into B.
+    In a folder that PEFT wrote, both factors train. Layers with a lower rank than others are padded with zeros, which
+    stay zero in training. If a layer's scaling differs from that of the layer with the highest rank, B is multiplied by
+    the ratio.
 
     Args:
-        model: The model to load it onto, adapted or not; it is only looked at.
-        folder: Where from.
+        model: Model to load onto, adapted or not; it is not changed.
+        folder: Folder to read.
 
     Returns:
-        The description, and the tensors by the names of the adapted model's parameters: factors A [k, r, d_in] and
-        B [k, m, r], and the head's.
+        The description as in `save_adapter`'s own format, and the tensors by the names of the adapted model's
+        parameters: factors A [k, r, d_in] and B [k, m, r], and those of the head.
 
     Raises:
-        AdapterError: If the files are missing, damaged or pickled, or hold what an AdapterConfig cannot say.
+        AdapterError: If the files are missing, damaged or pickled, or use features that an AdapterConfig cannot
+            express.
     """
     config, header, tensors = _read_files(folder)
     pairs: dict[str, dict[str, Tensor]] = {}  # A and B by layer
@@ -125,36 +131,37 @@ def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
             pairs.setdefault(name, {})[factor[0]] = tensor
         else:
             heads[key.removeprefix(_PREFIX)] = tensor
-    own = bool(header)
-    if own and (odd := sorted(header["layers"].keys() ^ pairs.keys())):
+    is_own = bool(header)
+    if is_own and (changed := sorted(header["layers"].keys() ^ pairs.keys())):
         raise AdapterError(
-            f"{folder / TENSORS} is damaged, for it was saved with other layers ({abbreviate(odd)}): save it again"
+            f"{folder / TENSORS} is damaged: its layers differ from its header ({abbreviate(changed)}): save it again"
         )
-    if not own:
+    if not is_own:
         _check_supported(model, folder, config, list(heads))
-    odd = [name for name, pair in pairs.items() if not _is_pair(**pair)]
-    if odd or not pairs:
-        raise AdapterError(f"{folder} holds no A [r, d_in] and B [d_out, r] for {abbreviate(odd) or 'any layer'}")
-    description = header if own else _describe(model, folder, config, pairs) | {"head": list(heads)}
-    if own and "extra" in header:
+    incomplete = [name for name, pair in pairs.items() if not _is_pair(**pair)]
+    if incomplete or not pairs:
+        layers = abbreviate(incomplete) or "any layer"
+        raise AdapterError(f"{folder} has no A [r, d_in] and B [d_out, r] for {layers}: save it again")
+    description = header if is_own else _describe(model, folder, config, pairs) | {"head": list(heads)}
+    if is_own and "extra" in header:
         heads = {name: tensor for name, tensor in heads.items() if name in (*header["head"], *header["extra"])}
     factors: dict[str, Tensor] = {}
     for name, projections in description["layers"].items():
-        A, B = _slices(name, projections, **pairs[name], shared=not own)
+        A, B = _slices(name, projections, **pairs[name], shared=not is_own)
         factors |= {f"{name}.lora_A": A, f"{name}.lora_B": B}
     return description, factors | heads
 
 
 def _peft_config(model: nn.Module, architecture: str | None, heads: list[str]) -> dict[str, Any]:
-    # One rank for all, or k·r on each layer that computes k projections. PEFT matches the names of targets, and
-    # patterns, to the end of a module's name from a dot on: a full name is one layer, and "qkv" every layer of that
-    # name, of which none has another k.
+    # One rank for all layers, or k·r for each layer that computes k projections. PEFT matches names and patterns with
+    # the end of a module's name after a dot: a full name is one layer, "qkv" is every layer of that name. These have
+    # the same k.
     config, layers = adapted_state(model).config, dict(adapter_layers(model))
     counts = {_kind(name): len(layer.starts) for name, layer in layers.items()}
     least = min(counts.values())
     wider = {name: k for name, k in counts.items() if k > least}
 
-    def alpha(k: int) -> float:  # PEFT declares an int, and some of its readers insist
+    def alpha(k: int) -> float:  # PEFT declares an int, and some readers require one
         value = config.alpha * (math.sqrt(k) if config.rank_stabilised else k)
         return int(value) if value.is_integer() else value
 
@@ -182,10 +189,10 @@ def _sha256(data: bytes) -> str:
 
 
 def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """PEFT's config, our header, empty if missing or of another config, and the tensors."""
+    """PEFT's config, our header (empty if it is missing or belongs to another config), and the tensors."""
     if not (folder / TENSORS).exists() and (folder / _PICKLE).exists():
         raise AdapterError(
-            f"{folder / _PICKLE} is a pickle, which can run code, and is not opened: convert it with PEFT's "
+            f"{folder / _PICKLE} is a pickle, which can run code, so it is not opened: convert it with PEFT's "
             "save_pretrained(..., safe_serialization=True)"
         )
     try:
@@ -195,43 +202,45 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str,
             header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the file is no mapping)
     except (OSError, ValueError, SafetensorError) as error:
-        raise AdapterError(f"no adapter can be read from {folder}: {error}") from None
+        raise AdapterError(f"cannot read an adapter from {folder}: {error}") from None
     if not isinstance(config, dict):
-        raise AdapterError(f"{folder / CONFIG} is not a config of PEFT")
-    # A config edited since, such as for another alpha, is taken at its word.
+        raise AdapterError(f"{folder / CONFIG} is not a PEFT config: save the adapter again")
+    # A config that was edited since, for example with another alpha, counts; the header then does not.
     return config, header if header.get("config_sha256") == _sha256(text) else {}, tensors
 
 
 def _check_supported(model: nn.Module, folder: Path, config: dict[str, Any], heads: list[str]) -> None:
     if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{folder} holds PEFT's {config.get('peft_type')}, not LORA: {_INSTEAD}")
-    start = config.get("init_lora_weights", True)
-    if start not in _STARTS:
+        raise AdapterError(f"{folder} has peft_type {config.get('peft_type')}, not LORA: {_REMEDY}")
+    initialisation = config.get("init_lora_weights", True)
+    if initialisation not in _UNCHANGING:
         raise AdapterError(
-            f"{folder} has init_lora_weights={start!r}, which changes the pretrained weights: convert it with PEFT's "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            f"{folder} has init_lora_weights={initialisation!r}, which changes the pretrained weights: convert "
+            "it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     for name, value in config.items():
         if value and name not in _SETTINGS.split() and (name, value) != ("bias", "none"):
-            raise AdapterError(f"{folder} has {name}={value!r}, which is more than a LoRA: {_INSTEAD}")
-    # By identity, for a model without a head still has the place of one.
-    heads_here = classifiers(model)
-    places = [f"{name}." for name, module in named_modules(model) if any(module is head for head in heads_here)]
-    alien = [name for name in heads if not name.startswith(tuple(places))]
-    if alien:
-        raise AdapterError(f"{folder} holds {abbreviate(alien)}, neither LoRA nor head of this model: {_INSTEAD}")
+            raise AdapterError(f"{folder} has {name}={value!r}, which vitlorafa does not support: {_REMEDY}")
+    # By identity, because a model without a head has an nn.Identity in its place.
+    own_heads = classifiers(model)
+    prefixes = [f"{name}." for name, module in named_modules(model) if any(module is head for head in own_heads)]
+    others = [name for name in heads if not name.startswith(tuple(prefixes))]
+    if others:
+        raise AdapterError(
+            f"{folder} has {abbreviate(others)}, which are neither LoRA nor the head of this model: {_REMEDY}"
+        )
 
 
 def _describe(
     model: nn.Module, folder: Path, config: dict[str, Any], pairs: dict[str, dict[str, Tensor]]
 ) -> dict[str, Any]:
-    """The config and layers of a folder that PEFT wrote; brings the `pairs` to one rank and scaling in place."""
+    """The config and layers of a folder that PEFT wrote; gives all `pairs` one rank and scaling, in place."""
     sites = {site.name: site.targets for site in linear_sites(model)}
     outside = [name for name in pairs if name not in sites]
     if outside:
         raise AdapterError(
-            f"{folder} adapts {abbreviate(outside)}, which is no linear layer of a transformer block in this "
-            f"{type(model).__name__}: train with target_modules of the blocks alone, or {_INSTEAD}"
+            f"{folder} adapts {abbreviate(outside)}, which is not a linear layer of a transformer block in this "
+            f"{type(model).__name__}: train with target_modules within the blocks, or {_REMEDY}"
         )
     layers = _projections(sites, pairs)
     targets = {target for projections in layers.values() for target in projections}
@@ -240,7 +249,7 @@ def _describe(
     configs = {
         name: AdapterConfig(
             rank=len(pair["A"]),
-            # That of the first pattern to match the end of the name, as in PEFT.
+            # As in PEFT, the first pattern counts that matches the end of the name.
             alpha=next(
                 (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", name)),
                 config.get("lora_alpha", 8),
@@ -252,7 +261,7 @@ def _describe(
         )
         for name, pair in pairs.items()
     }
-    widest = max(configs.values(), key=lambda ours: ours.rank)
+    widest = max(configs.values(), key=lambda each: each.rank)
     for name, pair in pairs.items():
         missing = widest.rank - configs[name].rank
         pair["A"] = pad(pair["A"], (0, 0, 0, missing))
@@ -265,10 +274,10 @@ def _describe(
 
 
 def _projections(sites: dict[str, tuple[str, ...]], pairs: dict[str, dict[str, Tensor]]) -> dict[str, list[str]]:
-    """What a LoRA of PEFT adapts of each layer, the same of all fused layers of one name.
+    """The projections that a PEFT LoRA adapts in each layer; the same for all fused layers of one name.
 
-    PEFT has no word for a fused layer of which only some projections are adapted: the others' rows of B are zero in all
-    of them. Where all rows are, nothing has trained yet.
+    PEFT's format does not say which projections of a fused layer are adapted. Those that are not have zero rows of B in
+    all layers. If all rows are zero, nothing has trained yet, and all projections count as adapted.
     """
     adapted: dict[str, set[str]] = {}
     for name, pair in pairs.items():
@@ -288,7 +297,7 @@ def _is_pair(A: Tensor | None = None, B: Tensor | None = None) -> bool:
 
 
 def _slices(name: str, projections: list[str], A: Tensor, B: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
-    """A [k, r, d_in] and B [k, m, r] of a layer's projections, each with a block of A and B or with the `shared` A."""
+    """A [k, r, d_in] and B [k, m, r] of a layer's projections, which have a block of A each or a `shared` A."""
     stack = STACKS.get(_kind(name), ())
     m = len(B) // max(1, len(stack))
     r = len(A) if shared else len(A) // len(projections)

@@ -1,4 +1,4 @@
-"""Models of several processes: tensors in parts (FSDP), gathered and dealt out again, and who writes files."""
+"""Models that several processes share (DDP, FSDP): gathering sharded tensors, and which process writes files."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,43 +9,48 @@ from torch import Tensor, nn
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters lie in parts on several devices: by `fully_shard` (DTensors), or by FSDP."""
+    """Whether parameters are sharded over several devices, by `fully_shard` (DTensors) or by FSDP."""
     return any(map(_is_dtensor, model.parameters())) or bool(_fsdp_modules(model))
 
 
 def reduces_gradients(model: nn.Module) -> bool:
-    """Whether DistributedDataParallel wraps the model, or part of it."""
+    """Whether DistributedDataParallel wraps the model or a part of it."""
     return any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, on every process of those that hold parts of it: all of them have to call."""
+    """The full tensor, on every process that holds a shard of it; all of them have to call."""
     tensor = tensor.detach()
     return tensor.full_tensor() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def assign(target: Tensor, value: Tensor) -> None:
-    """Copies a whole tensor, the same on every process, into one that may lie in parts."""
+    """Copies a full tensor, the same on every process, into one that may be sharded.
+
+    Args:
+        target: Tensor to write to.
+        value: Full tensor.
+    """
     if _is_dtensor(target):
         from torch.distributed.tensor import distribute_tensor
 
-        parts: Any = target
-        value = distribute_tensor(value.to(target.device, target.dtype), parts.device_mesh, parts.placements)
+        sharded: Any = target
+        value = distribute_tensor(value.to(target.device, target.dtype), sharded.device_mesh, sharded.placements)
     target.copy_(value)
 
 
 def is_writer(model: nn.Module) -> bool:
-    """Whether this process writes the model's files: the first of those that share it by DDP or FSDP."""
+    """Whether this process writes files: it is the first of those that share the model by DDP or FSDP."""
     return all(dist.get_rank(group) == 0 for group in _groups(model))
 
 
 @contextmanager
-def whole(model: nn.Module, write: bool = False) -> Iterator[None]:
-    """Has the parameters of FSDP's first kind whole for a while, as `gather` has DTensors; all processes have to call.
+def gather_parameters(model: nn.Module, write: bool = False) -> Iterator[None]:
+    """Context with the full parameters of FSDP version 1, for which `gather` does not work; all processes have to call.
 
     Args:
         model: Any model.
-        write: Whether what is done to them stays.
+        write: Whether to keep changes of the parameters.
     """
     with ExitStack() as stack:
         if _fsdp_modules(model):
@@ -56,14 +61,14 @@ def whole(model: nn.Module, write: bool = False) -> Iterator[None]:
 
 
 def wait_for_all(model: nn.Module) -> None:
-    """Where a model is sharded, and so all processes are at it, waits until all have come here."""
+    """Waits until all processes have called, if the model is sharded; otherwise returns immediately."""
     if is_sharded(model):
         for group in _groups(model):
             dist.barrier(group)
 
 
 def _groups(model: nn.Module) -> list[Any]:
-    """The groups of processes that share the model."""
+    """The process groups that share the model."""
     groups: list[Any] = []
     for parameter in model.parameters():
         if _is_dtensor(parameter):

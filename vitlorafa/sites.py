@@ -1,8 +1,8 @@
-"""Which linear layers of a timm vision transformer can be adapted, and which are left out.
+"""The linear layers of a timm vision transformer that can be adapted.
 
-Layers are found by structure, not by the model's name, and only inside the repeated transformer blocks: the patch
-embedding, the head and attention pools hold layers of the same names, and stay as they are. So do convolutions of such
-names, as in squeeze-and-excite.
+Layers are found by structure, not by the model's name, and only in the repeated transformer blocks. The patch
+embedding, the head and attention pools have layers of the same names, which are not adapted; nor are convolutions of
+these names, as in squeeze-and-excite.
 """
 
 import re
@@ -16,7 +16,7 @@ from vitlorafa.errors import AdapterError, abbreviate
 from vitlorafa.layers import STACKS
 from vitlorafa.wrappers import join, named_modules
 
-# Attribute of an attention or MLP module -> the targets that its linear layer computes.
+# Attribute of an attention or MLP module -> targets that this linear layer computes.
 _ATTENTION: dict[str, tuple[str, ...]] = {
     **STACKS,
     **{f"{before}{name}{after}": (name,) for before, after in (("", ""), ("", "_proj"), ("w", "")) for name in "qkv"},
@@ -31,23 +31,31 @@ _FIRST, _LAST = {"fc1", "fc1_g", "w0"}, {"fc2", "w2"}
 
 
 class Site(NamedTuple):
-    """A linear layer of a block."""
+    """A linear layer of a transformer block that can be adapted.
 
-    name: str  # within the model
-    owner: nn.Module  # the attention or MLP module
-    attribute: str  # of the owner
+    Attributes:
+        name: Name of the layer within the model.
+        owner: Attention or MLP module that holds the layer.
+        attribute: Attribute of the owner that is the layer.
+        targets: Projections that the layer computes.
+        block: Name of the block within the model.
+    """
+
+    name: str
+    owner: nn.Module
+    attribute: str
     targets: tuple[str, ...]
-    block: str  # name of the block within the model
+    block: str
 
 
 def linear_sites(model: nn.Module) -> list[Site]:
-    """The linear layers of all transformer blocks, adapted or not, in the model's order."""
+    """The linear layers that can be adapted, in the model's order; those that are adapted already are included."""
     sites = []
     for block_name, block in _blocks(model):
         attention = None
         for name, module in named_modules(block, block_name):
             if attention is not None and name.startswith(attention + "."):
-                continue  # such as the MLP that computes Swin v2's position bias
+                continue  # such as the MLP for the position bias of Swin v2
             attributes: dict[str, tuple[str, ...]] = {}
             if _is_attention(module):
                 attention, attributes = name, _ATTENTION
@@ -61,27 +69,32 @@ def linear_sites(model: nn.Module) -> list[Site]:
     return sites
 
 
-def stacks(site: Site) -> bool:
-    """Whether the outputs of a site are those of its targets one after the other, in equal parts.
+def has_equal_parts(site: Site) -> bool:
+    """Whether the outputs of a layer are those of its targets, one after the other and of equal width.
 
-    Not so in GCViT's global attention (no q) and in EfficientFormer's (unequal widths); and TinyViT's and
-    MaxViT's stack by head first.
+    False for the global attention of GCViT (no q), for EfficientFormer (unequal widths), and for TinyViT and MaxViT
+    (stacked by head).
     """
     attention: Any = site.owner
     if getattr(attention, "head_first", False) or hasattr(attention, "key_dim"):
         return False
     outputs = getattr(attention, site.attribute).out_features
-    if "v" in site.targets:  # whose width is that of what proj reads
+    if "v" in site.targets:  # its width is the input width of proj
         return outputs == len(site.targets) * attention.proj.in_features
     return outputs % len(site.targets) == 0
 
 
 def check_targets(model: nn.Module, sites: list[Site], wanted: Iterable[str]) -> None:
-    """Checks that a model has layers for every target that is wanted.
+    """Checks that a model has layers for all wanted targets.
+
+    Args:
+        model: The timm model.
+        sites: All of its linear layers that can be adapted.
+        wanted: Targets to adapt.
 
     Raises:
-        AdapterError: If it has none at all (names what was looked for, and the linear layers that it has), or none for
-            one of them.
+        AdapterError: If there is no layer that can be adapted, or none for one of the targets. The message names what
+            the model has.
     """
     existing = {target for site in sites for target in site.targets}
     if not existing:
@@ -92,32 +105,32 @@ def check_targets(model: nn.Module, sites: list[Site], wanted: Iterable[str]) ->
         raise AdapterError(f"this {type(model).__name__} has no {', '.join(missing)}: its targets are {names}")
 
 
-def gaps(model: nn.Module, sites: list[Site], wanted: Collection[str], heads: Iterable[nn.Module] = ()) -> str:
-    """What is left out beside what is adapted, by comparison with the other blocks, in a sentence; empty if nothing.
+def describe_gaps(model: nn.Module, sites: list[Site], wanted: Collection[str], heads: Iterable[nn.Module] = ()) -> str:
+    """A sentence about blocks that are not adapted, or only in part; empty if there are none.
 
     Args:
-        model: The model.
-        sites: All of its sites.
-        wanted: The targets to be adapted.
-        heads: Its classifiers, which are no blocks.
+        model: The timm model.
+        sites: All of its linear layers that can be adapted.
+        wanted: Targets to adapt.
+        heads: Classifiers, which are not blocks.
     """
     adapted: dict[str, set[str]] = {}
     for site in sites:
         adapted.setdefault(site.block, set()).update(site.targets)
     partial: dict[str, list[str]] = {}
     for block, targets in adapted.items():
-        if lacking := ", ".join(target for target in TARGETS if target in wanted and target not in targets):
-            partial.setdefault(lacking, []).append(block)
-    parts = [f"{_counted(blocks)} without {lacking}" for lacking, blocks in partial.items()]
-    if others := _other_blocks(model, adapted, heads):
-        parts.append(f"{_counted(others)} without an attention")
+        if missing := ", ".join(target for target in TARGETS if target in wanted and target not in targets):
+            partial.setdefault(missing, []).append(block)
+    parts = [f"{_count_blocks(blocks)} without {missing}" for missing, blocks in partial.items()]
+    if unadapted := _blocks_without_attention(model, adapted, heads):
+        parts.append(f"{_count_blocks(unadapted)} without an attention")
     return f"parts of this {type(model).__name__} are not adapted and stay frozen: {'; '.join(parts)}" if parts else ""
 
 
 def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The innermost elements of a Sequential or ModuleList that hold both an attention and an MLP.
+    """The innermost elements of a Sequential or ModuleList with both an attention and an MLP.
 
-    And those outside of them that hold an attention alone, such as CrossViT's fusion.
+    Also elements outside of these with an attention only, such as the fusion of CrossViT.
     """
     attentive = [(name, element) for name, element in _elements(model) if any(map(_is_attention, element.modules()))]
     blocks = _innermost([(name, element) for name, element in attentive if any(map(_is_mlp, element.modules()))])
@@ -142,12 +155,12 @@ def _innermost(elements: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Modu
 
 
 def _overlaps(name: str, blocks: Iterable[str]) -> bool:
-    """Whether one of two modules lies in the other."""
+    """Whether a module lies in one of the blocks, or one of them in it."""
     return any(f"{name}.".startswith(f"{block}.") or f"{block}.".startswith(f"{name}.") for block in blocks)
 
 
-def _other_blocks(model: nn.Module, blocks: Collection[str], heads: Iterable[nn.Module]) -> list[str]:
-    """Repeated modules of two linear layers or more, as blocks have, in which there is no block."""
+def _blocks_without_attention(model: nn.Module, blocks: Collection[str], heads: Iterable[nn.Module]) -> list[str]:
+    """Repeated modules with two linear layers or more that are not blocks and contain none."""
     in_heads = {module for head in heads for module in head.modules()}
     candidates = [
         (name, element)
@@ -168,12 +181,12 @@ def _is_mlp(module: nn.Module) -> bool:
 
 
 def _holds_linear(module: nn.Module, names: Iterable[str]) -> bool:
-    """Whether any of these children is linear: then it is not made of convolutions, and one among them is an error."""
+    """Whether any of these children is a linear layer, so that the module does not consist of convolutions."""
     return any(_is_linear(module, name) for name in names)
 
 
 def _is_linear(module: nn.Module, child: str) -> bool:
-    """Whether a child has a linear layer's shape, which convolutions and modules around one have not."""
+    """Whether a child has the attributes of a linear layer; convolutions and wrapping modules do not."""
     return hasattr(module._modules.get(child), "in_features")
 
 
@@ -184,7 +197,7 @@ def _has(module: nn.Module, child: str) -> bool:
 def _why_nothing(model: nn.Module) -> str:
     packed = [name for name, module in named_modules(model) if isinstance(module, nn.MultiheadAttention)]
     if packed:
-        return f"its attention ({packed[0]}) is a packed nn.MultiheadAttention, which cannot be adapted"
+        return f"its attention ({packed[0]}) is a packed nn.MultiheadAttention, which is not supported"
     linear = [name for name, module in named_modules(model) if isinstance(module, nn.Linear)]
     patterns = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".N", name) for name in linear))
     listed = ", ".join(patterns[:8]) + (", ..." if len(patterns) > 8 else "")
@@ -194,5 +207,5 @@ def _why_nothing(model: nn.Module) -> str:
     )
 
 
-def _counted(names: list[str]) -> str:
+def _count_blocks(names: list[str]) -> str:
     return f"{len(names)} block{'s' * (len(names) > 1)} ({abbreviate(names)})"

@@ -1,4 +1,4 @@
-"""What training changes in an adapted model, by the names within the timm model: what is saved of it."""
+"""What training changes in an adapted model, and therefore what is saved; by names within the timm model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,11 +14,11 @@ from vitlorafa.inject import (
 )
 from vitlorafa.wrappers import join, named_buffers, named_parameters
 
-OUTSIDE = "outside:"  # begins the names of what is not in the timm model, but in the module that holds it
+OUTSIDE = "outside:"  # prefix of names that are not in the timm model, but in the module that holds it
 
 
 def factors(model: nn.Module) -> dict[str, Tensor]:
-    """The factors of all adapted layers."""
+    """The factors A and B of all adapted layers."""
     return {
         f"{name}.{factor}": getattr(layer, factor)
         for name, layer in adapter_layers(model)
@@ -31,7 +31,7 @@ def has_head(model: nn.Module) -> bool:
     return any(True for head in classifiers(model) for _ in head.parameters())
 
 
-def head(model: nn.Module) -> dict[str, Tensor]:
+def head_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The classifier's parameters and buffers.
 
     Raises:
@@ -40,49 +40,74 @@ def head(model: nn.Module) -> dict[str, Tensor]:
     return {**head_parameters(model), **head_buffers(model)}
 
 
-def places(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of a state dict."""
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that belong to a state dict."""
     return {**dict(named_parameters(model)), **dict(named_buffers(model))}
 
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The same, but the weights of merged layers as they are without the update."""
+def unmerged_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The same as `state_tensors`, but with the pretrained weights of merged layers."""
     weights = {join(name, "base.weight"): layer.pretrained_weight for name, layer in adapter_layers(model)}
-    return places(model) | weights
+    return state_tensors(model) | weights
 
 
-def extra(model: nn.Module) -> dict[str, Tensor]:
-    """What else trained: parameters that require a gradient, and buffers that are not as before `inject`."""
-    others = factors(model).keys() | (head(model).keys() if has_head(model) else ())
+def extra_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Trained parameters besides factors and head, and buffers that changed since `inject`."""
+    saved_apart = factors(model).keys() | (head_tensors(model).keys() if has_head(model) else ())
     names = [name for name, parameter in named_parameters(model) if parameter.requires_grad]
     names += changed_buffers(model)
-    everything = tensors(model)
-    return {name: everything[name] for name in names if name not in others}
+    tensors = unmerged_tensors(model)
+    return {name: tensors[name] for name in names if name not in saved_apart}
 
 
-def outside(root: nn.Module, model: nn.Module) -> dict[str, Tensor]:
-    """What trains in the module around the timm model, and the buffers there if anything does, by names in the file."""
+def trained_outside(root: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """Trained parameters of the module around the timm model, with that module's buffers; nothing if none trains.
+
+    Args:
+        root: Module that holds the timm model.
+        model: The timm model.
+
+    Returns:
+        Tensors by their names in the file.
+    """
     trains = any(parameter.requires_grad for parameter in outside_parameters(root, model).values())
-    return {name: tensor for name, tensor in around(root, model).items() if trains and _trains(tensor)}
+    return {name: tensor for name, tensor in tensors_outside(root, model).items() if trains and _trains(tensor)}
 
 
-def around(root: nn.Module, model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of the module around the timm model, by names in the file."""
+def tensors_outside(root: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers of the module around the timm model.
+
+    Args:
+        root: Module that holds the timm model.
+        model: The timm model.
+
+    Returns:
+        Tensors by their names in the file.
+    """
     inside = set(model.buffers())
     buffers = {name: buffer for name, buffer in named_buffers(root) if buffer not in inside}
     return {OUTSIDE + name: tensor for name, tensor in {**outside_parameters(root, model), **buffers}.items()}
 
 
-def whole_modules(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """All tensors of the modules that some tensors belong to, submodules left out."""
+def complete_modules(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """All tensors of the modules that own the named tensors, without submodules.
+
+    Args:
+        model: Adapted model.
+        names: Names of tensors.
+    """
     owners = dict.fromkeys(name.rpartition(".")[0] for name in names)
-    everything = tensors(model)
-    return {name: tensor for name, tensor in everything.items() if name.rpartition(".")[0] in owners}
+    tensors = unmerged_tensors(model)
+    return {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] in owners}
 
 
-def copy_to_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that share no memory, as safetensors wants them."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in values.items()}
+def copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU that share no memory, as safetensors requires.
+
+    Args:
+        tensors: Tensors by name.
+    """
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def _trains(tensor: Tensor) -> bool:

@@ -1,8 +1,8 @@
-"""Modules that wrap a model, or parts of it, and the names that everything has without them.
+"""Names of modules and tensors without the modules that wrap a model or parts of it.
 
-`torch.compile`, DDP, DataParallel, FSDP, activation checkpointing and moving averages each put a module around another,
-and its attribute, such as `_orig_mod` or `module`, into every name. Here wrappers are passed through: a module, a
-parameter or a buffer has the name that it has in the plain model.
+`torch.compile`, DDP, DataParallel, FSDP, activation checkpointing and moving averages wrap a module in another one.
+Each adds an attribute, such as `_orig_mod` or `module`, to all names. The functions here skip wrappers: modules,
+parameters and buffers have the names that they have in the plain model.
 """
 
 import re
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from timm.models._features import FeatureDictNet
 from torch import Tensor, nn
 
-# The attribute that holds what is wrapped, the one child of its wrapper.
+# Attributes in which wrappers hold the wrapped module, their only child.
 _HOPS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
-_FABRIC = "_original_module"  # of Lightning's Fabric, beside the same model in `_forward_module`
+_FABRIC = "_original_module"  # of Lightning's Fabric, which holds the same model in `_forward_module` too
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """What is inside all wrappers around a module; the module itself if there are none."""
+    """The module inside all wrappers; the module itself if it has none."""
     while (inside := _inside(module)) is not None:
         module = inside
     return module
@@ -29,17 +29,17 @@ def plain_name(name: str) -> str:
 
 
 def named_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """All modules but wrappers, each once, by their names in the plain model.
+    """All modules except wrappers, each once, with their names in the plain model.
 
     Args:
         model: Any module.
-        prefix: What its own name is.
+        prefix: Name of the module itself.
     """
     yield from _named_modules(model, prefix, set())
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """All parameters, each once, by their names in the plain model."""
+    """All parameters, each once, with their names in the plain model."""
     seen: set[Tensor] = set()
     for name, module in named_modules(model):
         for key, parameter in module._parameters.items():
@@ -49,7 +49,7 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All buffers that a state dict holds, each once, by their names in the plain model."""
+    """All buffers of the state dict, each once, with their names in the plain model."""
     seen: set[Tensor] = set()
     for name, module in named_modules(model):
         for key, buffer in module._buffers.items():
@@ -59,7 +59,12 @@ def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def join(owner: str, name: str) -> str:
-    """The name of something in a module, whose own name may be empty."""
+    """The full name of something in a module.
+
+    Args:
+        owner: Name of the module; may be empty.
+        name: Name within the module.
+    """
     return f"{owner}.{name}" if owner else name
 
 
@@ -70,7 +75,7 @@ def _named_modules(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterat
     seen.add(module)
     yield name, module
     for key, child in module.named_children():
-        # With features_only=True, timm makes "layers_0" of what is "layers.0".
+        # With features_only=True, timm renames "layers.0" to "layers_0".
         key = re.sub(r"_(\d+)$", r".\1", key) if isinstance(module, FeatureDictNet) else key
         yield from _named_modules(child, join(name, key), seen)
 

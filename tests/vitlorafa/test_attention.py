@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitlorafa import AdapterError
 from vitlorafa.ops import private, processor
-from vitlorafa.ops.attention import attention, by_products
+from vitlorafa.ops.attention import attention, attention_by_matmuls
 
 pytestmark = pytest.mark.numbers
 
@@ -82,7 +82,7 @@ def measured_cpu(monkeypatch):
 @RECOMPUTE
 @SHAPES
 def test_gradients_are_those_of_finite_differences(few_scores, shape, recompute):
-    assert gradcheck(lambda *t: by_products(*t, recompute=recompute), heads(*shape))
+    assert gradcheck(lambda *t: attention_by_matmuls(*t, recompute=recompute), heads(*shape))
 
 
 @RECOMPUTE
@@ -91,7 +91,7 @@ def test_gradients_are_those_of_finite_differences(few_scores, shape, recompute)
 def test_is_the_definition(few_scores, shape, scale, recompute):
     tensors = heads(*shape)
     g = torch.randn(tensors[0].shape).double()
-    ours = run(by_products, tensors, g, scale=scale, recompute=recompute)
+    ours = run(attention_by_matmuls, tensors, g, scale=scale, recompute=recompute)
     for one, expected in zip(ours, run(reference, tensors, g, scale=scale), strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(attention(*tensors, scale), F.scaled_dot_product_attention(*tensors, scale=scale))
@@ -99,11 +99,11 @@ def test_is_the_definition(few_scores, shape, scale, recompute):
 
 def test_parts_cover_all_heads_and_change_nothing(monkeypatch):
     tensors = heads(3, 5, 4, 6, 3)
-    whole = run(by_products, tensors)
+    whole = run(attention_by_matmuls, tensors)
     for bytes_of_scores, parts in ((1, 15), (4 * 24 * 8, 4), (7 * 24 * 8, 3)):
         monkeypatch.setattr(ops, "_SCORES", bytes_of_scores)
         with Count() as count:
-            ours = run(by_products, tensors)
+            ours = run(attention_by_matmuls, tensors)
         assert len(count.products) == 6 * parts
         assert all(torch.equal(one, other) for one, other in zip(ours, whole, strict=True))
 
@@ -113,7 +113,7 @@ def test_parts_cover_all_heads_and_change_nothing(monkeypatch):
 def test_bfloat16_is_as_near_to_float64_as_plain_torch(N, D):
     tensors = from_qkv(3, 3, N, D, torch.bfloat16)
     g = torch.randn(3, 3, N, D).bfloat16()
-    ours = run(by_products, tensors, g)
+    ours = run(attention_by_matmuls, tensors, g)
     assert {t.dtype for t in ours} == {torch.bfloat16}
     exact = run(reference, [t.double() for t in tensors], g)
     others = [run(function, tensors, g) for function in (naive, F.scaled_dot_product_attention)]
@@ -126,17 +126,17 @@ def test_bfloat16_is_as_near_to_float64_as_plain_torch(N, D):
 def test_large_scores_do_not_overflow():
     q, k, v = (t.detach() for t in heads(2, 2, 5, 5, 4, torch.float32))
     q, k = 100 * q, 100 * k
-    torch.testing.assert_close(by_products(q, k, v), reference(q, k, v))
+    torch.testing.assert_close(attention_by_matmuls(q, k, v), reference(q, k, v))
 
 
 @RECOMPUTE
 def test_reads_nothing_that_it_has_not_written(recompute):
     tensors = heads(2, 3, 5, 6, 4, torch.float32)
-    expected = run(by_products, tensors, recompute=recompute)
+    expected = run(attention_by_matmuls, tensors, recompute=recompute)
     torch.use_deterministic_algorithms(True)  # new memory is filled with nan
     try:
         assert torch.empty(3).isnan().all()
-        ours = run(by_products, tensors, recompute=recompute)
+        ours = run(attention_by_matmuls, tensors, recompute=recompute)
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
@@ -144,7 +144,7 @@ def test_reads_nothing_that_it_has_not_written(recompute):
 
 @pytest.mark.parametrize(("B", "M"), [(0, 5), (2, 0)])
 def test_nothing_in_nothing_out(B, M):
-    y, *gradients = run(by_products, heads(B, 3, M, 5, 4))
+    y, *gradients = run(attention_by_matmuls, heads(B, 3, M, 5, 4))
     assert y.shape == (B, 3, M, 4) and not any(g.any() for g in gradients)
 
 
@@ -166,11 +166,11 @@ def test_keeps_what_it_says():
     B, H, M, N, D = 2, 3, 5, 7, 4
     tensors = heads(B, H, M, N, D, torch.float32)
     qkv = B * H * (M * D + 2 * N * D)
-    assert kept(by_products, tensors) == qkv + B * H * M * N
-    assert kept(by_products, tensors, recompute=True) == qkv < kept(F.scaled_dot_product_attention, tensors)
-    assert kept(by_products, [t.detach() for t in tensors]) == 0
+    assert kept(attention_by_matmuls, tensors) == qkv + B * H * M * N
+    assert kept(attention_by_matmuls, tensors, recompute=True) == qkv < kept(F.scaled_dot_product_attention, tensors)
+    assert kept(attention_by_matmuls, [t.detach() for t in tensors]) == 0
     with torch.no_grad():
-        y = by_products(*tensors)
+        y = attention_by_matmuls(*tensors)
     assert y.grad_fn is None
 
 
@@ -181,7 +181,7 @@ def test_keeps_what_it_says():
 def test_makes_the_gradients_that_are_asked_for(trained, backward, recompute):
     tensors = [t.requires_grad_(name in trained) for name, t in zip("qkv", heads(2, 3, 5, 7, 4), strict=True)]
     with Count() as count:
-        ours = run(by_products, tensors, recompute=recompute)
+        ours = run(attention_by_matmuls, tensors, recompute=recompute)
     assert len(count.products) == 2 + backward + recompute
     for one, expected in zip(ours, run(reference, tensors), strict=True):
         assert (one is None) == (expected is None)
@@ -192,7 +192,7 @@ def test_makes_the_gradients_that_are_asked_for(trained, backward, recompute):
 def test_without_gradients_takes_two_products_and_a_part_of_the_weights(few_scores):
     tensors = heads(2, 3, 5, 9, 4)
     with torch.inference_mode(), Count() as count:
-        by_products(*tensors)
+        attention_by_matmuls(*tensors)
     assert count.products == [(4, 5, 9), (4, 5, 4), (2, 5, 9), (2, 5, 4)]
     assert count.asked == [(4, 5, 9), (2, 5, 9)]
 
@@ -200,13 +200,13 @@ def test_without_gradients_takes_two_products_and_a_part_of_the_weights(few_scor
 def test_recomputing_gives_the_same_bits():
     tensors = from_qkv(4, 3, 50, 16, torch.bfloat16)
     g = torch.randn(4, 3, 50, 16)
-    ours, expected = (run(by_products, tensors, g, recompute=recompute) for recompute in (True, False))
+    ours, expected = (run(attention_by_matmuls, tensors, g, recompute=recompute) for recompute in (True, False))
     assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
 
 
 def test_what_is_kept_may_not_change_before_backward():
     q, k, v = heads(1, 1, 3, 3, 2)
-    y = by_products(q, k, v).sum()
+    y = attention_by_matmuls(q, k, v).sum()
     with torch.no_grad():
         v.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -215,7 +215,7 @@ def test_what_is_kept_may_not_change_before_backward():
 
 def test_second_derivatives_are_refused_not_wrong():
     q, k, v = heads(1, 1, 3, 3, 2)
-    (gq,) = torch.autograd.grad(by_products(q, k, v).sin().sum(), q, create_graph=True)
+    (gq,) = torch.autograd.grad(attention_by_matmuls(q, k, v).sin().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gq.sum().backward()
 
@@ -226,7 +226,7 @@ def test_second_derivatives_are_refused_not_wrong():
 def ways(monkeypatch):
     """Records which way is taken."""
     taken = []
-    for owner, name in ((ops, "by_products"), (F, "scaled_dot_product_attention")):
+    for owner, name in ((ops, "attention_by_matmuls"), (F, "scaled_dot_product_attention")):
         function = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda *args, _f=function, _n=name, **kwargs: taken.append(_n) or _f(*args, **kwargs)
@@ -242,7 +242,7 @@ def test_takes_products_for_bfloat16_on_a_measured_cpu(measured_cpu, monkeypatch
     assert attention(*(t.bfloat16().to("meta") for t in tensors)).device.type == "meta"
     monkeypatch.setattr(ops, "_MEASURED_CPU", False)
     attention(*(t.bfloat16() for t in tensors))
-    assert taken == ["by_products", *["scaled_dot_product_attention"] * 5]
+    assert taken == ["attention_by_matmuls", *["scaled_dot_product_attention"] * 5]
 
 
 @RECOMPUTE
@@ -251,7 +251,7 @@ def test_autocast(measured_cpu, recompute):
     with torch.autocast("cpu", torch.bfloat16):
         ours = run(attention, tensors, recompute=recompute)  # backward within autocast too
         assert attention(*(t.double() for t in tensors)).dtype == torch.float64
-    expected = run(by_products, [t.bfloat16() for t in tensors])
+    expected = run(attention_by_matmuls, [t.bfloat16() for t in tensors])
     assert [t.dtype for t in ours] == [torch.bfloat16, *[torch.float32] * 3]
     assert all(torch.equal(one, other.to(one.dtype)) for one, other in zip(ours, expected, strict=True))
 
@@ -314,9 +314,9 @@ def test_the_gradient_of_softmax_as_it_is_written_down(monkeypatch, dtype):
 
 def test_without_words_for_torch_func_nothing_is_inside_of_it(monkeypatch):
     monkeypatch.setattr(private, "_is_wrapped", None)
-    assert not private.is_of_torch_func(torch.ones(2))
+    assert not private.belongs_to_torch_func(torch.ones(2))
     inside = []
-    vmap(lambda x: inside.append(private.is_of_torch_func(x)) or x)(torch.ones(2))
+    vmap(lambda x: inside.append(private.belongs_to_torch_func(x)) or x)(torch.ones(2))
     assert inside == [True]
 
 

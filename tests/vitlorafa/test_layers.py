@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from messages import naming
 from torch import nn
 
 from vitlorafa import AdapterConfig, AdapterError, LoRALinear
@@ -151,5 +152,5 @@ def test_dropout_only_in_training():
 
 
 def test_rank_over_the_width():
-    with pytest.raises(AdapterError, match="rank 25 is over the layer's width 24"):
+    with pytest.raises(AdapterError, match=naming("rank 25", "24")):
         layer(rank=25)

@@ -18,7 +18,7 @@ from vitlorafa.ops import linear
 pytestmark = pytest.mark.numbers
 
 ops = importlib.import_module("vitlorafa.ops.linear")
-native = pytest.mark.skipif(not ops.in_one_pass(), reason="this CPU does not multiply bfloat16")
+native = pytest.mark.skipif(not ops.fuses_bias(), reason="this CPU does not multiply bfloat16")
 BIAS = pytest.mark.parametrize("bias", [True, False])
 # rows, d_in, d_out
 SHAPES = [
@@ -106,7 +106,7 @@ def test_gelu_with_gradients_has_the_bits_of_torchs():
 
 
 def test_derivatives_are_those_of_finite_differences(monkeypatch):
-    monkeypatch.setattr(ops, "_product", F.linear)  # which knows float64
+    monkeypatch.setattr(ops, "_matmul", F.linear)  # which knows float64
     for bias in (True, False):
         inputs = tensors(bias=bias, dtype=torch.float64)
         assert gradcheck(ops._Linear.apply, inputs) and gradgradcheck(ops._Linear.apply, inputs)
@@ -182,7 +182,7 @@ def test_so_they_do_in_adapted_layers(fold):
 
 
 def test_other_processors_take_torchs(monkeypatch):
-    monkeypatch.setattr(ops, "_ONE_PASS", False)
+    monkeypatch.setattr(ops, "_CAN_FUSE", False)
     assert "_linear_pointwise" not in calls(linear, *tensors(), gelu=True)
     assert linear(*(t.to("meta") for t in tensors())).device.type == "meta"
 
@@ -226,9 +226,9 @@ def test_per_sample_gradients():
 
 @pytest.fixture
 def untried():
-    ops._works_here.cache_clear()
+    ops._operation_works.cache_clear()
     yield
-    ops._works_here.cache_clear()
+    ops._operation_works.cache_clear()
 
 
 def refuses(*_):
@@ -242,8 +242,8 @@ def means_something_else(x, weight, bias, gelu=False):
 @pytest.mark.parametrize("product", [refuses, means_something_else])
 def test_torchs_own_stands_in_for_an_operation_that_does_not_work(untried, monkeypatch, product):
     tried = []
-    monkeypatch.setattr(ops, "_ONE_PASS", True)
-    monkeypatch.setattr(ops, "_product", lambda *args: tried.append(len(tried)) or product(*args))
+    monkeypatch.setattr(ops, "_CAN_FUSE", True)
+    monkeypatch.setattr(ops, "_matmul", lambda *args: tried.append(len(tried)) or product(*args))
     inputs = tensors()
     expected = run(lambda *t: F.gelu(F.linear(*t)), inputs)
     assert all(map(torch.equal, run(linear, inputs, gelu=True), expected)) and tried
@@ -256,7 +256,7 @@ def test_nobody_sees_the_trial(untried):
     """Neither a counter, nor autocast, nor inference mode of the first caller's."""
     inputs = tensors(trained=False)
     with torch.inference_mode(), torch.autocast("cpu", torch.float16), Calls() as called:
-        assert ops.in_one_pass() and not called.names
+        assert ops.fuses_bias() and not called.names
     assert torch.is_inference_mode_enabled() is False and not torch.is_autocast_enabled("cpu")
     assert torch.equal(linear(*inputs), F.linear(*inputs))
 

@@ -30,7 +30,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitlorafa import adapter_layers
-from vitlorafa.ops.linear import in_one_pass
+from vitlorafa.ops.linear import fuses_bias
 
 pytestmark = pytest.mark.numbers
 
@@ -204,7 +204,7 @@ def test_trains_after_inference_mode(compute, dropout, low):
     assert_same(step(model.train(), x, low), step(other, x, low), low)
 
 
-LINEAR = "_linear_pointwise" if in_one_pass() else "addmm"  # in bfloat16
+LINEAR = "_linear_pointwise" if fuses_bias() else "addmm"  # in bfloat16
 
 
 class Count(TorchDispatchMode):

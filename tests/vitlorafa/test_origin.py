@@ -7,12 +7,13 @@ import warnings
 import pytest
 import timm
 import torch
+from messages import naming
 from small_models import build, perturb
 
 import vitlorafa
 from vitlorafa import AdapterConfig, AdapterError, AdapterWarning, inject, load_adapter, save_adapter
 
-OTHER_WEIGHTS = "trained on weights of test_vit.r160_in1k that are not those of this test_vit"
+OTHER_WEIGHTS = naming("weights", "test_vit.r160_in1k", "this test_vit", "outputs will differ")
 
 
 def adapted(model=None, **kwargs):
@@ -110,23 +111,23 @@ def test_formats_that_cannot_be_compared(tmp_path):
     model = build("test_vit").half()
     model.pretrained_cfg = {**model.pretrained_cfg, "tag": "else"}
     save_adapter(adapted(model), tmp_path)
-    with pytest.warns(AdapterWarning, match="trained on test_vit.else, and this is a test_vit.r160_in1k"):
+    with pytest.warns(AdapterWarning, match=naming("test_vit.else", "test_vit.r160_in1k", "loaded")):
         load_adapter(build("test_vit").bfloat16(), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("cfg", "message"),
+    ("cfg", "named"),
     [
-        ({"mean": (0.1, 0.2, 0.3)}, r"mean \[0.5, 0.5, 0.5\], here \[0.1, 0.2, 0.3\]\): feed it the same"),
-        ({"std": (1, 1, 1), "interpolation": "nearest"}, "std .*; interpolation bicubic, here nearest"),
-        ({"label_names": ["e", "d", "c", "b", "a"]}, "the saved head's classes are a, b, c, ..., and this model's"),
+        ({"mean": (0.1, 0.2, 0.3)}, ["mean [0.5, 0.5, 0.5]", "[0.1, 0.2, 0.3]"]),
+        ({"std": (1, 1, 1), "interpolation": "nearest"}, ["std ", "interpolation bicubic", "nearest"]),
+        ({"label_names": ["e", "d", "c", "b", "a"]}, ["head", "classes", "a, b, c, ...", "e, d, c, ..."]),
     ],
 )
-def test_other_images_and_classes(cfg, message, tmp_path):
+def test_other_images_and_classes(cfg, named, tmp_path):
     save_adapter(adapted(train_head=True), tmp_path, head=True, class_names=list("abcde"))
     model = build("test_vit")
     model.pretrained_cfg = {**model.pretrained_cfg, **cfg}
-    with pytest.warns(AdapterWarning, match=message) as warned:
+    with pytest.warns(AdapterWarning, match=naming(*named)) as warned:
         load_adapter(model, tmp_path)
     assert len(warned) == 1
     if "label_names" in cfg:
@@ -138,7 +139,7 @@ def test_another_size_of_images(tmp_path):
     larger = timm.create_model("test_vit", img_size=48, num_classes=5)
     weights = {n: v for n, v in build("test_vit").state_dict().items() if n != "pos_embed"}
     larger.load_state_dict(weights, strict=False)
-    with pytest.warns(AdapterWarning, match=r"input_size \[3, 32, 32\], here \[3, 48, 48\]") as warned:
+    with pytest.warns(AdapterWarning, match=naming("input_size [3, 32, 32]", "[3, 48, 48]")) as warned:
         load_adapter(larger, tmp_path)
     assert len(warned) == 1
 

@@ -53,7 +53,7 @@ OTHERS = ["eva02_tiny_patch14_224", "beit_base_patch16_224", "swin_tiny_patch4_w
 def products(request, monkeypatch):
     """Attention in both ways, whatever the CPU and the precision."""
     if request.param:
-        monkeypatch.setattr(module, "attention", ops.by_products)
+        monkeypatch.setattr(module, "attention", ops.attention_by_matmuls)
 
 
 def double(architecture=VIT, **kwargs):
@@ -277,10 +277,12 @@ def test_linear_products_fall_by_three_quarters_of_a_block(name, N):
     assert saved / block == pytest.approx(9 / 12 * (N - 1) / N)
 
 
-def test_attention_takes_bfloat16_by_products(monkeypatch):
+def test_attention_takes_bfloat16_attention_by_matmuls(monkeypatch):
     monkeypatch.setattr(ops, "_MEASURED_CPU", True)
-    taken, by_products = [], ops.by_products
-    monkeypatch.setattr(ops, "by_products", lambda *args, **kwargs: taken.append(args) or by_products(*args, **kwargs))
+    taken, own = [], ops.attention_by_matmuls
+    monkeypatch.setattr(
+        ops, "attention_by_matmuls", lambda *args, **options: taken.append(args) or own(*args, **options)
+    )
     model = double().float()
     x = images(model, 3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -299,7 +301,7 @@ def gelus(model, x):
     return y, sum(event.count for event in profiled.key_averages() if event.key == "aten::gelu")
 
 
-@pytest.mark.skipif(not linear.in_one_pass(), reason="this CPU does not multiply bfloat16")
+@pytest.mark.skipif(not linear.fuses_bias(), reason="this CPU does not multiply bfloat16")
 @pytest.mark.parametrize("kind", ["plain", "adapted", "held", "merged"])
 def test_gelu_comes_with_the_product_without_gradients(kind):
     model = (double() if kind == "plain" else adapted()).float().eval()
@@ -322,7 +324,7 @@ def test_what_lies_between_is_there_for_a_hook(part):
     getattr(model.blocks[0].mlp, part).register_forward_hook(lambda _, args, y: seen.append((args[0], y)))
     y, count = gelus(model, x)
     ((before, after),) = seen
-    assert count == (1 if linear.in_one_pass() else 2)
+    assert count == (1 if linear.fuses_bias() else 2)
     mlp = model.blocks[0].mlp
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(after, mlp.fc1(before) if part == "fc1" else nn.functional.gelu(before))

@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from adapted import adapted
+from messages import naming
 from small_models import build, images, perturb
 from torch import nn
 
@@ -119,7 +120,7 @@ def test_nothing_is_merged_or_taken_out_while_disabled():
     for function in (vitlorafa.merge, vitlorafa.unmerge, vitlorafa.remove, vitlorafa.merge_and_unload):
         with (
             vitlorafa.disable_adapter(model),
-            pytest.raises(AdapterError, match="are disabled: leave disable_adapter"),
+            pytest.raises(AdapterError, match=naming("disable_adapter(model)")),
         ):
             function(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,7 +1,7 @@
-"""Multi-head attention, softmax(s q kᵀ) v, by batched products where these are faster than torch's fused one.
+"""Multi-head attention, softmax(s q kᵀ) v, by batched matmuls where they are faster than torch's fused attention.
 
-Their time over that of `F.scaled_dot_product_attention` (torch 2.14, one core of an AMD EPYC with AVX512-BF16), for 24
-images at 17 to 257 tokens, 8 at 577 and 4 at 785, with 3 heads of width 64, between `qkv`'s output and `proj`'s input:
+Their time relative to `F.scaled_dot_product_attention`, from the output of `qkv` to the input of `proj` (torch 2.14,
+one core of an AMD EPYC with AVX512-BF16; 3 heads of width 64; 24 images at 17 to 257 tokens, 8 at 577 and 4 at 785):
 
 | tokens                                     | 17   | 50   | 197  | 257  | 577  | 785  |
 |--------------------------------------------|------|------|------|------|------|------|
@@ -11,17 +11,17 @@ images at 17 to 257 tokens, 8 at 577 and 4 at 785, with 3 heads of width 64, bet
 | float32, forward                           | 1.43 | 1.20 | 1.22 | 1.19 | 1.17 | 1.29 |
 | float32, forward and backward              | 1.18 | 0.98 | 0.98 | 1.00 | 0.97 | 1.06 |
 
-So bfloat16 takes them at every length, and float32 at none. At 197 tokens in bfloat16, plain
-`((q * s) @ k.mT).softmax(-1) @ v` takes 1.2 times as long as they do. What else was tried there:
+So bfloat16 uses them at every length, float32 at none. At 197 tokens in bfloat16, plain
+`((q * s) @ k.mT).softmax(-1) @ v` takes 1.2 times as long. What else was tried there:
 
-| what                                                                  | time over what is here     |
+| variant                                                               | time relative to this code |
 |-----------------------------------------------------------------------|----------------------------|
-| all heads at once, whose scores are fresh pages at every call         | 1.2                        |
+| all heads at once, whose scores need new memory pages in every call   | 1.2                        |
 | one image at a time                                                   | 1.2                        |
-| strided q, k and v, without copies                                    | 1.2 to 1.3 of each product |
-| scores with rows of 208 or 224 elements, to be aligned                | 1.0 to 1.5 of each product |
-| softmax in float32, with its casts                                    | 1.0 of it                  |
-| the three gradients in one tensor, which `unbind` then need not stack | 0.96                       |
+| strided q, k and v, without copies                                    | 1.2 to 1.3 for each matmul |
+| scores with aligned rows of 208 or 224 elements                       | 1.0 to 1.5 for each matmul |
+| softmax in float32, with its casts                                    | 1.0 for the softmax        |
+| the three gradients in one tensor, so that `unbind` does not stack    | 0.96                       |
 """
 
 import math
@@ -37,64 +37,66 @@ from vitlorafa.errors import AdapterError
 from vitlorafa.ops.private import softmax_backward
 from vitlorafa.ops.processor import cpu_has, is_plain_bfloat16_on_cpu
 
-# Bytes of scores at a time, a core's L2 cache. Twice or half as many make no difference, 100 times take 1.2 as long.
+# Bytes of scores at a time: a core's L2 cache. Twice or half as many make no difference; 100 times takes 1.2 as long.
 _SCORES = 2**20
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, recompute: bool = False) -> Tensor:
     """softmax(s q kᵀ) v, without mask or dropout.
 
-    As `F.scaled_dot_product_attention`, which it is but in bfloat16 on a CPU that multiplies it natively, not by AMX,
-    outside of a compiler and of torch.func's transforms. There it is `by_products`.
+    Computes `attention_by_matmuls` in bfloat16 on a CPU that multiplies it natively but not by AMX, outside a compiler
+    and torch.func's transforms; everywhere else `F.scaled_dot_product_attention`.
 
     Args:
-        q: [B, H, M, D], H heads of M queries.
-        k: [B, H, N, D].
-        v: [B, H, N, D].
-        scale: s; 1/√D if None.
-        recompute: Whether `by_products` makes P again in backward instead of keeping it.
+        q: Queries, [B, H, M, D]: H heads of M queries.
+        k: Keys, [B, H, N, D].
+        v: Values, [B, H, N, D].
+        scale: Scaling s; if None, 1/√D.
+        recompute: Whether `attention_by_matmuls` recomputes P in backward instead of keeping it.
 
     Returns:
-        [B, H, M, D], in autocast's dtype if enabled, else in q's.
+        The output, [B, H, M, D], in autocast's dtype if enabled, otherwise in q's.
 
     Raises:
-        AdapterError: If the shapes do not fit each other.
+        AdapterError: If the shapes do not match.
     """
     if q.dim() != 4 or k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], *k.shape[3:]):
         raise AdapterError(
             f"q must be [B, H, M, D] and k and v [B, H, N, D], not {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
         )
     if _MEASURED_CPU and is_plain_bfloat16_on_cpu(q):
-        return by_products(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale, recompute=recompute)
+        return attention_by_matmuls(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale, recompute=recompute)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-def by_products(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, recompute: bool = False) -> Tensor:
-    """`attention` by batched products, on every device and in every dtype.
+def attention_by_matmuls(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, recompute: bool = False
+) -> Tensor:
+    """`attention` by batched matmuls, on every device and in every dtype.
 
-    For backward it keeps q, k, v, contiguous, and the weights P = softmax(s q kᵀ): B·H·(M·D + 2·N·D + M·N) elements.
-    With `recompute`, not P, which is less than torch's fused attention keeps, for it keeps the output too. Gradients
-    cannot be differentiated again.
+    Keeps q, k and v, contiguous, and the weights P = softmax(s q kᵀ) for backward: B·H·(M·D + 2·N·D + M·N) elements.
+    With `recompute`, P is not kept; that is less than torch's fused attention keeps, which includes the output.
+    Gradients cannot be differentiated a second time.
 
     Args:
-        q: [B, H, M, D].
-        k: [B, H, N, D].
-        v: [B, H, N, D].
-        scale: s; 1/√D if None.
-        recompute: Whether to make P again in backward instead of keeping it. The gradients are the same bit for bit.
+        q: Queries, [B, H, M, D].
+        k: Keys, [B, H, N, D].
+        v: Values, [B, H, N, D].
+        scale: Scaling s; if None, 1/√D.
+        recompute: Whether P is recomputed in backward instead of being kept. The gradients are bit-identical.
 
     Returns:
-        [B, H, M, D].
+        The output, [B, H, M, D].
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     heads = [t.flatten(0, 1).contiguous() for t in (q, k, v)]
-    keep = not recompute and any(t.requires_grad for t in heads)  # which no_grad switches off
+    keep = not recompute and any(t.requires_grad for t in heads)  # False under no_grad
     y, _ = _Attention.apply(*heads, scale, keep)
     return y.unflatten(0, q.shape[:2])
 
 
 class _Attention(torch.autograd.Function):
-    """For q [B·H, M, D], k and v [B·H, N, D]. P is an output too, for only inputs and outputs can be kept."""
+    """For q [B·H, M, D], k and v [B·H, N, D]. P is an output too, because only inputs and outputs can be kept."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, keep: bool) -> tuple[Tensor, Tensor | None]:
@@ -151,5 +153,5 @@ def _parts(q: Tensor, k: Tensor) -> Iterator[slice]:
     return (slice(start, start + heads) for start in range(0, len(q), heads))
 
 
-# The kind of CPU of the table above. AMX makes torch's fused attention another one, which nobody has measured here.
+# CPUs like the one in the table above. With AMX, torch's fused attention differs, and it has not been measured.
 _MEASURED_CPU = cpu_has("avx512_bf16") and not cpu_has("amx_tile")

@@ -1,4 +1,4 @@
-"""The layer as an autograd function, which keeps for backward only what it must.
+"""The layer as an autograd function that keeps for backward only what is needed.
 
 | trains | kept for backward, besides the parameters |
 |--------|-------------------------------------------|
@@ -6,10 +6,11 @@
 | A      | x, [N, d_in]                              |
 | both   | both                                      |
 
-That a frozen A needs no x is the activation memory saved by LoRA-FA (section 5 of its paper). Dropout adds nothing: its
-mask is made again from a seed. The gradient at x is one product with W + s B A, which costs r/N of that product to
-form. With `fold`, so is the forward: the rank-r update, which would read and write all of y, is gone, and what a
-layer under autocast keeps, a cast of its weight, is here the cast of W + s B A.
+With a frozen A, x is not needed: this is the activation memory that LoRA-FA saves (section 5 of its paper). Dropout
+adds nothing, because its mask is recomputed from a seed. The gradient of x is one matmul with W + s B A; forming that
+matrix costs r/N of the matmul. With `fold`, the forward pass is one matmul with it too: there is no separate rank-r
+update, which would read and write all of y. Under autocast, the layer then keeps the cast of W + s B A instead of the
+cast of W.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from vitlorafa.ops import eager
 from vitlorafa.ops.linear import linear, needs_gradient
 
-# The modules that make the layer's steps, by name: a compiler takes no module as an argument.
+# The modules that compute the layer's steps, by name, because a compiler accepts no module as an argument.
 BACKENDS: dict[str, Any] = {"eager": eager}
 
 
@@ -39,33 +40,33 @@ def lora_linear(
     gelu: bool,
     backend: str,
 ) -> Tensor:
-    """The layer of `vitlorafa.ops.reference.lora_linear`, with products in x's dtype whatever the others' is.
+    """The layer of `vitlorafa.ops.reference.lora_linear`, with matmuls in the dtype of x.
 
     Args:
-        x: [N, d_in].
-        weight: [d_out, d_in].
-        bias: [d_out] or None.
-        A: [k, r, d_in].
-        B: [k, m, r].
-        scale: s.
+        x: Input, [N, d_in].
+        weight: Pretrained weight, [d_out, d_in].
+        bias: Bias, [d_out], or None.
+        A: Factors A, [k, r, d_in].
+        B: Factors B, [k, m, r].
+        scale: Scaling s.
         starts: First output of each of the k projections.
         dropout: Probability of dropping an element of the adapter's input.
         seed: Seed of the dropout mask, of shape [], on the CPU; None without dropout.
-        fold: Whether to do one product with W + s B A; not with dropout.
-        gelu: Whether to give GELU(y); only with `fold` and without gradients.
-        backend: A name of `BACKENDS`.
+        fold: Whether to compute one matmul with W + s B A; not with dropout.
+        gelu: Whether to return GELU(y); only with `fold` and without gradients.
+        backend: Name in `BACKENDS`.
 
     Returns:
         y, [N, d_out].
     """
-    # Without gradients nothing inside tells whether B trains.
+    # Inside the function, gradients are off and nothing shows whether B trains.
     keep_xA = needs_gradient(B)
     y, *_ = _LoRALinear.apply(x, weight, bias, A, B, scale, starts, dropout, seed, fold, gelu, keep_xA, backend)
     return y
 
 
 class _LoRALinear(torch.autograd.Function):
-    """x̃ Aᵀ and the folded weight are outputs too, for only inputs and outputs can be kept."""
+    """x̃ Aᵀ and the folded weight are outputs too, because only inputs and outputs can be kept."""
 
     @staticmethod
     def forward(
@@ -101,7 +102,7 @@ class _LoRALinear(torch.autograd.Function):
         ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
         need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
         if not need_x or weight.dtype == x.dtype:
-            folded = None  # not needed, or made again for the price of reading the weight
+            folded = None  # not needed, or recomputed at the cost of reading the weight
         ctx.save_for_backward(
             x if need_A or need_weight else None,
             xA if need_B else None,

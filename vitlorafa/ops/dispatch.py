@@ -1,4 +1,4 @@
-"""The public layer: checks, precision and seed, then the backend. Every adapted layer comes through here."""
+"""The public function of the adapted layer: checks shapes, chooses precision, seed and backend."""
 
 import os
 from importlib import import_module
@@ -31,30 +31,30 @@ def lora_linear(
 ) -> Tensor:
     """y = x Wᵀ + b, plus s (x̃ A_jᵀ) B_jᵀ on the outputs of each projection j, with x̃ = dropout(x); or its GELU.
 
-    LoRA (Hu et al. 2021), section 4.1, for k projections that share one linear layer. Only what training
-    needs is kept for backward, as `requires_grad` of A and B tells: x Aᵀ if B trains, x if A does. Gradients
-    have the dtype of their tensors, and cannot be differentiated again.
+    LoRA (Hu et al. 2021), section 4.1, for k projections that share one linear layer. Only what training needs is kept
+    for backward, depending on `requires_grad` of A and B: x Aᵀ if B trains, x if A trains. Gradients have the dtype of
+    their tensors and cannot be differentiated a second time.
 
     Args:
-        x: [..., d_in], any number of leading dimensions, possibly empty or not contiguous.
-        weight: [d_out, d_in].
-        bias: [d_out] or None.
-        A: [k, r, d_in].
-        B: [k, m, r].
-        scale: s.
-        starts: First output of each projection's slice, one of d_out/m equal parts; ascending and evenly spaced.
-        dropout: Probability of dropping an element of the adapter's input; 0 when not training.
-        seed: Seed of the dropout mask; drawn from torch's global generator if None, so that recomputing the
-            layer under gradient checkpointing meets the same mask.
-        fold: Whether to form W + s B A once, in float32 or better, and do one product with it, as long as there is
-            no dropout; else the rank-r update is added apart.
-        gelu: Whether GELU follows, the exact one; where no gradient is needed, by `vitlorafa.ops.linear`.
+        x: Input, [..., d_in], with any number of leading dimensions; it may be empty or not contiguous.
+        weight: Pretrained weight, [d_out, d_in].
+        bias: Bias, [d_out], or None.
+        A: Factors A, [k, r, d_in].
+        B: Factors B, [k, m, r].
+        scale: Scaling s.
+        starts: First output of each projection, which is one of d_out/m equal parts; ascending and evenly spaced.
+        dropout: Probability of dropping an element of the adapter's input; 0 outside training.
+        seed: Seed of the dropout mask. If None, drawn from torch's global generator, so that gradient checkpointing
+            recomputes the layer with the same mask.
+        fold: Whether to form W + s B A once, in float32 or better, and to compute one matmul with it. With dropout, or
+            if False, the rank-r update is added separately.
+        gelu: Whether to apply exact GELU to the output; where no gradient is needed, `vitlorafa.ops.linear` does both.
 
     Returns:
-        y, [..., d_out], in autocast's dtype if enabled, else in x's.
+        The output y, [..., d_out], in autocast's dtype if enabled, otherwise in that of x.
 
     Raises:
-        AdapterError: If the shapes do not fit each other.
+        AdapterError: If the shapes do not match.
     """
     _check(x, weight, A, B, starts)
     dtype = autocast_dtype(x)
@@ -63,27 +63,29 @@ def lora_linear(
     mask_seed = None
     if dropout:
         mask_seed = torch.randint(2**63 - 1, ()) if seed is None else torch.tensor(seed)
-    # torch.func takes the definition, made of ordinary operations. So does a compiler that traces it: there B does not
-    # say that it trains, and its gradient would be lost.
+    # torch.func needs the definition, which consists of ordinary operations. So does a compiler that traces torch.func:
+    # there, B does not show that it trains, and its gradient would be lost.
     if inside_torch_func():
         W, A, B = (t.to(x.dtype) for t in (weight, A, B))
         bias = None if bias is None else bias.to(x.dtype)
         y = reference.lora_linear(x, W, bias, A, B, scale, starts=starts, dropout=dropout, seed=mask_seed)
         return F.gelu(y) if gelu else y
     rows, fold = x.reshape(-1, x.shape[-1]), fold and not dropout
-    within = gelu and fold and not needs_gradient(x, weight, bias, A, B)
-    y = autograd.lora_linear(rows, weight, bias, A, B, scale, starts, dropout, mask_seed, fold, within, _pick(x))
+    fuse_gelu = gelu and fold and not needs_gradient(x, weight, bias, A, B)
+    y = autograd.lora_linear(
+        rows, weight, bias, A, B, scale, starts, dropout, mask_seed, fold, fuse_gelu, _choose_backend(x)
+    )
     y = y.view(*x.shape[:-1], len(weight))
-    return F.gelu(y) if gelu and not within else y
+    return F.gelu(y) if gelu and not fuse_gelu else y
 
 
 def use_backend(name: str) -> None:
-    """Chooses what makes the layer's steps, for the whole process.
+    """Chooses the backend of all adapted layers in this process.
 
     Args:
-        name: "eager", plain torch, the default on every device; or "triton", the kernels of `vitlorafa.ops.triton` on
-            CUDA, which no device in `results/bench` has shown to be faster yet. They leave float64, other devices and
-            compiled models to plain torch. The environment variable VITLORAFA_BACKEND sets the start.
+        name: "eager" (default on every device) for plain PyTorch, or "triton" for the kernels of `vitlorafa.ops.triton`
+            on CUDA, which have not been benchmarked yet. For float64, other devices and compiled models, plain PyTorch
+            is used with both. The environment variable VITLORAFA_BACKEND sets the backend at import.
 
     Raises:
         AdapterError: If there is no such backend, or Triton is not installed.
@@ -92,7 +94,7 @@ def use_backend(name: str) -> None:
     if name not in ("eager", "triton"):
         raise unknown("backend", name, ("eager", "triton"))
     if name == "triton" and not import_module("vitlorafa.ops.triton").AVAILABLE:
-        raise AdapterError("the triton backend needs Triton: pip install triton")
+        raise AdapterError("backend 'triton' needs Triton: pip install triton")
     _backend = name
 
 
@@ -100,7 +102,7 @@ _backend = "eager"
 use_backend(os.environ.get("VITLORAFA_BACKEND", "eager"))
 
 
-def _pick(x: Tensor) -> str:
+def _choose_backend(x: Tensor) -> str:
     if _backend == "eager" or not x.is_cuda or x.dtype == torch.float64 or torch.compiler.is_compiling():
         return "eager"
     autograd.BACKENDS.setdefault("triton", import_module("vitlorafa.ops.triton"))

@@ -1,8 +1,8 @@
-"""The layer's steps in plain torch, for every device.
+"""The layer's steps in plain PyTorch, for every device.
 
-Each step takes all k projections at once, as batched products over views of the k slices. On a CPU, rows of A xᵀ are
-made rather than columns of x Aᵀ, for oneDNN's low-precision products over the N rows then read what they need in
-order: up to four times as fast at small rank.
+Each step computes all k projections together, as batched matmuls over views of the k slices. x Aᵀ is computed as the
+transpose of A xᵀ: on a CPU, oneDNN's low-precision matmuls over the N rows then read memory in order, which is up to
+four times as fast at small ranks.
 """
 
 import torch
@@ -15,12 +15,12 @@ def fold(weight: Tensor, A: Tensor, B: Tensor, scale: float, starts: tuple[int, 
     """W + s B A, formed in float32 or better and rounded once.
 
     Args:
-        weight: [d_out, d_in].
-        A: [k, r, d_in].
-        B: [k, m, r].
-        scale: s.
+        weight: Pretrained weight W, [d_out, d_in].
+        A: Factors A, [k, r, d_in].
+        B: Factors B, [k, m, r].
+        scale: Scaling s.
         starts: First row of each projection's slice.
-        dtype: Of the result.
+        dtype: Dtype of the result.
 
     Returns:
         A new tensor, [d_out, d_in].
@@ -49,26 +49,26 @@ def add_update(y: Tensor, xA: Tensor, B: Tensor, scale: float, starts: tuple[int
     B = B.to(y.dtype)
     if m == y.shape[1]:
         y.addmm_(xA, B[0].T, alpha=scale)
-    else:  # not baddbmm_: on slices in low precision it is a hundred times slower on a CPU
+    else:  # not baddbmm_, which is a hundred times slower on slices in low precision on a CPU
         _slices(y, starts, m, dim=1).add_(torch.bmm(_parts(xA, k), B.mT), alpha=scale)
 
 
 def backward_g(
     g: Tensor, xA: Tensor | None, B: Tensor, scale: float, starts: tuple[int, ...], need_g_xA: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """All that both factors' gradients need of g, the gradient at y.
+    """The gradients of x̃ Aᵀ and of B.
 
     Args:
-        g: [N, d_out].
-        xA: x̃ Aᵀ, [N, k·r], or None if B does not train.
-        B: [k, m, r].
-        scale: s.
+        g: Gradient of y, [N, d_out].
+        xA: x̃ Aᵀ, [N, k·r]; None if B does not train.
+        B: Factors B, [k, m, r].
+        scale: Scaling s.
         starts: First output of each projection.
-        need_g_xA: Whether to make the gradient at x̃ Aᵀ.
+        need_g_xA: Whether to compute the gradient of x̃ Aᵀ.
 
     Returns:
-        The gradient at x̃ Aᵀ, s g_j B_j, as [N, k·r], and that of B, s g_jᵀ xA_j, as [k, m, r]; None for what was not
-        asked for.
+        The gradient of x̃ Aᵀ, s g_j B_j, as [N, k·r], and that of B, s g_jᵀ xA_j, as [k, m, r]; None for a gradient
+        that is not needed.
     """
     k, m, _ = B.shape
     g_slices = _slices(g, starts, m, dim=1)
@@ -83,9 +83,9 @@ def grad_A(g_xA: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tens
 
 
 def add_masked(gx: Tensor, g_xA: Tensor, A: Tensor, dropout: float, seed: Tensor) -> None:
-    """gx += mask ∘ (g_xA A)/(1 − p), in place: the adapter's share of the gradient at x, behind its dropout.
+    """gx += mask ∘ (g_xA A)/(1 − p), in place: the part of x's gradient that comes from the adapter.
 
-    Not by add_'s alpha: gx is a product, and Inductor (torch 2.14) makes both into one that forgets alpha.
+    Not with add_'s alpha: gx is the result of a matmul, and Inductor (torch 2.14) fuses both and drops alpha.
     """
     gx.add_(_masked(g_xA / (1 - dropout) @ A.flatten(0, 1).to(gx.dtype), dropout, seed))
 
@@ -97,19 +97,19 @@ def _masked(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("vitlorafa::drop", mutates_args=())
 def _drop(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    """mask ∘ x, one operation to a compiler: seeing the mask made twice, it would make it once and keep it."""
+    """mask ∘ x as one operation for a compiler, which would otherwise draw the mask once and keep it for backward."""
     return x * dropout_mask(list(x.shape), x.device, dropout, seed)
 
 
 @_drop.register_fake
 def _(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    return x * torch.empty(x.shape, dtype=torch.bool, device=x.device)  # of the strides that it will have
+    return x * torch.empty(x.shape, dtype=torch.bool, device=x.device)  # has the strides of the result
 
 
 def _slices(tensor: Tensor, starts: tuple[int, ...], m: int, dim: int) -> Tensor:
     """View the k slices of m from `starts` on along `dim` of a matrix: [k, m, d_in] for dim 0, [k, N, m] for dim 1.
 
-    Not by `unfold` or `as_strided`: writing into these views goes wrong in a compiled graph (torch 2.14).
+    Not with `unfold` or `as_strided`, because writing to these views fails in a compiled graph (torch 2.14).
     """
     slices = tensor.unflatten(dim, (-1, m)).movedim(dim, 0)
     step = (starts[1] - starts[0]) // m if len(starts) > 1 else 1

@@ -1,14 +1,14 @@
-"""Triton kernels of the layer, which `vitlorafa.ops.triton` launches.
+"""Triton kernels of the adapted layer; `vitlorafa.ops.triton` launches them.
 
-For V_j [N, w] a wide slice of an activation, U_j [N, r] its narrow counterpart and M_j [r, w] a factor, j = 1..k in one
-launch. Sums are taken in float32, in an order that shapes alone decide. Without Triton they are plain functions that
-nothing calls.
+V_j [N, w] is a wide slice of an activation, U_j [N, r] its narrow counterpart and M_j [r, w] a factor, for j = 1..k in
+one launch. Sums are accumulated in float32, in an order that depends on shapes only. Without Triton, the kernels are
+plain functions that nothing calls.
 """
 
 # mypy: disable-error-code="no-untyped-def"
-# (Parameters of kernels take their types from the call.)
+# (The types of a kernel's parameters come from the call.)
 
-# Without this, the kernels' annotations would need Triton on import.
+# Without this, the annotations of the kernels would need Triton on import.
 from __future__ import annotations
 
 from functools import partial
@@ -22,12 +22,12 @@ except ImportError:  # a CPU, or a platform without Triton
 
 AVAILABLE = triton is not None
 
-# Neither N (the last batch is smaller) nor a seed is worth a compilation of its own.
+# N (smaller in the last batch) and the seed do not need compilations of their own.
 _jit = partial(triton.jit, do_not_specialize=("N", "seed")) if AVAILABLE else (lambda kernel: kernel)
 
 
 def is_interpreted(kernel: Any) -> bool:
-    """Whether a kernel was decorated under TRITON_INTERPRET."""
+    """Whether a kernel was defined under TRITON_INTERPRET."""
     return not isinstance(kernel, triton.JITFunction)
 
 
@@ -44,7 +44,7 @@ def load(ptr, rows, cols, n_rows, n_cols, s_row, s_col, WIDEN: tl.constexpr):
 @_jit
 def store(ptr, tile, rows, cols, n_rows, n_cols, s_row, s_col, WIDEN: tl.constexpr):
     """The reverse of `load`."""
-    if WIDEN and ptr.dtype.element_ty == tl.bfloat16:  # the interpreter's cast cuts off: round to nearest before it
+    if WIDEN and ptr.dtype.element_ty == tl.bfloat16:  # the interpreter's cast truncates, so round to nearest first
         bits = tile.to(tl.uint32, bitcast=True)
         tile = (bits + 0x7FFF + ((bits >> 16) & 1) & 0xFFFF0000).to(tl.float32, bitcast=True)
     at = ptr + rows[:, None].to(tl.int64) * s_row + cols[None, :].to(tl.int64) * s_col
@@ -52,11 +52,11 @@ def store(ptr, tile, rows, cols, n_rows, n_cols, s_row, s_col, WIDEN: tl.constex
 
 
 @_jit
-def kept(seed, rows, w0, DROP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr):
+def keep_mask(seed, rows, w0, DROP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr):
     """The mask of rows × (w0 .. w0 + BLOCK_W): Philox4x32-10 (Salmon et al. 2011) at counter (column // 4, row).
 
-    Written out, for tl.philox is not to change under a saved seed, and is out of the interpreter's reach once
-    anything else has imported Triton to compile.
+    Written here instead of calling tl.philox, so that a saved seed always gives the same mask, and because the
+    interpreter cannot run tl.philox after another module has imported Triton to compile.
     """
     group = w0 // 4 + tl.arange(0, BLOCK_W // 4)
     zeros = tl.full([BLOCK_N, BLOCK_W // 4], 0, tl.uint32)
@@ -83,10 +83,10 @@ def kept(seed, rows, w0, DROP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.
 
 @_jit
 def mask(out, N, width, seed, DROP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr):
-    """What `kept` draws, written out."""
+    """Writes the mask of `keep_mask` to memory."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     w0 = tl.program_id(1) * BLOCK_W
-    keep = kept(seed, n, w0, DROP, BLOCK_N, BLOCK_W)
+    keep = keep_mask(seed, n, w0, DROP, BLOCK_N, BLOCK_W)
     store(out, keep, n, w0 + tl.arange(0, BLOCK_W), N, width, width, 1, False)
 
 
@@ -117,7 +117,7 @@ def fold(
     BLOCK_R: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """W' = W + scale B_j A_j: a tile of W with each of the projections (mostly one) that reach into it."""
+    """W' = W + scale B_j A_j: a tile of W with the projections (usually one) that overlap it."""
     n0 = tl.program_id(0) * BLOCK_N
     n = n0 + tl.arange(0, BLOCK_N)
     w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
@@ -126,7 +126,7 @@ def fold(
     end = tl.minimum(tl.maximum(n0 + BLOCK_N - 1 - start + step, 0) // step, k)
     for j in range(first, end):
         local = n - start - j * step
-        local = tl.where(local < 0, m, local)  # outside of B_j, as is all from m on
+        local = tl.where(local < 0, m, local)  # outside B_j, like all rows from m on
         for r0 in range(0, RANK, BLOCK_R):
             r = r0 + tl.arange(0, BLOCK_R)
             b = load(B + j * sB_j, local, r, m, RANK, sB_n, sB_r, WIDEN).to(tl.float32)
@@ -172,7 +172,7 @@ def v_mt(
         w = w0 + tl.arange(0, BLOCK_W)
         v = load(V, n, w, N, width, sV_n, sV_w, WIDEN)
         if DROP > 0:
-            v = tl.where(kept(seed, n, w0, DROP, BLOCK_N, BLOCK_W), v, 0.0)
+            v = tl.where(keep_mask(seed, n, w0, DROP, BLOCK_N, BLOCK_W), v, 0.0)
         mt = load(M + j * sM_j, w, r, width, RANK, sM_w, sM_r, WIDEN)
         u = tl.dot(v, mt.to(v.dtype), u, input_precision=PRECISION)
     store(U + j * RANK, scale * u, n, r, N, RANK, k * RANK, 1, WIDEN)
@@ -216,7 +216,7 @@ def v_plus_u_m(
         m = load(M + j * sM_j, r, w, RANK, width, sM_r, sM_w, WIDEN)
         update = tl.dot(u, m.to(u.dtype), update, input_precision=PRECISION)
     if DROP > 0:
-        update = tl.where(kept(seed, n, w0, DROP, BLOCK_N, BLOCK_W), update, 0.0)
+        update = tl.where(keep_mask(seed, n, w0, DROP, BLOCK_N, BLOCK_W), update, 0.0)
     V += (start + j * step) * sV_w
     v = load(V, n, w, N, width, sV_n, sV_w, WIDEN).to(tl.float32)
     store(V, v + scale * update, n, w, N, width, sV_n, sV_w, WIDEN)
@@ -256,12 +256,12 @@ def ut_v(
     first = tl.program_id(1).to(tl.int64) * share
     U += j * RANK * sU_r
     V += (start + j * step) * sV_w
-    mt = tl.full([BLOCK_W, BLOCK_R], 0.0, tl.float32)  # transposed: tensor cores want the longer side first
+    mt = tl.full([BLOCK_W, BLOCK_R], 0.0, tl.float32)  # transposed, because tensor cores need the longer side first
     for n0 in range(0, share, BLOCK_N):
         n = first + n0 + tl.arange(0, BLOCK_N)
         v = load(V, n, w, N, width, sV_n, sV_w, WIDEN)
         if DROP > 0:
-            v = tl.where(kept(seed, n, w0, DROP, BLOCK_N, BLOCK_W), v, 0.0)
+            v = tl.where(keep_mask(seed, n, w0, DROP, BLOCK_N, BLOCK_W), v, 0.0)
         u = load(U, n, r, N, RANK, sU_n, sU_r, WIDEN)
         mt = tl.dot(tl.trans(v), u.to(v.dtype), mt, input_precision=PRECISION)
     M += (tl.program_id(1).to(tl.int64) * k + j) * RANK * width

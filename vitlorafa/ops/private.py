@@ -1,4 +1,4 @@
-"""What only torch's private names tell or do (torch 2.7 to 2.14), and what happens in a torch that has lost one."""
+"""All uses of torch's private names (torch 2.7 to 2.14), each with a fallback for versions without the name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,24 +8,24 @@ from torch import Tensor
 
 
 def inside_torch_func() -> bool:
-    """Whether vmap, grad, jvp or the like is at work; no in a torch without the name."""
+    """Whether vmap, grad, jvp or a similar transform is active; False in versions of torch without the name."""
     return _transforms_active()
 
 
-def is_of_torch_func(tensor: Tensor) -> bool:
-    """Whether vmap, grad, jvp or the like has made the tensor; in a torch without the name, whether one is at work."""
+def belongs_to_torch_func(tensor: Tensor) -> bool:
+    """Whether vmap, grad, jvp or a similar transform made the tensor; without the name, whether one is active."""
     return inside_torch_func() if _is_wrapped is None else _is_wrapped(tensor)
 
 
 def softmax_backward(g: Tensor, weights: Tensor) -> Tensor:
-    """The gradient at the scores.
+    """The gradient of the scores, by torch's own fused function; without the name, by its formula in float32 or better.
 
     Args:
-        g: The gradient at the weights, [..., N].
-        weights: softmax of the scores over their last dimension, [..., N].
+        g: Gradient of the weights, [..., N].
+        weights: Softmax of the scores over the last dimension, [..., N].
 
     Returns:
-        [..., N], by one pass of torch's own; in a torch without the name, as written down in float32 or better.
+        The gradient, [..., N].
     """
     if _softmax_backward is not None:
         return _softmax_backward(g, weights, -1, weights.dtype)

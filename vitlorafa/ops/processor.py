@@ -1,4 +1,4 @@
-"""What the processor multiplies natively, and the number format that a layer computes in."""
+"""The number format that a layer computes in, and the formats that the processor multiplies natively."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from vitlorafa.ops.private import inside_torch_func
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast computes a linear layer of x in, None where it leaves x alone.
+    """The dtype in which autocast computes a linear layer with input x; None if autocast does not change it.
 
     Args:
-        x: The layer's input. As everywhere in torch, autocast leaves float64 alone.
+        x: Input of the layer; autocast does not change float64.
     """
     if x.dtype == torch.float64 or x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return None
@@ -18,14 +18,18 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def is_plain_bfloat16_on_cpu(x: Tensor) -> bool:
-    """Whether a layer of x computes in bfloat16 on the CPU, where ways of our own may be faster than torch's.
+    """Whether a layer with input x computes in bfloat16 on the CPU, where our own kernels may be faster than torch's.
 
-    Not so under a compiler or torch.func's transforms, which know torch's operations, not ours.
+    False in a compiler and in torch.func's transforms, which support torch's operations only.
     """
     in_bfloat16 = x.is_cpu and (autocast_dtype(x) or x.dtype) == torch.bfloat16
     return in_bfloat16 and not torch.compiler.is_compiling() and not inside_torch_func()
 
 
 def cpu_has(feature: str) -> bool:
-    """Whether torch says that this CPU has it; no in a torch that has no word for it."""
+    """Whether this CPU has a feature according to torch; False if this version of torch does not report it.
+
+    Args:
+        feature: Name as in torch, such as "avx512_bf16" or "amx_tile".
+    """
     return getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()

@@ -1,4 +1,4 @@
-"""The definition of the layer: plain torch that autograd differentiates. Tests and benchmarks share it."""
+"""The definition of the adapted layer in plain PyTorch, differentiated by autograd; tests compare with it."""
 
 import torch
 from torch import Tensor, nn
@@ -6,18 +6,18 @@ from torch import Tensor, nn
 
 @torch.library.custom_op("vitlorafa::dropout_mask", mutates_args=())
 def dropout_mask(shape: list[int], device: torch.device, dropout: float, seed: Tensor) -> Tensor:
-    """Which elements the adapter sees, made from a seed so that it can be made again instead of being kept.
+    """The mask of the elements that the adapter sees; drawn from a seed, so that it can be recomputed, not kept.
 
-    Registered as an operation of its own, for a compiler cannot look into a generator.
+    Registered as a custom operation, because a compiler cannot trace a generator.
 
     Args:
         shape: Shape of the adapter's input. Only its number of elements counts: rows may be flattened.
-        device: Where the input is; other devices draw other masks.
-        dropout: Probability of an element being dropped.
-        seed: Seed of the mask: a whole number as a tensor of shape [], on the CPU.
+        device: Device of the input; other devices draw other masks.
+        dropout: Probability of dropping an element.
+        seed: Seed of the mask, an integer tensor of shape [] on the CPU.
 
     Returns:
-        A boolean tensor, True where an element is kept; the same in every precision.
+        A boolean tensor, True where an element is kept; the same for inputs of every precision.
     """
     generator = torch.Generator(device).manual_seed(int(seed))
     return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - dropout, generator=generator)
@@ -42,21 +42,21 @@ def lora_linear(
 ) -> Tensor:
     """y = x Wᵀ + b, plus s (x̃ A_jᵀ) B_jᵀ on the outputs of each projection j, with x̃ = dropout(x).
 
-    LoRA (Hu et al. 2021), section 4.1. Shapes are given in `vitlorafa.ops`.
+    LoRA (Hu et al. 2021), section 4.1. `vitlorafa.ops` explains the shapes.
 
     Args:
-        x: [..., d_in].
-        weight: [d_out, d_in].
-        bias: [d_out] or None.
-        A: [k, r, d_in].
-        B: [k, m, r].
-        scale: s.
+        x: Input, [..., d_in].
+        weight: Pretrained weight, [d_out, d_in].
+        bias: Bias, [d_out], or None.
+        A: Factors A, [k, r, d_in].
+        B: Factors B, [k, m, r].
+        scale: Scaling s.
         starts: First output of each of the k projections.
         dropout: Probability of dropping an element of the adapter's input.
-        seed: Seed of the dropout mask, of shape [], if there is dropout.
+        seed: Seed of the dropout mask, of shape []; None without dropout.
 
     Returns:
-        y, [..., d_out].
+        The output y, [..., d_out].
     """
     y = nn.functional.linear(x, weight, bias)
     if dropout:

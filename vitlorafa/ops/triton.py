@@ -1,27 +1,28 @@
-"""The layer's parts on CUDA: Triton kernels for what would otherwise be extra passes over memory.
+"""The layer's steps on CUDA: Triton kernels for steps that would otherwise need extra passes over memory.
 
-Products of full width (x Wᵀ, g W, g W') are left to cuBLAS. All else is small next to them in operations, but reads
-or writes whole activations, and costs their bytes. Four of `vitlorafa.ops.kernels` cover it, for V_j [N, w] the wide
-slice of an activation, U_j [N, r] its narrow counterpart and M_j [r, w] a factor, j = 1..k in one launch:
+cuBLAS computes the full-width matmuls (x Wᵀ, g W, g W'). All other steps are small in operations, but they read or
+write whole activations, so their cost is the bytes they move. Four kernels of `vitlorafa.ops.kernels` compute them. V_j
+[N, w] is the wide slice of an activation, U_j [N, r] its narrow counterpart and M_j [r, w] a factor, for j = 1..k in
+one launch:
 
 | kernel          | algebra                            | functions                                 |
 |-----------------|------------------------------------|-------------------------------------------|
 | `v_mt`          | U_j = c mask(V_j) M_jᵀ             | `project`; `backward_g` for g_xA alone    |
 | `v_plus_u_m`    | V_j += c mask(U_j M_j)             | `add_update`, `add_masked`                |
 | `ut_v`          | M_j = c U_jᵀ mask(V_j)             | `grad_A`; `backward_g` for gB alone       |
-| `v_mt_and_ut_v` | both products with V_j in one pass | `backward_g`                              |
+| `v_mt_and_ut_v` | both matmuls with V_j in one pass  | `backward_g`                              |
 
-with M = A and V = x or its gradient for A, k·r wide and stacked as one; M_j = B_jᵀ and V_j = y_j or g_j for B. `fold`
-makes W' = W + s B A. Shapes are those of `vitlorafa.ops`, with x [N, d_in], y and g [N, d_out] of any strides, and
-`starts` evenly spaced, as slices of a fused qkv are. Factors may have another dtype than activations (float32 ones
-beside bf16, say): they are rounded in registers, so that no cast copy is made. Sums are taken in float32, in an order
-that shapes alone decide: results repeat bit for bit.
+For A, M = A (stacked to k·r rows) and V is x or its gradient; for B, M_j = B_jᵀ and V_j is y_j or g_j. `fold` computes
+W' = W + s B A. Shapes are those of `vitlorafa.ops`: x [N, d_in], y and g [N, d_out] with any strides, and evenly spaced
+`starts`, like the slices of a fused qkv. Factors may have another dtype than activations, such as float32 factors with
+bf16 activations; they are rounded in registers, without a cast copy. Sums are accumulated in float32, in an order that
+depends on shapes only, so results are bit-identical from run to run on one device.
 
-Dropout's mask is never stored. It is drawn in registers from Philox, keyed by the seed and counting by (column // 4,
-row), so that every pass over x meets the same mask whatever its tiling.
+The dropout mask is never stored. It is drawn in registers by Philox, with the seed as key and (column // 4, row) as
+counter, so each pass over x gets the same mask with any tiling.
 
-Nothing is compiled and no device is touched on import, and the module imports without Triton, which its functions
-then ask for.
+Importing the module compiles nothing and uses no device. It can be imported without Triton; its functions then raise an
+error.
 """
 
 from contextlib import nullcontext
@@ -37,14 +38,14 @@ from vitlorafa.ops import kernels
 Seed = Tensor | int | None
 AVAILABLE = kernels.AVAILABLE
 
-# Starting points, UNTUNED: no GPU has measured them yet.
-BLOCK_N = 64  # rows of an activation a program holds at a time
-BLOCK_N_ONCE = 128  # the same in the one pass over g: the more, the fewer partial sums
-BLOCK_W = 64  # its columns; a multiple of 4, for one draw of Philox makes 4 columns of the mask
-MAX_BLOCK_R = 64  # columns of a narrow matrix; tl.dot wants at least 16, so smaller ranks are padded
-PROGRAMS = 512  # into how many a sum over N is split at most, about four to a multiprocessor
+# Initial values, NOT TUNED: they have not been benchmarked on a GPU.
+BLOCK_N = 64  # rows of an activation in one tile
+BLOCK_N_ONCE = 128  # the same in the single pass over g: more rows mean fewer partial sums
+BLOCK_W = 64  # columns of a tile; a multiple of 4, because one draw of Philox gives 4 columns of the mask
+MAX_BLOCK_R = 64  # columns of a narrow matrix; tl.dot needs at least 16, so smaller ranks are padded
+PROGRAMS = 512  # largest number of programs that share a sum over N, about four per multiprocessor
 WARPS = 4
-STAGES = 2  # of loads ahead of use: more take more shared memory than a smaller GPU has
+STAGES = 2  # stages of prefetched loads; more need more shared memory than small GPUs have
 
 
 def fold(
@@ -52,19 +53,19 @@ def fold(
 ) -> Tensor:
     """W' = W + s B_j A_j on the rows of each projection j, W elsewhere, formed in float32 and rounded once.
 
-    Moves one read of W and one write of W'. Plain torch moves W again for each of: a float32 copy, k updates of its
-    slices (read and write), and the cast.
+    Memory traffic: one read of W and one write of W'. Plain PyTorch also moves W for a float32 copy, for k updates of
+    its slices (read and write) and for the cast.
 
     Args:
-        weight: W, [d_out, d_in], in float32 or less.
-        A: [k, r, d_in].
-        B: [k, m, r].
-        scale: s.
+        weight: Pretrained weight W, [d_out, d_in], in float32 or lower precision.
+        A: Factors A, [k, r, d_in].
+        B: Factors B, [k, m, r].
+        scale: Scaling s.
         starts: First output of each projection.
-        dtype: What to compute the layer in; W's if None.
+        dtype: Dtype of the result; if None, that of W.
 
     Returns:
-        W', [d_out, d_in], contiguous, in `dtype`.
+        The contiguous matrix W', [d_out, d_in].
     """
     (d_out, d_in), (k, m, r) = weight.shape, B.shape
     out = torch.empty(d_out, d_in, dtype=dtype or weight.dtype, device=weight.device)
@@ -83,17 +84,17 @@ def fold(
 def project(x: Tensor, A: Tensor, dropout: float = 0.0, seed: Seed = None) -> Tensor:
     """x̃ A_jᵀ for all projections, with x̃ = mask · x / (1 − p).
 
-    Moves one read of x. Under dropout plain torch moves 3.5 times as much: it reads x, writes x̃ and the mask's bytes,
-    and reads x̃; and it keeps both for backward.
+    Memory traffic: one read of x. With dropout, plain PyTorch moves 3.5 times as much: it reads x, writes x̃ and the
+    mask, and reads x̃. It also keeps both for backward.
 
     Args:
-        x: [N, d_in].
-        A: [k, r, d_in].
-        dropout: p.
-        seed: Seed of the mask, a whole number or a tensor of one on the CPU.
+        x: Input, [N, d_in].
+        A: Factors A, [k, r, d_in].
+        dropout: Dropout probability p.
+        seed: Seed of the mask, an integer or an integer tensor on the CPU.
 
     Returns:
-        x A, [N, k·r], in x's dtype.
+        x̃ Aᵀ, [N, k·r], in the dtype of x.
     """
     N, d_in = x.shape
     M = A.flatten(0, 1)
@@ -105,17 +106,17 @@ def project(x: Tensor, A: Tensor, dropout: float = 0.0, seed: Seed = None) -> Te
 def add_update(y: Tensor, xA: Tensor, B: Tensor, scale: float, starts: tuple[int, ...]) -> Tensor:
     """y_j += s (x A)_j B_jᵀ in place, for all projections at once.
 
-    Moves one read and one write of the adapted slices of y: what k calls of `addmm_` do, in one launch.
+    Memory traffic: one read and one write of the adapted slices of y, like k calls of `addmm_`, but in one launch.
 
     Args:
-        y: [N, d_out].
-        xA: [N, k·r].
-        B: [k, m, r].
-        scale: s.
+        y: Output to update, [N, d_out].
+        xA: Result of `project`, [N, k·r].
+        B: Factors B, [k, m, r].
+        scale: Scaling s.
         starts: First output of each projection.
 
     Returns:
-        y.
+        The same tensor y.
     """
     k, m, r = B.shape
     _widen(y, xA, B, (B.stride(0), B.stride(2), B.stride(1)), k, m, r, _spacing(starts, m), scale)
@@ -127,20 +128,21 @@ def backward_g(
 ) -> tuple[Tensor | None, Tensor | None]:
     """(s g_j B_j, s g_jᵀ (x A)_j): the gradients of x A and of B, from one pass over the adapted slices of g.
 
-    Plain torch reads each slice twice, in 2k launches. For both gradients at once a block of rows leaves partial sums
-    of gB: N / 128 · m · r floats for each projection, written and read. A rank at which these outweigh another read
-    of g takes two launches.
+    Plain PyTorch reads each slice twice, in 2k launches. When both gradients are computed in one pass, each block of
+    rows writes partial sums of gB, which are read again: N / 128 · m · r floats for each projection. At ranks where
+    this costs more than a second read of g, two launches are used.
 
     Args:
         g: Gradient of y, [N, d_out].
-        xA: What `project` made, [N, k·r]; None if B needs no gradient.
-        B: [k, m, r].
-        scale: s.
+        xA: Result of `project`, [N, k·r]; None if B needs no gradient.
+        B: Factors B, [k, m, r].
+        scale: Scaling s.
         starts: First output of each projection.
-        need_g_xA: Whether to make the gradient of x A.
+        need_g_xA: Whether to compute the gradient of x A.
 
     Returns:
-        The gradient of x A, [N, k·r], in g's dtype, and that of B, [k, m, r], in float32; None what is not needed.
+        The gradient of x A, [N, k·r], in the dtype of g, and that of B, [k, m, r], in float32; None for a gradient that
+        is not needed.
     """
     N, (k, m, r) = len(g), B.shape
     spacing = _spacing(starts, m)
@@ -172,12 +174,12 @@ def backward_g(
 def grad_A(g_xA: Tensor, x: Tensor, dropout: float = 0.0, seed: Seed = None) -> Tensor:
     """g_xAᵀ x̃, the gradient of A, with x̃ = mask · x / (1 − p) of the same mask as in `project`.
 
-    Moves one read of x. Under dropout plain torch does no better, but for an x̃ kept since the forward pass.
+    Memory traffic: one read of x. With dropout, plain PyTorch needs as much, but has to keep x̃ since the forward pass.
 
     Args:
-        g_xA: Gradient of x A, s included, [N, k·r].
-        x: [N, d_in].
-        dropout: p.
+        g_xA: Gradient of x A, with s, [N, k·r].
+        x: Input, [N, d_in].
+        dropout: Dropout probability p.
         seed: Seed of the mask.
 
     Returns:
@@ -188,20 +190,20 @@ def grad_A(g_xA: Tensor, x: Tensor, dropout: float = 0.0, seed: Seed = None) -> 
 
 
 def add_masked(gx: Tensor, g_xA: Tensor, A: Tensor, dropout: float, seed: Seed) -> Tensor:
-    """gx += mask · (g_xA A) / (1 − p) in place: the adapter's share of the gradient of x.
+    """gx += mask · (g_xA A) / (1 − p) in place: the part of x's gradient that comes from the adapter.
 
-    Moves one read and one write of gx. Plain torch moves more than three times as much: it writes the product, reads
-    and writes it to mask it, then reads both to write the sum.
+    Memory traffic: one read and one write of gx. Plain PyTorch moves more than three times as much: it writes the
+    matmul's result, reads and writes it to apply the mask, then reads both to write the sum.
 
     Args:
-        gx: Gradient of x, [N, d_in].
-        g_xA: Gradient of x A, s included, [N, k·r].
-        A: [k, r, d_in].
-        dropout: p.
+        gx: Gradient of x to update, [N, d_in].
+        g_xA: Gradient of x A, with s, [N, k·r].
+        A: Factors A, [k, r, d_in].
+        dropout: Dropout probability p.
         seed: Seed of the mask.
 
     Returns:
-        gx.
+        The same tensor gx.
     """
     M = A.flatten(0, 1)
     kr, d_in = M.shape
@@ -210,12 +212,12 @@ def add_masked(gx: Tensor, g_xA: Tensor, A: Tensor, dropout: float, seed: Seed) 
 
 
 def dropout_mask(shape: torch.Size, device: torch.device, dropout: float, seed: Seed) -> Tensor:
-    """The mask that the other functions draw in registers, for tests and to compare with the definition.
+    """The mask that the other functions draw in registers, for comparison with the definition in tests.
 
     Args:
         shape: Shape of the adapter's input, [..., d_in].
-        device: Where to make it. Every device makes the same.
-        dropout: p, met to 2⁻³².
+        device: Device of the result; the mask is the same on all devices.
+        dropout: Dropout probability p, exact to 2⁻³².
         seed: Seed of the mask.
 
     Returns:
@@ -294,7 +296,7 @@ def _contract(
     dropout: float = 0.0,
     seed: Seed = None,
 ) -> Tensor:
-    """M_j = scale U_jᵀ mask(V_j), [k, rank, width] in float32: sums over shares of the rows, then their sum."""
+    """M_j = scale U_jᵀ mask(V_j), [k, rank, width] in float32: sums over shares of the rows, then their total."""
     N = len(V)
     tiles = _blocks(width, BLOCK_W) * k * _blocks(rank, _block_r(rank))
     share = _blocks(_blocks(N, BLOCK_N), max(PROGRAMS // tiles, 1)) * BLOCK_N  # rows of one program
@@ -321,13 +323,13 @@ def _launch(
         raise ImportError("vitlorafa's CUDA kernels need Triton: pip install triton")
     for t in tensors:
         if isinstance(t, Tensor) and t.dtype == torch.float64:
-            raise AdapterError("Triton kernels sum in float32: take the eager ones for float64")
+            raise AdapterError("Triton kernels accumulate in float32: use_backend('eager') for float64")
     if 0 in grid:
         return
     constants["BLOCK_W"] = BLOCK_W
     if "RANK" in constants:
         constants["BLOCK_R"] = _block_r(constants["RANK"])
-        # The interpreter multiplies the bits of bf16 as if they were integers: widen what it loads.
+        # The interpreter multiplies the bits of bf16 as integers, so loaded values are widened first.
         constants["WIDEN"] = kernels.is_interpreted(kernel)
     device = tensors[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -339,7 +341,7 @@ def _blocks(size: int, block: int) -> int:
 
 
 def _block_r(rank: int) -> int:
-    """The power of two from 16 to MAX_BLOCK_R that holds a rank, or a part of it."""
+    """The power of two from 16 to MAX_BLOCK_R that holds a rank or a part of it."""
     return min(max(1 << (rank - 1).bit_length(), 16), MAX_BLOCK_R)
 
 
@@ -347,18 +349,18 @@ def _spacing(starts: tuple[int, ...], m: int) -> tuple[int, int]:
     """The first start and the distance between starts."""
     distances = {after - before for before, after in pairwise(starts)} or {m}
     if len(distances) > 1:
-        raise AdapterError(f"Triton kernels want evenly spaced projections, not {starts}")
+        raise AdapterError(f"Triton kernels need evenly spaced projections, not {starts}: use_backend('eager')")
     return starts[0], distances.pop()
 
 
 def _threshold(dropout: float) -> int:
-    """The 32 random bits of an element at which it starts to be kept; 0 for no dropout."""
+    """The smallest 32-bit random number with which an element is kept; 0 without dropout."""
     return min(round(dropout * 2**32), 2**32 - 1)
 
 
 def _precision() -> str:
-    """How float32 products are taken: as torch takes its own on CUDA."""
+    """The precision of float32 matmuls: the one that torch uses on CUDA."""
     try:
         return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
-    except RuntimeError:  # newer torch refuses the old name where a program has used the new one
+    except RuntimeError:  # newer versions of torch refuse the old name after the new one was used
         return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

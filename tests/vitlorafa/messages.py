@@ -1,0 +1,13 @@
+"""What a message has to name (option, path, number, remedy), whatever its sentence is."""
+
+import re
+
+
+def naming(*parts: str) -> str:
+    """A pattern for `pytest.raises` and `pytest.warns` that matches messages with all of these parts, in any order.
+
+    Args:
+        parts: Parts of the message, as they are.
+    """
+    assert max(map(len, parts)) > 1, "pass several parts, not the letters of one"
+    return "(?s)^" + "".join(f"(?=.*{re.escape(part)})" for part in parts)
