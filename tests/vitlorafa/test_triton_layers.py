@@ -16,7 +16,7 @@ def interpreted(monkeypatch):
     from test_triton import interpreted as kernels
 
     monkeypatch.setitem(autograd.BACKENDS, "interpreted", kernels)
-    monkeypatch.setattr(dispatch, "_pick", lambda x: "interpreted")
+    monkeypatch.setattr(dispatch, "_choose_backend", lambda x: "interpreted")
     return kernels
 
 
@@ -57,7 +57,7 @@ def test_triton_layer_is_the_definition(interpreted, monkeypatch, fold, dropout,
 @COMPUTE_AND_DROPOUT
 def test_triton_model_is_the_plain_one(interpreted, compute, dropout):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "_pick", lambda x: "eager")
+        patch.setattr(dispatch, "_choose_backend", lambda x: "eager")
         patch.setattr(reference, "dropout_mask", lambda *args: interpreted.dropout_mask(*args))
         patch.setattr("vitlorafa.ops.eager.dropout_mask", lambda *args: interpreted.dropout_mask(*args))
         expected = step(adapted(compute, dropout, train="BA"), images(adapted(compute)))
@@ -74,7 +74,7 @@ def test_use_backend(monkeypatch):
     ops.use_backend("triton")
     assert dispatch._backend == "triton"
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        assert dispatch._pick(torch.empty(2, 3, dtype=dtype)) == "eager"
+        assert dispatch._choose_backend(torch.empty(2, 3, dtype=dtype)) == "eager"
 
     class OnGPU:
         is_cuda = True
@@ -83,6 +83,6 @@ def test_use_backend(monkeypatch):
             self.dtype = dtype
 
     monkeypatch.setitem(autograd.BACKENDS, "triton", None)
-    assert [dispatch._pick(OnGPU(dtype)) for dtype in (torch.bfloat16, torch.float64)] == ["triton", "eager"]
+    assert [dispatch._choose_backend(OnGPU(dtype)) for dtype in (torch.bfloat16, torch.float64)] == ["triton", "eager"]
     ops.use_backend("eager")
-    assert dispatch._pick(OnGPU(torch.bfloat16)) == "eager"
+    assert dispatch._choose_backend(OnGPU(torch.bfloat16)) == "eager"
