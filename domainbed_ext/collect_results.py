@@ -14,11 +14,11 @@ from rich.console import Console
 
 from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.model_selection import SELECTION_METHODS, method
-from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.models.adapted_shapes import adapted_shapes
 from domainbed_ext.report.page import page
 from domainbed_ext.report.plots import plots
-from domainbed_ext.report.tables import leave_one_out as tables
-from domainbed_ext.report.tables.table import Table
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.tables.table import Table, latex, markdown, show
 from domainbed_ext.runs import mixture
 from domainbed_ext.runs.folder import load_records
 from domainbed_ext.system import option_values
@@ -80,22 +80,22 @@ def collect(
         print(f"left out: {sentence}", file=sys.stderr)
     for warning in mixture.check(records, input_dir):
         print(f"warning: {warning}", file=sys.stderr)
-    results = Results(records, methods)
-    shown = tables.all_tables(results)
+    results = Results(records, methods, adapted_shapes)
+    tables = results.tables()
     extra: dict[str, bytes] = {}
     if paper:
         compared, extra = _beside_the_paper(results)
-        shown += compared
+        tables += compared
     text = io.StringIO()
-    tables.show(plain(text), results, shown)
+    show(plain(text), tables, results.headline, results.duplicates())
     figures = plots.all_plots(results)
     contents = {
         "results.txt": _text(text.getvalue()),
-        "results.md": _text(tables.markdown(results, shown)),
-        "results.tex": _text(tables.latex(shown)),
+        "results.md": _text(markdown(tables, results.duplicates())),
+        "results.tex": _text(latex(tables)),
         "results.csv": _text(results.tidy().to_csv(index=False)),
         "selected.csv": _text(results.selected().to_csv(index=False)),
-        "index.html": _text(page.page(results, shown, figures)),
+        "index.html": _text(page.page(results, tables, figures)),
         "plot.png": plots.render(figures["plot"], "png"),
         **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
         **extra,
@@ -103,7 +103,7 @@ def collect(
     # Written before anything is printed: no console costs results.
     paths = _write(Path(input_dir) / "tables" if output_dir is None else Path(output_dir), contents)
     console = console or output()
-    tables.show(console, results, shown)
+    show(console, tables, results.headline, results.duplicates())
     console.print("\nwritten:", *paths, sep="\n  ", highlight=False, markup=False, soft_wrap=True)
     return paths
 

@@ -1,241 +1,224 @@
-"""The figures of single-source runs, which are trained on one environment and tested on all others.
+"""The figures and tables of single-source runs, which are trained on one environment and tested on all others.
 
 Selection is by the source's holdout, whose accuracy is also the in-domain one. Errors are standard deviations over
-trials, as in the tables of Zhu et al., Asymmetry in Low-Rank Adapters of Foundation Models (2024), not DomainBed's
-standard errors.
+trials, and tables are laid out, as in Zhu et al., Asymmetry in Low-Rank Adapters of Foundation Models (2024), tables 11
+to 13.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from domainbed_ext import divergence
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.model_selection import (
-    SOURCE_HOLDOUT,
-    Record,
-    Selection,
-    accuracy,
-    out_of_domain,
-    target_accuracy,
-    training_environments,
-)
-from domainbed_ext.protocols import SINGLE_SOURCE
-from domainbed_ext.report.summary import Summary, algorithm_order, environment_names, parameter_counts, summarise_spread
-from domainbed_ext.system import strict_json
+from domainbed_ext.model_selection import SOURCE_HOLDOUT, Record, training_environments
+from domainbed_ext.report.environments import environment_labels
+from domainbed_ext.report.figures import Comparison, Figures, Metric, Place, Score
+from domainbed_ext.report.methods import algorithm_order
+from domainbed_ext.report.summary import Summary, summarise_spread
+from domainbed_ext.report.tables import bounds
+from domainbed_ext.report.tables.captions import holdout_share, train_share, warning
+from domainbed_ext.report.tables.columns import Column, Figure, Trainable, make_table
+from domainbed_ext.report.tables.table import Table
 
-SingleSourceMetric = Literal["accuracy", "gap", "train"]
+Quantity = Literal["accuracy", "gap"]
 
 
 class Row(NamedTuple):
-    """What a row of a table is of."""
+    """A row of a table."""
 
     dataset: str
     algorithm: str
     source: int
 
 
-@dataclass(frozen=True)
-class SourceScore:
-    """The chosen record of one trial of one source; accuracies and gaps in [0, 1].
+@dataclass(frozen=True, eq=False)
+class SourceComparison(Comparison):
+    """The methods trained on one environment of a data set.
 
     Attributes:
-        source: the index of the environment trained on.
-        selection: the chosen record and what it was chosen by.
+        source_env: Index of that environment.
     """
 
-    source: int
-    selection: Selection
+    source_env: int
+    error = "standard deviation over trials"
+    unit = "trials"
+    scores_per_trial = 1  # a run is tested on all other environments
 
     @property
-    def record(self) -> Record:
-        """The chosen record."""
-        return self.selection.record
+    def source(self) -> str:
+        """Label of the environment trained on."""
+        return self.environments[self.source_env]
 
     @property
-    def trial_seed(self) -> int:
-        """The trial."""
-        return int(self.record["args"]["trial_seed"])
+    def title(self) -> str:
+        """Data set and source."""
+        return f"{self.dataset}, from {self.source} alone"
 
-    @property
-    def val_acc(self) -> float:
-        """The accuracy on the source's holdout, by which the record was chosen."""
-        return self.selection.val_acc
+    def summarise(self, values: Sequence[float]) -> Summary | None:
+        """Mean and standard deviation over trials."""
+        return summarise_spread(values)
 
-    @property
-    def train(self) -> float:
-        """The accuracy on the images trained on."""
-        return accuracy(self.record, self.source, "in")
+    def comparable(self, algorithm: str, summary: Summary | None) -> Summary | None:
+        """A mean over fewer trials than there are is not to be called the best."""
+        return summary and summary._replace(complete=not self.incomplete(algorithm))
 
-    @property
-    def out_of_domain(self) -> float:
-        """The mean accuracy over the other environments."""
-        return out_of_domain(self.record, self.source)
+    def tested_on(self, score: Score) -> str:
+        """All other environments."""
+        return "Avg"
 
-    @property
-    def out_of_domain_gap(self) -> float:
-        """Train accuracy minus `out_of_domain`."""
-        return self.train - self.out_of_domain
+    def places(self, metric: Metric) -> list[Place]:
+        """The source, or each test domain and their mean."""
+        if metric in ("out_of_domain", "gap_target"):
+            test_domains = [(env, label) for env, label in enumerate(self.environments) if env != self.source_env]
+            return [*test_domains, (None, "Avg")]
+        return [(None, self.source)]
 
-    def accuracy(self, env: int) -> float:
-        """On the source's holdout if `env` is the source, else on that test environment."""
-        return accuracy(self.record, env, "out") if env == self.source else target_accuracy(self.record, env)
+    def roles(self) -> list[str]:
+        """The environments, each with its role: the source is in-domain (ID), all others are out-of-domain (OOD)."""
+        return roles(self.environments, self.source_env)
 
-    def gap(self, env: int) -> float:
-        """Train accuracy minus the accuracy on an environment."""
-        return self.train - self.accuracy(env)
+    def metric_of(self, quantity: Quantity, env: int | None) -> tuple[Metric, int | None]:
+        """The metric that an accuracy or a gap on an environment is.
+
+        Args:
+            quantity: Accuracy, or train accuracy minus accuracy.
+            env: Environment; the source stands for its holdout, None for the mean over the test domains.
+
+        Returns:
+            Metric, and the test domain.
+        """
+        if env == self.source_env:
+            return ("in_domain" if quantity == "accuracy" else "gap_source"), None
+        return ("out_of_domain" if quantity == "accuracy" else "gap_target"), env
 
 
-class SingleSource:
-    """The figures of any number of single-source runs.
+class SingleSource(Figures):
+    """The figures of single-source runs.
 
     Args:
-        records: of such runs alone; their order does not matter.
+        records: Records of such runs alone, in any order.
+        adapted_shapes: Shapes of the layers that an adapter adapts, for the bounds on the gap.
 
     Attributes:
-        environments: the environments' names of each data set, in the order of tables.
-        diverged: by data set, algorithm and source, how many runs diverged, of how many.
-        sources: the indices of the environments that were trained on, ascending, of each data set.
-        algorithms: their names, in the order of tables.
+        sources: Indices of the environments that were trained on, ascending, of each data set.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.environments = environment_names(records)
+    def __init__(self, records: Sequence[Record], adapted_shapes: bounds.AdaptedShapes = bounds.no_shapes) -> None:
+        self.environments = environment_labels(records)
         self.algorithms = sorted({record["args"]["algorithm"] for record in records}, key=algorithm_order)
+        self._adapted_shapes = adapted_shapes
         groups: defaultdict[tuple[Row, int], list[Record]] = defaultdict(list)
         for record in records:
-            args = record["args"]
-            groups[_row(record), args["trial_seed"]].append(record)
-        self.diverged = divergence.count(records, _row)
+            groups[_row(record), record["args"]["trial_seed"]].append(record)
         self.sources = {
             dataset: sorted({row.source for row, _ in groups if row.dataset == dataset})
             for dataset in self.environments
         }
-        self._trials: defaultdict[str, set[int]] = defaultdict(set)
-        self._scores: defaultdict[Row, list[SourceScore]] = defaultdict(list)
+        trials: defaultdict[str, set[int]] = defaultdict(set)
+        scores: defaultdict[tuple[str, int], dict[str, list[Score]]] = defaultdict(dict)
         for (row, trial_seed), members in sorted(groups.items()):
-            self._trials[row.dataset].add(trial_seed)
+            trials[row.dataset].add(trial_seed)
             if (selection := SOURCE_HOLDOUT.select(members, row.source)) is not None:
-                self._scores[row].append(SourceScore(row.source, selection))
-
-    def rows(self) -> Iterator[tuple[str, str, int]]:
-        """Every (data set, algorithm, source) that may have scores, in the order of tables."""
+                scores[row.dataset, row.source].setdefault(row.algorithm, []).append(Score(selection))
+        diverged = divergence.count(records, _row)
+        self._comparisons: dict[tuple[str, int], SourceComparison] = {}
         for dataset, sources in self.sources.items():
-            for algorithm in self.algorithms:
-                for source in sources:
-                    yield dataset, algorithm, source
+            for source in sources:
+                self._comparisons[dataset, source] = SourceComparison(
+                    dataset,
+                    self.environments[dataset],
+                    SOURCE_HOLDOUT,
+                    # Methods may have been given different sources.
+                    [algorithm for algorithm in self.algorithms if algorithm in scores[dataset, source]],
+                    scores[dataset, source],
+                    len(trials[dataset]),
+                    {row.algorithm: count for row, count in diverged.items() if row[::2] == (dataset, source)},
+                    source,
+                )
+        self.comparisons = list(self._comparisons.values())
 
-    def scores(self, dataset: str, algorithm: str, source: int) -> list[SourceScore]:
-        """The chosen record of each trial, by trial."""
-        return self._scores.get(Row(dataset, algorithm, source), [])
+    def comparison(self, dataset: str, source: int) -> SourceComparison:
+        """The methods trained on one environment of a data set."""
+        return self._comparisons[dataset, source]
 
-    def summary(
-        self, dataset: str, algorithm: str, source: int, metric: SingleSourceMetric, env: int | None = None
-    ) -> Summary | None:
-        """Mean and sample standard deviation (ddof = 1) over trials, in percent.
+    @property
+    def main(self) -> list[Comparison]:
+        """All: there is one selection method."""
+        return self.comparisons
 
-        Args:
-            dataset: a data set.
-            algorithm: an algorithm.
-            source: the index of the environment trained on.
-            metric: "accuracy", "gap" (train accuracy minus accuracy) or "train".
-            env: of the accuracy or the gap; the source means its holdout, None the mean over all others.
+    @staticmethod
+    def setting(record: Record, labels: Sequence[str]) -> str:
+        """Names the source."""
+        return f"trained on {labels[training_environments(record)[0]]} alone"
 
-        Returns:
-            The summary, its `err` the standard deviation (NaN of a single trial); None where there is no run.
-        """
-        scores = self.scores(dataset, algorithm, source)
-        if metric == "train":
-            return summarise_spread([score.train for score in scores])
-        if metric == "accuracy":
-            return summarise_spread([score.out_of_domain if env is None else score.accuracy(env) for score in scores])
-        return summarise_spread([score.out_of_domain_gap if env is None else score.gap(env) for score in scores])
-
-    def incomplete(self, dataset: str, algorithm: str, source: int) -> str:
-        """What a row lacks, as "2 of 3 trials"; empty if nothing, or everything."""
-        seen, expected = len(self.scores(dataset, algorithm, source)), len(self._trials[dataset])
-        return f"{seen} of {expected} trials" if 0 < seen < expected else ""
-
-    def tidy(self) -> list[dict[str, Any]]:
-        """Every figure as a row of `Results.tidy`; of "out_of_domain" and "gap_target", one per environment too."""
+    def tables(self) -> list[Table]:
+        """Accuracy and gap of every data set and source."""
         return [
-            {
-                "dataset": dataset,
-                "algorithm": algorithm,
-                "selection": SOURCE_HOLDOUT.name,
-                "metric": metric,
-                "environment": environment,
-                **found._asdict(),
-                "protocol": SINGLE_SOURCE,
-                "source": self.environments[dataset][source],
-                "diverged": self.diverged.get(Row(dataset, algorithm, source), divergence.Count(0, 0)).diverged,
-            }
-            for dataset, algorithm, source in self.rows()
-            for metric, environment, found in self._figures(dataset, algorithm, source)
-            if found is not None
-        ]
-
-    def _figures(self, dataset: str, algorithm: str, source: int) -> Iterator[tuple[str, str, Summary | None]]:
-        """Metric, environment and figure of one row."""
-        names = self.environments[dataset]
-        others = [*((env, name) for env, name in enumerate(names) if env != source), (None, "Avg")]
-        kinds: list[tuple[str, SingleSourceMetric, Sequence[tuple[int | None, str]]]] = [
-            ("out_of_domain", "accuracy", others),
-            ("in_domain", "accuracy", [(source, names[source])]),
-            ("train", "train", [(source, names[source])]),
-            ("gap_source", "gap", [(source, names[source])]),
-            ("gap_target", "gap", others),
-        ]
-        for name, metric, places in kinds:
-            for env, environment in places:
-                yield name, environment, self.summary(dataset, algorithm, source, metric, env)
-        scores = self.scores(dataset, algorithm, source)
-        for count, mean in parameter_counts(scores, len(scores)):
-            yield count, "Avg", mean
-
-    def selected(self) -> list[dict[str, Any]]:
-        """Where every figure comes from, as rows of `Results.selected`."""
-        return [
-            {
-                "dataset": dataset,
-                "algorithm": algorithm,
-                "selection": SOURCE_HOLDOUT.name,
-                "trial_seed": score.trial_seed,
-                "environment": "Avg",
-                "val_acc": score.val_acc,
-                "out_of_domain": score.out_of_domain,
-                "in_domain": score.accuracy(source),
-                "train": score.train,
-                "gap_source": score.gap(source),
-                "gap_target": score.out_of_domain_gap,
-                **traced(score.selection),
-                "protocol": SINGLE_SOURCE,
-                "source": self.environments[dataset][source],
-            }
-            for dataset, algorithm, source in self.rows()
-            for score in self.scores(dataset, algorithm, source)
+            table
+            for comparison in self._comparisons.values()
+            for table in (accuracy_table(comparison), gap_table(comparison, self._adapted_shapes))
         ]
 
 
-def traced(selection: Selection) -> dict[str, Any]:
-    """The columns that lead from a figure back to its run."""
-    return {
-        "run": selection.record["run"],
-        "step": selection.step,
-        "hparams_seed": selection.hparams_seed,
-        "hparams": strict_json.dumps(selection.record.get("hparams"), sort_keys=True),
-    }
+def accuracy_table(comparison: SourceComparison) -> Table:
+    """A row per algorithm, a column per environment and their mean out of domain, as in tables 11 and 12."""
+    source = comparison.source
+    return make_table(
+        f"{comparison.dataset}, single source {source}: accuracy",
+        comparison.algorithms,
+        [Trainable("Trainable", comparison), *_by_environment(comparison, "accuracy", ranked=True)],
+        f"Trained on {source} alone. Trainable: parameters, and their share of all. {source} (ID): in-domain accuracy, "
+        f"on its held-out {holdout_share(_records(comparison))}; the other columns (OOD): out-of-domain accuracy, on "
+        "environments not trained on; OOD mean: over those. In %, mean ± standard deviation over trials. Step and "
+        "hyperparameters are selected by the in-domain accuracy." + warning([comparison]),
+        comparison.incomplete,
+    )
+
+
+def gap_table(comparison: SourceComparison, adapted_shapes: bounds.AdaptedShapes = bounds.no_shapes) -> Table:
+    """Train accuracy minus the accuracy on each environment, as in table 13, and the bounds on the in-domain gap.
+
+    Args:
+        comparison: The methods trained on one environment.
+        adapted_shapes: Shapes of the layers that an adapter adapts.
+
+    Returns:
+        The table. Gaps are not set in bold: a method that learns nothing has the smallest.
+    """
+    limits = bounds.columns(comparison, adapted_shapes)
+    return make_table(
+        f"{comparison.dataset}, single source {comparison.source}: generalisation gap",
+        comparison.algorithms,
+        [Figure("Train", comparison, "train"), *_by_environment(comparison, "gap"), *limits],
+        f"Train: accuracy on the images of {comparison.source} trained on{train_share(_records(comparison))}. Other "
+        "columns: train accuracy minus the accuracy on that environment, and on the OOD ones in the mean, in "
+        "percentage points, mean ± standard deviation over trials. "
+        + (bounds.CAPTION if limits else "").strip()
+        + warning([comparison]),
+        comparison.incomplete,
+    )
+
+
+def roles(labels: Sequence[str], source: int) -> list[str]:
+    """The environments of a single source, each with its role: in-domain (ID) or out-of-domain (OOD)."""
+    return [f"{label} ({'ID' if env == source else 'OOD'})" for env, label in enumerate(labels)]
+
+
+def _by_environment(comparison: SourceComparison, quantity: Quantity, ranked: bool = False) -> list[Column]:
+    headers: list[tuple[int | None, str]] = [*enumerate(comparison.roles()), (None, "OOD mean")]
+    return [Figure(header, comparison, *comparison.metric_of(quantity, env), ranked) for env, header in headers]
+
+
+def _records(comparison: Comparison) -> list[Record]:
+    return [record for algorithm in comparison.algorithms for record in comparison.records(algorithm)]
 
 
 def _row(record: Record) -> Row:
-    return Row(record["args"]["dataset"], record["args"]["algorithm"], _source(record))
-
-
-def _source(record: Record) -> int:
     sources = training_environments(record)
     if len(sources) != 1:
         raise BenchmarkError(
             f"run {record['run']} is called single_source but was trained on {len(sources)} environments"
         )
-    return sources[0]
+    return Row(record["args"]["dataset"], record["args"]["algorithm"], sources[0])

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 
 from domainbed_ext import __version__
 from domainbed_ext.model_selection import Record
-from domainbed_ext.report.leave_one_out import Results, dataset_order
+from domainbed_ext.report.environments import dataset_order
 from domainbed_ext.report.page.chart import HEIGHT, WIDTH
 from domainbed_ext.report.page.runs import Run, chosen_steps, entries, last_records, with_entries
 from domainbed_ext.report.plots import plots
+from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import Origin, Table
 from domainbed_ext.system import strict_json
 

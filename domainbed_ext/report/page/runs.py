@@ -13,10 +13,10 @@ from typing import Any
 from domainbed_ext.divergence import is_diverged
 from domainbed_ext.model_selection import Record, training_environments
 from domainbed_ext.protocols import protocol_of
-from domainbed_ext.report.leave_one_out import Results, algorithm_order, dataset_order
+from domainbed_ext.report.environments import dataset_order, environment_labels
+from domainbed_ext.report.methods import algorithm_order, colour
 from domainbed_ext.report.page.chart import Chart, chart
-from domainbed_ext.report.plots.style import colour
-from domainbed_ext.report.summary import environment_names
+from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import Table
 from domainbed_ext.report.trajectories import Moment, trajectory
 
@@ -122,7 +122,7 @@ def entries(results: Results, last: Mapping[str, Record], chosen: Mapping[str, l
     Returns:
         The entries, in that order.
     """
-    environments = environment_names(results.records)
+    labels = environment_labels(results.records)
     algorithms = sorted({record["args"]["algorithm"] for record in results.records})
     found, anchors = [], set()
     for name, record in last.items():
@@ -137,7 +137,7 @@ def entries(results: Results, last: Mapping[str, Record], chosen: Mapping[str, l
                 name,
                 args["algorithm"],
                 colour(args["algorithm"], algorithms),
-                _where(record, environments[args["dataset"]]),
+                results.setting(record, labels[args["dataset"]]),
                 record,
                 moments,
                 steps,
@@ -151,13 +151,6 @@ def _order(record: Record) -> tuple[object, ...]:
     args = record["args"]
     key = dataset_order(args["dataset"]), protocol_of(record), training_environments(record)
     return *key, algorithm_order(args["algorithm"]), args["trial_seed"], args["hparams_seed"], record["run"]
-
-
-def _where(record: Record, names: Sequence[str]) -> str:
-    sources = training_environments(record)
-    if len(sources) == 1:
-        return f"from {names[sources[0]]}"
-    return "without " + " and ".join(names[env] for env in record["args"]["test_envs"])
 
 
 def _charts(moments: Sequence[Moment], chosen: Sequence[int]) -> list[Chart]:

@@ -1,27 +1,29 @@
-"""The asymmetry paper's claims, held against our single-source runs and against the paper's own tables."""
+"""The claims of Zhu et al. (2024), checked on our single-source runs and on the paper's own tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
-from domainbed_ext.report.leave_one_out import Results, SingleSource
-from domainbed_ext.report.paper.tables import CITATION, FACTORS, Quantity, known_as, printed
+from domainbed_ext.report.paper.tables import CITATION, FACTORS, paper_names, printed
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.single_source import Quantity, SingleSource
 from domainbed_ext.report.tables.table import NOT_RECORDED, Table, signed
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 ENOUGH_TRIALS = 3  # of two, a bootstrap interval is the two themselves
 
 
-class Claim(NamedTuple):
+class PaperClaim(NamedTuple):
     """One sentence of the paper.
 
     Attributes:
-        text: what is claimed.
-        quantity: accuracy is claimed to be higher, a gap to be smaller.
-        strict: whether a tie is against it.
-        in_domain: whether the environment trained on counts too.
+        text: What is claimed.
+        quantity: Accuracy, which is claimed to be higher, or gap, which is claimed to be smaller.
+        strict: Whether a tie is against the claim.
+        in_domain: Whether the environment trained on counts too.
     """
 
     text: str
@@ -30,10 +32,10 @@ class Claim(NamedTuple):
     in_domain: bool
 
 
-CLAIMS = (
-    Claim("B-only above A-only out of domain", "accuracy", strict=True, in_domain=False),
-    Claim("B-only at least LoRA out of domain", "accuracy", strict=False, in_domain=False),
-    Claim("one factor has a smaller gap than LoRA", "gap", strict=True, in_domain=True),
+PAPER_CLAIMS = (
+    PaperClaim("B-only above A-only out of domain", "accuracy", strict=True, in_domain=False),
+    PaperClaim("B-only at least LoRA out of domain", "accuracy", strict=False, in_domain=False),
+    PaperClaim("one factor has a smaller gap than LoRA", "gap", strict=True, in_domain=True),
 )
 
 
@@ -49,11 +51,11 @@ class Evidence(NamedTuple):
     """What the blocks say on one claim; positive differences are for it.
 
     Attributes:
-        holds: number of environments in which the means are as claimed.
-        of: of how many.
-        difference: the mean over environments, in percentage points.
-        interval: of the difference, by the bootstrap over trials; None of one trial.
-        trials: the least number in any block.
+        holds: Number of environments in which the means are as claimed.
+        of: Number of environments.
+        difference: Mean over environments, in percentage points.
+        interval: Confidence interval of the difference, by the bootstrap over trials; None of one trial.
+        trials: Smallest number of trials in any block.
     """
 
     holds: int
@@ -66,7 +68,7 @@ class Evidence(NamedTuple):
         """In a few words.
 
         Args:
-            strict: whether a tie is against the claim.
+            strict: Whether a tie is against the claim.
         """
         if self.trials < ENOUGH_TRIALS or self.interval is None:
             leaning = "for" if self.difference > 0 or (self.difference == 0 and not strict) else "against"
@@ -82,9 +84,9 @@ def weigh(blocks: Sequence[Block], strict: bool, seed: int = 0) -> Evidence:
     """Counts, averages and resamples.
 
     Args:
-        blocks: each with the method that is claimed to be better first, and numbers of which higher is better.
-        strict: whether a tie is against the claim.
-        seed: of the bootstrap.
+        blocks: Blocks with the method that is claimed to be better first, and numbers of which higher is better.
+        strict: Whether a tie is against the claim.
+        seed: Seed of the bootstrap.
 
     Returns:
         The evidence. Trials are drawn with replacement within each block, both methods' together where their trials
@@ -110,27 +112,27 @@ def weigh(blocks: Sequence[Block], strict: bool, seed: int = 0) -> Evidence:
 
 def claims_table(results: Results) -> Table | None:
     """Each claim, in each comparison that our runs or the paper's tables allow; None without single-source runs."""
-    if (single := results.single) is None:
+    if (single := results.single_source) is None:
         return None
-    ours, theirs = _of_runs(single), _of_paper()
-    shared = [methods for place, methods in theirs.items() if place in ours]
+    ours, paper = _of_runs(single), _of_paper()
+    shared = [methods for place, methods in paper.items() if place in ours]
     rows: list[list[str]] = []
     verdicts: dict[str, list[str]] = {}
-    few = set()
-    for claim in CLAIMS:
+    trials = set()
+    for claim in PAPER_CLAIMS:
         for one, other in _comparisons(
-            claim, {name for methods in [*ours.values(), *theirs.values()] for name in methods}
+            claim, {name for methods in [*ours.values(), *paper.values()] for name in methods}
         ):
             row = [claim.text, f"{one} against {other}"]
-            if found := _evidence(ours.values(), claim, one, other):
-                verdict = found.verdict(claim.strict)
+            if evidence := _evidence(ours.values(), claim, one, other):
+                verdict = evidence.verdict(claim.strict)
                 verdicts.setdefault(claim.text, []).append(verdict)
-                few.add(found.trials)
-                interval = " to ".join(map(signed, found.interval)) if found.interval else NOT_RECORDED
-                row += [verdict, f"{found.holds} of {found.of}", signed(found.difference), interval]
+                trials.add(evidence.trials)
+                interval = " to ".join(map(signed, evidence.interval)) if evidence.interval else NOT_RECORDED
+                row += [verdict, f"{evidence.holds} of {evidence.of}", signed(evidence.difference), interval]
             else:
                 row += ["not run", NOT_RECORDED, NOT_RECORDED, NOT_RECORDED]
-            for printed_ones in (shared, theirs.values()):
+            for printed_ones in (shared, paper.values()):
                 copied = _evidence(printed_ones, claim, one, other)
                 row.append(f"{copied.holds} of {copied.of} ({signed(copied.difference)})" if copied else NOT_RECORDED)
             rows.append(row)
@@ -154,22 +156,22 @@ def claims_table(results: Results) -> Table | None:
         f"{_conclusion(verdicts)} Our runs: single source, {sources}. Holds in: environments in which the mean is as "
         "claimed; gaps count the environment trained on too, accuracies do not. Difference: the mean over environments "
         "in percentage points, positive if for the claim (accuracy: first − second; gap: second − first). Interval: "
-        f"bootstrap over trials, {RESAMPLES:,} resamples, seed 0, environments fixed. {_caveat(few)} Paper: the same "
-        f"counts and differences from the means that {CITATION} print in tables 11 to 13, on the data sets and sources "
+        f"bootstrap over trials, {RESAMPLES:,} resamples, seed 0, environments fixed. {_caveat(trials)} Paper: the "
+        f"same counts and differences from the means that {CITATION} print in tables 11 to 13, on the data sets and sources "
         "that our runs have too, and on all four; printed means allow no interval.",
         texts=3,
     )
 
 
-def _comparisons(claim: Claim, available: set[str]) -> list[tuple[str, str]]:
+def _comparisons(claim: PaperClaim, available: set[str]) -> list[tuple[str, str]]:
     """(better, worse) as claimed: at equal rank, and one factor at twice LoRA's rank, which has as many parameters."""
     ranks = {
         family: sorted(int(n.partition("=")[2]) for n in available if n.startswith(f"{family}@rank="))
         for family in FACTORS
     }
-    if claim is CLAIMS[0]:
+    if claim is PAPER_CLAIMS[0]:
         return [(f"BOnly@rank={r}", f"AOnly@rank={r}") for r in ranks["BOnly"] if r in ranks["AOnly"]]
-    families = ["BOnly"] if claim is CLAIMS[1] else ["BOnly", "AOnly"]
+    families = ["BOnly"] if claim is PAPER_CLAIMS[1] else ["BOnly", "AOnly"]
     return [
         (f"{family}@rank={r}", f"BA@rank={both}")
         for both in ranks["BA"]
@@ -180,47 +182,59 @@ def _comparisons(claim: Claim, available: set[str]) -> list[tuple[str, str]]:
 
 
 # For each data set and source: method -> quantity -> (trial seeds, [trials, environments], index of the source).
-Measured = dict[str, dict[Literal["accuracy", "gap"], tuple[list[int], np.ndarray, int]]]
+Measured = dict[str, dict[Quantity, tuple[list[int], np.ndarray, int]]]
 
 
 def _of_runs(single: SingleSource) -> dict[tuple[str, int], Measured]:
-    found = {}
+    measured = {}
     for dataset, sources in single.sources.items():
         environments = range(len(single.environments[dataset]))
         for source in sources:
+            comparison = single.comparison(dataset, source)
             methods: Measured = {}
-            for name, algorithm in known_as(single, dataset, source).items():
-                scores = single.scores(dataset, algorithm, source)
-                seeds = [score.trial_seed for score in scores]
-                accuracies = [[100 * score.accuracy(env) for env in environments] for score in scores]
-                gaps = [[100 * score.gap(env) for env in environments] for score in scores]
+            for name, algorithm in paper_names(comparison).items():
+                scores = comparison.scores(algorithm)
                 methods[name] = {
-                    "accuracy": (seeds, np.array(accuracies), source),
-                    "gap": (seeds, np.array(gaps), source),
+                    quantity: (
+                        [score.trial_seed for score in scores],
+                        np.array(
+                            [
+                                [100 * score.value(*comparison.metric_of(quantity, env)) for env in environments]
+                                for score in scores
+                            ]
+                        ),
+                        source,
+                    )
+                    for quantity in QUANTITIES
                 }
-            found[dataset, source] = methods
-    return found
+            measured[dataset, source] = methods
+    return measured
 
 
 def _of_paper() -> dict[tuple[str, int], Measured]:
-    found = {}
-    for theirs in printed().values():
-        methods: Measured = {}
-        for name in theirs.algorithms:
-            methods[name] = {}
-            for quantity in ("accuracy", "gap"):
-                cells = [theirs.cells[name, quantity, env].mean for env in range(len(theirs.environments))]
-                methods[name][quantity] = [0], np.array([cells]), theirs.source
-        found[theirs.dataset, theirs.source] = methods
-    return found
+    measured = {}
+    for paper in printed().values():
+        environments = range(len(paper.environments))
+        measured[paper.dataset, paper.source] = {
+            name: {
+                quantity: (
+                    [0],
+                    np.array([[paper.cells[name, quantity, env].mean for env in environments]]),
+                    paper.source,
+                )
+                for quantity in QUANTITIES
+            }
+            for name in paper.algorithms
+        }
+    return measured
 
 
-def _evidence(places: Iterable[Measured], claim: Claim, one: str, other: str) -> Evidence | None:
+def _evidence(places: Iterable[Measured], claim: PaperClaim, one: str, other: str) -> Evidence | None:
     blocks = [block for methods in places if (block := _block(methods, claim, one, other))]
     return weigh(blocks, claim.strict) if blocks else None
 
 
-def _block(methods: Mapping[str, Mapping], claim: Claim, one: str, other: str) -> Block | None:
+def _block(methods: Mapping[str, Mapping], claim: PaperClaim, one: str, other: str) -> Block | None:
     if one not in methods or other not in methods:
         return None
     seeds, first, source = methods[one][claim.quantity]
@@ -236,8 +250,8 @@ def _conclusion(verdicts: Mapping[str, Iterable[str]]) -> str:
     if not verdicts:
         return "Our runs allow none of these comparisons yet."
     parts = []
-    for text, found in verdicts.items():
-        kinds = list(dict.fromkeys(found))
+    for text, each in verdicts.items():
+        kinds = list(dict.fromkeys(each))
         parts.append(f"{text}: {' / '.join(kinds)}")
     return f"{'; '.join(parts)}."
 

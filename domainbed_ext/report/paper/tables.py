@@ -1,23 +1,25 @@
-"""Our single-source figures beside those of the asymmetry paper (Zhu et al., 2024), tables 7 and 11 to 13."""
+"""Our single-source figures beside tables 7 and 11 to 13 of Zhu et al. (2024)."""
 
 import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from domainbed_ext.datasets.registry import DATASETS
-from domainbed_ext.report.leave_one_out import Results, SingleSource, Summary
-from domainbed_ext.report.tables.cells import origins, roles
-from domainbed_ext.report.tables.table import MISSING, Cell, Origin, Table, narrow, signed
+from domainbed_ext.report.methods import family_of, label, row_label
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.single_source import Quantity, SingleSource, SourceComparison, roles
+from domainbed_ext.report.summary import Summary
+from domainbed_ext.report.tables.columns import narrow, origins
+from domainbed_ext.report.tables.table import MISSING, Cell, Origin, Table, signed
 from domainbed_ext.system import resources
 
 CITATION = "Zhu et al. (2024)"
 FACTORS = ("BA", "BOnly", "AOnly")
-Quantity = Literal["accuracy", "gap"]
 # The paper names no model but "a pre-trained ViT"; its 86.4M parameters are ViT-B/16's.
 BACKBONE = "vit_base_patch16_224"
 STEPS = {"TerraIncognita": 20_000}  # it states no others
@@ -32,13 +34,13 @@ class Printed(NamedTuple):
 
 @dataclass(frozen=True)
 class PaperSource:
-    """What the paper prints of one data set.
+    """What the paper prints for one data set.
 
     Attributes:
-        dataset: its name.
-        environments: in the order of its tables, which is that of the folders.
-        source: the index of the environment trained on.
-        cells: by algorithm, quantity and environment.
+        dataset: Name of the data set.
+        environments: Names in the order of its tables, which is that of the folders.
+        source: Index of the environment trained on.
+        cells: Printed cells by algorithm, quantity and environment.
     """
 
     dataset: str
@@ -47,18 +49,18 @@ class PaperSource:
     cells: dict[tuple[str, Quantity, int], Printed]
 
     def cell(self, algorithm: str, quantity: Quantity, env: int | None) -> Printed | None:
-        """A printed cell; of environment None the plain average of those out of domain, as table 7 has it."""
+        """A printed cell; for environment None the plain average of those out-of-domain, as in table 7."""
         if env is not None:
             return self.cells.get((algorithm, quantity, env))
-        others = [env for env in range(len(self.environments)) if env != self.source]
-        found = [self.cells.get((algorithm, quantity, env)) for env in others]
-        if any(cell is None for cell in found):
+        test_envs = [env for env in range(len(self.environments)) if env != self.source]
+        cells = [self.cells[algorithm, quantity, env] for env in test_envs if (algorithm, quantity, env) in self.cells]
+        if len(cells) < len(test_envs):
             return None
-        return Printed(*(sum(values) / len(others) for values in zip(*filter(None, found), strict=True)))
+        return Printed(*(sum(values) / len(cells) for values in zip(*cells, strict=True)))
 
     @cached_property
     def algorithms(self) -> list[str]:
-        """In the order of the tables."""
+        """Ids in the order of the tables."""
         return list(dict.fromkeys(algorithm for algorithm, _, _ in self.cells))
 
 
@@ -69,7 +71,7 @@ def printed() -> dict[str, PaperSource]:
         with (resources.results() / "paper" / f"table{number}.csv").open(newline="", encoding="ascii") as file:
             for row in csv.DictReader(file):
                 rows[row["dataset"]].append(row)
-    found = {}
+    sources = {}
     for dataset, cells in rows.items():
         names = list(dict.fromkeys(row["environment"] for row in cells))
         source = next(names.index(row["environment"]) for row in cells if row["role"] == "ID")
@@ -78,73 +80,86 @@ def printed() -> dict[str, PaperSource]:
             quantity: Quantity = "gap" if row["metric"] == "gap" else "accuracy"
             place = row["algorithm"], quantity, names.index(row["environment"])
             by_place[place] = Printed(float(row["mean"]), float(row["std"]))
-        found[dataset] = PaperSource(dataset, names, source, by_place)
-    return found
+        sources[dataset] = PaperSource(dataset, names, source, by_place)
+    return sources
 
 
-def known_as(single: SingleSource, dataset: str, source: int) -> dict[str, str]:
-    """The paper's names of our algorithms, e.g. BOnly@rank=8 of BOnly where 8 is the rank it was run at.
+def paper_names(comparison: SourceComparison) -> dict[str, str]:
+    """The paper's names of our methods, e.g. BOnly@rank=8 of BOnly where 8 is the rank it was run at.
 
     Args:
-        single: our figures.
-        dataset: a data set.
-        source: the index of the environment trained on.
+        comparison: Our methods trained on one environment.
 
     Returns:
         Our name by the paper's. Of several that answer to one, the one of that very name, else the first.
     """
     names: dict[str, str] = {}
-    for algorithm in single.algorithms:
-        scores = single.scores(dataset, algorithm, source)
-        family = algorithm.partition("@")[0]
+    for algorithm in comparison.algorithms:
         name = algorithm
-        if family in FACTORS:
-            ranks = {(score.record.get("hparams") or {}).get("rank") for score in scores}
+        if (family := family_of(algorithm)) in FACTORS:
+            ranks = {(record.get("hparams") or {}).get("rank") for record in comparison.records(algorithm)}
             if len(ranks) == 1 and None not in ranks:
                 name = f"{family}@rank={ranks.pop()}"
-        if scores and (name not in names or name == algorithm):
+        if name not in names or name == algorithm:
             names[name] = algorithm
     return names
 
 
-def comparisons(single: SingleSource) -> Iterator[tuple[PaperSource, dict[str, str]]]:
-    """The data sets that both have, trained on the same source, with our names of the paper's methods."""
-    for dataset, theirs in printed().items():
-        ours = single.sources.get(dataset, [])
-        same = len(single.environments.get(dataset, [])) == len(theirs.environments)
+class Shared(NamedTuple):
+    """A data set that we and the paper trained on the same environment of.
+
+    Attributes:
+        paper: What the paper prints.
+        comparison: Our methods.
+        names: Our names of the paper's methods that we ran too.
+    """
+
+    paper: PaperSource
+    comparison: SourceComparison
+    names: dict[str, str]
+
+
+def shared(single: SingleSource) -> Iterator[Shared]:
+    """The data sets that both have, trained on the same source."""
+    for dataset, paper in printed().items():
+        same = len(single.environments.get(dataset, [])) == len(paper.environments)
         # The paper's tables name the folders, which are in the order of the indices.
-        if same and theirs.source in ours and list(getattr(DATASETS[dataset], "DOMAINS", ())) == theirs.environments:
-            names = known_as(single, dataset, theirs.source)
-            shared = {name: names[name] for name in theirs.algorithms if name in names}
-            if shared:
-                yield theirs, shared
+        if (
+            same
+            and paper.source in single.sources.get(dataset, [])
+            and list(getattr(DATASETS[dataset], "DOMAINS", ())) == paper.environments
+        ):
+            comparison = single.comparison(dataset, paper.source)
+            names = paper_names(comparison)
+            if both := {name: names[name] for name in paper.algorithms if name in names}:
+                yield Shared(paper, comparison, both)
 
 
 def paper_tables(results: Results) -> list[Table]:
     """Accuracy and gap of every data set that the paper has too: a row each of ours, the paper's, the difference."""
-    if results.single is None:
+    if results.single_source is None:
         return []
-    found = []
-    for theirs, names in comparisons(results.single):
-        words = differences(results, results.single, theirs.dataset)
-        for quantity in ("accuracy", "gap"):
-            found.append(_table(results.single, theirs, names, quantity, words))
-    return found
+    tables = []
+    for each in shared(results.single_source):
+        words = differences(results, results.single_source, each.paper.dataset)
+        tables += [_table(each, "accuracy", words), _table(each, "gap", words)]
+    return tables
 
 
 def differences(results: Results, single: SingleSource, dataset: str) -> str:
-    """In words, what of our runs differs from the paper's, or is not known of the paper's.
+    """Says what of our runs differs from the paper's, or is not known of the paper's.
 
     Args:
-        results: the figures.
-        single: those of single-source runs.
-        dataset: a data set.
+        results: All figures.
+        single: Figures of single-source runs.
+        dataset: Name of the data set.
     """
     records = [
-        score.record
-        for name, algorithm, source in single.rows()
-        for score in single.scores(name, algorithm, source)
-        if name == dataset
+        record
+        for comparison in single.comparisons
+        if comparison.dataset == dataset
+        for algorithm in comparison.algorithms
+        for record in comparison.records(algorithm)
     ]
     backbones = sorted({str((record.get("hparams") or {}).get("backbone", "not recorded")) for record in records})
     runs = {record["run"] for record in records}
@@ -178,19 +193,20 @@ def differences(results: Results, single: SingleSource, dataset: str) -> str:
 def tidy(results: Results) -> pd.DataFrame:
     """Both sides in numbers: a row per data set, method, quantity and environment ("Avg": the mean out of domain)."""
     rows: list[dict[str, object]] = []
-    if (single := results.single) is None:
+    if (single := results.single_source) is None:
         return pd.DataFrame(rows)
-    for theirs, names in comparisons(single):
-        for name, algorithm in names.items():
-            for quantity in ("accuracy", "gap"):
-                for env in [*range(len(theirs.environments)), None]:
-                    ours, paper = _pair(single, theirs, algorithm, name, quantity, env)
+    quantities: tuple[Quantity, ...] = ("accuracy", "gap")
+    for each in shared(single):
+        for name, algorithm in each.names.items():
+            for quantity in quantities:
+                for env in [*range(len(each.paper.environments)), None]:
+                    ours, paper = _pair(each, name, quantity, env)
                     rows.append(
                         {
-                            "dataset": theirs.dataset,
-                            "source": theirs.environments[theirs.source],
-                            "environment": "Avg" if env is None else theirs.environments[env],
-                            "role": "ID" if env == theirs.source else "OOD",
+                            "dataset": each.paper.dataset,
+                            "source": each.paper.environments[each.paper.source],
+                            "environment": "Avg" if env is None else each.paper.environments[env],
+                            "role": "ID" if env == each.paper.source else "OOD",
                             "metric": quantity,
                             "method": name,
                             "algorithm": algorithm,
@@ -200,41 +216,42 @@ def tidy(results: Results) -> pd.DataFrame:
                             "paper": paper and paper.mean,
                             "paper_std": paper and paper.std,
                             "difference": ours.mean - paper.mean if ours and paper else None,
+                            "label": label(algorithm),
                         }
                     )
     return pd.DataFrame(rows)
 
 
-def _pair(
-    single: SingleSource, theirs: PaperSource, algorithm: str, name: str, quantity: Quantity, env: int | None
-) -> tuple[Summary | None, Printed | None]:
-    ours = single.summary(theirs.dataset, algorithm, theirs.source, quantity, env)
-    return ours, theirs.cell(name, quantity, env)
+def _pair(each: Shared, name: str, quantity: Quantity, env: int | None) -> tuple[Summary | None, Printed | None]:
+    """Our figure and the paper's."""
+    ours = each.comparison.summary(each.names[name], *each.comparison.metric_of(quantity, env))
+    return ours, each.paper.cell(name, quantity, env)
 
 
-def _table(single: SingleSource, theirs: PaperSource, names: dict[str, str], quantity: Quantity, words: str) -> Table:
-    dataset, source = theirs.dataset, theirs.source
-    environments = [*range(len(theirs.environments)), None]
+def _table(each: Shared, quantity: Quantity, words: str) -> Table:
+    paper = each.paper
+    environments = [*range(len(paper.environments)), None]
     rows: list[list[str]] = []
     sources: dict[Cell, list[Origin]] = {}
-    for name, algorithm in names.items():
-        pairs = [_pair(single, theirs, algorithm, name, quantity, env) for env in environments]
-        records = [score.record for score in single.scores(dataset, algorithm, source)]
+    for name, algorithm in each.names.items():
+        pairs = [_pair(each, name, quantity, env) for env in environments]
+        records = each.comparison.records(algorithm)
         sources |= {(len(rows), column): origins(records) for column in range(2, len(environments) + 2)}
-        rows.append([algorithm, "ours", *(narrow(ours) for ours, _ in pairs)])
-        rows.append(
-            [algorithm, "paper", *(f"{cell.mean:.1f}±{cell.std:.1f}" if cell else MISSING for _, cell in pairs)]
-        )
-        rows.append([algorithm, "difference", *(_signed(ours, cell) for ours, cell in pairs)])
-    numbers = {"accuracy": "12" if dataset == "TerraIncognita" else "7 and 11", "gap": "13"}[quantity]
+        cells = {
+            "ours": [narrow(ours) for ours, _ in pairs],
+            "paper": [f"{cell.mean:.1f}±{cell.std:.1f}" if cell else MISSING for _, cell in pairs],
+            "difference": [_signed(ours, cell) for ours, cell in pairs],
+        }
+        rows += [[row_label(algorithm), whose, *texts] for whose, texts in cells.items()]
+    numbers = {"accuracy": "12" if paper.dataset == "TerraIncognita" else "7 and 11", "gap": "13"}[quantity]
     what = "Accuracy" if quantity == "accuracy" else "Train accuracy minus accuracy"
     return Table(
-        f"{dataset}, {'accuracy' if quantity == 'accuracy' else 'generalisation gap'} beside the paper's",
-        ["Algorithm", "Whose", *roles(theirs.environments, source), "OOD mean"],
+        f"{paper.dataset}, {'accuracy' if quantity == 'accuracy' else 'generalisation gap'} beside the paper's",
+        ["Algorithm", "Whose", *roles(paper.environments, paper.source), "OOD mean"],
         rows,
-        f"{what} in %, trained on {theirs.environments[source]} alone, mean ± standard deviation over trials; paper: "
-        f"{CITATION}, table{'s' if ' ' in numbers else ''} {numbers}, its OOD mean the plain average of its printed "
-        f"means and deviations; difference: ours − paper. {words}",
+        f"{what} in %, trained on {paper.environments[paper.source]} alone, mean ± standard deviation over trials; "
+        f"paper: {CITATION}, table{'s' if ' ' in numbers else ''} {numbers}, its OOD mean the plain average of its "
+        f"printed means and deviations; difference: ours − paper. {words}",
         origins=sources,
         texts=2,
     )

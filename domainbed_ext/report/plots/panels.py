@@ -1,4 +1,4 @@
-"""What the plots show: a panel for each data set of leave-one-out runs, and each source of single-source ones."""
+"""What the plots show: a panel for each comparison, which is a data set and, of single-source runs, a source."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from domainbed_ext.model_selection import Record
-from domainbed_ext.report.leave_one_out import Metric, Results, Score, SourceScore
-from domainbed_ext.report.single_source import SingleSourceMetric
-from domainbed_ext.report.summary import Summary, labelled, recorded
+from domainbed_ext.report.figures import Comparison, Metric
+from domainbed_ext.report.methods import label
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.trajectories import Moment, trajectory
 
 Runs = dict[str, list[Record]]  # each run's records
@@ -16,16 +17,16 @@ Runs = dict[str, list[Record]]  # each run's records
 
 @dataclass(frozen=True)
 class Point:
-    """An algorithm's figures in a panel, in percent and percentage points.
+    """A method's figures in a panel, in percent and percentage points.
 
     Attributes:
-        algorithm: its name.
-        label: the name, with what its runs lack.
-        inside: accuracy in domain.
-        outside: accuracy out of domain.
-        gap_inside: train accuracy minus `inside`.
-        gap_outside: train accuracy minus `outside`.
-        parameters: the mean number of trainable ones, if recorded.
+        algorithm: Id of the method.
+        label: Label of the method, with what its runs lack.
+        inside: In-domain accuracy.
+        outside: Out-of-domain accuracy.
+        gap_inside: Train accuracy minus `inside`.
+        gap_outside: Train accuracy minus `outside`.
+        parameters: Mean number of trainable parameters, if recorded.
     """
 
     algorithm: str
@@ -42,11 +43,11 @@ class Panel:
     """One data set, or one source of it.
 
     Attributes:
-        title: of the panel.
-        selection: how steps and hyperparameters were chosen.
-        error: what the error bars are.
-        points: the algorithms that have figures.
-        trajectories: of the chosen runs of each algorithm.
+        title: Title of the panel.
+        selection: How steps and hyperparameters were selected.
+        error: What the error bars are.
+        points: Figures of the methods that have all of them.
+        trajectories: Evaluations of the chosen runs of each method.
     """
 
     title: str
@@ -57,7 +58,7 @@ class Panel:
 
     @property
     def algorithms(self) -> list[str]:
-        """The names of those that have points."""
+        """Ids of the methods that have points."""
         return [point.algorithm for point in self.points]
 
     def having(self, wanted: Callable[[Point], bool]) -> "Panel":
@@ -66,83 +67,39 @@ class Panel:
 
 
 def panels(results: Results) -> list[Panel]:
-    """The panels of a set of runs.
+    """Returns the panels of a set of runs, a point for each method that has all four figures.
 
     Args:
-        results: the figures; of runs that leave environments out, those of `results.main_method`.
-
-    Returns:
-        Leave-one-out first, single source after.
+        results: Figures of the runs; of leave-one-out runs, those of the main selection method are shown.
     """
-    return [*_left_out(results), *_single_source(results)]
+    return [_panel(comparison, results.runs) for comparison in results.panels]
 
 
-def _left_out(results: Results) -> list[Panel]:
-    method, found = results.main_method, []
+def _panel(comparison: Comparison, runs: Runs) -> Panel:
+    panel = Panel(comparison.title, comparison.selection.title, comparison.error, [])
     metrics: list[Metric] = ["in_domain", "out_of_domain", "gap_source", "gap_target"]
-    for dataset in results.environments:
-        panel = Panel(dataset, method.title, "standard error over trials", [])
-        for algorithm in results.algorithms:
-            figures = [results.summary(method, dataset, algorithm, metric) for metric in metrics]
-            scores = results.scores(method, dataset, algorithm)
-            _add(panel, algorithm, results.incomplete(method, dataset, algorithm), figures, scores, results.runs)
-        found.append(panel)
-    return found
+    for algorithm in comparison.algorithms:
+        figures = [comparison.summary(algorithm, metric) for metric in metrics]
+        present = [_drawable(figure) for figure in figures if figure is not None]
+        if len(present) < len(metrics) or not _finite(present[:2]):
+            continue
+        lack = comparison.incomplete(algorithm)
+        name = f"{label(algorithm)} ({lack})" if lack else label(algorithm)
+        size = _mean(comparison.recorded(algorithm, "trainable_parameters"))
+        inside, outside, gap_inside, gap_outside = present
+        panel.points.append(Point(algorithm, name, inside, outside, gap_inside, gap_outside, size))
+        chosen = dict.fromkeys(record["run"] for record in comparison.records(algorithm))
+        panel.trajectories[algorithm] = [trajectory(runs[run]) for run in chosen]
+    return panel
 
 
-def _single_source(results: Results) -> list[Panel]:
-    if (single := results.single) is None:
-        return []
-    found = []
-    for dataset, sources in single.sources.items():
-        for source in sources:
-            title = f"{dataset}, from {single.environments[dataset][source]} alone"
-            panel = Panel(title, "source-domain validation set", "standard deviation over trials", [])
-            places: list[tuple[SingleSourceMetric, int | None]] = [
-                ("accuracy", source),
-                ("accuracy", None),
-                ("gap", source),
-                ("gap", None),
-            ]
-            for algorithm in single.algorithms:
-                figures = [single.summary(dataset, algorithm, source, metric, env) for metric, env in places]
-                scores = single.scores(dataset, algorithm, source)
-                lack = single.incomplete(dataset, algorithm, source)
-                drawable = [each and _drawable(each) for each in figures]
-                _add(panel, algorithm, lack, drawable, scores, results.runs)
-            found.append(panel)
-    return found
-
-
-def _add(
-    panel: Panel,
-    algorithm: str,
-    lack: str,
-    figures: Sequence[Summary | None],
-    scores: Sequence[Score | SourceScore],
-    runs: Runs,
-) -> None:
-    """Adds an algorithm to a panel, if it has all four figures: accuracies and gaps, in and out of domain each."""
-    inside, outside, gap_inside, gap_outside = figures
-    if not (inside and outside and gap_inside and gap_outside and _finite(inside, outside)):
-        return
-    size = _mean(recorded(scores, "trainable_parameters"))
-    label = labelled(algorithm, lack)
-    panel.points.append(Point(algorithm, label, inside, outside, gap_inside, gap_outside, size))
-    panel.trajectories[algorithm] = _trajectories([score.selection.record for score in scores], runs)
-
-
-def _trajectories(chosen: list[Record], runs: Runs) -> list[list[Moment]]:
-    return [trajectory(runs[run]) for run in dict.fromkeys(record["run"] for record in chosen)]
-
-
-def _drawable(found: Summary) -> Summary:
+def _drawable(summary: Summary) -> Summary:
     """Without the NaN that stands for the spread of a single trial."""
-    return found if np.isfinite(found.err) else found._replace(err=0.0)
+    return summary if np.isfinite(summary.err) else summary._replace(err=0.0)
 
 
-def _finite(*found: Summary) -> bool:
-    return bool(np.isfinite([summary.mean for summary in found]).all())
+def _finite(summaries: Sequence[Summary]) -> bool:
+    return bool(np.isfinite([summary.mean for summary in summaries]).all())
 
 
 def _mean(counts: list[int]) -> Summary | None:

@@ -11,10 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from domainbed_ext.report.leave_one_out import Results, Summary
+from domainbed_ext.report.methods import colour, label
 from domainbed_ext.report.plots.labels import Labelled, place_labels
 from domainbed_ext.report.plots.panels import Panel, Point, panels
-from domainbed_ext.report.plots.style import GREY, bare, caption, colour, dashes, figure_of, limits, marker, short_count
+from domainbed_ext.report.plots.style import GREY, bare, caption, dashes, figure_of, limits, marker, short_count
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.trajectories import mean_trajectory
 
 
@@ -145,7 +147,7 @@ def training_plot(shown: Sequence[Panel]) -> Figure | None:
                     markeredgecolor="white",
                     markeredgewidth=0.5,
                     linewidth=1.5,
-                    label=name,
+                    label=label(name),
                 )
             ax.set_title(f"{title}: {quantity}", fontsize=10)
             ax.set_xlabel("step", fontsize=9)

@@ -1,4 +1,4 @@
-"""How plots look: a colour for each algorithm, a marker for each of its variants, and little else."""
+"""How plots look: a marker for each variant of a method, which share its colour, and little else."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,27 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from domainbed_ext.report.leave_one_out import ALGORITHMS, Summary
+from domainbed_ext.report.methods import family_of
 from domainbed_ext.report.plots.panels import Panel
+from domainbed_ext.report.summary import Summary
 
-# Okabe and Ito's palette, which the colour-blind can tell apart; variants of an algorithm share its colour.
-COLOURS = dict(zip(ALGORITHMS, ["#0072B2", "#D55E00", "#009E73", "#7A7A7A", "#CC79A7"], strict=True))
-OTHER_COLOURS = ["#E69F00", "#56B4E9", "#8C6D31", "#000000"]
 MARKERS = "osD^vP*X"
 DASHES: list[tuple[int, tuple[float, ...]]] = [(0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
 PANEL_INCHES = 5.0, 4.4
 GREY = "#9A9A9A"
 GRID = "#E6E6E6"
-
-
-def colour(algorithm: str, algorithms: Sequence[str]) -> str:
-    """The colour of an algorithm among those shown, the same for its variants."""
-    family = _family(algorithm)
-    if family in COLOURS:
-        return COLOURS[family]
-    others = list(dict.fromkeys(_family(name) for name in algorithms))
-    others = [name for name in others if name not in COLOURS]
-    return OTHER_COLOURS[others.index(family) % len(OTHER_COLOURS)]
 
 
 def marker(algorithm: str, algorithms: Sequence[str]) -> str:
@@ -91,9 +79,5 @@ def short_count(value: float) -> str:
     return f"{value:g}"
 
 
-def _family(algorithm: str) -> str:
-    return algorithm.partition("@")[0]
-
-
 def _variant(algorithm: str, algorithms: Sequence[str]) -> int:
-    return [name for name in algorithms if _family(name) == _family(algorithm)].index(algorithm)
+    return [name for name in algorithms if family_of(name) == family_of(algorithm)].index(algorithm)

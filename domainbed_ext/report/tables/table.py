@@ -1,23 +1,19 @@
 """A table as a grid of strings, and the forms it takes: terminal, Markdown, CSV and LaTeX.
 
-What the strings are is the business of `tables`, `single_tables` and `paper`; the HTML page is `page`'s.
+`columns` makes the tables of methods, `paper` those beside the paper's numbers; the HTML page has its own template.
 """
 
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
-
-from domainbed_ext.report.leave_one_out import Results, Summary
-from domainbed_ext.report.summary import DIVERGED
 
 MISSING = "X"
 NOT_RECORDED = "-"
@@ -43,14 +39,14 @@ class Table:
     """A grid of strings.
 
     Attributes:
-        title: what it shows.
-        columns: the header.
-        rows: as many strings each as there are columns; without rows, title and caption stand alone.
-        caption: what the columns are and what to mind.
-        best: the cells to set in bold.
-        second: the cells to underline in LaTeX.
-        origins: where a cell's number comes from.
-        texts: number of columns, from the left, that are words and not figures.
+        title: What the table shows.
+        columns: Heads of the columns.
+        rows: Rows of as many strings as there are columns; without rows, title and caption stand alone.
+        caption: What the columns are, and what keeps the figures from meaning what they seem to.
+        best: Cells to set in bold.
+        second: Cells to underline in LaTeX.
+        origins: Records that a cell's number comes from.
+        texts: Number of columns, from the left, that are words and not figures.
     """
 
     title: str
@@ -118,58 +114,23 @@ class Table:
         return [[marked((r, c), cell) for c, cell in enumerate(row)] for r, row in enumerate(self.rows)]
 
 
-def ranked(grid: Sequence[Sequence[Summary | None]], shift: int = 1) -> tuple[set[Cell], set[Cell]]:
-    """The cells with the highest and the second highest mean of their column, as printed.
-
-    Args:
-        grid: rows of summaries; those that are incomplete are not compared.
-        shift: number of a table's columns to the left of the grid.
-
-    Returns:
-        The best and the second best; none in a column of fewer than two to compare, and no second where all
-        are the best.
-    """
-    best: set[Cell] = set()
-    second: set[Cell] = set()
-    for number, column in enumerate(zip(*grid, strict=True), shift):
-        means = {
-            row: round(cell.mean, 1)
-            for row, cell in enumerate(column)
-            if cell is not None and cell.complete and not np.isnan(cell.mean)
-        }
-        if len(means) > 1:
-            first, *others = sorted(set(means.values()), reverse=True)
-            best |= {(row, number) for row, mean in means.items() if mean == first}
-            second |= {(row, number) for row, mean in means.items() if others and mean == others[0]}
-    return best, second
-
-
-def narrow(cell: Summary | None) -> str:
-    """A cell of a table that is to fit a terminal, without the error that a single trial does not have."""
-    if cell is None:
-        return MISSING
-    if np.isnan(cell.mean):
-        return DIVERGED
-    return f"{cell.mean:.1f}" + (f"±{cell.err:.1f}" if cell.trials > 1 else "")
-
-
 def signed(value: float) -> str:
     """A difference with its sign; zero has +."""
     return f"{round(value, 1) + 0.0:+.1f}"  # rounded first and + 0.0, or it would be -0.0 at times
 
 
-def show(console: Console, results: Results, tables: Iterable[Table]) -> None:
+def show(console: Console, tables: Iterable[Table], headline: str, note: str = "") -> None:
     """Prints tables; piped, nothing is coloured, wrapped or cut off if the console is wide enough.
 
     Args:
-        console: where to.
-        results: the figures that the tables show, for a word on their number.
-        tables: the tables.
+        console: Console to print on.
+        tables: Tables in order.
+        headline: First line.
+        note: Warning below it; empty for none.
     """
-    diverged = f", {results.diverged_runs} diverged" if results.diverged_runs else ""
-    console.print(f"{len(results.runs)} runs, {len(results.records)} records{diverged}", highlight=False)
-    if warning := results.duplicates():
-        console.print(Text(f"Note: {warning}", "yellow"), soft_wrap=True)
+    console.print(headline, highlight=False)
+    if note:
+        console.print(Text(f"Note: {note}", "yellow"), soft_wrap=True)
     for table in tables:
         console.print()
         console.print(Text(table.title, "bold"), soft_wrap=True)
@@ -178,10 +139,14 @@ def show(console: Console, results: Results, tables: Iterable[Table]) -> None:
         console.print(Text(table.caption, "dim"), soft_wrap=not console.is_terminal)
 
 
-def markdown(results: Results, tables: Iterable[Table]) -> str:
-    """Tables as one Markdown page."""
-    warning = results.duplicates()
-    parts = ["# Results", *([f"Note: {escape_markdown(warning)}"] if warning else [])]
+def markdown(tables: Iterable[Table], note: str = "") -> str:
+    """Tables as one Markdown page.
+
+    Args:
+        tables: Tables in order.
+        note: Warning above them; empty for none.
+    """
+    parts = ["# Results", *([f"Note: {escape_markdown(note)}"] if note else [])]
     for table in tables:
         grid = [table.to_markdown()] if table.rows else []
         parts += [f"## {escape_markdown(table.title)}", *grid, escape_markdown(table.caption)]
@@ -202,7 +167,7 @@ def latex(tables: Iterable[Table]) -> str:
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX shows as it is."""
-    return text.translate(LATEX_ESCAPES).replace(" +/- ", "±").replace("±", r" $\pm$ ")
+    return re.sub(r" ?(\+/-|±) ?", r" $\\pm$ ", text.translate(LATEX_ESCAPES))
 
 
 def escape_markdown(text: str) -> str:

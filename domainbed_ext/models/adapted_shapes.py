@@ -1,0 +1,39 @@
+"""The layers of a backbone that an adapter adapts."""
+
+import functools
+from typing import Any
+
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.models import backbone_names
+
+
+@functools.cache
+def adapted_shapes(backbone: str, targets: str) -> tuple[tuple[int, int], ...]:
+    """Returns (d_in, d_out) of every projection that an adapter of these targets adapts.
+
+    Args:
+        backbone: Name of a timm model; it is built without memory or weights.
+        targets: Adapted projections, as in `AdapterConfig`.
+
+    Returns:
+        Shapes, q, k and v of a fused layer apart; none if the backbone is not known here.
+    """
+    # Imported here: they take seconds, and most tables are made of numbers alone.
+    import timm
+    import torch
+
+    from vitlorafa import AdapterConfig, AdapterError, linear_sites
+
+    try:
+        wanted = AdapterConfig(targets=targets).targets  # type: ignore[arg-type]
+        with torch.device("meta"):
+            model = timm.create_model(backbone_names.parse(backbone).timm, pretrained=False)
+    # A name of another release or of a plug-in that is not here, or a folder that is elsewhere.
+    except (AdapterError, BenchmarkError, RuntimeError, ValueError):
+        return ()
+    shapes = []
+    for site in linear_sites(model):
+        layer: Any = getattr(site.owner, site.attribute)
+        width = layer.out_features // len(site.targets)
+        shapes += [(layer.in_features, width) for target in site.targets if target in wanted]
+    return tuple(shapes)

@@ -1,0 +1,284 @@
+"""What the report knows of a protocol: its comparisons, its tables, and the words for where a run was tested.
+
+Tables, plots and page read figures through these classes alone. What differs between the protocols is in
+`leave_one_out` and `single_source`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+
+from domainbed_ext.divergence import Count
+from domainbed_ext.model_selection import (
+    Record,
+    Selection,
+    SelectionMethod,
+    accuracy,
+    mean,
+    target_accuracy,
+    training_environments,
+    validation_accuracy,
+)
+from domainbed_ext.protocols import protocol_of
+from domainbed_ext.report.methods import label
+from domainbed_ext.report.summary import Summary
+from domainbed_ext.report.tables.table import Table
+from domainbed_ext.system import strict_json
+
+Metric = Literal["out_of_domain", "in_domain", "train", "gap_source", "gap_target"]
+Place = tuple[int | None, str]
+"""An environment and its label; the environment None stands for the mean over the test domains."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The chosen record of one trial, on the test domains of its run."""
+
+    selection: Selection
+
+    @property
+    def record(self) -> Record:
+        """The chosen record."""
+        return self.selection.record
+
+    @property
+    def trial_seed(self) -> int:
+        """Seed of the trial."""
+        return int(self.record["args"]["trial_seed"])
+
+    @property
+    def test_envs(self) -> list[int]:
+        """Indices of the test domains."""
+        return list(self.record["args"]["test_envs"])
+
+    def value(self, metric: Metric, env: int | None = None) -> float:
+        """An accuracy, or a difference of two, in [0, 1].
+
+        Args:
+            metric: What to return. Gaps are train accuracy minus in-domain ("gap_source") or out-of-domain accuracy
+                ("gap_target").
+            env: Test domain of "out_of_domain" and "gap_target"; None for the mean over the run's.
+        """
+        if metric == "out_of_domain":
+            return self.selection.test_acc if env is None else target_accuracy(self.record, env)
+        if metric == "in_domain":
+            return validation_accuracy(self.record)
+        train = mean([accuracy(self.record, source, "in") for source in training_environments(self.record)])
+        if metric == "train":
+            return train
+        return train - self.value("in_domain" if metric == "gap_source" else "out_of_domain", env)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(ABC):
+    """The methods on one data set under one selection method: the rows of a table, the points of a panel.
+
+    Attributes:
+        dataset: Name of the data set.
+        environments: Labels of its environments.
+        selection: Selection method.
+        algorithms: Ids of the methods, in the order of tables.
+        by_algorithm: Scores of each method, by trial and test domain.
+        num_trials: Number of trials that there are runs of.
+        diverged: Number of diverged runs of each method.
+        error: What the error of a mean is.
+        unit: What scores are called, in the plural.
+    """
+
+    dataset: str
+    environments: list[str]
+    selection: SelectionMethod
+    algorithms: list[str]
+    by_algorithm: Mapping[str, list[Score]]
+    num_trials: int
+    diverged: Mapping[str, Count]
+    error: ClassVar[str]
+    unit: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """Title of the panel in plots."""
+
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """Label of the single source; empty if there are several."""
+
+    @property
+    @abstractmethod
+    def scores_per_trial(self) -> int:
+        """Number of scores of a complete trial."""
+
+    @abstractmethod
+    def summarise(self, values: Sequence[float]) -> Summary | None:
+        """Mean over trials and its error, of one value in [0, 1] per trial."""
+
+    @abstractmethod
+    def tested_on(self, score: Score) -> str:
+        """Label of what a score is of: one test domain, or "Avg" of all of its run's."""
+
+    @abstractmethod
+    def places(self, metric: Metric) -> list[Place]:
+        """Returns what a metric is known of."""
+
+    def scores(self, algorithm: str, env: int | None = None) -> list[Score]:
+        """The chosen records of a method, by trial and test domain.
+
+        Args:
+            algorithm: Id of the method.
+            env: Test domain that a score must have; None for all scores.
+        """
+        scores = self.by_algorithm.get(algorithm, [])
+        return scores if env is None else [score for score in scores if env in score.test_envs]
+
+    def records(self, algorithm: str, env: int | None = None) -> list[Record]:
+        """The records of `scores`."""
+        return [score.record for score in self.scores(algorithm, env)]
+
+    def trials(self, algorithm: str) -> int:
+        """Number of trials that have a score."""
+        return len({score.trial_seed for score in self.scores(algorithm)})
+
+    def summary(self, algorithm: str, metric: Metric, env: int | None = None) -> Summary | None:
+        """Mean and error over trials, in percent.
+
+        Args:
+            algorithm: Id of the method.
+            metric: What to average.
+            env: Test domain; None for each trial's mean over those it has.
+
+        Returns:
+            Summary; None where no run was selected.
+        """
+        by_trial: defaultdict[int, list[float]] = defaultdict(list)
+        for score in self.scores(algorithm, env):
+            by_trial[score.trial_seed].append(score.value(metric, env))
+        summary = self.summarise([mean(values) for values in by_trial.values()])
+        expected = self.scores_per_trial if env is None else 1
+        return summary and summary._replace(complete=all(len(values) == expected for values in by_trial.values()))
+
+    def comparable(self, algorithm: str, summary: Summary | None) -> Summary | None:
+        """The summary as it is ranked: incomplete where it must not be called the best."""
+        return summary
+
+    def incomplete(self, algorithm: str) -> str:
+        """What a row's averages lack, as "3 of 4 environments" or "5 of 6 results"; empty if nothing, or everything."""
+        scores = self.scores(algorithm)
+        domains = len({tuple(score.test_envs) for score in scores})
+        if not scores:
+            return ""
+        if domains < self.scores_per_trial:
+            return f"{domains} of {self.scores_per_trial} environments"
+        expected = self.scores_per_trial * self.num_trials
+        return f"{len(scores)} of {expected} {self.unit}" if len(scores) < expected else ""
+
+    def recorded(self, algorithm: str, key: str) -> list[int]:
+        """The values of a key that records may lack, of the chosen records that have it."""
+        return [record[key] for record in self.records(algorithm) if record.get(key) is not None]
+
+    def rows(self, algorithm: str) -> Iterator[dict[str, Any]]:
+        """A method's figures as rows of `results.csv`."""
+        scores = self.scores(algorithm)
+        figures: list[tuple[str, str, Summary | None]] = [
+            (metric, place, self.summary(algorithm, metric, env))
+            for metric in get_args(Metric)
+            for env, place in self.places(metric)
+        ]
+        figures += [(count, "Avg", summary) for count, summary in self._parameter_counts(algorithm)]
+        for metric, place, summary in figures:
+            if summary is not None:
+                yield {
+                    **self._key(algorithm),
+                    "metric": metric,
+                    "environment": place,
+                    **summary._asdict(),
+                    "protocol": " ".join(sorted({protocol_of(score.record) for score in scores})),
+                    "source": self.source,
+                    "diverged": self.diverged.get(algorithm, Count(0, 0)).diverged,
+                    "label": label(algorithm),
+                }
+
+    def selected_rows(self, algorithm: str) -> Iterator[dict[str, Any]]:
+        """Where a method's figures come from, as rows of `selected.csv`."""
+        for score in self.scores(algorithm):
+            yield {
+                **self._key(algorithm),
+                "trial_seed": score.trial_seed,
+                "environment": self.tested_on(score),
+                "val_acc": score.selection.val_acc,
+                **{metric: score.value(metric) for metric in get_args(Metric)},
+                "run": score.record["run"],
+                "step": score.selection.step,
+                "hparams_seed": score.selection.hparams_seed,
+                "hparams": strict_json.dumps(score.record.get("hparams"), sort_keys=True),
+                "protocol": protocol_of(score.record),
+                "source": self.source,
+                "label": label(algorithm),
+            }
+
+    def _key(self, algorithm: str) -> dict[str, str]:
+        return {"dataset": self.dataset, "algorithm": algorithm, "selection": self.selection.name}
+
+    def _parameter_counts(self, algorithm: str) -> Iterator[tuple[str, Summary]]:
+        """The mean of each count of parameters that was recorded, in numbers, which have no error."""
+        for count in ("trainable_parameters", "total_parameters"):
+            if values := self.recorded(algorithm, count):
+                yield count, Summary(float(np.mean(values)), math.nan, self.trials(algorithm))
+
+
+class Figures(ABC):
+    """The figures of all runs of one protocol.
+
+    Attributes:
+        environments: Labels of each data set's environments, in the order of tables.
+        algorithms: Ids of the methods, in the order of tables.
+        comparisons: All comparisons, by data set.
+    """
+
+    environments: dict[str, list[str]]
+    algorithms: list[str]
+    comparisons: list[Comparison]
+
+    @property
+    @abstractmethod
+    def main(self) -> list[Comparison]:
+        """The comparisons of the plots, one panel each."""
+
+    @abstractmethod
+    def tables(self) -> list[Table]:
+        """The tables of the protocol."""
+
+    @staticmethod
+    @abstractmethod
+    def setting(record: Record, labels: Sequence[str]) -> str:
+        """Says what a run was trained or tested on, to head the list of runs alike.
+
+        Args:
+            record: Record of the run.
+            labels: Labels of the data set's environments.
+        """
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of `results.csv`."""
+        return self._each(lambda comparison, algorithm: comparison.rows(algorithm))
+
+    def selected_rows(self) -> list[dict[str, Any]]:
+        """Rows of `selected.csv`."""
+        return self._each(lambda comparison, algorithm: comparison.selected_rows(algorithm))
+
+    def _each(self, rows_of: Callable[[Comparison, str], Iterator[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Rows by data set, method and comparison."""
+        return [
+            row
+            for dataset in self.environments
+            for algorithm in self.algorithms
+            for comparison in self.comparisons
+            if comparison.dataset == dataset
+            for row in rows_of(comparison, algorithm)
+        ]

@@ -1,0 +1,121 @@
+"""The figures of a set of runs, of whatever protocol."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+
+import pandas as pd
+
+from domainbed_ext.divergence import is_diverged
+from domainbed_ext.model_selection import Record, SelectionMethod, group_records
+from domainbed_ext.protocols import SINGLE_SOURCE, protocol_of
+from domainbed_ext.report.figures import Comparison, Figures
+from domainbed_ext.report.leave_one_out import LeaveOneOut
+from domainbed_ext.report.single_source import SingleSource
+from domainbed_ext.report.summary import Summary
+from domainbed_ext.report.tables import bounds
+from domainbed_ext.report.tables.table import Table
+
+
+class Results:
+    """The figures of any number of runs, apart by protocol.
+
+    Args:
+        records: Records as `load_records` returns them, in any order.
+        methods: Selection methods of leave-one-out runs; by default those that the runs allow.
+        adapted_shapes: Shapes of the layers that an adapter adapts, for the bounds on the gap.
+
+    Attributes:
+        records: Records given.
+        runs: Records by run.
+        leave_one_out: Figures of leave-one-out runs; None without any.
+        single_source: Figures of single-source runs; None without any.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        methods: Sequence[SelectionMethod] | None = None,
+        adapted_shapes: bounds.AdaptedShapes = bounds.no_shapes,
+    ) -> None:
+        group_records(records)  # refuses a record that lacks what all of this reads
+        self.records = records
+        self.runs: dict[str, list[Record]] = {}
+        for record in records:
+            self.runs.setdefault(record["run"], []).append(record)
+        single = [record for record in records if protocol_of(record) == SINGLE_SOURCE]
+        left_out = [record for record in records if protocol_of(record) != SINGLE_SOURCE]
+        self.leave_one_out = LeaveOneOut(left_out, methods, adapted_shapes) if left_out else None
+        self.single_source = SingleSource(single, adapted_shapes) if single else None
+
+    @property
+    def figures(self) -> list[Figures]:
+        """The figures by protocol."""
+        return [figures for figures in (self.leave_one_out, self.single_source) if figures is not None]
+
+    @property
+    def panels(self) -> list[Comparison]:
+        """The comparisons of the plots."""
+        return [comparison for figures in self.figures for comparison in figures.main]
+
+    @property
+    def headline(self) -> str:
+        """How many runs and records there are, and how many runs diverged."""
+        diverged = f", {self.diverged_runs} diverged" if self.diverged_runs else ""
+        return f"{len(self.runs)} runs, {len(self.records)} records{diverged}"
+
+    @cached_property
+    def diverged_runs(self) -> int:
+        """How many runs diverged."""
+        return sum(any(map(is_diverged, records)) for records in self.runs.values())
+
+    def tables(self) -> list[Table]:
+        """Every table of the report."""
+        return [table for figures in self.figures for table in figures.tables()]
+
+    def setting(self, record: Record, labels: Sequence[str]) -> str:
+        """Says what a run was trained or tested on.
+
+        Args:
+            record: Record of the run.
+            labels: Labels of the data set's environments.
+        """
+        protocol = SingleSource if protocol_of(record) == SINGLE_SOURCE else LeaveOneOut
+        return protocol.setting(record, labels)
+
+    def duplicates(self) -> str:
+        """A warning of runs that no selection method tells apart; empty if there are none."""
+        if not (same := self._pooled):
+            return ""
+        more = f" (and {len(same) - 1} more such sets)" if len(same) > 1 else ""
+        return (
+            f"runs {', '.join(same[0])}{more} have the same data set, algorithm, test environments, "
+            "trial seed and hyperparameter seed: their records are pooled as if of one run."
+        )
+
+    @cached_property
+    def _pooled(self) -> list[list[str]]:
+        """The names of the runs that no selection method tells apart, set by set."""
+        runs: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
+        for record in self.records:
+            args = record["args"]
+            single = protocol_of(record) == SINGLE_SOURCE
+            seeds = args["trial_seed"], args["hparams_seed"]
+            runs[args["dataset"], args["algorithm"], single, tuple(args["test_envs"]), seeds].add(record["run"])
+        return sorted(sorted(names) for names in runs.values() if len(names) > 1)
+
+    def tidy(self) -> pd.DataFrame:
+        """Every figure: a row per data set, algorithm, selection method, metric and environment, in percent.
+
+        The environment "Avg" is the mean over trials of each trial's mean over environments (DomainBed's
+        Averages table). Parameter counts are their own metrics, in numbers. "diverged" is the
+        number of the row's runs that diverged. Rows of single-source runs name their
+        `source`, and their `err` is the standard deviation over trials, not the standard error.
+        """
+        columns = ["dataset", "algorithm", "selection", "metric", "environment", *Summary._fields]
+        columns += ["protocol", "source", "diverged", "label"]
+        return pd.DataFrame([row for figures in self.figures for row in figures.rows()], columns=columns)
+
+    def selected(self) -> pd.DataFrame:
+        """Where every figure comes from: a row per chosen record, with its run, step and hyperparameters."""
+        return pd.DataFrame([row for figures in self.figures for row in figures.selected_rows()])

@@ -1,0 +1,45 @@
+"""What a table's caption says besides what its columns are: what keeps figures from meaning what they seem."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from domainbed_ext import divergence
+from domainbed_ext.model_selection import Record
+
+if TYPE_CHECKING:
+    from domainbed_ext.report.figures import Comparison
+
+
+def warning(compared: Sequence["Comparison"]) -> str:
+    """What keeps a table's figures from meaning what they seem to, as sentences to append to its caption.
+
+    Args:
+        compared: Comparisons that the table shows, of the same methods.
+    """
+    rows = [
+        (f"{algorithm}{f' on {comparison.dataset}' if len(compared) > 1 else ''}", algorithm, comparison)
+        for algorithm in compared[0].algorithms
+        for comparison in compared
+    ]
+    lacking = [f"{name} ({lack})" for name, algorithm, comparison in rows if (lack := comparison.incomplete(algorithm))]
+    trials = max((comparison.trials(algorithm) for _, algorithm, comparison in rows), default=0)
+    diverged = {
+        name: comparison.diverged[algorithm] for name, algorithm, comparison in rows if algorithm in comparison.diverged
+    }
+    alone = " One trial only: its error is not known." if trials == 1 else ""
+    return alone + (f" Incomplete: {', '.join(lacking)}." if lacking else "") + divergence.sentence(diverged)
+
+
+def train_share(records: Iterable[Record]) -> str:
+    """How much of the training images the train accuracies are of, where runs saved time on a part of them."""
+    shares = {float(record["args"].get("train_eval_share") or 1) for record in records}
+    return "" if shares <= {1.0} else f" (estimated from {_percent(shares)} of them)"
+
+
+def holdout_share(records: Iterable[Record]) -> str:
+    """The share of images held out for selection, as in "20 %"; DomainBed's default where none was recorded."""
+    return _percent({float(record["args"].get("holdout_fraction") or 0.2) for record in records} or {0.2})
+
+
+def _percent(shares: Iterable[float]) -> str:
+    return f"{' or '.join(f'{100 * share:g}' for share in sorted(shares))} %"
