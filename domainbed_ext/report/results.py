@@ -11,6 +11,7 @@ from domainbed_ext.model_selection import Record, SelectionMethod, group_records
 from domainbed_ext.protocols import SINGLE_SOURCE, protocol_of
 from domainbed_ext.report.figures import Comparison, Figures
 from domainbed_ext.report.leave_one_out import LeaveOneOut
+from domainbed_ext.report.methods import algorithm_order
 from domainbed_ext.report.single_source import SingleSource
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.tables import bounds
@@ -28,6 +29,7 @@ class Results:
     Attributes:
         records: Records given.
         runs: Records by run.
+        algorithms: Ids of all methods, in the order of tables.
         leave_one_out: Figures of leave-one-out runs; None without any.
         single_source: Figures of single-source runs; None without any.
     """
@@ -43,6 +45,7 @@ class Results:
         self.runs: dict[str, list[Record]] = {}
         for record in records:
             self.runs.setdefault(record["run"], []).append(record)
+        self.algorithms = sorted({record["args"]["algorithm"] for record in records}, key=algorithm_order)
         single = [record for record in records if protocol_of(record) == SINGLE_SOURCE]
         left_out = [record for record in records if protocol_of(record) != SINGLE_SOURCE]
         self.leave_one_out = LeaveOneOut(left_out, methods, adapted_shapes) if left_out else None

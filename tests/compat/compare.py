@@ -30,9 +30,9 @@ from domainbed_ext.data.splits import holdout_split, split
 from domainbed_ext.datasets import DATASETS, get_dataset_class
 from domainbed_ext.model_selection import SELECTION_METHODS, group_records
 from domainbed_ext.models.inputs import Inputs
-from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.report.leave_one_out import averages_table, domain_table
+from domainbed_ext.report.results import Results
 from domainbed_ext.report.summary import DIVERGED
-from domainbed_ext.report.tables import leave_one_out as tables
 from domainbed_ext.runs import arguments
 from domainbed_ext.runs.images import Augmented, Uncached
 from domainbed_ext.seeds import seed_hash
@@ -471,11 +471,13 @@ def compare_table(
     """One table of upstream's, whole; `moved` has (algorithm, data set) and (algorithm, data set, environment)."""
     match = re.match(r".*Dataset: (\w+)", what)
     dataset = match and match[1]
-    table = tables.domain_table(results, method, dataset) if dataset else tables.averages_table(results, method)
+    figures = results.leave_one_out
+    compared = [figures.comparison(method, name) for name in ([dataset] if dataset else figures.environments)]
+    table = domain_table(compared[0]) if dataset else averages_table(compared)
     # Upstream sorts data sets by its own list, and so may we: columns are compared by name.
     report.check("tables", f"{what} header", sorted(columns), sorted(table.columns))
-    report.check("tables", f"{what} rows", sorted(row[0] for row in rows), sorted(row[0] for row in table.rows))
-    texts = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    report.check("tables", f"{what} rows", sorted(row[0] for row in rows), sorted(map(algorithm_of, table.rows)))
+    texts = {algorithm_of(row): dict(zip(table.columns, row, strict=True)) for row in table.rows}
     for algorithm, *cells in rows:
         for number, (column, cell) in enumerate(zip(columns[1:], cells, strict=True)):
             place, average = f"{what} {algorithm} {column}", column == "Avg"
@@ -486,9 +488,14 @@ def compare_table(
             is_named = str(cell).startswith("nan") and text == DIVERGED
             report.check("tables", f"{place} text", str(cell), text, unless or ("diverged" if is_named else None))
             if not average:
-                of = (dataset, algorithm, "out_of_domain", number) if dataset else (column, algorithm, "out_of_domain")
-                found = results.summary(method, *of)
+                of = figures.comparison(method, dataset or column)
+                found = of.summary(algorithm, "out_of_domain", number if dataset else None)
                 report.check("tables", place, cell.numbers, found[:2] if found else (None, None), unless)
+
+
+def algorithm_of(row: list[str]) -> str:
+    """The algorithm of a row, whose label is beside it."""
+    return row[0].partition(" (")[0]
 
 
 def golden() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from domainbed_ext.protocols import left_out_environments
-from domainbed_ext.report.summary import ALGORITHMS, ENVIRONMENTS
+from domainbed_ext.report.environments import UPSTREAM_LABELS
 from tests.domainbed_ext.fabricated_records import write_runs
 
 STEPS = (*range(0, 5000, 300), 4999)
@@ -33,7 +33,7 @@ FACTS = {
 
 def sweep_records(
     datasets: Sequence[str] = ("PACS",),
-    algorithms: Sequence[str] = ALGORITHMS,
+    algorithms: Sequence[str] = tuple(TRAINABLE),
     n_hparams: int = 20,
     n_trials: int = 3,
     protocol: str = "leave_one_out",
@@ -47,7 +47,7 @@ def sweep_records(
     """
     for trial in range(n_trials):
         for dataset in datasets:
-            count = len(ENVIRONMENTS[dataset])
+            count = len(UPSTREAM_LABELS[dataset])
             for algorithm in algorithms:
                 for test_envs in left_out_environments(count, single=not pairs):
                     if protocol == "single_source":
@@ -79,7 +79,7 @@ def run_records(
     run = hashlib.md5(json.dumps(args, sort_keys=True).encode()).hexdigest()
     draw = random.Random(run)
     args |= {"output_dir": f"runs/{run}", "seed": draw.randrange(2**31)}
-    names = ENVIRONMENTS[dataset]
+    names = UPSTREAM_LABELS[dataset]
     sizes = {f"env{env}_{split}": 400 if split == "in" else 100 for env in range(len(names)) for split in ("in", "out")}
     hparams = {
         **{"adapter_dropout": 0.0, "alpha": None, "backbone": "vit_pico_patch8_32", "batch_size": 16},

@@ -12,14 +12,10 @@ from rich.console import Console
 from domainbed_ext.collect_results import collect, main
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import LEAVE_ONE_DOMAIN_OUT, ORACLE, TRAINING_DOMAIN
-from domainbed_ext.report.leave_one_out import Results, algorithm_order
-from domainbed_ext.report.tables.leave_one_out import (
-    all_tables,
-    averages_table,
-    domain_table,
-    generalisation_table,
-    latex,
-)
+from domainbed_ext.report.leave_one_out import averages_table, domain_table, generalisation_table
+from domainbed_ext.report.methods import algorithm_order, label, row_label
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.tables.table import latex
 
 ENVIRONMENTS = ["plain", "rotated", "sketch_ed"]
 
@@ -60,6 +56,11 @@ def named(runs):
     return [{**record, "run": run} for run, records in runs.items() for record in records]
 
 
+def toy(runs, method=TRAINING_DOMAIN):
+    """The algorithms on their one data set under a selection method."""
+    return Results(named(runs)).leave_one_out.comparison(method, "Toy")
+
+
 def write(folder, runs, done=True):
     for run, records in runs.items():
         (folder / run).mkdir(parents=True)
@@ -76,28 +77,28 @@ def folder(tmp_path):
 
 
 def test_domain_table_by_hand():
-    table = domain_table(Results(named(two_algorithms())), TRAINING_DOMAIN, "Toy")
+    table = domain_table(toy(two_algorithms()))
     assert table.columns == ["Algorithm", *ENVIRONMENTS, "Avg"]
     # 50 and 54: mean 52, standard deviation 2, error 2 / sqrt(2) = 1.4. Average (52 + 60 + 73) / 3 = 61.7.
-    assert table.rows[0] == ["BOnly", "52.0 +/- 1.4", "60.0 +/- 0.0", "73.0 +/- 2.1", "61.7"]
+    assert table.rows[0] == ["BOnly (LoRA-FA)", "52.0 +/- 1.4", "60.0 +/- 0.0", "73.0 +/- 2.1", "61.7"]
     # 60 alone in the last column; average (42 + 50 + 60) / 3.
-    assert table.rows[1] == ["LP", "42.0 +/- 1.4", "50.0 +/- 0.0", "60.0 +/- 0.0", "50.7"]
+    assert table.rows[1] == ["LP (linear probe)", "42.0 +/- 1.4", "50.0 +/- 0.0", "60.0 +/- 0.0", "50.7"]
     assert table.best == {(0, 1), (0, 2), (0, 3), (0, 4)}
     assert "Incomplete: LP (5 of 6 results)." in table.caption
 
 
 def test_averages_table_by_hand():
-    table = averages_table(Results(named(two_algorithms())), TRAINING_DOMAIN)
+    table = averages_table([toy(two_algorithms())])
     # Trials: (50 + 60 + 70) / 3 = 60 and (54 + 60 + 76) / 3 = 63.33; LP: 50 and (44 + 50) / 2 = 47.
-    assert table.rows == [["BOnly", "61.7 +/- 1.2", "61.7"], ["LP", "48.5 +/- 1.1", "48.5"]]
+    assert table.rows == [["BOnly (LoRA-FA)", "61.7 +/- 1.2", "61.7"], ["LP (linear probe)", "48.5 +/- 1.1", "48.5"]]
     assert table.best == set()  # a mean over fewer environments is not to be compared
 
 
 def test_generalisation_table_by_hand():
-    table = generalisation_table(Results(named(two_algorithms())), TRAINING_DOMAIN, "Toy")
+    table = generalisation_table(toy(two_algorithms()))
     # Gap to the target: 90 - 60 and 90 - 63.33.
     assert table.rows[0] == [
-        "BOnly",
+        "BOnly (LoRA-FA)",
         "1,500 (1.5%)",
         "80.0±0.0",
         "61.7±1.2",
@@ -105,27 +106,26 @@ def test_generalisation_table_by_hand():
         "10.0±0.0",
         "28.3±1.2",
     ]
-    assert table.rows[1][:4] == ["LP (5 of 6 results)", "-", "70.0±0.0", "48.5±1.1"]
+    assert table.rows[1][:4] == ["LP (linear probe; 5 of 6 results)", "-", "70.0±0.0", "48.5±1.1"]
 
 
 def test_a_missing_environment_is_said():
-    records = [record for record in named(two_algorithms()) if record["run"] not in ("l02", "l12")]
-    results = Results(records)
-    assert domain_table(results, ORACLE, "Toy").rows[1][3:] == ["X", "X"]
-    assert generalisation_table(results, ORACLE, "Toy").rows[1][0] == "LP (2 of 3 environments)"
+    runs = {run: records for run, records in two_algorithms().items() if run not in ("l02", "l12")}
+    assert domain_table(toy(runs, ORACLE)).rows[1][3:] == ["X", "X"]
+    assert generalisation_table(toy(runs, ORACLE)).rows[1][0] == "LP (linear probe; 2 of 3 environments)"
 
 
 def test_one_trial_has_no_error():
-    table = generalisation_table(Results(named({"a": run_records("BA", 0, 0, 0.5)})), TRAINING_DOMAIN, "Toy")
-    assert table.rows == [["BA (1 of 3 environments)", "-", "80.0", "50.0", "90.0", "10.0", "40.0"]]
+    table = generalisation_table(toy({"a": run_records("BA", 0, 0, 0.5)}))
+    assert table.rows == [["BA (LoRA; 1 of 3 environments)", "-", "80.0", "50.0", "90.0", "10.0", "40.0"]]
     assert "One trial only" in table.caption
 
 
 def test_train_accuracy_of_a_share_is_said():
     whole, part = run_records("BA", 0, 0, 0.5), run_records("LP", 0, 0, 0.5, train_eval_share=0.1)
-    caption = generalisation_table(Results(named({"a": whole, "b": part})), ORACLE, "Toy").caption
-    assert "Train: on the 80 % trained on (estimated from 10 % or 100 % of it)." in caption
-    assert "estimated" not in generalisation_table(Results(named({"a": whole})), ORACLE, "Toy").caption
+    caption = generalisation_table(toy({"a": whole, "b": part}, ORACLE)).caption
+    assert "Train: on the images trained on (estimated from 10 or 100 % of them)." in caption
+    assert "estimated" not in generalisation_table(toy({"a": whole}, ORACLE)).caption
 
 
 def test_variants_are_rows_in_order():
@@ -142,8 +142,27 @@ def test_variants_are_rows_in_order():
         "ZNet",
     ]
     runs = {name: run_records(name, 0, 0, 0.5) for name in names}
-    rows = domain_table(Results(named(runs)), TRAINING_DOMAIN, "Toy").rows
-    assert [row[0] for row in rows] == sorted(names, key=algorithm_order)
+    rows = domain_table(toy(runs)).rows
+    assert [row[0] for row in rows] == list(map(row_label, sorted(names, key=algorithm_order)))
+
+
+def test_labels():
+    assert [
+        label(name) for name in ("BOnly", "BA@rank=16", 'AOnly@rank=4,targets="q,v"', "LP@adapter_dropout=0.1")
+    ] == [
+        "LoRA-FA",
+        "LoRA, rank 16",
+        "LoRA-FB, rank 4, targets q,v",
+        "linear probe, adapter dropout 0.1",
+    ]
+    assert row_label("BOnly@rank=16") == "BOnly@rank=16 (LoRA-FA)"
+    assert row_label("FullFT", "2 of 3 trials") == "FullFT (full fine-tuning; 2 of 3 trials)"
+    # Upstream's other methods declare nothing here.
+    assert (label("CORAL"), row_label("CORAL"), row_label("CORAL", "1 of 2 trials")) == (
+        "CORAL",
+        "CORAL",
+        "CORAL (1 of 2 trials)",
+    )
 
 
 def test_parameters_may_differ_between_trials():
@@ -151,7 +170,7 @@ def test_parameters_may_differ_between_trials():
         str(trial): run_records("BOnly", 0, trial, 0.5, extra={"trainable_parameters": size, "total_parameters": 1000})
         for trial, size in enumerate([100, 25, 50])
     }
-    assert generalisation_table(Results(named(runs)), ORACLE, "Toy").rows[0][1] == "25 to 100 (2.5 to 10%)"
+    assert generalisation_table(toy(runs)).rows[0][1] == "25 to 100 (2.5 to 10%)"
 
 
 def test_records_of_upstream_have_their_environments_named():
@@ -160,7 +179,10 @@ def test_records_of_upstream_have_their_environments_named():
         del record["environments"]
         if record["args"]["dataset"] == "VLCS":
             record |= {"env3_in_acc": 0.1, "env3_out_acc": 0.1}
-    assert Results(records).environments == {"VLCS": ["C", "L", "S", "V"], "Toy": ["env0", "env1", "env2"]}
+    assert Results(records).leave_one_out.environments == {
+        "VLCS": ["C", "L", "S", "V"],
+        "Toy": ["env0", "env1", "env2"],
+    }
 
 
 def test_environments_that_disagree_are_refused():
@@ -171,13 +193,13 @@ def test_environments_that_disagree_are_refused():
 
 def test_leave_one_domain_out_only_where_it_can_be():
     runs = two_algorithms()
-    assert Results(named(runs)).methods == [TRAINING_DOMAIN, ORACLE]
+    assert Results(named(runs)).leave_one_out.methods == [TRAINING_DOMAIN, ORACLE]
     runs["pair"] = run_records("BOnly", 0, 0, 0.5, test_envs=[0, 1])
     results = Results(named(runs))
-    assert results.methods == [TRAINING_DOMAIN, LEAVE_ONE_DOMAIN_OUT, ORACLE]
-    assert domain_table(results, LEAVE_ONE_DOMAIN_OUT, "Toy").rows[0][1:] == ["X"] * 4
+    assert results.leave_one_out.methods == [TRAINING_DOMAIN, LEAVE_ONE_DOMAIN_OUT, ORACLE]
+    assert domain_table(toy(runs, LEAVE_ONE_DOMAIN_OUT)).rows[0][1:] == ["X"] * 4
     # The report has words for it instead.
-    found = [table for table in all_tables(results) if "leave-one-domain-out" in table.title]
+    found = [table for table in results.tables() if "leave-one-domain-out" in table.title]
     assert len(found) == 2 and not any(table.rows for table in found)
     for table in found:
         assert table.caption.startswith("No figure can be given yet.") and "missing on Toy: BOnly" in table.caption
@@ -193,7 +215,7 @@ def test_runs_that_nothing_tells_apart_are_said():
 def test_the_order_of_records_changes_nothing():
     records = named(two_algorithms())
     shuffled = random.Random(0).sample(records, len(records))
-    assert all_tables(Results(records)) == all_tables(Results(shuffled))
+    assert Results(records).tables() == Results(shuffled).tables()
     pd.testing.assert_frame_equal(Results(records).tidy(), Results(shuffled).tidy())
 
 
@@ -217,7 +239,7 @@ def test_files(folder):
     before = {path: path.read_bytes() for path in paths}
     assert text.getvalue().startswith(before[paths[0]].decode().split("\n")[0])
     assert text.getvalue().rstrip().endswith(str(paths[-1]))
-    assert "| BOnly | **52.0 +/- 1.4** |" in before[paths[1]].decode()
+    assert "| BOnly (LoRA-FA) | **52.0 +/- 1.4** |" in before[paths[1]].decode()
     # Again, with the tables' own folder among the runs: the same bytes.
     assert collect(folder, console=Console(quiet=True)) == paths
     assert {path: path.read_bytes() for path in paths} == before
@@ -234,12 +256,14 @@ def test_csv_holds_every_figure_and_where_it_is_from(folder, tmp_path):
     with (tmp_path / "out" / "selected.csv").open() as file:
         first = next(csv.DictReader(file))
     assert (first["run"], first["step"], first["hparams"]) == ("b00", "10", '{"lr": 0.001}')
+    assert (first["algorithm"], first["label"], list(first)[-1]) == ("BOnly", "LoRA-FA", "label")
+    assert frame.columns[-1] == "label" and frame.loc[("LP", "train", "Avg"), "label"] == "linear probe"
 
 
 def test_latex_is_escaped():
     runs = {"a": run_records("BOnly@drop_path=0.1", 0, 0, 0.5), "b": run_records("LP", 0, 0, 0.4)}
-    text = latex(all_tables(Results(named(runs))))
-    assert r"BOnly@drop\_path=0.1 & \textbf{50.0 $\pm$ 0.0} & X & X & X \\" in text
+    text = latex(Results(named(runs)).tables())
+    assert r"BOnly@drop\_path=0.1 (LoRA-FA) & \textbf{50.0 $\pm$ 0.0} & X & X & X \\" in text
     assert r"sketch\_ed" in text and r"\%" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{tabular}}") == 5
 
@@ -280,7 +304,7 @@ def test_piped_output_is_neither_wrapped_nor_cut(folder, tmp_path):
     write(folder, {"long": run_records(long, 0, 0, 0.5)})
     command = [sys.executable, "-m", "domainbed_ext.collect_results", "--input_dir", folder]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert any(long in line and "50.0 +/- 0.0" in line for line in done.stdout.splitlines())
+    assert any(row_label(long) in line and "50.0 +/- 0.0" in line for line in done.stdout.splitlines())
     assert "\x1b" not in done.stdout and "…" not in done.stdout
     failed = subprocess.run([*command[:-1], tmp_path / "nowhere"], capture_output=True, text=True, check=False)
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1
@@ -291,9 +315,9 @@ def test_two_environments_have_no_pairs_to_miss():
     for record in (record for records in runs.values() for record in records):
         record["environments"] = ENVIRONMENTS[:2]
         del record["env2_in_acc"], record["env2_out_acc"]
-    results = Results(named(runs), [LEAVE_ONE_DOMAIN_OUT])
-    assert results.missing_pairs("Toy", "LP") == []
-    assert "takes at least three environments, and Toy has 2" in results.missing_pairs_sentence("Toy")
+    pairs = Results(named(runs), [LEAVE_ONE_DOMAIN_OUT]).leave_one_out.pairs
+    assert pairs.missing("Toy", "LP") == []
+    assert "takes at least three environments, and Toy has 2" in pairs.sentence("Toy")
 
 
 def test_a_variable_that_asks_for_colour_leaves_files_and_pipes_plain_and_whole(folder, capsys, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from domainbed_ext import train
 from domainbed_ext.algorithms.registry import get_algorithm_class
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.report.results import Results
 from domainbed_ext.runs import arguments as options
 from domainbed_ext.runs import feed
 from domainbed_ext.runs import setup as run_setup
@@ -65,10 +65,10 @@ def test_a_single_source_run_trains_on_one_environment(make_args):
     folder, *_ = run(make_args(protocol="single_source", source_envs=["plain"], test_on="all", sampling="epochs"))
     record = folder.records()[-1]
     assert record["args"]["test_envs"] == [0, 2, 3] and record["args"]["protocol"] == "single_source"
-    score = Results(folder.records()).single.scores("DigitsShift", "BOnly", 1)[0]
+    score = Results(folder.records()).single_source.comparison("DigitsShift", 1).scores("BOnly")[0]
     size = record["split_sizes"]
     correct = record["env0_in_acc"] * size["env0_in"] + record["env0_out_acc"] * size["env0_out"]
-    assert score.accuracy(0) == pytest.approx(correct / len(setup.dataset[0]))
+    assert score.value("out_of_domain", 0) == pytest.approx(correct / len(setup.dataset[0]))
 
 
 def test_lean_runs_record_less_and_the_same(make_args, tmp_path):

@@ -14,8 +14,9 @@ from domainbed_ext.divergence import is_diverged
 from domainbed_ext.model_selection import Record, training_environments
 from domainbed_ext.protocols import protocol_of
 from domainbed_ext.report.environments import dataset_order, environment_labels
-from domainbed_ext.report.methods import algorithm_order, colour
+from domainbed_ext.report.methods import algorithm_order, row_label
 from domainbed_ext.report.page.chart import Chart, chart
+from domainbed_ext.report.plots.palette import styles_of
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import Table
 from domainbed_ext.report.trajectories import Moment, trajectory
@@ -32,7 +33,7 @@ class Run:
     Attributes:
         anchor: its place in the page.
         name: of its folder.
-        algorithm: its name.
+        method: its id, with the label of the method.
         colour: of the algorithm in the plots.
         where: the environments it was trained on, in words.
         record: its last record, for what holds of the whole run.
@@ -43,7 +44,7 @@ class Run:
 
     anchor: str
     name: str
-    algorithm: str
+    method: str
     colour: str
     where: str
     record: Record
@@ -123,20 +124,20 @@ def entries(results: Results, last: Mapping[str, Record], chosen: Mapping[str, l
         The entries, in that order.
     """
     labels = environment_labels(results.records)
-    algorithms = sorted({record["args"]["algorithm"] for record in results.records})
-    found, anchors = [], set()
+    styles = styles_of(results.algorithms)
+    runs, anchors = [], set()
     for name, record in last.items():
         anchor = "run-" + re.sub(r"[^A-Za-z0-9_-]", "-", name)
         while anchor in anchors:
             anchor += "-"
         anchors.add(anchor)
         moments, steps, args = trajectory(results.runs[name]), chosen.get(name, []), record["args"]
-        found.append(
+        runs.append(
             Run(
                 anchor,
                 name,
-                args["algorithm"],
-                colour(args["algorithm"], algorithms),
+                row_label(args["algorithm"]),
+                styles[args["algorithm"]].colour,
                 results.setting(record, labels[args["dataset"]]),
                 record,
                 moments,
@@ -144,7 +145,7 @@ def entries(results: Results, last: Mapping[str, Record], chosen: Mapping[str, l
                 _charts(moments, steps),
             )
         )
-    return found
+    return runs
 
 
 def _order(record: Record) -> tuple[object, ...]:

@@ -157,8 +157,8 @@ def claims_table(results: Results) -> Table | None:
         "claimed; gaps count the environment trained on too, accuracies do not. Difference: the mean over environments "
         "in percentage points, positive if for the claim (accuracy: first − second; gap: second − first). Interval: "
         f"bootstrap over trials, {RESAMPLES:,} resamples, seed 0, environments fixed. {_caveat(trials)} Paper: the "
-        f"same counts and differences from the means that {CITATION} print in tables 11 to 13, on the data sets and sources "
-        "that our runs have too, and on all four; printed means allow no interval.",
+        f"same counts and differences from the means that {CITATION} print in tables 11 to 13, on the data sets and "
+        "sources that our runs have too, and on all four; printed means allow no interval.",
         texts=3,
     )
 

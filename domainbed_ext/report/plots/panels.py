@@ -1,13 +1,14 @@
 """What the plots show: a panel for each comparison, which is a data set and, of single-source runs, a source."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from domainbed_ext.model_selection import Record
 from domainbed_ext.report.figures import Comparison, Metric
 from domainbed_ext.report.methods import label
+from domainbed_ext.report.plots.palette import Style, styles_of
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.trajectories import Moment, trajectory
@@ -22,20 +23,24 @@ class Point:
     Attributes:
         algorithm: Id of the method.
         label: Label of the method, with what its runs lack.
+        style: How the method is drawn.
         inside: In-domain accuracy.
         outside: Out-of-domain accuracy.
         gap_inside: Train accuracy minus `inside`.
         gap_outside: Train accuracy minus `outside`.
         parameters: Mean number of trainable parameters, if recorded.
+        trajectories: Evaluations of each chosen run.
     """
 
     algorithm: str
     label: str
+    style: Style
     inside: Summary
     outside: Summary
     gap_inside: Summary
     gap_outside: Summary
     parameters: Summary | None
+    trajectories: list[list[Moment]]
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,12 @@ class Panel:
         selection: How steps and hyperparameters were selected.
         error: What the error bars are.
         points: Figures of the methods that have all of them.
-        trajectories: Evaluations of the chosen runs of each method.
     """
 
     title: str
     selection: str
     error: str
     points: list[Point]
-    trajectories: dict[str, list[list[Moment]]] = field(default_factory=dict)
-
-    @property
-    def algorithms(self) -> list[str]:
-        """Ids of the methods that have points."""
-        return [point.algorithm for point in self.points]
 
     def having(self, wanted: Callable[[Point], bool]) -> "Panel":
         """The panel with some of its points alone."""
@@ -72,10 +70,11 @@ def panels(results: Results) -> list[Panel]:
     Args:
         results: Figures of the runs; of leave-one-out runs, those of the main selection method are shown.
     """
-    return [_panel(comparison, results.runs) for comparison in results.panels]
+    styles = styles_of(results.algorithms)
+    return [_panel(comparison, results.runs, styles) for comparison in results.panels]
 
 
-def _panel(comparison: Comparison, runs: Runs) -> Panel:
+def _panel(comparison: Comparison, runs: Runs, styles: Mapping[str, Style]) -> Panel:
     panel = Panel(comparison.title, comparison.selection.title, comparison.error, [])
     metrics: list[Metric] = ["in_domain", "out_of_domain", "gap_source", "gap_target"]
     for algorithm in comparison.algorithms:
@@ -87,9 +86,20 @@ def _panel(comparison: Comparison, runs: Runs) -> Panel:
         name = f"{label(algorithm)} ({lack})" if lack else label(algorithm)
         size = _mean(comparison.recorded(algorithm, "trainable_parameters"))
         inside, outside, gap_inside, gap_outside = present
-        panel.points.append(Point(algorithm, name, inside, outside, gap_inside, gap_outside, size))
         chosen = dict.fromkeys(record["run"] for record in comparison.records(algorithm))
-        panel.trajectories[algorithm] = [trajectory(runs[run]) for run in chosen]
+        panel.points.append(
+            Point(
+                algorithm,
+                name,
+                styles[algorithm],
+                inside,
+                outside,
+                gap_inside,
+                gap_outside,
+                size,
+                [trajectory(runs[run]) for run in chosen],
+            )
+        )
     return panel
 
 

@@ -11,13 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from domainbed_ext.report.methods import colour, label
+from domainbed_ext.report.methods import label
 from domainbed_ext.report.plots.labels import Labelled, place_labels
+from domainbed_ext.report.plots.palette import Style
 from domainbed_ext.report.plots.panels import Panel, Point, panels
-from domainbed_ext.report.plots.style import GREY, bare, caption, dashes, figure_of, limits, marker, short_count
+from domainbed_ext.report.plots.style import GREY, bare, caption, figure_of, limits, short_count
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.summary import Summary
-from domainbed_ext.report.trajectories import mean_trajectory
+from domainbed_ext.report.trajectories import Moment, mean_trajectory
 
 
 def all_plots(results: Results) -> dict[str, Figure]:
@@ -71,9 +72,8 @@ def gap_plot(shown: Sequence[Panel]) -> Figure | None:
         ax.spines["left"].set_visible(False)
         ax.axvline(0, color=GREY, linewidth=1)
         for row, point in enumerate(panel.points):
-            shade = colour(point.algorithm, panel.algorithms)
-            _bar(ax, row - 0.19, point.gap_inside, shade, 0.4)
-            _bar(ax, row + 0.19, point.gap_outside, shade, 1.0)
+            _bar(ax, row - 0.19, point.gap_inside, point.style.colour, 0.4)
+            _bar(ax, row + 0.19, point.gap_outside, point.style.colour, 1.0)
         ax.set_yticks(range(len(panel.points)), [point.label for point in panel.points], fontsize=9)
         ax.tick_params(axis="y", length=0)
         ax.set_ylim(len(panel.points) - 0.5, -0.5)
@@ -101,7 +101,7 @@ def parameters_plot(shown: Sequence[Panel]) -> Figure | None:
         bare(ax)
         sizes = [_parameters(point).mean for point in panel.points]
         for point in panel.points:
-            _mark(ax, point.algorithm, panel.algorithms, _parameters(point), point.outside)
+            _mark(ax, point.style, _parameters(point), point.outside)
         room = max((max(sizes) / min(sizes)) ** 0.15, 1.6)
         ax.set_xlim(min(sizes) / room, max(sizes) * room)
         ax.set_ylim(*limits([point.outside for point in panel.points]))
@@ -121,33 +121,27 @@ def training_plot(shown: Sequence[Panel]) -> Figure | None:
     Returns:
         A figure of a row per data set (and source); None if no run was evaluated more than once.
     """
-    means = {panel.title: {name: mean_trajectory(runs) for name, runs in panel.trajectories.items()} for panel in shown}
-    drawn = [
-        (title, {name: moments for name, moments in lines.items() if len(moments) > 1})
-        for title, lines in means.items()
-        if any(len(moments) > 1 for moments in lines.values())
-    ]
+    drawn = [(panel.title, lines) for panel in shown if (lines := _lines(panel))]
     if not drawn:
         return None
     figure = Figure(figsize=(12.4, 3.4 * len(drawn)), dpi=160, layout="constrained")
     grid = figure.subplots(len(drawn), 3, squeeze=False)
     columns = [("loss", "loss"), ("inside", "in-domain accuracy (%)"), ("outside", "out-of-domain accuracy (%)")]
     for axes, (title, lines) in zip(grid, drawn, strict=True):
-        names = list(lines)
         for ax, (attribute, quantity) in zip(axes, columns, strict=True):
             bare(ax)
-            for name, moments in lines.items():
+            for point, moments in lines:
                 ax.plot(
                     [moment.step for moment in moments],
                     [getattr(moment, attribute) for moment in moments],
-                    color=colour(name, names),
-                    linestyle=dashes(name, names),
-                    marker=marker(name, names),
+                    color=point.style.colour,
+                    linestyle=point.style.dashes,
+                    marker=point.style.marker,
                     markersize=4,
                     markeredgecolor="white",
                     markeredgewidth=0.5,
                     linewidth=1.5,
-                    label=label(name),
+                    label=label(point.algorithm),
                 )
             ax.set_title(f"{title}: {quantity}", fontsize=10)
             ax.set_xlabel("step", fontsize=9)
@@ -173,6 +167,12 @@ def render(figure: Figure, kind: Literal["png", "svg"], text_as_text: bool = Fal
     return buffer.getvalue()
 
 
+def _lines(panel: Panel) -> list[tuple[Point, list[Moment]]]:
+    """The mean over a method's runs at each step, of the methods that were evaluated more than once."""
+    means = [(point, mean_trajectory(point.trajectories)) for point in panel.points]
+    return [(point, moments) for point, moments in means if len(moments) > 1]
+
+
 def _draw_accuracies(axes: Axes, points: Sequence[Point]) -> None:
     """Draws the points of one panel with the line on which nothing is lost out of domain."""
     bare(axes)
@@ -180,7 +180,7 @@ def _draw_accuracies(axes: Axes, points: Sequence[Point]) -> None:
         axes.text(0.5, 0.5, "nothing selected", ha="center", transform=axes.transAxes, color=GREY)
         return
     for point in points:
-        _mark(axes, point.algorithm, [each.algorithm for each in points], point.inside, point.outside)
+        _mark(axes, point.style, point.inside, point.outside)
     left, right = limits([point.inside for point in points])
     bottom, top = limits([point.outside for point in points])
     axes.set_xlim(left, right)
@@ -201,15 +201,15 @@ def _draw_accuracies(axes: Axes, points: Sequence[Point]) -> None:
         )
 
 
-def _mark(axes: Axes, algorithm: str, names: Sequence[str], x: Summary, y: Summary) -> None:
+def _mark(axes: Axes, style: Style, x: Summary, y: Summary) -> None:
     axes.errorbar(
         x.mean,
         y.mean,
         # One trial has no spread to show.
         xerr=x.err if x.trials > 1 else None,
         yerr=y.err if y.trials > 1 else None,
-        color=colour(algorithm, names),
-        marker=marker(algorithm, names),
+        color=style.colour,
+        marker=style.marker,
         markersize=7,
         markeredgecolor="white",
         markeredgewidth=0.8,
@@ -246,8 +246,7 @@ def _label(
         labelled = []
         for point in panel.points:
             x, y = place(point)
-            shade = colour(point.algorithm, panel.algorithms)
-            labelled.append(Labelled(point.label, shade, (x.mean, y.mean), (x.err, y.err)))
+            labelled.append(Labelled(point.label, point.style.colour, (x.mean, y.mean), (x.err, y.err)))
         place_labels(ax, labelled, renderer)
 
 

@@ -1,4 +1,4 @@
-"""How plots look: a marker for each variant of a method, which share its colour, and little else."""
+"""How plots look: panels, axes and what is written below them."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,25 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from domainbed_ext.report.methods import family_of
 from domainbed_ext.report.plots.panels import Panel
 from domainbed_ext.report.summary import Summary
 
-MARKERS = "osD^vP*X"
-DASHES: list[tuple[int, tuple[float, ...]]] = [(0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
 PANEL_INCHES = 5.0, 4.4
 GREY = "#9A9A9A"
 GRID = "#E6E6E6"
-
-
-def marker(algorithm: str, algorithms: Sequence[str]) -> str:
-    """The marker of an algorithm among those shown: tells the variants of one colour apart."""
-    return MARKERS[_variant(algorithm, algorithms) % len(MARKERS)]
-
-
-def dashes(algorithm: str, algorithms: Sequence[str]) -> tuple[int, tuple[float, ...]]:
-    """The same for lines."""
-    return DASHES[_variant(algorithm, algorithms) % len(DASHES)]
 
 
 def figure_of(shown: Sequence[Panel], height: float = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
@@ -77,7 +64,3 @@ def short_count(value: float) -> str:
         if value >= unit:
             return f"{value / unit:g}{name}"
     return f"{value:g}"
-
-
-def _variant(algorithm: str, algorithms: Sequence[str]) -> int:
-    return [name for name in algorithms if family_of(name) == family_of(algorithm)].index(algorithm)

@@ -22,8 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from domainbed_ext.algorithms.registry import describe
 from domainbed_ext.model_selection import Record, training_environments
-from domainbed_ext.report.methods import family_of
 from domainbed_ext.report.tables.columns import Column, origins
 from domainbed_ext.report.tables.table import NOT_RECORDED, Origin
 
@@ -41,8 +41,6 @@ CAPTION = (
     "trained: the same argument over every trained parameter, head included, which lemma 4.5 leaves out. A bound of "
     "100 or more says nothing, as no gap is larger: only the order of the bounds can be compared with that of the gaps."
 )
-
-_TRAINED: dict[str, Literal["BA", "B", "A"]] = {"BA": "BA", "BOnly": "B", "AOnly": "A"}
 
 
 class Bounds(NamedTuple):
@@ -166,7 +164,7 @@ def of_record(record: Record, adapted_shapes: AdaptedShapes = no_shapes) -> Boun
 
 def _lemma(record: Record, samples: int, adapted_shapes: AdaptedShapes) -> float | None:
     hparams: Mapping[str, Any] = record.get("hparams") or {}
-    train = _TRAINED.get(family_of(record["args"]["algorithm"]))
+    train = describe(record["args"]["algorithm"]).trains
     if train is None or not {"backbone", "targets", "rank"} <= hparams.keys():
         return None
     shapes = adapted_shapes(hparams["backbone"], hparams["targets"])

@@ -2,7 +2,9 @@ import math
 
 import pytest
 
-from domainbed_ext.report.tables.bounds import Bounds, adapted_shapes, bound, cells, lemma_4_5, of_record
+from domainbed_ext.models.adapted_shapes import adapted_shapes
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.tables.bounds import Bounds, bound, columns, lemma_4_5, of_record
 from tests.domainbed_ext.fabricated_records import single_source_run
 
 
@@ -43,14 +45,29 @@ def test_bounds_of_a_run():
         "BOnly@rank=8", steps=(9,), parameters=38_151, rank=8, targets="q,v", backbone="vit_tiny_patch16_224"
     )
     samples = 2344 - 2344 // 5
-    found = of_record(record)
+    found = of_record(record, adapted_shapes)
     assert found.lemma == pytest.approx(bound(8 * 24 * 192, samples))
     assert found.trained == pytest.approx(bound(38_151, samples)) and found.trained > found.lemma
-    assert cells([record]) == [f"{100 * found.lemma:,.0f}", f"{100 * found.trained:,.0f}"]
-    assert of_record({**record, "args": {**record["args"], "algorithm": "LP"}}) == Bounds(None, found.trained)
-    assert of_record({**record, "hparams": {}}).lemma is None
-    assert of_record({**record, "split_sizes": {}}) == Bounds(None, None)
-    assert cells([record, {**record, "split_sizes": {}}]) == ["-", "-"]  # not the mean of some
+    probe = {**record, "args": {**record["args"], "algorithm": "LP"}}
+    assert of_record(probe, adapted_shapes) == Bounds(None, found.trained) == of_record(record)
+    assert of_record({**record, "hparams": {}}, adapted_shapes).lemma is None
+    assert of_record({**record, "split_sizes": {}}, adapted_shapes) == Bounds(None, None)
+
+
+def test_cells_are_means_over_runs():
+    runs = [
+        single_source_run("BOnly", trial, steps=(9,), parameters=38_151 + trial, rank=8, targets="q,v")[0]
+        for trial in (0, 1)
+    ]
+
+    def cells():
+        comparison = Results(runs).single_source.comparison("PACS", 1)
+        return [column.text("BOnly") for column in columns(comparison, lambda backbone, targets: [(192, 192)])]
+
+    bounds = [of_record(run, lambda backbone, targets: [(192, 192)]) for run in runs]
+    assert cells() == [f"{50 * sum(values):,.0f}" for values in zip(*bounds, strict=True)]
+    del runs[0]["split_sizes"]
+    assert cells() == []  # not the mean of some
 
 
 def test_the_lemma_counts_the_trained_factors():

@@ -10,10 +10,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from domainbed_ext.report.leave_one_out import Results
 from domainbed_ext.report.page.page import page
 from domainbed_ext.report.plots.plots import all_plots
-from domainbed_ext.report.tables.leave_one_out import all_tables
+from domainbed_ext.report.results import Results
 from tests.domainbed_ext.fabricated_records import METHODS, paper_like, single_source_run
 from tests.domainbed_ext.launched_processes import wait_for
 
@@ -23,7 +22,7 @@ NASTY = "<img src=x onerror=alert(1)>&\"'"
 
 def html_of(records):
     results = Results(records)
-    return page(results, all_tables(results), all_plots(results))
+    return page(results, results.tables(), all_plots(results))
 
 
 class Reader(HTMLParser):
@@ -73,11 +72,11 @@ def test_it_asks_for_nothing(html):
 
 
 def test_every_figure_leads_to_its_runs(html):
-    row = re.search(r'<th scope="row">BA@rank=8</th>(.*?)</tr>', html, re.DOTALL)[1]
+    row = re.search(r'<th scope="row">BA@rank=8 \(LoRA\)</th>(.*?)</tr>', html, re.DOTALL)[1]
     assert row.count('data-runs="run-PACS-BA-rank8-1-0 run-PACS-BA-rank8-1-1"') == 6
     run = html[html.index('<details id="run-PACS-BA-rank8-1-0"') :]
     run = " ".join(" ".join(Reader(run[: run.index("</dl>")]).words).split())
-    for fact in ("BA@rank=8", "trial 0", "chosen step 299", "seed 1234", "protocol single_source", "[0, 2, 3]"):
+    for fact in ("BA@rank=8 (LoRA)", "trial 0", "chosen step 299", "seed 1234", "protocol single_source", "[0, 2, 3]"):
         assert fact in run
     assert all(fact in html for fact in ("A processor", "2.9.0", "vit_base_patch16_224.augreg_in21k", "300,295"))
 
@@ -109,7 +108,7 @@ def test_runs_with_one_evaluation_and_of_upstream():
     record["args"] = {k: v for k, v in record["args"].items() if k != "protocol"} | {"test_envs": [2]}
     html = html_of([record])
     assert "<polyline" not in html and "recorded neither versions nor machines" in html
-    assert "PACS, without P" in html
+    assert "PACS, test domain P" in html
 
 
 class Browser:

@@ -6,9 +6,9 @@ from rich.console import Console
 
 from domainbed_ext.collect_results import collect, main
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.report.leave_one_out import Results
-from domainbed_ext.report.paper.claims import CLAIMS, Block, Evidence, claims_table, weigh
-from domainbed_ext.report.paper.tables import differences, known_as, paper_tables, printed, tidy
+from domainbed_ext.report.paper.claims import PAPER_CLAIMS, Block, Evidence, claims_table, weigh
+from domainbed_ext.report.paper.tables import differences, paper_names, paper_tables, printed, tidy
+from domainbed_ext.report.results import Results
 from tests.domainbed_ext.fabricated_records import METHODS, paper_like, single_source_run, write_runs
 
 
@@ -39,10 +39,10 @@ def test_ours_beside_theirs():
         "OOD mean",
     ]
     assert [row[1] for row in accuracy.rows] == ["ours", "paper", "difference"] * 7
-    ours = float(row_of(accuracy, "LP", "ours")[3].split("±")[0])
-    assert row_of(accuracy, "LP", "paper")[3] == "81.6±0.3"
-    assert float(row_of(accuracy, "LP", "difference")[3]) == pytest.approx(ours - 81.62, abs=0.06)
-    assert row_of(gap, "FullFT", "paper")[2:4] == ["24.4±2.9", "1.8±0.5"]
+    ours = float(row_of(accuracy, "LP (linear probe)", "ours")[3].split("±")[0])
+    assert row_of(accuracy, "LP (linear probe)", "paper")[3] == "81.6±0.3"
+    assert float(row_of(accuracy, "LP (linear probe)", "difference")[3]) == pytest.approx(ours - 81.62, abs=0.06)
+    assert row_of(gap, "FullFT (full fine-tuning)", "paper")[2:4] == ["24.4±2.9", "1.8±0.5"]
     assert "tables 7 and 11" in accuracy.caption and "table 13" in gap.caption
     frame = tidy(Results(paper_like(2)))
     assert len(frame) == 7 * 2 * 5 and set(frame["trials"]) == {2}
@@ -51,7 +51,7 @@ def test_ours_beside_theirs():
 
 def words_on(records, dataset="PACS"):
     results = Results(records)
-    return differences(results, results.single, dataset)
+    return differences(results, results.single_source, dataset)
 
 
 def test_what_differs_is_said():
@@ -76,7 +76,7 @@ def test_methods_are_known_by_their_rank():
         *single_source_run("BA", 1, rank=8),
         *single_source_run("LP"),
     ]
-    names = known_as(Results(records).single, "PACS", 1)
+    names = paper_names(Results(records).single_source.comparison("PACS", 1))
     assert names == {"BOnly@rank=8": "BOnly", "AOnly@rank=16": "AOnly@rank=16", "BA": "BA", "LP": "LP"}
 
 
@@ -93,11 +93,11 @@ def test_the_papers_own_counts():
 def test_verdicts():
     results = Results(paper_like(3))
     table = claims_table(results)
-    above = row_of(table, CLAIMS[0].text, "BOnly@rank=8 against AOnly@rank=8")
+    above = row_of(table, PAPER_CLAIMS[0].text, "BOnly@rank=8 against AOnly@rank=8")
     assert above[2:4] == ["supported", "3 of 3"] and float(above[4]) > 0
     low, high = map(float, above[5].split(" to "))
     assert 0 < low < float(above[4]) < high
-    assert row_of(table, CLAIMS[1].text, "BOnly@rank=8 against BA@rank=8")[2] == "contradicted"
+    assert row_of(table, PAPER_CLAIMS[1].text, "BOnly@rank=8 against BA@rank=8")[2] == "contradicted"
     assert "With 3 trials the interval is rough." in table.caption
     assert claims_table(results) == table  # seeded
 
@@ -105,7 +105,7 @@ def test_verdicts():
 @pytest.mark.parametrize(("trials", "verdict"), [(1, "leans for it, one trial only"), (2, "leans for it, two trials")])
 def test_few_trials_are_said(trials, verdict):
     table = claims_table(Results(paper_like(trials)))
-    row = row_of(table, CLAIMS[0].text)
+    row = row_of(table, PAPER_CLAIMS[0].text)
     assert row[2].startswith(verdict)
     assert (row[5] == "-") == (trials == 1)
     assert ("no interval: chance" if trials == 1 else "too few") in table.caption

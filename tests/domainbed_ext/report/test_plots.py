@@ -6,7 +6,8 @@ import matplotlib
 import pytest
 from matplotlib.text import Annotation, Text
 
-from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.report.methods import label
+from domainbed_ext.report.plots.palette import styles_of
 from domainbed_ext.report.plots.panels import panels
 from domainbed_ext.report.plots.plots import (
     all_plots,
@@ -16,7 +17,8 @@ from domainbed_ext.report.plots.plots import (
     render,
     training_plot,
 )
-from domainbed_ext.report.plots.style import colour, short_count
+from domainbed_ext.report.plots.style import short_count
+from domainbed_ext.report.results import Results
 from tests.domainbed_ext.fabricated_records import METHODS, paper_like, single_source_run
 
 
@@ -45,10 +47,10 @@ def test_labels_are_in_the_panel_and_do_not_overlap(spread):
     names = ["BA", "BOnly", "BOnly@rank=16", "AOnly", "AOnly@rank=16", "LP", "FullFT"]
     figure = generalisation_plot(panels_of(records(names, spread=spread)))
     (axes,) = figure.axes
-    assert [label.get_text() for label in labels(axes)] == names
+    assert [text.get_text() for text in labels(axes)] == list(map(label, names))
     figure.draw_without_rendering()
     # The text alone: an annotation's own extent holds its leader too.
-    boxes = [Text.get_window_extent(label) for label in labels(axes)]
+    boxes = [Text.get_window_extent(text) for text in labels(axes)]
     for one, other in itertools.combinations(boxes, 2):
         assert not one.padded(-1).overlaps(other.padded(-1))
     frame = axes.get_window_extent().padded(1)
@@ -88,10 +90,9 @@ def test_single_source_has_panels_too():
 
 def test_gaps_are_bars():
     (axes,) = gap_plot(panels_of(paper_like(2))).axes
-    names = sorted(METHODS, key=list(METHODS).index)
-    assert {label.get_text() for label in axes.get_yticklabels()} == set(names)
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(map(label, METHODS))
     assert len(axes.patches) == 14
-    shown = [float(label.get_text()) for label in labels(axes)]
+    shown = [float(text.get_text()) for text in labels(axes)]
     assert shown == pytest.approx([bar.get_width() for bar in axes.patches], abs=0.051)
 
 
@@ -100,7 +101,7 @@ def test_labels_of_parameters_do_not_overlap():
     (axes,) = figure.axes
     assert axes.get_xscale() == "log" and len(labels(axes)) == 7
     figure.draw_without_rendering()
-    boxes = [Text.get_window_extent(label) for label in labels(axes)]
+    boxes = [Text.get_window_extent(text) for text in labels(axes)]
     assert not any(one.padded(-1).overlaps(two.padded(-1)) for one, two in itertools.combinations(boxes, 2))
 
 
@@ -123,5 +124,15 @@ def test_one_trial_and_nothing_selected():
 
 
 def test_colours_and_counts():
-    assert colour("BOnly@rank=16", ["BOnly@rank=16"]) == colour("BOnly", ["BOnly"]) != colour("AOnly", ["AOnly"])
+    styles = styles_of(["BOnly", "BOnly@rank=16", "AOnly", "ERM", "ZNet", "ZNet@x=1"])
+    assert styles["BOnly@rank=16"].colour == styles["BOnly"].colour
+    assert len({style.colour for style in styles.values()}) == 4 and len(set(styles.values())) == 6
     assert [short_count(count) for count in (950, 1500, 86_000_000, 2e9)] == ["950", "1.5k", "86M", "2G"]
+
+
+def test_a_method_has_one_colour_and_marker_in_all_panels():
+    apart = panels_of([*records(["BOnly@rank=8", "ERM", "ZNet"], "PACS"), *records(["BOnly@rank=16", "ZNet"], "VLCS")])
+    styles = [{point.algorithm: point.style for point in panel.points} for panel in apart]
+    assert styles[0]["ZNet"] == styles[1]["ZNet"]
+    assert styles[0]["BOnly@rank=16"].colour == styles[1]["BOnly@rank=8"].colour
+    assert styles[0]["BOnly@rank=16"].marker != styles[1]["BOnly@rank=8"].marker

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.report.leave_one_out import Results
+from domainbed_ext.report.results import Results
 
 ENVIRONMENTS = ["A", "C", "P"]
 SIZES = {"in": 80, "out": 20}
@@ -46,14 +46,20 @@ def two_trials():
     ]
 
 
+def comparison(records, source=1):
+    return Results(records).single_source.comparison("Toy", source)
+
+
 def test_selection_is_by_the_sources_holdout():
-    single = Results(two_trials()).single
-    first, second = single.scores("Toy", "BOnly", 1)
+    single = Results(two_trials()).single_source
+    first, second = single.comparison("Toy", 1).scores("BOnly")
     assert (first.trial_seed, first.record["step"], first.record["args"]["hparams_seed"]) == (0, 5, 2)
-    assert (first.val_acc, first.accuracy(1), first.accuracy(0), first.accuracy(2)) == (0.7, 0.7, 0.5, 0.3)
-    assert (first.train, first.out_of_domain) == (0.95, 0.4)
-    assert (first.gap(1), first.gap(0), first.out_of_domain_gap) == pytest.approx((0.25, 0.45, 0.55))
-    assert (second.trial_seed, second.out_of_domain) == (1, 0.5)
+    assert (first.selection.val_acc, first.value("in_domain")) == (0.7, 0.7)
+    assert (first.value("out_of_domain", 0), first.value("out_of_domain", 2)) == (0.5, 0.3)
+    assert (first.value("train"), first.value("out_of_domain")) == (0.95, 0.4)
+    gaps = first.value("gap_source"), first.value("gap_target", 0), first.value("gap_target")
+    assert gaps == pytest.approx((0.25, 0.45, 0.55))
+    assert (second.trial_seed, second.value("out_of_domain")) == (1, 0.5)
     assert (single.environments, single.sources, single.algorithms) == ({"Toy": ENVIRONMENTS}, {"Toy": [1]}, ["BOnly"])
 
 
@@ -63,45 +69,46 @@ def test_nan_loses_and_other_sources_are_apart():
         record(0, 1, [0.9, 0.2, 0.2], [0.0, 0, 0]),
         record(2, 0, [0.3, 0.3, 0.9], [0, 0, 0.9], algorithm="AOnly"),
     ]
-    single = Results(records).single
+    single = Results(records).single_source
     assert single.sources == {"Toy": [0, 2]} and single.algorithms == ["BOnly", "AOnly"]
-    assert [score.record["step"] for score in single.scores("Toy", "BOnly", 0)] == [1]
-    assert single.scores("Toy", "BOnly", 2) == []
+    assert [score.record["step"] for score in single.comparison("Toy", 0).scores("BOnly")] == [1]
+    assert single.comparison("Toy", 2).scores("BOnly") == [] and single.comparison("Toy", 2).algorithms == ["AOnly"]
 
 
 def test_summaries_are_means_and_sample_standard_deviations_in_percent():
-    single = Results(two_trials()).single
-    summary = single.summary("Toy", "BOnly", 1, "accuracy")  # 40 and 50
+    trials = comparison(two_trials())
+    summary = trials.summary("BOnly", "out_of_domain")  # 40 and 50
     assert (summary.mean, summary.err, summary.trials) == pytest.approx((45, statistics.stdev([40, 50]), 2))
-    inside = single.summary("Toy", "BOnly", 1, "accuracy", 1)  # 70 and 80
+    inside = trials.summary("BOnly", "in_domain")  # 70 and 80
     assert (inside.mean, inside.err) == pytest.approx((75, 50**0.5))
-    assert single.summary("Toy", "BOnly", 1, "gap").mean == pytest.approx((55 + 35) / 2)
-    assert single.summary("Toy", "BOnly", 1, "gap", 2).mean == pytest.approx((65 + 45) / 2)
-    assert single.summary("Toy", "BOnly", 1, "train").mean == pytest.approx(90)
-    assert math.isnan(Results(two_trials()[:1]).single.summary("Toy", "BOnly", 1, "train").err)
-    assert single.summary("Toy", "BOnly", 0, "train") is None
+    assert trials.summary("BOnly", "gap_target").mean == pytest.approx((55 + 35) / 2)
+    assert trials.summary("BOnly", "gap_target", 2).mean == pytest.approx((65 + 45) / 2)
+    assert trials.summary("BOnly", "train").mean == pytest.approx(90)
+    assert math.isnan(comparison(two_trials()[:1]).summary("BOnly", "train").err)
+    assert trials.summary("BA", "train") is None
 
 
 def test_what_is_incomplete_is_said():
-    single = Results([*two_trials(), record(1, 0, [0.5] * 3, [0.5] * 3, algorithm="BA")]).single
-    assert single.incomplete("Toy", "BA", 1) == "1 of 2 trials"
-    assert single.incomplete("Toy", "BOnly", 1) == single.incomplete("Toy", "BA", 0) == ""
+    trials = comparison([*two_trials(), record(1, 0, [0.5] * 3, [0.5] * 3, algorithm="BA")])
+    assert trials.incomplete("BA") == "1 of 2 trials"
+    assert trials.incomplete("BOnly") == trials.incomplete("AOnly") == ""
 
 
 def test_test_on_all_weighs_the_splits_by_their_sizes():
-    score = Results([record(1, 0, [0.5, 0.9, 0.3], [0.6, 0.7, 0.8], test_on="all")]).single.scores("Toy", "BOnly", 1)[0]
-    assert (score.accuracy(0), score.accuracy(2)) == pytest.approx((0.8 * 0.5 + 0.2 * 0.6, 0.8 * 0.3 + 0.2 * 0.8))
-    assert (score.accuracy(1), score.train) == (0.7, 0.9)  # the source's splits stay what they are
+    (score,) = comparison([record(1, 0, [0.5, 0.9, 0.3], [0.6, 0.7, 0.8], test_on="all")]).scores("BOnly")
+    assert score.value("out_of_domain", 0) == pytest.approx(0.8 * 0.5 + 0.2 * 0.6)
+    assert score.value("out_of_domain", 2) == pytest.approx(0.8 * 0.3 + 0.2 * 0.8)
+    assert (score.value("in_domain"), score.value("train")) == (0.7, 0.9)  # the source's splits stay what they are
 
 
 def test_both_protocols_in_one_folder_stay_apart():
     results = Results([*two_trials(), left_out()])
-    assert results.algorithms == ["BA"] and results.single.algorithms == ["BOnly"]
-    assert results.environments == results.single.environments == {"Toy": ENVIRONMENTS}
-    assert Results([left_out()]).single is None
+    assert results.leave_one_out.algorithms == ["BA"] and results.single_source.algorithms == ["BOnly"]
+    assert results.algorithms == ["BA", "BOnly"]
+    assert results.leave_one_out.environments == results.single_source.environments == {"Toy": ENVIRONMENTS}
+    assert Results([left_out()]).single_source is None
     alone = Results(two_trials())
-    assert (alone.algorithms, alone.environments, alone.duplicates()) == ([], {}, "")
-    assert len(alone.records) == 6
+    assert (alone.leave_one_out, alone.duplicates(), len(alone.records)) == (None, "", 6)
 
 
 def test_of_two_environments_both_protocols_have_the_same_test_envs():
@@ -109,7 +116,7 @@ def test_of_two_environments_both_protocols_have_the_same_test_envs():
     other = {**single, "run": "b", "args": {**single["args"], "protocol": "leave_one_out"}}
     results = Results([single, other])
     assert not results.duplicates()
-    assert results.algorithms == results.single.algorithms == ["BOnly"]
+    assert results.leave_one_out.algorithms == results.single_source.algorithms == ["BOnly"]
 
 
 def test_tidy_and_selected_name_protocol_and_source():
@@ -128,6 +135,7 @@ def test_tidy_and_selected_name_protocol_and_source():
     rows = selected[selected["protocol"] == "single_source"]
     assert list(rows["run"]) == ["BOnly-1-0-2", "BOnly-1-1-0"]
     assert list(rows["gap_target"]) == pytest.approx([0.55, 0.35])
+    assert set(rows["label"]) == {"LoRA-FA"} and set(tidy["label"]) == {"LoRA", "LoRA-FA"}
 
 
 def test_a_record_that_is_no_single_source_is_refused():

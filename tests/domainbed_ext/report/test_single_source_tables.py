@@ -1,9 +1,12 @@
 import pytest
 
-from domainbed_ext.report.leave_one_out import Results
-from domainbed_ext.report.tables.leave_one_out import all_tables
-from domainbed_ext.report.tables.single_source import accuracy_table, gap_table
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.single_source import accuracy_table, gap_table
 from tests.domainbed_ext.fabricated_records import paper_like, single_source_run
+
+
+def pacs(records):
+    return Results(records).single_source.comparison("PACS", 1)
 
 
 def two_trials():
@@ -15,11 +18,27 @@ def two_trials():
 
 
 def test_accuracy_by_hand():
-    table = accuracy_table(Results(two_trials()).single, "PACS", 1)
+    table = accuracy_table(pacs(two_trials()))
     assert table.columns == ["Algorithm", "Trainable", "A (OOD)", "C (ID)", "P (OOD)", "S (OOD)", "OOD mean"]
     # 60 and 62: mean 61, sample standard deviation 1.4. Means out of domain: 60 and 62.
-    assert table.rows[0] == ["BA", "2,000 (0.00233%)", "61.0±1.4", "82.0±2.8", "70.0±0.0", "52.0±2.8", "61.0±1.4"]
-    assert table.rows[1] == ["LP (1 of 2 trials)", "1,000 (0.00116%)", "70.0", "60.0", "60.0", "50.0", "60.0"]
+    assert table.rows[0] == [
+        "BA (LoRA)",
+        "2,000 (0.00233%)",
+        "61.0±1.4",
+        "82.0±2.8",
+        "70.0±0.0",
+        "52.0±2.8",
+        "61.0±1.4",
+    ]
+    assert table.rows[1] == [
+        "LP (linear probe; 1 of 2 trials)",
+        "1,000 (0.00116%)",
+        "70.0",
+        "60.0",
+        "60.0",
+        "50.0",
+        "60.0",
+    ]
     assert table.best == set()  # the mean of fewer trials is not to be compared
     assert "Trained on C alone." in table.caption and "held-out 20 %" in table.caption
     assert table.caption.endswith("Incomplete: LP (1 of 2 trials).")
@@ -27,25 +46,25 @@ def test_accuracy_by_hand():
 
 
 def test_gap_by_hand():
-    table = gap_table(Results(two_trials()).single, "PACS", 1)
+    table = gap_table(pacs(two_trials()))
     assert table.columns[:7] == ["Algorithm", "Train", "A (OOD)", "C (ID)", "P (OOD)", "S (OOD)", "OOD mean"]
     # 90 - 60 and 90 - 62.
-    assert table.rows[0][:7] == ["BA", "90.0±0.0", "29.0±1.4", "8.0±2.8", "20.0±0.0", "38.0±2.8", "29.0±1.4"]
+    assert table.rows[0][:7] == ["BA (LoRA)", "90.0±0.0", "29.0±1.4", "8.0±2.8", "20.0±0.0", "38.0±2.8", "29.0±1.4"]
     assert table.columns[7:] == ["Lemma 4.5", "All trained"]
     assert table.rows[0][7] == "-"  # no rank recorded
     assert table.best == set()
 
 
 def test_best_and_one_trial():
-    table = accuracy_table(Results(paper_like(1)).single, "PACS", 1)
+    table = accuracy_table(pacs(paper_like(1)))
     assert [row[0] for row in table.rows] == [
-        "BA@rank=8",
-        "BOnly@rank=8",
-        "BOnly@rank=16",
-        "AOnly@rank=8",
-        "AOnly@rank=16",
-        "LP",
-        "FullFT",
+        "BA@rank=8 (LoRA)",
+        "BOnly@rank=8 (LoRA-FA)",
+        "BOnly@rank=16 (LoRA-FA)",
+        "AOnly@rank=8 (LoRA-FB)",
+        "AOnly@rank=16 (LoRA-FB)",
+        "LP (linear probe)",
+        "FullFT (full fine-tuning)",
     ]
     assert (6, 3) in table.best and all(column > 1 for _, column in table.best | table.second)
     assert "±" not in table.rows[0][2] and "One trial only" in table.caption
@@ -53,7 +72,7 @@ def test_best_and_one_trial():
 
 def test_single_source_alone_and_beside_leave_one_out():
     records = paper_like(1)
-    assert [table.title for table in all_tables(Results(records))] == [
+    assert [table.title for table in Results(records).tables()] == [
         "PACS, single source C: accuracy",
         "PACS, single source C: generalisation gap",
     ]
@@ -61,7 +80,7 @@ def test_single_source_alone_and_beside_leave_one_out():
     for record in left_out:
         record["args"] = {**record["args"], "protocol": "leave_one_out", "test_envs": [0]}
         record["run"] = "left-out"
-    titles = [table.title for table in all_tables(Results(records + left_out))]
+    titles = [table.title for table in Results(records + left_out).tables()]
     assert titles[0] == "VLCS, model selection: training-domain validation set"
     assert "VLCS, bounds on the gap" in titles and titles[-1] == "PACS, single source C: generalisation gap"
 
@@ -70,7 +89,7 @@ def test_without_split_sizes_there_are_no_bounds():
     records = paper_like(1)
     for record in records:
         del record["split_sizes"]
-    table = gap_table(Results(records).single, "PACS", 1)
+    table = gap_table(pacs(records))
     assert table.columns[-1] == "OOD mean" and "Lemma" not in table.caption
     assert {len(row) for row in table.rows} == {len(table.columns)}
 
@@ -78,4 +97,4 @@ def test_without_split_sizes_there_are_no_bounds():
 @pytest.mark.parametrize("sources", [(0,), (1, 2)])
 def test_a_table_for_each_source(sources):
     records = [record for source in sources for record in single_source_run("LP", source=source)]
-    assert len(all_tables(Results(records))) == 2 * len(sources)
+    assert len(Results(records).tables()) == 2 * len(sources)

@@ -7,9 +7,12 @@ import subprocess
 import pytest
 from rich.console import Console
 
-from domainbed_ext.report.leave_one_out import Results, Summary
-from domainbed_ext.report.tables.single_source import accuracy_table, gap_table
-from domainbed_ext.report.tables.table import Table, latex, markdown, narrow, ranked, show, signed
+from domainbed_ext.models.adapted_shapes import adapted_shapes
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.single_source import accuracy_table, gap_table
+from domainbed_ext.report.summary import Summary
+from domainbed_ext.report.tables.columns import narrow, ranked
+from domainbed_ext.report.tables.table import Table, latex, markdown, show, signed
 from tests.domainbed_ext.fabricated_records import paper_like
 
 
@@ -38,11 +41,11 @@ def test_csv_can_be_read_back():
 
 
 def test_without_rows_there_are_words():
-    table, results = Table("Title", ["a"], [], "Why not."), Results(paper_like(1))
+    table = Table("Title", ["a"], [], "Why not.")
     text = io.StringIO()
-    show(Console(file=text, width=200), results, [table])
-    assert "Title\nWhy not.\n" in text.getvalue()
-    assert markdown(results, [table]).endswith("## Title\n\nWhy not.\n")
+    show(Console(file=text, width=200), [table], "8 runs", "Mind.")
+    assert text.getvalue() == "8 runs\nNote: Mind.\n\nTitle\nWhy not.\n"
+    assert markdown([table], "Mind.") == "# Results\n\nNote: Mind.\n\n## Title\n\nWhy not.\n"
     assert "tabular" not in table.to_latex() and r"\caption{Title. Why not.}" in table.to_latex()
 
 
@@ -54,8 +57,8 @@ def test_numbers():
 
 @pytest.fixture
 def document():
-    single = Results(paper_like(2)).single
-    return latex([accuracy_table(single, "PACS", 1), gap_table(single, "PACS", 1)])
+    comparison = Results(paper_like(2)).single_source.comparison("PACS", 1)
+    return latex([accuracy_table(comparison), gap_table(comparison, adapted_shapes)])
 
 
 def test_latex_is_well_formed(document):

@@ -12,12 +12,12 @@ from rich.console import Console
 
 import domainbed_ext
 from domainbed_ext.collect_results import collect, main
-from domainbed_ext.report.leave_one_out import Results
 from domainbed_ext.report.page import runs as page_runs
 from domainbed_ext.report.page.page import page
 from domainbed_ext.report.plots import plots
 from domainbed_ext.report.plots.panels import panels
-from domainbed_ext.report.tables.leave_one_out import all_tables, markdown
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.tables.table import markdown
 from domainbed_ext.runs.folder import load_records
 from tests.domainbed_ext.fabricated_records import write_runs
 from tests.domainbed_ext.generated_sweeps import sweep_records
@@ -64,8 +64,8 @@ def lines_run(folder):
     sys.settrace(trace)
     try:
         results = Results(load_records(folder))
-        tables = all_tables(results)
-        assert markdown(results, tables) and panels(results) and page(results, tables, {})
+        tables = results.tables()
+        assert markdown(tables, results.duplicates()) and panels(results) and page(results, tables, {})
         assert len(results.tidy()) and len(results.selected())
     finally:
         sys.settrace(before)
@@ -96,7 +96,7 @@ def small_room(monkeypatch):
 
 def html_of(records):
     results = Results(records)
-    return page(results, all_tables(results), {})
+    return page(results, results.tables(), {})
 
 
 def linked(html):
