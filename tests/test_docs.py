@@ -20,7 +20,10 @@ from domainbed_ext.runs import arguments as options
 from domainbed_ext.sweep import arguments as definitions
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 BENCHMARK = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", BENCHMARK, flags=re.DOTALL)
 

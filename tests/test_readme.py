@@ -1,7 +1,9 @@
-"""What the README shows is what was measured, and what it tells people to run is there."""
+"""What the README and results/README.md show was measured, and what they tell people to run is there."""
 
 import csv
+import math
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -12,24 +14,88 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["quickstart", "pacs_loo_vit_tiny", "pacs_cartoon_vit_tiny"])
-def test_its_tables_are_the_measured_ones(name):
-    shown = README.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
-    rows = [line for line in shown.splitlines() if line.startswith("|")]
+RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+SPEED = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+
+
+def blocks(page, name):
+    """What the page has between `<!-- name -->` and `<!-- /name -->`, as rows of tables."""
+    (block,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", page, flags=re.DOTALL)
+    return [line for line in block.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "rows"),
+    [
+        (README, "quickstart", 7),
+        (README, "pacs_loo_vit_tiny", 10),
+        (RESULTS, "quickstart", 14),
+        (RESULTS, "pacs_loo_vit_tiny", 20),
+        (RESULTS, "pacs_cartoon_vit_tiny", 9),
+    ],
+)
+def test_tables_are_the_measured_ones(page, name, rows):
+    shown = blocks(page, name)
     measured = (ROOT / "results" / name / "results.md").read_text(encoding="utf-8").splitlines()
-    assert len(rows) >= 7
-    assert [row for row in rows if row not in measured] == []
+    assert len(shown) == rows
+    assert [row for row in shown if row not in measured] == []
 
 
-def test_its_costs_are_the_measured_ones():
+def paired_differences(metric):
+    """Mean and standard error over trials of the difference of two methods, each a mean over the domains of PACS."""
+    with (ROOT / "results" / "pacs_loo_vit_tiny" / "selected.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["selection"] == "training-domain"]
+
+    def difference(one, other):
+        trials = sorted({row["trial_seed"] for row in rows})
+        means = [
+            [
+                statistics.fmean(
+                    100 * float(row[metric])
+                    for row in rows
+                    if row["trial_seed"] == trial and row["algorithm"].startswith(method)
+                )
+                for trial in trials
+            ]
+            for method in (one, other)
+        ]
+        values = [first - second for first, second in zip(*means, strict=True)]
+        error = statistics.stdev(values) / math.sqrt(len(values))
+        return f"{statistics.fmean(values):+.1f} ± {error:.1f}".replace("-", "−")
+
+    return difference
+
+
+def test_differences_are_those_of_the_measured_runs():
+    differences = [paired_differences(metric) for metric in ("out_of_domain", "in_domain", "gap_target")]
+    rows = blocks(RESULTS, "differences")[2:]
+    assert len(rows) == 8
+    for row in rows:
+        methods, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        one, other = (name.split("(")[0].strip() for name in methods.split(" − "))
+        assert cells == [difference(one, other) for difference in differences], methods
+    shown = " ".join(README.split())
+    assert f"is {differences[0]('BOnly@rank=8', 'BA@rank=8')} points at rank 8" in shown
+    assert f"and {differences[0]('BOnly@rank=16', 'BA@rank=16')} at rank 16" in shown
+
+
+def test_claims_are_the_measured_ones():
+    measured = (ROOT / "results" / "pacs_cartoon_vit_tiny" / "results.md").read_text(encoding="utf-8").replace("-", "−")
+    cells = re.findall(r"([−+][0-9.]+) \[([−+0-9.]+ to [−+0-9.]+)]", "".join(blocks(RESULTS, "claims")))
+    assert len(cells) == 8
+    for difference, interval in cells:
+        assert f"| {difference} | {interval} |" in measured
+
+
+@pytest.mark.parametrize("page", [README, RESULTS])
+def test_costs_are_the_measured_ones(page):
     def measured(what, key, value):
         (path,) = (ROOT / "results" / "bench").glob(f"{what}_*.csv")
         with path.open(encoding="utf-8") as file:
             return {(row["method"], float(row[key])): float(row[value]) for row in csv.DictReader(file)}
 
     steps, kept = measured("step", "rank", "ratio_to_lower_bound"), measured("memory", "dropout", "kept_mib")
-    shown = README.split("<!-- bench -->")[1].split("<!-- /bench -->")[0]
-    numbers = [[float(n) for n in re.findall(r"([0-9.]+) (?:×|MiB)", line)] for line in shown.splitlines()]
+    numbers = [[float(n) for n in re.findall(r"([0-9.]+) (?:×|MiB)", line)] for line in blocks(page, "bench")]
     methods = ["lower bound", "LoRA-FA", "LoRA-FA (plain PyTorch)", "PEFT LoRA-FA", "PEFT LoRA"]
     with_dropout = ["lower bound", "LoRA-FA (separate)", *methods[2:]]
     assert [row for row in numbers if row] == [
@@ -38,16 +104,20 @@ def test_its_costs_are_the_measured_ones():
     ]
 
 
-def test_its_speeds_are_the_measured_ones():
+def test_speeds_are_the_measured_ones():
     def measured(what, way, column):
         (path,) = (ROOT / "results" / "bench").glob(f"{what}_*.csv")
         with path.open(encoding="utf-8") as file:
             return next(float(row[column]) for row in csv.DictReader(file) if row["way"] == way)
 
-    text = " ".join(README.split())
+    text = " ".join(SPEED.split())
     assert f"at {measured('stages', 'ours: read, augment, normalise', '× plain'):.1f} × the rate of PIL" in text
     assert f"is {measured('run_upstream_fullft', 'defaults', '× upstream'):.1f} × as fast as upstream's" in text
     assert f"one of linear probing {measured('run_upstream_lp', 'defaults', '× upstream'):.1f} ×" in text
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 120
 
 
 def test_its_pictures_and_make_targets_exist():
