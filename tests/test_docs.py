@@ -17,7 +17,8 @@ from domainbed_ext.bench import __main__ as bench
 from domainbed_ext.cache import command as cache
 from domainbed_ext.prepare import command as prepare
 from domainbed_ext.runs import arguments as options
-from domainbed_ext.sweep import arguments as definitions
+from domainbed_ext.sweep import options as sweep_options
+from domainbed_ext.sweep.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -93,7 +94,7 @@ def test_its_sweep_definition_is_understood(tmp_path):
     (definition,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     path = tmp_path / "mine.yaml"
     path.write_text(definition + "datasets: [PACS]\nalgorithms: [BA]\noutput_dir: o\n", encoding="utf-8")
-    args = definitions.parse(["launch", "--sweep", str(path)])
+    args = parse(["launch", "--sweep", str(path)])
     launchers.check_options(args.command_launcher, args.launcher_options)
 
 
@@ -134,7 +135,7 @@ def commands(module):
     ("module", "make_parser"),
     [
         ("domainbed_ext.train", options.make_parser),
-        ("domainbed_ext.sweep", definitions.make_parser),
+        ("domainbed_ext.sweep", sweep_options.make_parser),
         ("domainbed_ext.evaluate", evaluate.make_parser),
     ],
 )
@@ -148,7 +149,7 @@ def test_commands_that_are_shown_are_understood(module, make_parser):
 def test_options_that_are_named_exist():
     known = {
         option
-        for module in (options, definitions, evaluate, prepare, collect_results)
+        for module in (options, sweep_options, evaluate, prepare, collect_results)
         for action in module.make_parser()._actions
         for option in action.option_strings
     }

@@ -69,25 +69,26 @@ def measure(args: Namespace, output_dir: Path) -> None:
         start = time.monotonic()
         looks = _watch(["launch", *words], Path(folder), len(sweep))
         seconds = time.monotonic() - start
-        standings = states.look(sweep, Path(folder))
-        missing = [standing for standing in standings if standing.state is not State.DONE]
+        statuses = states.read_statuses(sweep, Path(folder))
+        missing = [status for status in statuses if status.state is not State.DONE]
         if missing:
-            raise BenchmarkError(f"{len(missing)} of {len(standings)} runs are not done: {states.summary(standings)}")
-        found = [latest(standing.job.folder.path) for standing in standings]
+            counts = states.describe_states(statuses)
+            raise BenchmarkError(f"{len(missing)} of {len(statuses)} runs are not done: {counts}")
+        found = [latest(status.job.folder.path) for status in statuses]
         inside = sum(attempt.seconds for attempt in found if attempt)
         setting_up = sum(attempt.set_up for attempt in found if attempt)
         tries = sum(attempt.number for attempt in found if attempt)
     slots = args.jobs or available_cores()
-    half = [look for look in looks if look.done >= len(standings) / 2]
+    half = [look for look in looks if look.done >= len(statuses) / 2]
     row = {
         "launcher": args.command_launcher,
-        "runs": len(standings),
+        "runs": len(statuses),
         "attempts": tries,
         "at once": slots,
         "seconds": round(seconds, 1),
-        "runs a minute": round(60 * len(standings) / seconds, 1),
-        "work a run (s)": round((inside - setting_up) / len(standings), 2),
-        "set-up a run (s)": round(setting_up / len(standings), 2),
+        "runs a minute": round(60 * len(statuses) / seconds, 1),
+        "work a run (s)": round((inside - setting_up) / len(statuses), 2),
+        "set-up a run (s)": round(setting_up / len(statuses), 2),
         "over the work (%)": round(100 * (slots * seconds / (inside - setting_up) - 1), 1),
         "outside the runs (%)": round(100 * (slots * seconds / inside - 1), 1),
         **_growth("largest process MiB", [look.largest_mib for look in half]),

@@ -1,23 +1,24 @@
-"""What would stop a run of a sweep, told before any of them starts; leaves no trace."""
+"""Finds what would stop a run of a sweep before any of them starts; leaves no trace."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.data import duplicates
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.runs import checkpoint
 from domainbed_ext.runs.identity import hparams_of
 from domainbed_ext.runs.setup import Setup, set_up
 from domainbed_ext.sweep.jobs import Job
-from domainbed_ext.sweep.states import count_of
+from domainbed_ext.sweep.states import format_runs
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.progress import bar
 
-# Hyperparameters that change neither what a model is made of nor whether it can be made; of ranks the largest tells.
+# Hyperparameters that change neither the layers of a model nor whether it can be made; of ranks the largest is tried.
 _FREE = (
     *("lr", "weight_decay", "batch_size", "class_balanced", "data_augmentation", "rank"),
     *("adapter_dropout", "resnet_dropout", "vit_dropout"),
@@ -27,28 +28,28 @@ _RECORD, _LOGS = 4_000, 20_000  # bytes
 
 @dataclass(frozen=True)
 class Checked:
-    """What checking found of one kind of runs, an algorithm on a data set.
+    """The checks' results for one kind of runs, an algorithm on a data set.
 
     Attributes:
-        setup: of its run with the largest batches.
-        trained: bytes of what it trains.
+        setup: Setup of its run with the largest batches.
+        trained: Bytes of the parameters that it trains.
     """
 
     setup: Setup
     trained: int
 
 
-def check(jobs: Sequence[Job]) -> dict[tuple[str, str], Checked]:
-    """Makes the parts of as many runs as it takes to have met every mistake, and looks for room for all.
+def check_runs(jobs: Sequence[Job]) -> dict[tuple[str, str], Checked]:
+    """Sets up as many runs as it takes to meet every mistake, and checks that there is room on disk for all.
 
     Args:
-        jobs: of a sweep.
+        jobs: Jobs of a sweep.
 
     Returns:
-        What was found of each kind.
+        Results for each kind.
 
     Raises:
-        BenchmarkError: what would stop a run, in one sentence.
+        BenchmarkError: Something would stop a run.
     """
     setups = _set_up(jobs)
     for job in jobs:
@@ -62,10 +63,20 @@ def check(jobs: Sequence[Job]) -> dict[tuple[str, str], Checked]:
     return checked
 
 
-def _set_up(jobs: Sequence[Job]) -> dict[tuple[str, str], Setup]:
-    """Sets up a run of each kind, and one that trains on each environment; of these the ones with the largest batches.
+def check_duplicates(checked: Mapping[tuple[str, str], Checked]) -> None:
+    """Looks for images that a data set holds more than once, in each data set once.
 
-    As often as that takes and no more, for each time a data set's files are listed.
+    Args:
+        checked: Results of `check_runs`.
+    """
+    for setup in {dataset: each.setup for (dataset, _), each in checked.items()}.values():
+        duplicates.check(setup.args.dataset, setup.dataset, setup.args.duplicates, setup.args.cache_dir)
+
+
+def _set_up(jobs: Sequence[Job]) -> dict[tuple[str, str], Setup]:
+    """Sets up a run of each kind, and one that trains on each environment: those with the largest batches.
+
+    No more than these, since each set-up lists a data set's files.
     """
     setups: dict[tuple[str, str], Setup] = {}
     verified: set[str] = set()
@@ -96,7 +107,7 @@ def _training_environments(job: Job, known: Setup) -> list[int]:
 
 
 def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) -> dict[tuple[str, str], int]:
-    """Makes every model there is, but for what cannot go wrong; the bytes that each kind trains, at most."""
+    """Makes one of all models that differ in what can go wrong; returns the most bytes that each kind trains."""
     largest: dict[str, Job] = {}
     for job in jobs:
         hparams = job.computation["hparams"]
@@ -114,7 +125,7 @@ def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) 
 
 
 def setup_like(setup: Setup, job: Job) -> Setup:
-    """The parts of a run whose data set is that of another, listed already; splits are still the other's."""
+    """The setup of a run, from that of another run on the same data set; the splits are still the other's."""
     args = job.args.complete()
     hparams = hparams_of(args)
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
@@ -134,26 +145,26 @@ def records(setup: Setup) -> int:
 
 
 def disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], parallel: int = 1) -> tuple[int, int]:
-    """Bytes that runs leave or need meanwhile.
+    """Bytes that runs leave, or need while they run.
 
     Args:
-        jobs: that are to run.
-        checked: what is known of each kind.
-        parallel: how many at once.
+        jobs: Jobs that are to run.
+        checked: Results of `check_runs`.
+        parallel: Number of runs at once.
 
     Returns:
-        At least (what is trained is saved once a run, and no checkpoint), and at most.
+        The least (trained parameters are saved once per run, and no checkpoint is), and the most.
     """
     least = most = 0
     for job in jobs:
-        found = checked[job.kind]
-        text = records(found.setup) * _RECORD + _LOGS
-        saved = 0 if job.extra_args["skip_model_save"] else found.trained
+        kind = checked[job.kind]
+        text = records(kind.setup) * _RECORD + _LOGS
+        saved = 0 if job.extra_args["skip_model_save"] else kind.trained
         least += text + saved
-        most += text + saved * min(2, records(found.setup))  # selected, and last where it is another
+        most += text + saved * min(2, records(kind.setup))  # selected, and last where it is another
     if any(job.extra_args["save_minutes"] or job.extra_args["save_steps"] for job in jobs):
         # Weights and Adam's two moments; while one is written those kept are still there.
-        largest = max(found.trained for found in checked.values())
+        largest = max(kind.trained for kind in checked.values())
         most += 3 * largest * (checkpoint.KEPT + 1) * min(parallel, len(jobs))
     return least, most
 
@@ -172,13 +183,13 @@ def _check_room(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked]) ->
     (least, _), room = disk(jobs, checked), free(jobs[0].sweep_dir)
     if least > room:
         raise BenchmarkError(
-            f"{jobs[0].sweep_dir} has {size(room)} free, and {count_of(len(jobs))} would save {size(least)}: make "
+            f"{jobs[0].sweep_dir} has {size(room)} free, and {format_runs(len(jobs))} would save {size(least)}: make "
             "room, give another --output_dir, or add --skip_model_save"
         )
 
 
 def size(count: float) -> str:
-    """Bytes in words: "3.4 GiB"."""
+    """A number of bytes in words: "3.4 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,7 +1,6 @@
-"""What a sweep will cost, from a few real steps of each kind of run in it."""
+"""The cost of a sweep, estimated from a few real steps of each kind of run in it."""
 
 import time
-from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,25 +17,26 @@ from domainbed_ext.data.loader import EVALUATION_BATCH
 from domainbed_ext.launchers import get_launcher
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.setup import Setup, compute_exactly
+from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.sweep.check import Checked, disk, free, records, size
 from domainbed_ext.sweep.jobs import Job
-from domainbed_ext.sweep.states import count_of
+from domainbed_ext.sweep.states import format_runs
 from domainbed_ext.system.progress import bar, duration
 
 T = TypeVar("T")
 
 STEPS = 3  # that are timed, after one that warms up
-ENOUGH = 20.0  # seconds after which one has to do
+ENOUGH = 20.0  # seconds after which one timed step is enough
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a kind of run is here.
+    """How fast a kind of run is on this machine.
 
     Attributes:
-        start: seconds before the first step.
-        step: seconds of a training step.
-        image: seconds of an image that is evaluated.
+        start: Seconds before the first step.
+        step: Seconds of a training step.
+        image: Seconds to evaluate an image.
     """
 
     start: float
@@ -70,44 +70,44 @@ def _timed(function: Callable[[], T]) -> tuple[float, T]:
 
 
 def seconds(job: Job, setup: Setup, rates: Rates) -> float:
-    """What a run takes.
+    """The seconds that a run takes.
 
     Args:
-        job: whose run it is.
-        setup: of a run of its kind.
-        rates: of that.
+        job: Job of the run.
+        setup: Setup of a run of its kind.
+        rates: Rates of its kind.
     """
-    # A step is as long as its batch is large, nearly.
+    # The time of a step is nearly proportional to its batch.
     step = rates.step * job.computation["hparams"]["batch_size"] / setup.hparams["batch_size"]
-    validation, others = _images(job, setup)
+    validation, rest = _images(job, setup)
     count = records(setup)
     full = count
     if setup.args.evaluate == "lean":
         # Of n numbers in random order, the k-th is a new best with probability 1/k; and the last record has all.
         full = min(count, round(1 + sum(1 / k for k in range(1, count + 1))))
-    return rates.start + setup.steps * step + rates.image * (count * validation + full * others)
+    return rates.start + setup.steps * step + rates.image * (count * validation + full * rest)
 
 
 def _images(job: Job, setup: Setup) -> tuple[float, float]:
     """Images that every record evaluates, and those that a lean one leaves out."""
-    validation = others = 0.0
+    validation = rest = 0.0
     for i, environment in enumerate(setup.dataset.datasets):
         out = int(len(environment) * setup.args.holdout_fraction)
         kept = len(environment) - out
         if i in job.train_args["test_envs"]:
-            others += out + kept
+            rest += out + kept
         else:
             validation += out
-            others += kept * setup.args.train_eval_share
-    return validation, others
+            rest += kept * setup.args.train_eval_share
+    return validation, rest
 
 
-def slots(args: Namespace, jobs: Sequence[Job]) -> int | None:
-    """How many runs go at once; None where an engine decides.
+def slots(args: SweepArguments, jobs: Sequence[Job]) -> int | None:
+    """How many runs go at once; None where a scheduler decides.
 
     Args:
-        args: of the sweep.
-        jobs: that are to run.
+        args: Arguments of the sweep.
+        jobs: Jobs that are to run.
     """
     commands = [job.command for job in jobs]
     return get_launcher(args.command_launcher).runs_at_once(commands, args.jobs, args.launcher_options)
@@ -118,15 +118,15 @@ def report(
     checked: dict[tuple[str, str], Checked],
     at_once: int | None,
 ) -> tuple[RenderableType, RenderableType]:
-    """Measures each kind and says what all runs will take.
+    """Times each kind of runs, and estimates what all will take.
 
     Args:
-        jobs: that are to run.
-        checked: of `validate.check`.
-        at_once: number of runs; None if that is not known.
+        jobs: Jobs that are to run.
+        checked: Results of `check_runs`.
+        at_once: Number of runs at once; None if that is unknown.
 
     Returns:
-        A table with a row for each kind, and what all come to.
+        A table with a row for each kind, and a sentence with the totals.
     """
     of_kind = defaultdict(list)
     for job in jobs:
@@ -144,10 +144,10 @@ def report(
             measured[kind] = measure(checked[kind].setup)
             shown.advance()
     for (dataset, algorithm), members in of_kind.items():
-        found, rates = checked[dataset, algorithm], measured[dataset, algorithm]
-        each = [seconds(job, found.setup, rates) for job in members]
+        kind_checked, rates = checked[dataset, algorithm], measured[dataset, algorithm]
+        each = [seconds(job, kind_checked.setup, rates) for job in members]
         taken += each
-        saved = 0 if members[0].extra_args["skip_model_save"] else found.trained
+        saved = 0 if members[0].extra_args["skip_model_save"] else kind_checked.trained
         row = (
             *(dataset, algorithm, str(len(members)), f"{1000 * rates.step:.0f} ms", f"{1000 * rates.image:.1f} ms"),
             *(duration(sum(each) / len(each)), duration(sum(each)), size(saved)),
@@ -155,11 +155,11 @@ def report(
         table.add_row(*map(Text, row))
     wall = "" if at_once is None else f": {duration(max(sum(taken) / at_once, *taken))} at {at_once} at once"
     most, room = disk(jobs, checked, at_once or len(jobs))[1], free(jobs[0].sweep_dir)
-    said = (
-        f"{count_of(len(jobs))}: {_hours(sum(taken), jobs)}, as fast as this machine was just now{wall}; up to "
-        f"{size(most)} on disk, where {size(room)} are free"
+    totals = (
+        f"{format_runs(len(jobs))}: {_hours(sum(taken), jobs)} at the speed just measured{wall}; up to {size(most)} on "
+        f"disk, of {size(room)} free"
     )
-    return table, Text(said)
+    return table, Text(totals)
 
 
 def _hours(seconds: float, jobs: Sequence[Job]) -> str:

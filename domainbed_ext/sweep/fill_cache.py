@@ -1,4 +1,4 @@
-"""Decodes what a sweep's runs will share, before any of them starts: on all cores, and with a bar."""
+"""Decodes the images that a sweep's runs share before any of them starts: on all cores, and with a bar."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from domainbed_ext.sweep.check import Checked
 from domainbed_ext.sweep.jobs import Job
 
 
-def fill(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], processes: int) -> None:
+def fill_cache(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], processes: int) -> None:
     """Puts the images of all runs into the cache; those that are there already take no time.
 
     Args:
-        jobs: that are to run.
-        checked: of `validate.check`.
-        processes: that decode.
+        jobs: Jobs that are to run.
+        checked: Results of `check_runs`.
+        processes: Number of processes that decode.
 
     Raises:
-        BenchmarkError: images that cannot be read, all of them named.
+        BenchmarkError: Some images cannot be read; names all of them.
     """
     wanted: dict[tuple[str, Variant], tuple[Setup, set[int]]] = {}
     for kind, test_envs in {(job.kind, tuple(job.train_args["test_envs"])) for job in jobs}:
@@ -30,5 +30,5 @@ def fill(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], processes
         for variant, is_plain in RunImages(setup).variants.items():
             needed = everywhere if is_plain else everywhere - set(test_envs)
             wanted.setdefault((kind[0], variant), (setup, set()))[1].update(needed)
-    for (_, variant), (setup, found) in wanted.items():
-        open_images(setup, variant, sorted(found), processes)
+    for (_, variant), (setup, environments) in wanted.items():
+        open_images(setup, variant, sorted(environments), processes)

@@ -5,6 +5,7 @@ compared with its first record: other data end the launch; other versions, anoth
 are accepted with a warning.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -21,15 +22,29 @@ from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import precision
 from domainbed_ext.runs.differences import Kind, differences
+from domainbed_ext.runs.folder import State
 from domainbed_ext.runs.provenance import own_sources, versions
 from domainbed_ext.sweep.jobs import Job
-from domainbed_ext.sweep.states import count_of
+from domainbed_ext.sweep.states import RunStatus, format_runs
 
 _ACCEPTED = {
     Kind.VERSIONS: "other versions may round differently",
     Kind.PRECISION: "the precision auto is another on this processor",
     Kind.SOURCES: "to run them again, delete their folders",
 }
+
+
+def compare_finished(statuses: Iterable[RunStatus]) -> None:
+    """Refuses finished runs on other data than what is here, and prints a warning of what else has changed.
+
+    Args:
+        statuses: Statuses of a sweep's runs.
+
+    Raises:
+        BenchmarkError: Finished runs are of other data.
+    """
+    for warning in compare([status.job for status in statuses if status.state is State.DONE]):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def compare(jobs: Iterable[Job]) -> list[str]:
@@ -54,11 +69,13 @@ def compare(jobs: Iterable[Job]) -> list[str]:
         raise _other_data(differing[Kind.DATA])
     warnings = []
     if silent := sum("data_digest" not in record and "data_digest" in here.facts(job) for job, record in records):
-        warnings.append(f"{count_of(silent)} finished before records said of which data: taken as of the data here")
+        warnings.append(
+            f"{format_runs(silent)} finished before records held a digest of their data: assumed to be of the data here"
+        )
     for kind, reason in _ACCEPTED.items():
-        if found := differing[kind]:
-            count = f"{len(found)} of {len(records)} finished runs"
-            warnings.append(f"{count} are of other {kind.value} ({found[0][1]}) and are accepted: {reason}")
+        if runs := differing[kind]:
+            count = f"{len(runs)} of {len(records)} finished runs"
+            warnings.append(f"{count} are of other {kind.value} ({runs[0][1]}) and are accepted: {reason}")
     return warnings
 
 
@@ -69,10 +86,10 @@ def _first_record(job: Job) -> dict[str, Any] | None:
         return None
 
 
-def _other_data(found: Sequence[tuple[Job, str]]) -> BenchmarkError:
-    job, words = found[0]
+def _other_data(runs: Sequence[tuple[Job, str]]) -> BenchmarkError:
+    job, words = runs[0]
     return BenchmarkError(
-        f"{job.sweep_dir} holds {count_of(len(found))} of {job.train_args['dataset']} on other data than "
+        f"{job.sweep_dir} holds {format_runs(len(runs))} of {job.train_args['dataset']} on other data than "
         f"{job.train_args['data_dir']} ({words}; {job.name} first): give another --output_dir, or the data that the "
         "runs had"
     )
@@ -98,7 +115,7 @@ class _Here:
 
 
 def _data(name: str, data_dir: Path | str | None) -> Mapping[str, Any]:
-    """The facts of a data set's files; none where there are no files, or they are not at hand."""
+    """The facts of a data set's files; none where there are no files, or they are not available."""
     if data_dir is None:
         return {}
     try:

@@ -1,18 +1,15 @@
-"""The runs of a sweep: what each computes, and so what its folder is called."""
+"""The runs of a sweep: what each computes, which names its folder."""
 
-import argparse
 import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext.algorithms.registry import canonical_name
-from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.launchers.command import Command
 from domainbed_ext.protocols import (
@@ -22,13 +19,13 @@ from domainbed_ext.protocols import (
     left_out_environments,
     source_environments,
 )
-from domainbed_ext.runs import arguments as options
-from domainbed_ext.runs import identity
-from domainbed_ext.runs.arguments import RunArguments
+from domainbed_ext.runs import arguments, identity
+from domainbed_ext.runs.arguments import EXTRA, NUMBERS, RunArguments
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.identity import Computation, Computations
 from domainbed_ext.runs.setup import names_in_dataset
 from domainbed_ext.seeds import seed_hash
+from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.system import strict_json
 
 
@@ -37,11 +34,11 @@ class Job:
     """A run of a sweep.
 
     Attributes:
-        train_args: arguments of `domainbed_ext.train`, DomainBed's names; where its data lie among them.
-        sweep_dir: folder of the sweep.
-        extra_args: arguments that change no number, e.g. the worker count.
-        computation: what follows from the arguments, but for where anything lies: the run's identity.
-        adopted: name of a folder that holds this very run under DomainBed's name; None if there is none.
+        train_args: Arguments of `domainbed_ext.train` by DomainBed's names, `data_dir` among them.
+        sweep_dir: Folder of the sweep.
+        extra_args: Arguments that change no number, e.g. the worker count.
+        computation: What the run computes, wherever its files are: its identity.
+        adopted: Name of a folder that holds this run under DomainBed's name; None if there is none.
     """
 
     train_args: dict[str, Any]
@@ -52,7 +49,7 @@ class Job:
 
     @cached_property
     def name(self) -> str:
-        """Of the run's folder."""
+        """The name of the run's folder."""
         return self.adopted or identity.name(self.computation)
 
     @property
@@ -62,17 +59,17 @@ class Job:
 
     @property
     def domainbed_hash(self) -> str:
-        """What DomainBed, and our first versions, call the folder: a hash of the arguments as they were typed."""
+        """DomainBed's name of the folder, and that of early versions: a hash of the arguments as they were typed."""
         typed = {name: value for name, value in self.train_args.items() if name != "evaluate"}  # the protocol's
         text = strict_json.dumps(typed, sort_keys=True)
         return hashlib.md5(text.encode("utf-8")).hexdigest()
 
     @property
     def argv(self) -> list[str]:
-        """Arguments of `domainbed_ext.train`."""
+        """The command line of `domainbed_ext.train`."""
         argv = []
-        arguments = {**self.train_args, **self.extra_args, "output_dir": str(self.folder.path)}
-        for name, value in sorted(arguments.items()):
+        values_of = {**self.train_args, **self.extra_args, "output_dir": str(self.folder.path)}
+        for name, value in sorted(values_of.items()):
             if value is None or value is False:
                 continue
             if isinstance(value, str) and value.startswith("-"):
@@ -85,7 +82,7 @@ class Job:
     @property
     def args(self) -> RunArguments:
         """The run's arguments as `domainbed_ext.train` reads them."""
-        return options.parse(self.argv)
+        return arguments.parse(self.argv)
 
     @property
     def command(self) -> Command:
@@ -103,32 +100,30 @@ class Job:
         return " ".join(f"{name}={self.train_args[name]}" for name in names)
 
 
-def make_jobs(args: argparse.Namespace) -> list[Job]:
+def make_jobs(args: SweepArguments) -> list[Job]:
     """The runs of a sweep, in DomainBed's order.
 
     Args:
-        args: of `definitions.parse`.
+        args: Arguments of the sweep.
 
     Returns:
         The jobs.
 
     Raises:
-        BenchmarkError: unknown data set, algorithm or environment, options that contradict each other, or weights
-            that are not there.
+        BenchmarkError: A data set, algorithm or environment is unknown, options contradict each other, or weights are
+            missing.
     """
-    algorithms = list(dict.fromkeys(map(canonical_name, args.algorithms)))
-    datasets = list(dict.fromkeys(map(DATASETS.canonical, args.datasets)))
-    numbers = {name: getattr(args, name) for name in options.NUMBERS if getattr(args, name) is not None}
+    numbers = {name: value for name in NUMBERS if (value := getattr(args, name)) is not None}
     if args.protocol in (None, LEAVE_ONE_OUT) and not args.single_test_envs:
         numbers["evaluate"] = "all"  # the runs that leave one environment out are chosen by those that leave out two
-    extra = {name: getattr(args, name) for name in options.EXTRA}
-    combinations = _test_envs(args, datasets)
+    extra = {name: getattr(args, name) for name in EXTRA}
+    combinations = _test_envs(args)
     computations = Computations()
     jobs = []
-    for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), datasets, algorithms):
+    for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), args.datasets, args.algorithms):
         for test_envs in combinations[dataset]:
             for hparams_seed in range(args.n_hparams_from, args.n_hparams):
-                train_args = {
+                train_args: dict[str, Any] = {
                     "dataset": dataset,
                     "algorithm": algorithm,
                     "test_envs": test_envs,
@@ -143,15 +138,15 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
                 train_args |= {name: value for name, value in optional.items() if value is not None}
                 train_args |= numbers
                 computation = computations.of(RunArguments(**train_args))
-                jobs.append(Job(train_args, Path(args.output_dir), extra, computation))
-    return _adopt(jobs, names_in(Path(args.output_dir)))
+                jobs.append(Job(train_args, args.output_dir, extra, computation))
+    return _adopt(jobs, names_in(args.output_dir))
 
 
 def names_in(sweep_dir: Path) -> set[str]:
-    """Of all that lies in a sweep's folder, read in one go.
+    """The names of all that is in a sweep's folder, read at once.
 
     Raises:
-        BenchmarkError: it cannot be read.
+        BenchmarkError: It cannot be read.
     """
     try:
         return set(os.listdir(sweep_dir))
@@ -164,7 +159,7 @@ def names_in(sweep_dir: Path) -> set[str]:
 
 
 def _adopt(jobs: Iterable[Job], names: set[str]) -> list[Job]:
-    """Gives each job that has no folder one of DomainBed's name, if that holds this run and no other."""
+    """Gives each job without a folder the one of DomainBed's name, if that holds this run."""
     return [
         dataclasses.replace(job, adopted=old)
         if names and job.name not in names and (old := job.domainbed_hash) in names and _is_of(job, old)
@@ -174,24 +169,25 @@ def _adopt(jobs: Iterable[Job], names: set[str]) -> list[Job]:
 
 
 def _is_of(job: Job, name: str) -> bool:
-    """Whether the records in a folder of DomainBed's name, which says little, are of a job."""
+    """Whether the records in a folder of DomainBed's name, which does not tell all arguments, are a job's."""
     try:
         record = RunFolder(job.sweep_dir / name).first_record()
-    except BenchmarkError:  # not ours to take over
+    except BenchmarkError:  # not a folder of this package
         return False
     return record is None or not identity.contradicts(job.computation, record)  # it may have stopped before its first
 
 
-def _test_envs(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str, list[list[int]]]:
+def _test_envs(args: SweepArguments) -> dict[str, list[list[int]]]:
     """By data set, the test environments of every run."""
-    names = {dataset: names_in_dataset(dataset, args.data_dir) for dataset in datasets}
+    names = {dataset: names_in_dataset(dataset, args.data_dir) for dataset in args.datasets}
     if args.protocol == SINGLE_SOURCE:
+        source_envs = None if args.source_envs is None else [str(name) for name in args.source_envs]
         return {
             dataset: [[i for i in range(len(names[dataset])) if i != source] for source in sources]
-            for dataset, sources in source_environments(args.source_envs, names).items()
+            for dataset, sources in source_environments(source_envs, names).items()
         }
     if args.source_envs is not None:
-        raise BenchmarkError(f"--source_envs is of --protocol {SINGLE_SOURCE}: add that, or leave it out")
+        raise BenchmarkError(f"--source_envs is an option of --protocol {SINGLE_SOURCE}: add that, or leave it out")
     check_evaluate(args.evaluate, pairs=not args.single_test_envs)
     for dataset, environments in names.items():
         if len(environments) < 2:

@@ -1,119 +1,155 @@
-"""Runs jobs by a launcher, and says what became of each."""
+"""`sweep launch`: runs all that is not done, and prints the tables."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from domainbed_ext.launchers import get_launcher
-from domainbed_ext.launchers.execute import describe_exit
-from domainbed_ext.launchers.launch import Launch, begin, read_launch
-from domainbed_ext.runs.folder import RunFolder, State
-from domainbed_ext.sweep.jobs import Job
-from domainbed_ext.sweep.launch_progress import LaunchProgress
-from domainbed_ext.sweep.states import Standing
-from domainbed_ext.system.exit_codes import STOPPED, ExitCode
-from domainbed_ext.system.progress import bar
-
-
-@dataclass
-class Outcome:
-    """What became of a launch.
-
-    Attributes:
-        path: of the launch.
-        failed: the jobs that did, each with the reason in one sentence.
-        interrupted: those that stopped where they can go on.
-        elsewhere: those that another process is at.
-        waiting: those that wait in an engine.
-        stopped: the exit code, if the launch was stopped or cancelled; of its jobs nothing is said then.
-    """
-
-    path: Path
-    failed: list[tuple[Job, str]] = field(default_factory=list)
-    interrupted: list[Job] = field(default_factory=list)
-    elsewhere: list[Job] = field(default_factory=list)
-    waiting: list[Job] = field(default_factory=list)
-    stopped: int | None = None
+from domainbed_ext.errors import BenchmarkError, not_writable
+from domainbed_ext.launchers import check_options, get_launcher
+from domainbed_ext.launchers.dummy import Dummy
+from domainbed_ext.launchers.launch import Launch
+from domainbed_ext.runs.folder import State
+from domainbed_ext.runs.provenance import provenance
+from domainbed_ext.sweep.arguments import SweepArguments
+from domainbed_ext.sweep.check import check_duplicates, check_runs
+from domainbed_ext.sweep.fill_cache import fill_cache
+from domainbed_ext.sweep.finished import compare_finished
+from domainbed_ext.sweep.outcome import Outcome, launch_jobs
+from domainbed_ext.sweep.states import (
+    RunStatus,
+    describe_states,
+    format_runs,
+    is_missing,
+    mixed_runs_warning,
+    print_states,
+    read_statuses,
+)
+from domainbed_ext.system import strict_json
+from domainbed_ext.system.console import confirm
+from domainbed_ext.system.exit_codes import ExitCode
+from domainbed_ext.system.files import write_atomically
+from domainbed_ext.system.machine import available_cores
 
 
-def launch(
-    jobs: Sequence[Job],
-    launcher: str,
-    command: str,
-    parallel: int = 0,
-    options: dict[str, Any] | None = None,
-    others: Sequence[Standing] = (),
-) -> Outcome:
-    """Runs jobs, and marks those that died and left no message as failed.
+def run(args: SweepArguments) -> int:
+    """The sub-command.
 
     Args:
-        jobs: what is to run; at least one.
-        launcher: a name that `get_launcher` takes.
-        command: that was typed.
-        parallel: how many at once; 0 leaves it to the launcher.
-        options: of the launcher.
-        others: all other runs of the sweep, whose times tell how long these will take.
+        args: Arguments of the sweep.
 
     Returns:
-        What became of them.
+        The exit code.
     """
-    sweep_dir = jobs[0].sweep_dir
-    words = {job.name: _last_word(job.folder) for job in jobs}
-    tried: dict[str, int] = {}
-    codes: Sequence[int | None] = ()
-    with bar("sweep", len(jobs), "runs") as shown:
-        progress = LaunchProgress(jobs, others, shown)
-        wanted = Launch(sweep_dir, [job.name for job in jobs], parallel, options or {}, progress)
-        with begin(sweep_dir, launcher, command, wanted) as begun:
-            outcome, tried = Outcome(begun.path), read_launch(begun.path)["tried"]
-            try:
-                codes = get_launcher(launcher).run([job.command for job in jobs], begun)
-            except KeyboardInterrupt:
-                outcome.stopped = ExitCode.INTERRUPTED if begun.cancelled else STOPPED
-                return outcome
-    for job, code in zip(jobs, codes, strict=True):
-        _sort(job, code, words[job.name], tried.get(job.name, 0), outcome)
-    return outcome
+    return launch_runs(args, is_missing)
 
 
-def _sort(job: Job, code: int | None, word: object, tried: int, outcome: Outcome) -> None:
-    """Puts a job where it belongs. Its folder says what became of it; the exit code, what it could not say itself.
+def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool]) -> int:
+    """Runs some of a sweep's runs, and prints its tables.
 
     Args:
-        job: of the launch.
-        code: its exit code.
-        word: the last that it had said before.
-        tried: number of the last attempt at it before.
-        outcome: to which it is added.
+        args: Arguments of the sweep.
+        is_wanted: Whether to run a run of this status.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BenchmarkError: Something would stop a run.
     """
-    if code is None:
-        outcome.waiting.append(job)
-        return
-    if code == ExitCode.DONE:
-        return
-    state, attempt = job.folder.look()
-    stopped = attempt is not None and attempt.number > tried and attempt.ended == "interrupted"
-    if state is State.DONE:
-        return
-    if state is State.RUNNING:
-        outcome.elsewhere.append(job)
-    elif state is State.FAILED and _last_word(job.folder) != word:
-        outcome.failed.append((job, job.folder.failure()))
-    elif state is State.INTERRUPTED and stopped:
-        outcome.interrupted.append(job)
-    elif code == ExitCode.TAKEN:
-        outcome.elsewhere.append(job)
-    else:
-        sentence = describe_exit(code)
-        job.folder.fail(sentence, code)
-        outcome.failed.append((job, sentence))
+    statuses = print_states(args)
+    compare_finished(statuses)
+    start = time.monotonic()
+    jobs = [status.job for status in statuses if is_wanted(status)]
+    launcher = Dummy("dummy") if args.dry_run else get_launcher(args.command_launcher)
+    check_options(args.command_launcher, args.launcher_options)
+    checked = check_runs(jobs)
+    if launcher.ONLY_PRINTS:
+        launcher.run([job.command for job in jobs], Launch(args.output_dir))
+        return 0
+    _check_writable(args.output_dir)
+    if jobs and not (args.skip_confirmation or confirm(f"Launch {format_runs(len(jobs))}?")):
+        print("Nothing launched.")
+        return 0
+    outcome = None
+    if jobs:
+        if launcher.RUNS_HERE or args.duplicates == "refuse":  # elsewhere each run warns
+            check_duplicates(checked)
+        if launcher.RUNS_HERE:  # others may run where this cache is not seen
+            fill_cache(jobs, checked, available_cores())
+        rest = [status for status in statuses if not is_wanted(status)]
+        outcome = launch_jobs(jobs, args.command_launcher, args.typed, args.jobs, args.launcher_options, rest)
+        if outcome.stopped is not None:
+            return _print_stopped(statuses, outcome.stopped)
+    code = _collect(args, statuses)
+    if outcome is not None:
+        _write_provenance(args.output_dir / "tables" / "provenance.json", args.words, time.monotonic() - start)
+        code = _print_outcome(outcome, args, len(statuses)) or code
+    return code
 
 
-def _last_word(folder: RunFolder) -> tuple[int, int] | None:
-    """What tells a `failed` from one before it, for one that was killed early leaves the old one standing."""
+def _print_outcome(outcome: Outcome, args: SweepArguments, count: int) -> int:
+    """Prints what became of a launch's runs; returns the exit code."""
+    if outcome.waiting:
+        print(
+            f"{format_runs(len(outcome.waiting))} queued in {args.command_launcher} (launch {outcome.path.name}): "
+            "`status` shows their progress, and `launch` prints the tables when all are done"
+        )
+    if outcome.elsewhere:
+        print(f"{format_runs(len(outcome.elsewhere))} done or running in another launch: `status` shows their progress")
+    if outcome.interrupted:
+        print(
+            f"{format_runs(len(outcome.interrupted))} interrupted: run the same command again to resume",
+            file=sys.stderr,
+        )
+    for job, reason in outcome.failed:
+        print(f"failed: {job}: {reason} (log: {job.folder.path / 'err.txt'})", file=sys.stderr)
+    if outcome.failed:
+        failed = f"{len(outcome.failed)} of {format_runs(count)} failed"
+        print(f"{failed}; `sweep retry` runs them again", file=sys.stderr)
+        return ExitCode.FAILED
+    return ExitCode.INTERRUPTED if outcome.interrupted else ExitCode.DONE
+
+
+def _print_stopped(statuses: Sequence[RunStatus], code: int) -> int:
+    now = read_statuses([status.job for status in statuses], statuses[0].job.sweep_dir)
+    how = "cancelled" if code == ExitCode.INTERRUPTED else "interrupted"
+    print(f"{how}: {describe_states(now)}; run the same command again to resume", file=sys.stderr)
+    return code
+
+
+def _collect(args: SweepArguments, statuses: Sequence[RunStatus]) -> int:
+    """Makes the tables, if any run is done; returns the exit code."""
+    if not any(status.job.folder.state is State.DONE for status in statuses):
+        return 0
+    from domainbed_ext.collect_results import collect  # here, for plots take seconds to import
+
+    if warning := mixed_runs_warning([status.job for status in statuses], args.output_dir):
+        print(warning, file=sys.stderr)
+    unreadable: list[str] = []
     try:
-        status = (folder.path / "failed").stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
+        collect(str(args.output_dir), unreadable=unreadable)
+    except BenchmarkError as error:  # what became of the runs is still to be printed
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.BAD_INPUT
+    return ExitCode.FAILED if unreadable else ExitCode.DONE
+
+
+def _write_provenance(path: Path, words: Sequence[str], seconds: float) -> None:
+    """Appends this launch to the list of those that the tables come from."""
+    path.parent.mkdir(exist_ok=True)  # there are no tables where every run failed
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    content = [*earlier, {**provenance("domainbed_ext.sweep", words), "seconds": round(seconds)}]
+    write_atomically(path, strict_json.dumps(content, indent=2) + "\n")
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise not_writable(path, error) from error

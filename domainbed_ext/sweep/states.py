@@ -1,4 +1,4 @@
-"""How far the runs of a sweep are: read from their folders and from the launches under way, never from an engine."""
+"""The states of a sweep's runs: read from their folders and from the launches under way, never from a scheduler."""
 
 import re
 from collections import Counter, defaultdict
@@ -11,22 +11,21 @@ from typing import NamedTuple
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers.launch import list_under_way, read_launch
 from domainbed_ext.runs.folder import RunFolder, State
-from domainbed_ext.sweep.jobs import Job, names_in
+from domainbed_ext.sweep.arguments import SweepArguments
+from domainbed_ext.sweep.jobs import Job, make_jobs, names_in
 from domainbed_ext.system import attempts
 from domainbed_ext.system.attempts import Attempt
 
-_NAME = re.compile("[0-9a-f]{32}")  # of a run's folder, by us or DomainBed
-
-INCOMPLETE = (State.FAILED, State.INTERRUPTED)  # what DomainBed calls so, of runs that nobody is at
+_NAME = re.compile("[0-9a-f]{32}")  # of a run's folder, here and in DomainBed
 
 
 class Wait(NamedTuple):
     """A run's place in a launch.
 
     Attributes:
-        launch: folder of the launch.
-        detached: whether an engine starts the run by itself, or a launcher that lives.
-        tried: number of the last attempt before the launch.
+        launch: Folder of the launch.
+        detached: Whether a scheduler starts the run by itself, without a launcher that lives.
+        tried: Number of the last attempt before the launch.
     """
 
     launch: Path
@@ -35,24 +34,24 @@ class Wait(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How far a run is.
+class RunStatus:
+    """The state of a run, and how far it is.
 
     Attributes:
-        job: whose run it is.
-        state: of it.
-        attempt: the last, unless the run is done; None if there was none.
-        waits: where, if it is queued.
+        job: Job whose run it is.
+        state: State of the run.
+        attempt: The last attempt, unless the run is done; None if there was none.
+        wait: Its place in a launch, if it is queued.
     """
 
     job: Job
     state: State
     attempt: Attempt | None = None
-    waits: Wait | None = None
+    wait: Wait | None = None
 
     @property
     def share(self) -> float:
-        """Of the run that is done, in [0, 1]."""
+        """The share of the run that is done, in [0, 1]."""
         return 1.0 if self.state is State.DONE else self.attempt.share if self.attempt else 0.0
 
     @cached_property
@@ -62,32 +61,32 @@ class Standing:
 
     @cached_property
     def seconds(self) -> float | None:
-        """That all attempts at it took so far; None where nobody noted it, as in upstream's runs."""
+        """Seconds that all attempts at it took so far; None where nobody noted it, as in upstream's runs."""
         attempt = self.attempt or (attempts.latest(self.job.folder.path) if self.state is State.DONE else None)
         return attempt.seconds if attempt and attempt.owner else None
 
 
-def look(jobs: Sequence[Job], sweep_dir: Path) -> list[Standing]:
-    """How far each run of a sweep is; see `look_at`."""
-    seen = look_at([job.name for job in jobs], sweep_dir)
-    return [Standing(job, *sight) for job, sight in zip(jobs, seen, strict=True)]
+def read_statuses(jobs: Sequence[Job], sweep_dir: Path) -> list[RunStatus]:
+    """Reads the status of each run of a sweep; see `read_states`."""
+    states = read_states([job.name for job in jobs], sweep_dir)
+    return [RunStatus(job, *state) for job, state in zip(jobs, states, strict=True)]
 
 
-def look_at(runs: Sequence[str], sweep_dir: Path) -> list[tuple[State, Attempt | None, Wait | None]]:
-    """How far runs are, in a few system calls each.
+def read_states(runs: Sequence[str], sweep_dir: Path) -> list[tuple[State, Attempt | None, Wait | None]]:
+    """Reads the states of runs, in a few system calls each.
 
     Args:
-        runs: names of their folders.
-        sweep_dir: where these are.
+        runs: Names of their folders.
+        sweep_dir: Folder that holds these.
 
     Returns:
         The state of each, the last attempt (unless it is done), and where it waits (if it is queued).
 
     Raises:
-        BenchmarkError: a folder cannot be read.
+        BenchmarkError: A folder cannot be read.
     """
     names, waits, now = names_in(sweep_dir), _waits(sweep_dir), attempts.clock(sweep_dir)
-    seen = []
+    states = []
     for run in runs:
         folder = RunFolder(sweep_dir / run)
         try:
@@ -95,27 +94,67 @@ def look_at(runs: Sequence[str], sweep_dir: Path) -> list[tuple[State, Attempt |
         except OSError as error:
             raise BenchmarkError(f"cannot read {folder.path} ({error.strerror}): have its owner let you") from error
         waiting = [wait for wait in waits.get(run, ()) if _is_waiting(run, state, attempt, wait)]
-        # In doubt in an engine, which starts it without being asked.
+        # In doubt in a scheduler, which starts it without being asked.
         wait = max(waiting, key=lambda wait: wait.detached, default=None)
-        seen.append((State.QUEUED if wait else state, attempt, wait))
-    return seen
+        states.append((State.QUEUED if wait else state, attempt, wait))
+    return states
 
 
-def count_of(runs: int) -> str:
+def is_missing(status: RunStatus) -> bool:
+    """Whether `launch` takes a run: also one that waits in another launcher, for then the two share the work."""
+    in_scheduler = status.wait is not None and status.wait.detached
+    return status.state not in (State.DONE, State.RUNNING) and not in_scheduler
+
+
+def is_incomplete(status: RunStatus) -> bool:
+    """Whether a run failed or was interrupted, and no process works on it: what DomainBed calls incomplete."""
+    return status.state in (State.FAILED, State.INTERRUPTED)
+
+
+def print_states(args: SweepArguments) -> list[RunStatus]:
+    """Prints how many runs of a sweep are in which state.
+
+    Args:
+        args: Arguments of the sweep.
+
+    Returns:
+        Their statuses.
+    """
+    jobs = make_jobs(args)
+    statuses = read_statuses(jobs, args.output_dir)
+    print(f"{format_runs(len(jobs))} in {args.output_dir}: {describe_states(statuses)}", flush=True)
+    return statuses
+
+
+def format_runs(runs: int) -> str:
     """A number of runs, in words."""
     return f"{runs} run" if runs == 1 else f"{runs} runs"
 
 
-def summary(standings: Iterable[Standing]) -> str:
+def describe_states(statuses: Iterable[RunStatus]) -> str:
     """How many runs are in which state, in words."""
-    counts = Counter(standing.state for standing in standings)
+    counts = Counter(status.state for status in statuses)
     return ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
 
 
-def others(jobs: Sequence[Job], sweep_dir: Path) -> int:
-    """How many runs lie in a sweep's folder that are not of its jobs."""
-    known = {job.name for job in jobs}
-    return sum(_NAME.fullmatch(name) is not None for name in names_in(sweep_dir) - known)
+def mixed_runs_warning(jobs: Sequence[Job], sweep_dir: Path) -> str | None:
+    """Why a sweep's tables hold runs of another sweep.
+
+    Args:
+        jobs: Jobs of the sweep.
+        sweep_dir: Folder of the sweep.
+
+    Returns:
+        A sentence; None if its folder holds runs of these jobs only.
+    """
+    own_names = {job.name for job in jobs}
+    count = sum(_NAME.fullmatch(name) is not None for name in names_in(sweep_dir) - own_names)
+    if not count:
+        return None
+    return (
+        f"{sweep_dir} also holds {format_runs(count)} of other arguments, and its tables mix them with these: give "
+        "each sweep its own --output_dir"
+    )
 
 
 def _waits(sweep_dir: Path) -> dict[str, list[Wait]]:

@@ -1,4 +1,4 @@
-"""How long what is left of a sweep takes, from what its runs took so far."""
+"""The time that is left of a sweep, estimated from what its runs took so far."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,30 +6,30 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from domainbed_ext.runs.folder import State
-from domainbed_ext.sweep.states import Standing
+from domainbed_ext.sweep.states import RunStatus, format_runs
 from domainbed_ext.system.progress import duration
 
 Kind = tuple[str, str]
 """Data set and algorithm: runs of one kind take about as long."""
 
-_TELLING = 0.05  # the share of a run from which on its own time says how long the whole takes
+_ENOUGH = 0.05  # share of a run that is enough to tell how long the whole takes
 
 
 @dataclass(frozen=True)
-class Left:
+class TimeLeft:
     """What is left of a sweep.
 
     Attributes:
-        count: number of runs that are not whole.
-        work: seconds that they take one after another, of those of which that can be told.
-        untold: the kinds of which nothing is known.
-        running: number of runs at this moment.
-        seconds: until the end, at as many at once as there are now; None where nothing says.
+        count: Number of runs that are not done.
+        work: Seconds that they take one after another, as far as that is known.
+        unknown: Kinds of runs whose duration is unknown.
+        running: Number of runs at this moment.
+        seconds: Seconds until the end, with as many runs at once as now; None if that is unknown.
     """
 
     count: int
     work: float
-    untold: list[Kind]
+    unknown: list[Kind]
     running: int
     seconds: float | None
 
@@ -37,55 +37,54 @@ class Left:
         if not self.count:
             return "nothing left"
         if not self.work:
-            return "time left: unknown, for no run has gone far enough"
-        least = "at least " if self.untold else ""
-        unknown = ", ".join(f"{algorithm} on {dataset}" for dataset, algorithm in self.untold)
-        unknown = f"; nothing is known yet of {unknown}" if unknown else ""
+            return "time left: unknown, since no run has progressed far enough"
+        least = "at least " if self.unknown else ""
+        kinds = ", ".join(f"{algorithm} on {dataset}" for dataset, algorithm in self.unknown)
+        without = f", not counting {kinds}" if self.unknown else ""
         if self.seconds is None:
             return (
-                f"time left: unknown, for nothing is running; {self.count} runs take {least}{duration(self.work)} one "
-                f"after another{unknown}"
+                f"time left: unknown, since nothing is running; {format_runs(self.count)} would take {least}"
+                f"{duration(self.work)} one after another{without}"
             )
-        return f"time left: {least}{duration(self.seconds)} at {self.running} at once{unknown}"
+        return f"time left: {least}{duration(self.seconds)} with {format_runs(self.running)} at once{without}"
 
 
-def left(standings: Sequence[Standing], at_once: int = 0, guess: bool = False) -> Left:
-    """What is left: of the launches under way, or else of all but what failed.
+def estimate_time_left(statuses: Sequence[RunStatus], at_once: int = 0, guess: bool = False) -> TimeLeft:
+    """Estimates what is left: of the launches under way, or else of all runs but those that failed.
 
     Args:
-        standings: of the runs.
-        at_once: how many run at once, if that is known; those that run at this moment may be fewer.
-        guess: Whether kinds of which nothing is known are taken to be as long as the others are.
+        statuses: Statuses of the runs.
+        at_once: Number of runs at once, if it is known; fewer may run at this moment.
+        guess: Whether kinds of unknown duration are assumed to take as long as the others.
     """
-    under_way = [standing for standing in standings if standing.state in (State.RUNNING, State.QUEUED)]
-    others = (State.DONE, State.FAILED)
-    missing = under_way or [standing for standing in standings if standing.state not in others]
-    whole = seconds_a_run(standings)
-    untold = dict.fromkeys(standing.job.kind for standing in missing if standing.job.kind not in whole)
+    under_way = [status for status in statuses if status.state in (State.RUNNING, State.QUEUED)]
+    missing = under_way or [status for status in statuses if status.state not in (State.DONE, State.FAILED)]
+    whole = seconds_per_run(statuses)
+    unknown = dict.fromkeys(status.job.kind for status in missing if status.job.kind not in whole)
     usual = fmean(whole.values()) if guess and whole else 0.0
-    rest = [_rest(standing, whole, usual) for standing in missing]
-    work, running = sum(rest), sum(standing.state is State.RUNNING for standing in missing)
+    seconds_left = [_seconds_left(status, whole, usual) for status in missing]
+    work, running = sum(seconds_left), sum(status.state is State.RUNNING for status in missing)
     running = max(running, min(at_once, len(missing)))
     # The last run takes its time, however many there could be at once.
-    seconds = max(work / running, *rest) if running and work else None
-    return Left(len(missing), work, list(untold), running, seconds)
+    seconds = max(work / running, *seconds_left) if running and work else None
+    return TimeLeft(len(missing), work, list(unknown), running, seconds)
 
 
-def _rest(standing: Standing, whole: Mapping[Kind, float], usual: float) -> float:
-    """Seconds that the rest of a run takes; a whole run takes `usual` seconds where nothing tells."""
-    if standing.attempt and standing.attempt.left is not None:
-        return standing.attempt.left
-    return (1 - standing.share) * whole.get(standing.job.kind, usual)
+def _seconds_left(status: RunStatus, whole: Mapping[Kind, float], usual: float) -> float:
+    """Seconds that the rest of a run takes; a whole run of an unknown kind takes `usual` seconds."""
+    if status.attempt and status.attempt.left is not None:
+        return status.attempt.left
+    return (1 - status.share) * whole.get(status.job.kind, usual)
 
 
-def seconds_a_run(standings: Sequence[Standing]) -> dict[Kind, float]:
-    """The mean of each kind, from whole runs and from those that are far enough."""
+def seconds_per_run(statuses: Sequence[RunStatus]) -> dict[Kind, float]:
+    """The mean of each kind, from done runs and from those that have progressed far enough."""
     taken = defaultdict(list)
-    for standing in standings:
-        if not standing.seconds:
+    for status in statuses:
+        if not status.seconds:
             continue
-        if standing.attempt and standing.attempt.left is not None:  # the run itself knows better than its share does
-            taken[standing.job.kind].append(standing.seconds + standing.attempt.left)
-        elif standing.state is State.DONE or standing.share >= _TELLING:
-            taken[standing.job.kind].append(standing.seconds / standing.share)
+        if status.attempt and status.attempt.left is not None:  # the run itself knows best
+            taken[status.job.kind].append(status.seconds + status.attempt.left)
+        elif status.state is State.DONE or status.share >= _ENOUGH:
+            taken[status.job.kind].append(status.seconds / status.share)
     return {kind: fmean(seconds) for kind, seconds in taken.items()}

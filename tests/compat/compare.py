@@ -36,7 +36,9 @@ from domainbed_ext.report.summary import DIVERGED
 from domainbed_ext.runs import arguments
 from domainbed_ext.runs.images import Augmented, Uncached
 from domainbed_ext.seeds import seed_hash
-from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep import jobs as sweep_jobs
+from domainbed_ext.sweep import options as sweep_options
+from domainbed_ext.sweep.arguments import parse
 from domainbed_ext.system.command_line import exit_cleanly
 
 DELIBERATE = {
@@ -186,7 +188,7 @@ SWEEPS = (
 
 def parse_sweep(line: str, dataset: str) -> argparse.Namespace:
     words = ["launch", *shlex.split(line), "--data_dir", "/data sets", "--output_dir", "out", "--datasets", dataset]
-    return sweep.parse(words)
+    return parse(words)
 
 
 def upstream_jobs(args: argparse.Namespace) -> list[Any]:
@@ -199,7 +201,7 @@ def upstream_jobs(args: argparse.Namespace) -> list[Any]:
 def compare_jobs(report: Report) -> None:
     for line, dataset in itertools.product(SWEEPS, known_to_both()):
         args = parse_sweep(line, dataset)
-        theirs, ours = upstream_jobs(args), sweep.make_jobs(args)
+        theirs, ours = upstream_jobs(args), sweep_jobs.make_jobs(args)
         report.check("jobs", f"{dataset} {line}: number", len(theirs), len(ours))
         for number, (job, mine) in enumerate(zip(theirs, ours, strict=False)):
             what = f"{dataset} {line}: job {number}"
@@ -247,7 +249,7 @@ def parser_of(main: Callable[[], object]) -> argparse.ArgumentParser:
 def compare_arguments(report: Report) -> None:
     ours = {
         "train": arguments.make_parser(),
-        "sweep": sweep.make_parser(),
+        "sweep": sweep_options.make_parser(),
         "collect_results": parser_of(collect_results.main),
     }
     for script, parser in ours.items():

@@ -12,7 +12,8 @@ from rich.console import Console
 from domainbed_ext import train, upstream
 from domainbed_ext.collect_results import collect
 from domainbed_ext.model_selection import SELECTION_METHODS
-from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep import jobs as sweep_jobs
+from domainbed_ext.sweep.arguments import parse
 from tests.compat import compare
 
 # Upstream's scripts are run, and imported, in one process.
@@ -135,7 +136,7 @@ def test_upstream_collects_our_sweep(checkout, tmp_path, capsys):
         "launch --datasets PACS --algorithms LP --n_hparams 1 --n_trials 1 --steps 2 "
         f"--data_dir {tmp_path} --output_dir {tmp_path}/sweep"
     )
-    for job in sweep.make_jobs(sweep.parse([*words, *TINY])):
+    for job in sweep_jobs.make_jobs(parse([*words, *TINY])):
         assert train.main(job.argv) == 0
     theirs, ours = collected_upstream(tmp_path / "sweep", capsys), collected_here(tmp_path / "sweep", tmp_path)
     assert len(ours) == 6 and ours == theirs

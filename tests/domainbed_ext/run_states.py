@@ -6,8 +6,9 @@ import shlex
 import subprocess
 import sys
 
-from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep import jobs as sweep_jobs
 from domainbed_ext.sweep import states
+from domainbed_ext.sweep.arguments import parse
 from domainbed_ext.system import attempts
 
 SMALL = shlex.split(
@@ -23,11 +24,11 @@ def words(tmp_path, *more, command="launch", algorithms=("LP",)):
 
 
 def make_jobs(tmp_path, *more, **options):
-    return sweep.make_jobs(sweep.parse(words(tmp_path, *more, **options)))
+    return sweep_jobs.make_jobs(parse(words(tmp_path, *more, **options)))
 
 
 def look(jobs):
-    return states.look(jobs, jobs[0].sweep_dir)
+    return states.read_statuses(jobs, jobs[0].sweep_dir)
 
 
 def found(jobs):

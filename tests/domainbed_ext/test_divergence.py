@@ -18,7 +18,7 @@ from domainbed_ext.runs import arguments as options
 from domainbed_ext.runs import checkpoint
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep import command as sweep
-from domainbed_ext.sweep import status
+from domainbed_ext.sweep import status_view
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.interrupts import Interrupted
 from tests.domainbed_ext import run_states as standing
@@ -193,7 +193,7 @@ def test_status_counts_runs_that_diverged(tmp_path, capsys):
     for job in jobs[:3]:
         standing.done(job)
     jobs[1].folder.diverge(7)
-    report = strictly(status.as_json(standing.look(jobs), jobs[0].sweep_dir))
+    report = strictly(status_view.as_json(standing.look(jobs), jobs[0].sweep_dir))
     assert report["diverged"] == 1
     assert [each["diverged"] for each in report["runs"]] == [False, True, False, False]
     sweep.main(standing.words(tmp_path, command="status"))

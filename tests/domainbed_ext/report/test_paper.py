@@ -149,9 +149,10 @@ def test_the_command_without_single_source_runs(tmp_path):
 
 @pytest.mark.parametrize(("name", "jobs", "steps"), [("paper_table7_11", 63, 5001), ("paper_table12", 21, 20_000)])
 def test_sweep_definitions(name, jobs, steps):
-    from domainbed_ext.sweep import command as sweep
+    from domainbed_ext.sweep import jobs as sweep_jobs
+    from domainbed_ext.sweep.arguments import parse
 
-    found = sweep.make_jobs(sweep.parse(["launch", "--sweep", name, "--data_dir", "nowhere"]))
+    found = sweep_jobs.make_jobs(parse(["launch", "--sweep", name, "--data_dir", "nowhere"]))
     assert len(found) == jobs
     assert {job.train_args["steps"] for job in found} == {steps}
     assert {tuple(job.train_args["test_envs"]) for job in found} == {(0, 2, 3)}

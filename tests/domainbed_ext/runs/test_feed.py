@@ -20,6 +20,7 @@ from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.images import entries
 from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep import launch
 from domainbed_ext.system.interrupts import Interrupted
 from tests.domainbed_ext.conftest import make_domains
 from tests.domainbed_ext.opened_files import OPENED, settled  # noqa: F401  (a fixture)
@@ -291,7 +292,7 @@ def test_a_sweep_decodes_before_its_runs_start(pacs_like, tmp_path, monkeypatch)
         seen.update({entry.what: entry.bytes for entry in cache.list()})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "launch", look)
+    monkeypatch.setattr(launch, "launch_jobs", look)
     with pytest.raises(KeyboardInterrupt):
         sweep.main(words)
     assert len(seen) == 8 and {what.split(", ")[1] for what in seen} == {"decoded", "32x32"}

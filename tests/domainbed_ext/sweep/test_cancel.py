@@ -7,8 +7,8 @@ import pytest
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers.launch import Launch, begin
 from domainbed_ext.runs.folder import State
-from domainbed_ext.sweep import cancel as cleaning
 from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep.delete_incomplete import delete
 from domainbed_ext.system.attempts import Attempt
 from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext import run_states as standing
@@ -53,7 +53,7 @@ def test_a_run_that_somebody_takes_up_meanwhile_is_spared(tmp_path, whose):
         (job.folder.path / "results.jsonl").touch()
     holding = jobs[0].folder.claim() if whose == "ours" else standing.claimed_by_another_process(jobs[0])
     with holding:
-        assert cleaning.delete(jobs[:2]) == 1
+        assert delete(jobs[:2]) == 1
         assert (jobs[0].folder.path / "results.jsonl").exists() and not jobs[1].folder.path.exists()
 
 
@@ -61,7 +61,7 @@ def test_a_run_that_is_done_by_now_is_spared(tmp_path):
     job = make_jobs(tmp_path)[0]
     interrupted(job)
     (job.folder.path / "done").touch()
-    assert cleaning.delete([job]) == 0
+    assert delete([job]) == 0
     assert job.folder.state is State.DONE
 
 
@@ -73,7 +73,7 @@ def test_runs_that_died_elsewhere_are_deleted_side_by_side(tmp_path, monkeypatch
     for job in jobs:
         standing.attempt(job)
         standing.age(job)
-    assert cleaning.delete(jobs) == 12
+    assert delete(jobs) == 12
 
 
 def test_a_deletion_that_was_killed_is_finished_by_the_next(tmp_path):
@@ -81,7 +81,7 @@ def test_a_deletion_that_was_killed_is_finished_by_the_next(tmp_path):
     failed(job)
     grave = tmp_path / "sweep" / ".deleted.something"
     grave.mkdir()
-    assert cleaning.delete([job]) == 1
+    assert delete([job]) == 1
     assert list((tmp_path / "sweep").iterdir()) == []
 
 
@@ -90,7 +90,7 @@ def test_a_deletion_that_was_killed_is_finished_by_the_next(tmp_path):
 
 def test_cancelling_nothing_says_so(tmp_path, capsys):
     assert sweep.main(words(tmp_path, command="cancel")) == 0
-    assert capsys.readouterr().out == f"nothing is under way in {tmp_path / 'sweep'}\n"
+    assert capsys.readouterr().out == f"no launch is under way in {tmp_path / 'sweep'}\n"
 
 
 def test_cancel_asks_every_launch_to_end(tmp_path, capsys, monkeypatch):
@@ -107,8 +107,8 @@ def test_cancel_asks_every_launch_to_end(tmp_path, capsys, monkeypatch):
         assert sweep.main(words(tmp_path, command="cancel")) == 0
         assert local.cancelled and in_slurm.cancelled and asked == [in_slurm.path]
     said = capsys.readouterr().out
-    assert f"cancelled launch {in_slurm.path.name} (slurm; 2 runs waiting, 1 at work): its runs stop where" in said
-    assert f"cancelled launch {local.path.name} (local; 0 runs waiting, 1 at work): its runs stop where" in said
+    assert f"cancelled launch {in_slurm.path.name} (slurm; 2 runs queued, 1 running): " in said
+    assert f"cancelled launch {local.path.name} (local; 0 runs queued, 1 running): " in said
     assert found(jobs) == [State.DONE, State.RUNNING, State.NOT_LAUNCHED, State.NOT_LAUNCHED]
 
 
@@ -118,7 +118,7 @@ def test_an_engine_that_is_through_is_not_cancelled(tmp_path, capsys):
         launch.detach(slurm=["7"])
     failed(job)
     assert sweep.main(words(tmp_path, command="cancel")) == 0
-    assert "nothing is under way" in capsys.readouterr().out and not launch.cancelled
+    assert "no launch is under way" in capsys.readouterr().out and not launch.cancelled
 
 
 def test_an_engine_that_does_not_answer_keeps_no_other_launch_from_being_cancelled(tmp_path, capsys, monkeypatch):

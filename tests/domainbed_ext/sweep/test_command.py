@@ -1,4 +1,8 @@
+import contextlib
+import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +13,16 @@ import yaml
 from domainbed_ext import launchers
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep import jobs as sweep_jobs
+from domainbed_ext.sweep.arguments import parse
+from domainbed_ext.sweep.options import NAMES, PROGRAM, make_parser
 from domainbed_ext.system import resources
 from tests.domainbed_ext.run_states import failed, make_jobs, words
 
+COMMANDS = ("launch", "retry", "status", "validate", "delete_incomplete", "cancel")
 
-@pytest.mark.parametrize("command", ["launch", "retry", "status", "validate", "delete_incomplete", "cancel"])
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_dry_run_leaves_no_trace(tmp_path, command, capsys):
     assert sweep.main(words(tmp_path, "--dry_run", command=command)) == 0
     assert list(tmp_path.iterdir()) == []
@@ -36,19 +45,19 @@ def test_the_launcher_dummy_leaves_no_trace_either(tmp_path, capsys):
 def test_pairs_can_be_asked_for_over_the_definition(tmp_path):
     definition = write(tmp_path, "{datasets: [PACS], algorithms: [BA], output_dir: o, single_test_envs: true}")
     words = ["launch", "--sweep", str(definition), "--n_hparams", "1", "--n_trials", "1"]
-    assert len(sweep.make_jobs(sweep.parse(words))) == 4
-    assert len(sweep.make_jobs(sweep.parse([*words, "--pairs"]))) == 10
+    assert len(sweep_jobs.make_jobs(parse(words))) == 4
+    assert len(sweep_jobs.make_jobs(parse([*words, "--pairs"]))) == 10
     definition.write_text("{datasets: [PACS], algorithms: [BA], output_dir: o, pairs: true}")
-    assert len(sweep.make_jobs(sweep.parse(words))) == 10
-    assert len(sweep.make_jobs(sweep.parse([*words, "--single_test_envs"]))) == 4
+    assert len(sweep_jobs.make_jobs(parse(words))) == 10
+    assert len(sweep_jobs.make_jobs(parse([*words, "--single_test_envs"]))) == 4
 
 
 def test_arguments_override_the_definition(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"datasets": "PACS", "algorithms": ["LP"], "steps": 10, "n_trials": 2,
                                     "output_dir": "o", "hparams": {"lr": 0.1}}))  # fmt: skip
-    args = sweep.parse(["launch", "--sweep", str(path), "--steps", "20"])
-    assert (args.datasets, args.steps, args.n_trials, json.loads(args.hparams)) == (["PACS"], 20, 2, {"lr": 0.1})
+    args = parse(["launch", "--sweep", str(path), "--steps", "20"])
+    assert (args.datasets, args.steps, args.n_trials, json.loads(args.hparams)) == (("PACS",), 20, 2, {"lr": 0.1})
 
 
 def test_a_definition_may_hold_a_launchers_options(tmp_path):
@@ -57,11 +66,11 @@ def test_a_definition_may_hold_a_launchers_options(tmp_path):
         "{datasets: [PACS], algorithms: [BA], output_dir: launch, command_launcher: slurm, jobs_per_gpu: 2, "
         "launcher_options: {partition: gpu, time: '4:00:00'}, save_minutes: 2}",
     )
-    args = sweep.parse(["launch", "--sweep", str(path)])
+    args = parse(["launch", "--sweep", str(path)])
     assert args.launcher_options == {"partition": "gpu", "time": "4:00:00", "jobs_per_gpu": 2}
-    assert (args.command, args.output_dir, args.save_minutes) == ("launch", "launch", 2.0)
-    args = sweep.parse(["--output_dir", "status", "--launcher_options", "{}", "status", "--sweep", str(path)])
-    assert (args.command, args.output_dir, args.launcher_options) == ("status", "status", {"jobs_per_gpu": 2})
+    assert (args.command, str(args.output_dir), args.save_minutes) == ("launch", "launch", 2.0)
+    args = parse(["--output_dir", "status", "--launcher_options", "{}", "status", "--sweep", str(path)])
+    assert (args.command, str(args.output_dir), args.launcher_options) == ("status", "status", {"jobs_per_gpu": 2})
 
 
 @pytest.mark.parametrize(
@@ -75,28 +84,75 @@ def test_a_definition_may_hold_a_launchers_options(tmp_path):
 )
 def test_malformed_launching_gets_a_sentence(tmp_path, more, sentence):
     with pytest.raises(BenchmarkError, match=sentence):
-        sweep.parse(words(tmp_path, *more))
+        parse(words(tmp_path, *more))
 
 
-def test_help_has_an_example_of_each_command(capsys):
-    with pytest.raises(SystemExit):
-        sweep.parse(["--help"])
-    said = capsys.readouterr().out
-    commands = ("launch", "retry", "status", "validate", "delete_incomplete", "cancel")
-    assert all(f"python -m domainbed_ext.sweep {command} " in said for command in commands)
-    assert all(name in said for name in launchers.LAUNCHERS) and launchers.GROUP in said
+def help_of(*words):
+    with contextlib.redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit) as ended:
+        parse([*words, "--help"])
+    assert ended.value.code == 0
+    return text.getvalue()
+
+
+def examples(text):
+    """The commands in a help text, as words."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[3:] for line in lines if line.startswith(f"  {PROGRAM} ")]
+
+
+def options_in(text):
+    return set(re.findall(r"^  (--\w+)", text, flags=re.MULTILINE))
+
+
+def test_help_lists_the_commands_with_an_example_each():
+    text = help_of()
+    assert not options_in(text)
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} +[a-z]", text, flags=re.MULTILINE)
+    assert [words[0] for words in examples(text)] == list(NAMES)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_lists_what_it_uses_and_its_examples_are_understood(command):
+    text = help_of(command)
+    shown = options_in(text)
+    assert {"--sweep", "--datasets", "--output_dir", "--protocol", "--backbone"} <= shown
+    assert ("--watch" in shown) == (command == "status")
+    assert ("--dry_run" in shown) == (command != "status")
+    assert ("--jobs" in shown) == ("--save_minutes" in shown) == (command in ("launch", "retry", "validate"))
+    assert ("runs_per_worker" in text) == (command in ("launch", "validate"))
+    assert examples(text)
+    for example in examples(text):
+        assert make_parser().parse_args(example).command == command == example[0]
+
+
+def test_help_of_launch_names_the_launchers():
+    text = help_of("launch")
+    assert all(name in text for name in launchers.LAUNCHERS) and launchers.GROUP in text
+
+
+def test_a_mistyped_command_is_named_with_the_nearest():
+    with pytest.raises(BenchmarkError, match="'lunch': did you mean 'launch'"):
+        parse(["lunch"])
+
+
+@pytest.mark.parametrize("option", ["--watch", "--json"])
+def test_what_only_status_does_is_refused_elsewhere(tmp_path, option):
+    assert parse(words(tmp_path, option, command="status"))
+    with pytest.raises(BenchmarkError, match=f"{option} is an option of `status`, not of `launch`"):
+        parse(words(tmp_path, option))
 
 
 def test_no_argument_is_the_quickstart():
-    args = sweep.parse(["launch"])
-    assert args.datasets == ["DigitsShift"] and set(args.algorithms) == {"BA", "BOnly", "AOnly", "LP", "FullFT"}
-    assert sweep.parse(["launch", "--steps", "7"]).steps == 7
+    args = parse(["launch"])
+    assert args.datasets == ("DigitsShift",) and set(args.algorithms) == {"BA", "BOnly", "AOnly", "LP", "FullFT"}
+    assert parse(["launch", "--steps", "7"]).steps == 7
 
 
 @pytest.mark.parametrize("path", sorted(resources.sweeps().glob("*.yaml")), ids=lambda path: path.name)
 def test_every_packaged_sweep_is_whole_and_opens_with_its_command(path):
-    args = sweep.parse(["launch", "--sweep", path.name, "--data_dir", "d"])
-    assert sweep.make_jobs(args)
+    args = parse(["launch", "--sweep", path.name, "--data_dir", "d"])
+    assert sweep_jobs.make_jobs(args)
     head = path.read_text().split("\ndatasets")[0]
     assert "python -m domainbed_ext.sweep launch" in head and "Cost" in head
 
@@ -111,8 +167,8 @@ def write(tmp_path, text):
     ("text", "sentence"),
     [
         ("datasets: [PACS\nsteps: 3", "bad.yaml line 2 is not YAML"),
-        ("- PACS", "is not a list of `argument: value` lines"),
-        ("dataset: PACS", "unknown argument in .*'dataset': did you mean 'datasets'"),
+        ("- PACS", "is not a list of `option: value` lines"),
+        ("dataset: PACS", "unknown option in .*'dataset': did you mean 'datasets'"),
         ("datasets: [PACS]", "--algorithms is missing"),
         ("{datasets: [PACS], algorithms: [BA]}", "--output_dir is missing"),
         (
@@ -120,18 +176,21 @@ def write(tmp_path, text):
             "--n_hparams: 0 is too small, it starts at 1",
         ),
         ("{datasets: [PACS], algorithms: [BA], output_dir: o, n_hparams_from: 20}", "this sweep has no run"),
-        ("steps: many", "argument --steps: 'many' is not a whole number; see python -m domainbed_ext.sweep --help"),
+        (
+            "steps: many",
+            "argument --steps: 'many' is not a whole number; see python -m domainbed_ext.sweep launch --help",
+        ),
         ("n_trials: 2.5", "argument --n_trials: '2.5' is not a whole number"),
     ],
 )
 def test_a_malformed_definition_gets_a_sentence(tmp_path, text, sentence):
     with pytest.raises(BenchmarkError, match=sentence):
-        sweep.parse(["launch", "--sweep", str(write(tmp_path, text))])
+        parse(["launch", "--sweep", str(write(tmp_path, text))])
 
 
 def test_an_unknown_definition_lists_the_packaged_ones():
     with pytest.raises(BenchmarkError, match=r"no sweep definition nothing: .*quickstart.yaml"):
-        sweep.parse(["launch", "--sweep", "nothing"])
+        parse(["launch", "--sweep", "nothing"])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +207,7 @@ def test_an_unknown_definition_lists_the_packaged_ones():
         (["--algorithms", "BOnly@rank=0"], "rank must be a whole number of at least 1"),
         (["--algorithms", "BOnly@rank=999"], "rank 999 is over"),
         (["--protocol", "single_sauce"], "argument --protocol: invalid choice: 'single_sauce'"),
-        (["--source_envs", "plain"], "--source_envs is of --protocol single_source: add that, or leave it out"),
+        (["--source_envs", "plain"], "--source_envs is an option of --protocol single_source: add that"),
         (["--protocol", "single_source", "--source_envs", "plian"], "did you mean 'plain'?"),
         (["--pairs", "--evaluate", "lean"], "--evaluate lean leaves out what leave-one-domain-out"),
         (["--command_launcher", "locale"], "unknown launcher 'locale': did you mean 'local'?"),

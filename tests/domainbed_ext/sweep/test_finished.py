@@ -14,6 +14,8 @@ from domainbed_ext.runs import setup as run_setup
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.sweep import finished, states
+from domainbed_ext.sweep import jobs as sweep_jobs
+from domainbed_ext.sweep.arguments import parse
 from tests.domainbed_ext import run_states as standing
 from tests.domainbed_ext.conftest import make_domains
 
@@ -32,7 +34,7 @@ def words(tmp_path, data, *more, command="launch", dataset="ImageFolderDomains")
 
 
 def make_jobs(*args, **options):
-    return sweep.make_jobs(sweep.parse(words(*args, **options)))
+    return sweep_jobs.make_jobs(parse(words(*args, **options)))
 
 
 def done(job, **changes):
@@ -83,7 +85,7 @@ def test_runs_that_finished_on_other_data_are_not_taken_for_done(tmp_path, data,
         f"sketch: names, sizes or labels of images, or names of classes; {half_done[0].name} first): give another "
         "--output_dir, or the data that the runs had"
     )
-    assert [each.state for each in states.look(half_done, tmp_path / "sweep")].count(State.NOT_LAUNCHED) == 1
+    assert [each.state for each in states.read_statuses(half_done, tmp_path / "sweep")].count(State.NOT_LAUNCHED) == 1
 
 
 def test_status_is_shown_all_the_same(tmp_path, data, half_done, capsys):
@@ -127,7 +129,7 @@ def test_records_without_a_digest_are_accepted_with_one_warning(tmp_path, data, 
         done(job, data_digest=None)
     assert sweep.main(words(tmp_path, data, "--dry_run")) == 0
     assert warnings(capsys)[0] == [
-        "warning: 2 runs finished before records said of which data: taken as of the data here"
+        "warning: 2 runs finished before records held a digest of their data: assumed to be of the data here"
     ]
 
 

@@ -14,8 +14,9 @@ from domainbed_ext.runs import arguments, identity
 from domainbed_ext.runs import setup as run_setup
 from domainbed_ext.runs.folder import State
 from domainbed_ext.seeds import seed_hash
-from domainbed_ext.sweep import command as sweep
 from domainbed_ext.sweep import jobs as jobs_module
+from domainbed_ext.sweep import jobs as sweep_jobs
+from domainbed_ext.sweep.arguments import parse
 from tests.domainbed_ext.conftest import make_domains
 from tests.domainbed_ext.run_states import make_jobs
 
@@ -31,14 +32,14 @@ def test_domainbeds_hash_is_at_hand(tmp_path):
         "hparams_seed": 1, "seed": 360234358, "steps": 1001, "task": "domain_generalization", "test_envs": [1, 2],
         "trial_seed": 0,
     }  # fmt: skip
-    assert sweep.Job(train_args, tmp_path, {}, {}).domainbed_hash == "0657090f9a83ff76efe083a104fde93a"
+    assert sweep_jobs.Job(train_args, tmp_path, {}, {}).domainbed_hash == "0657090f9a83ff76efe083a104fde93a"
 
 
 def test_a_name_never_changes_by_accident(tmp_path):
     """Whoever changes what makes a run's identity has every user's finished runs run again."""
-    args = sweep.parse(["launch", "--datasets", "PACS", "--algorithms", "BOnly", "--n_hparams", "1", "--n_trials", "1",
+    args = parse(["launch", "--datasets", "PACS", "--algorithms", "BOnly", "--n_hparams", "1", "--n_trials", "1",
                         "--single_test_envs", "--output_dir", str(tmp_path)])  # fmt: skip
-    job = sweep.make_jobs(args)[0]
+    job = sweep_jobs.make_jobs(args)[0]
     assert json.loads(json.dumps(job.computation)) == {
         "args": {
             **{"dataset": "PACS", "algorithm": "BOnly", "task": "domain_generalization", "test_envs": [0]},
@@ -65,9 +66,9 @@ def test_a_name_never_changes_by_accident(tmp_path):
 
 
 def test_jobs_come_in_domainbeds_order(tmp_path):
-    args = sweep.parse(["launch", "--datasets", "PACS", "--algorithms", "ERM", "BA", "--n_hparams", "2",
+    args = parse(["launch", "--datasets", "PACS", "--algorithms", "ERM", "BA", "--n_hparams", "2",
                         "--n_trials", "2", "--output_dir", str(tmp_path), "--data_dir", "d"])  # fmt: skip
-    jobs = [job.train_args for job in sweep.make_jobs(args)]
+    jobs = [job.train_args for job in sweep_jobs.make_jobs(args)]
     assert len(jobs) == 2 * 2 * 10 * 2
     assert [(j["trial_seed"], j["algorithm"], j["test_envs"], j["hparams_seed"]) for j in jobs[:5]] == [
         (0, "ERM", [0], 0), (0, "ERM", [0], 1), (0, "ERM", [0, 1], 0), (0, "ERM", [0, 1], 1), (0, "ERM", [0, 2], 0),
@@ -204,9 +205,9 @@ def test_the_identity_is_of_what_a_run_would_compute(tmp_path, words):
 
 
 def held_out(tmp_path, *words):
-    args = sweep.parse(["launch", "--algorithms", "BA", "--n_hparams", "1", "--n_trials", "1", "--output_dir",
+    args = parse(["launch", "--algorithms", "BA", "--n_hparams", "1", "--n_trials", "1", "--output_dir",
                         str(tmp_path), *words])  # fmt: skip
-    return [(job.train_args["dataset"], job.train_args["test_envs"]) for job in sweep.make_jobs(args)]
+    return [(job.train_args["dataset"], job.train_args["test_envs"]) for job in sweep_jobs.make_jobs(args)]
 
 
 def test_single_source_sweeps_train_on_the_papers_sources_or_those_given(tmp_path):
@@ -306,15 +307,15 @@ def two_domains(tmp_path, command, *more):
 
 def test_of_two_environments_each_is_left_out_alone_with_a_warning(tmp_path, capsys):
     errors.warn_once.cache_clear()
-    jobs = sweep.make_jobs(sweep.parse(two_domains(tmp_path, "launch")))
+    jobs = sweep_jobs.make_jobs(parse(two_domains(tmp_path, "launch")))
     assert [job.train_args["test_envs"] for job in jobs] == [[0], [1]]
     said = capsys.readouterr().err
     assert "ImageFolderDomains has two environments" in said and "--single_test_envs" in said
-    jobs = sweep.make_jobs(sweep.parse(two_domains(tmp_path / "single", "launch", "--single_test_envs")))
+    jobs = sweep_jobs.make_jobs(parse(two_domains(tmp_path / "single", "launch", "--single_test_envs")))
     assert len(jobs) == 2 and not capsys.readouterr().err
 
 
 def test_of_one_environment_none_can_be_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs_module, "names_in_dataset", lambda *_: [("day", "day")])
     with pytest.raises(BenchmarkError, match="ImageFolderDomains has 1 environment.*at least two"):
-        sweep.make_jobs(sweep.parse(two_domains(tmp_path, "launch")))
+        sweep_jobs.make_jobs(parse(two_domains(tmp_path, "launch")))

@@ -9,8 +9,7 @@ from domainbed_ext.launchers.launch import Launch, begin, list_under_way, read_l
 from domainbed_ext.launchers.local import Local
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep import command as sweep
-from domainbed_ext.sweep import launch as launching
-from domainbed_ext.sweep import launch_progress
+from domainbed_ext.sweep import launch, launch_progress, outcome
 from domainbed_ext.sweep.launch_progress import LaunchProgress
 from domainbed_ext.system import progress
 from domainbed_ext.system.exit_codes import ExitCode
@@ -47,17 +46,16 @@ def engine(monkeypatch):
     """Stands for the launcher "local"; nothing is checked before, and no table made after."""
     engine = Engine()
     monkeypatch.setitem(launchers.LAUNCHERS, "local", engine)
-    monkeypatch.setattr(sweep, "check", lambda jobs: {})
-    monkeypatch.setattr(sweep, "fill", lambda *_: None)
+    monkeypatch.setattr(launch, "check_runs", lambda jobs: {})
+    monkeypatch.setattr(launch, "fill_cache", lambda *_: None)
     monkeypatch.setattr("domainbed_ext.collect_results.collect", lambda folder, **_: engine.collected.append(folder))
-    make = sweep.make_jobs
+    launch_jobs = launch.launch_jobs
 
-    def make_and_note(args):
-        jobs = make(args)
+    def note_and_launch(jobs, *rest):
         engine.jobs = {job.name: job for job in jobs}
-        return jobs
+        return launch_jobs(jobs, *rest)
 
-    monkeypatch.setattr(sweep, "make_jobs", make_and_note)
+    monkeypatch.setattr(launch, "launch_jobs", note_and_launch)
     engine.collected = []
     return engine
 
@@ -136,7 +134,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(tmp_path, engine, capsys
         engine.acts[jobs[1].name] = lambda job: (running(job), ExitCode.TAKEN)[1]
         assert sweep.main(words(tmp_path)) == 0
         assert [job.name for job in engine.given()] == [job.name for job in jobs[1:]]
-        assert "1 run done or at work elsewhere" in capsys.readouterr().out
+        assert "1 run done or running in another launch" in capsys.readouterr().out
     assert found(jobs)[0] is State.INTERRUPTED
 
 
@@ -150,7 +148,7 @@ def test_runs_that_wait_are_said_to(tmp_path, engine, capsys):
     engine.acts = {job.name: wait for job in jobs}
     assert sweep.main(words(tmp_path)) == 0
     name = engine.calls[0].path.name
-    assert f"4 runs waiting in local (launch {name}): `status` tells how far they are" in capsys.readouterr().out
+    assert f"4 runs queued in local (launch {name}): " in capsys.readouterr().out
     assert found(jobs) == [State.QUEUED] * 4
     assert engine.collected == []  # there is nothing yet
 
@@ -198,8 +196,8 @@ def test_a_run_that_died_without_a_word_is_failed(tmp_path, engine, end, sentenc
     if end is broken_when_it_should_go_on:
         interrupted(job)
     engine.jobs, engine.acts = {job.name: job}, {job.name: end}
-    outcome = launching.launch([job], "local", "")
-    assert outcome.failed == [(job, sentence)]
+    ended = outcome.launch_jobs([job], "local", "")
+    assert ended.failed == [(job, sentence)]
     assert job.folder.state is State.FAILED and job.folder.failure() == sentence
 
 
@@ -207,8 +205,8 @@ def test_an_old_reason_is_not_told_of_a_run_that_died_since(tmp_path, engine):
     job = make_jobs(tmp_path)[0]
     failed(job, "an old reason")
     engine.jobs, engine.acts = {job.name: job}, {job.name: lambda job: -11}
-    outcome = launching.launch([job], "local", "")
-    assert outcome.failed == [(job, "the run was killed by signal 11, and left no message")]
+    ended = outcome.launch_jobs([job], "local", "")
+    assert ended.failed == [(job, "the run was killed by signal 11, and left no message")]
 
 
 @pytest.mark.parametrize("code", [ExitCode.INTERRUPTED, -15])

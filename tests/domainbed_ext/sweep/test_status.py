@@ -9,7 +9,7 @@ from rich.console import Console
 from domainbed_ext.launchers.launch import FOLDER, Launch, begin
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep import command as sweep
-from domainbed_ext.sweep import status
+from domainbed_ext.sweep import status, status_view
 from domainbed_ext.sweep import time_left as estimate
 from domainbed_ext.system import progress
 from tests.domainbed_ext import run_states as standing
@@ -47,7 +47,7 @@ def test_runs_of_a_launch_that_lives_wait(tmp_path):
     failed(jobs[1])
     with begin_launch(jobs[:3]) as launch:
         assert found(jobs) == [State.DONE, State.QUEUED, State.QUEUED, State.NOT_LAUNCHED]
-        assert look(jobs)[2].waits == (launch.path, False, 0)
+        assert look(jobs)[2].wait == (launch.path, False, 0)
         failed(jobs[1], number=2)  # so it was tried in this launch
         failed(jobs[2])
         assert found(jobs) == [State.DONE, State.FAILED, State.FAILED, State.NOT_LAUNCHED]
@@ -72,7 +72,7 @@ def test_runs_in_an_engine_wait_until_they_are_tried_or_cancelled(tmp_path):
     jobs = make_jobs(tmp_path)
     interrupted(jobs[0], number=3)
     path = detached(jobs)
-    assert set(found(jobs)) == {State.QUEUED} and look(jobs)[0].waits.detached
+    assert set(found(jobs)) == {State.QUEUED} and look(jobs)[0].wait.detached
     interrupted(jobs[0], number=4)
     interrupted(jobs[1])
     failed(jobs[2])
@@ -88,7 +88,7 @@ def test_a_run_in_two_launches_is_the_engines(tmp_path):
     jobs = make_jobs(tmp_path)
     path = detached(jobs)
     with begin_launch(jobs):
-        assert {standing.waits.launch for standing in look(jobs)} == {path}
+        assert {standing.wait.launch for standing in look(jobs)} == {path}
 
 
 class Calls:
@@ -141,29 +141,29 @@ def a_sweep(tmp_path):
 
 def test_the_time_left_is_what_runs_of_a_kind_took(tmp_path):
     jobs = a_sweep(tmp_path)
-    left = estimate.left(look(jobs))
+    left = estimate.estimate_time_left(look(jobs))
     # LP: 100, 300 and 50/0.25 seconds a run; BA: 600/0.5 and 500/0.5.
-    assert estimate.seconds_a_run(look(jobs)) == {jobs[0].kind: 200.0, jobs[4].kind: 1100.0}
-    assert (left.count, left.running, left.untold) == (2, 2, [])  # nobody has launched the others
+    assert estimate.seconds_per_run(look(jobs)) == {jobs[0].kind: 200.0, jobs[4].kind: 1100.0}
+    assert (left.count, left.running, left.unknown) == (2, 2, [])  # nobody has launched the others
     assert left.work == pytest.approx(0.75 * 200 + 0.5 * 1100)
     assert left.seconds == pytest.approx(0.5 * 1100)  # the longest, for there is one slot each
     with begin_launch(jobs[5:]):
-        left = estimate.left(look(jobs))
+        left = estimate.estimate_time_left(look(jobs))
         assert left.count == 5
         assert left.seconds == pytest.approx((0.75 * 200 + (0.5 + 0.5 + 2) * 1100) / 2)
-    assert str(left) == "time left: 29 min at 2 at once"
+    assert str(left) == "time left: 29 min with 2 runs at once"
 
 
 @pytest.mark.parametrize(
     ("makes", "sentence"),
     [
-        ({}, "time left: unknown, for no run has gone far enough"),
-        ({0: running}, "time left: 10 s at 1 at once"),
-        ({0: lambda job: running(job, 0.01)}, "time left: unknown, for no run has gone far enough"),
+        ({}, "time left: unknown, since no run has progressed far enough"),
+        ({0: running}, "time left: 10 s with 1 run at once"),
+        ({0: lambda job: running(job, 0.01)}, "time left: unknown, since no run has progressed far enough"),
         (
             {0: lambda job: done(job, 3600)},
-            "time left: unknown, for nothing is running; 7 runs take at least 3 h 00 min one after another; nothing "
-            "is known yet of BA on DigitsShift",
+            "time left: unknown, since nothing is running; 7 runs would take at least 3 h 00 min one after another, "
+            "not counting BA on DigitsShift",
         ),
         (dict.fromkeys(range(8), done), "nothing left"),
         (dict.fromkeys(range(8), lambda job: (job.folder.path.mkdir(), done(job, 0))), "nothing left"),
@@ -174,7 +174,7 @@ def test_what_is_not_known_is_said_to_be_unknown(tmp_path, makes, sentence):
     jobs[0].sweep_dir.mkdir()
     for number, make in makes.items():
         make(jobs[number])
-    assert str(estimate.left(look(jobs))) == sentence
+    assert str(estimate.estimate_time_left(look(jobs))) == sentence
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_status_is_plain_text_where_nobody_watches(tmp_path, capsys):
     assert "DigitsShift LP ██████░░░░░░ 56.2 % 2 1 - 1 - 4" in lines
     assert "DigitsShift BA ███░░░░░░░░░ 25.0 % - 1 1 - 2 4" in lines
     assert "all ████░░░░░░░░ 40.6 % 2 2 1 1 2 8" in lines
-    assert "time left: 9 min at 2 at once" in lines
+    assert "time left: 9 min with 2 runs at once" in lines
     assert f"{jobs[4]} 50 % 10 min far {jobs[4].name}" in lines
     assert f"{jobs[3]}: the disk is full (log: {jobs[3].folder.path / 'err.txt'})" in lines
     assert "slowest of 2 done, which took 7 min together" in lines
@@ -205,7 +205,7 @@ def test_status_is_plain_text_where_nobody_watches(tmp_path, capsys):
 def test_bars_can_be_written_in_any_encoding(tmp_path):
     jobs = a_sweep(tmp_path)
     console = Console(file=io.StringIO(), width=200)
-    console.print(status.render(look(jobs), tmp_path, "ascii"))
+    console.print(status_view.render(look(jobs), tmp_path, "ascii"))
     assert "######......  56.2 %" in console.file.getvalue()
 
 
@@ -214,7 +214,7 @@ def test_long_lists_are_cut(tmp_path):
     for job in jobs:
         failed(job)
     console = Console(file=io.StringIO(), width=200)
-    console.print(status.render(look(jobs), tmp_path))
+    console.print(status_view.render(look(jobs), tmp_path))
     assert "failed (10 of 16; --json has all)" in console.file.getvalue()
     assert console.file.getvalue().count("err.txt") == 10
 
@@ -246,7 +246,7 @@ def test_a_run_of_which_nobody_noted_the_time_has_none(tmp_path):
 
 def shown(jobs):
     console = Console(file=io.StringIO(), width=200)
-    console.print(status.render(look(jobs), jobs[0].sweep_dir))
+    console.print(status_view.render(look(jobs), jobs[0].sweep_dir))
     return console.file.getvalue()
 
 
@@ -276,7 +276,7 @@ def test_runs_of_other_arguments_are_pointed_out(tmp_path, capsys):
     for job in make_jobs(tmp_path, "--steps", "3"):
         done(job)
     sweep.main(words(tmp_path, command="status"))
-    assert f"{tmp_path / 'sweep'} holds 4 runs of other arguments too" in capsys.readouterr().out
+    assert f"{tmp_path / 'sweep'} also holds 4 runs of other arguments" in capsys.readouterr().out
 
 
 class Terminal(io.StringIO):

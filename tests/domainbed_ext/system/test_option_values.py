@@ -10,13 +10,14 @@ from domainbed_ext.cache.command import make_parser as cache_parser
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.evaluate import make_parser as evaluate_parser
 from domainbed_ext.runs import arguments as options
-from domainbed_ext.sweep import arguments as definitions
-from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep import jobs as sweep_jobs
+from domainbed_ext.sweep import options as sweep_options
+from domainbed_ext.sweep.arguments import parse
 from domainbed_ext.system import option_values
 
 COMMANDS = {
     "train": options.make_parser,
-    "sweep": definitions.make_parser,
+    "sweep": sweep_options.make_parser,
     "cache": cache_parser,
     "evaluate": evaluate_parser,
     **{
@@ -94,7 +95,7 @@ def test_numbers_are_read_as_people_write_them():
 @pytest.mark.parametrize(("name", "value"), [("jobs", "-1"), ("jobs_per_gpu", "0"), ("n_trials", "0"), ("steps", "0")])
 def test_a_sweeps_options_are_checked_alike(name, value):
     with pytest.raises(BenchmarkError, match=f"--{name}: {value} is too small, it starts at [01]"):
-        sweep.parse(["launch", f"--{name}", value])
+        parse(["launch", f"--{name}", value])
 
 
 def test_paths_are_expanded(monkeypatch):
@@ -128,13 +129,13 @@ def test_a_path_among_hyperparameters_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     words = ["--datasets", "DigitsShift", "--algorithms", "LP", "--n_hparams", "1", "--output_dir", str(tmp_path / "o")]
     with pytest.raises(BenchmarkError, match=f"no weights file {tmp_path}/w.safetensors"):
-        sweep.make_jobs(sweep.parse(["launch", *words, "--hparams", '{"weights": "~/w.safetensors"}']))
+        sweep_jobs.make_jobs(parse(["launch", *words, "--hparams", '{"weights": "~/w.safetensors"}']))
 
 
 def test_a_value_that_begins_with_a_dash_reaches_the_run():
     words = ["--datasets", "ColoredMNIST", "--algorithms", "LP", "--n_hparams", "1", "--n_trials", "1"]
     words += ["--protocol", "single_source", "--source_envs", "-90%", "--output_dir=-runs", "--data_dir=-data"]
-    (job,) = sweep.make_jobs(sweep.parse(["launch", *words]))
+    (job,) = sweep_jobs.make_jobs(parse(["launch", *words]))
     assert job.train_args["test_envs"] == [0, 1]
     assert (job.args.data_dir, job.args.output_dir) == ("-data", os.path.join("-runs", job.name))
 

@@ -6,6 +6,7 @@ import yaml
 
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep.arguments import parse
 from domainbed_ext.system import yaml12
 
 
@@ -51,20 +52,20 @@ BASE = "datasets: [DigitsShift]\nalgorithms: [LP]\n"
 def test_a_definition_is_read_as_it_was_meant(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     text = BASE + "hparams: {lr: 1e-3}\noutput_dir: ~/runs/x\nsteps: 1e2\nsave_minutes: 5e-1\nsource_envs: [NO, -90%]\n"
-    args = sweep.parse(define(tmp_path, text))
+    args = parse(define(tmp_path, text))
     assert json.loads(args.hparams) == {"lr": 0.001}
-    assert args.output_dir == str(tmp_path / "runs" / "x")
+    assert args.output_dir == tmp_path / "runs" / "x"
     assert (args.steps, args.save_minutes, args.source_envs) == (100, 0.5, ["NO", "-90%"])
 
 
 def test_a_definition_of_windows_is_read(tmp_path):
     (tmp_path / "mine.yaml").write_bytes(b"\xef\xbb\xbfdatasets: PACS\r\nalgorithms: LP\r\noutput_dir: o\r\n")
-    assert sweep.parse(["launch", "--sweep", str(tmp_path / "mine.yaml")]).datasets == ["PACS"]
+    assert parse(["launch", "--sweep", str(tmp_path / "mine.yaml")]).datasets == ("PACS",)
 
 
 def test_pairs_may_be_turned_off(tmp_path):
-    assert sweep.parse(define(tmp_path, BASE + "output_dir: o\npairs: false")).single_test_envs
-    assert not sweep.parse(define(tmp_path, BASE + "output_dir: o\npairs: true")).single_test_envs
+    assert parse(define(tmp_path, BASE + "output_dir: o\npairs: false")).single_test_envs
+    assert not parse(define(tmp_path, BASE + "output_dir: o\npairs: true")).single_test_envs
 
 
 @pytest.mark.parametrize(
@@ -82,8 +83,8 @@ def test_pairs_may_be_turned_off(tmp_path):
         ("steps: -5", "argument --steps: -5 is too small, it starts at 1"),
         ("hparams: {lr: .nan}", "hyperparameter lr in --hparams is nan: give a finite number"),
         ("hparams: {lr: .inf}", "hyperparameter lr in --hparams is inf: give a finite number"),
-        ("1: 2", "unknown argument in .*mine.yaml line 3: '1'"),
-        ("? [a]\n: 1", r"unknown argument in .*line 3|is not YAML"),
+        ("1: 2", "unknown option in .*mine.yaml line 3: '1'"),
+        ("? [a]\n: 1", r"unknown option in .*line 3|is not YAML"),
     ],
 )
 def test_what_a_definition_cannot_say_gets_a_sentence_with_its_line(tmp_path, line, sentence):
