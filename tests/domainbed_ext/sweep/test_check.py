@@ -86,7 +86,10 @@ def test_images_are_verified_once_a_data_set(tmp_path, pacs_like, monkeypatch):
         (["--hparams", '{"lrr": 1}'], "did you mean 'lr'?"),
         # Only the random draws of some run are wrong.
         (["--n_hparams", "9", "--algorithms", "ERM"], "batch_size 372 is larger than the 360 training images"),
-        (["--n_hparams", "3", "--algorithms", "FullFT", "BOnly@rank=300"], "rank 300 is over the layer's width 128"),
+        (
+            ["--n_hparams", "3", "--algorithms", "FullFT", "BOnly@rank=300"],
+            "rank 300 is larger than the layer's width 128",
+        ),
     ],
 )
 def test_hyperparameters_are_checked(tmp_path, more, sentence):

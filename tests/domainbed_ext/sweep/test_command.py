@@ -205,7 +205,7 @@ def test_an_unknown_definition_lists_the_packaged_ones():
         (["--hparams", "{rank: 8}"], "--hparams is not JSON"),
         (["--hparams", '{"batch_size": 4000}'], "batch_size 4000 is larger than the"),
         (["--algorithms", "BOnly@rank=0"], "rank must be a whole number of at least 1"),
-        (["--algorithms", "BOnly@rank=999"], "rank 999 is over"),
+        (["--algorithms", "BOnly@rank=999"], "rank 999 is larger than the layer's width"),
         (["--protocol", "single_sauce"], "argument --protocol: invalid choice: 'single_sauce'"),
         (["--source_envs", "plain"], "--source_envs is an option of --protocol single_source: add that"),
         (["--protocol", "single_source", "--source_envs", "plian"], "did you mean 'plain'?"),
