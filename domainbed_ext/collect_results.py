@@ -19,7 +19,7 @@ from domainbed_ext.report.page import page
 from domainbed_ext.report.plots import plots
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import Table, latex, markdown, show
-from domainbed_ext.runs import mixture
+from domainbed_ext.runs import imports, mixture
 from domainbed_ext.runs.folder import load_records
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
@@ -127,6 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"model selection methods, of {', '.join(SELECTION_METHODS)} (default: all, the "
         "second only where there are runs with two test environments, which it needs)",
     )
+    imports.add_option(parser)
     parser.add_argument("--unfinished", action="store_true", help="count runs that are not done too")
     parser.add_argument(
         "--paper",
@@ -148,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 1 if runs had to be left out of what was written.
     """
     args = make_parser().parse_args(arguments)
+    imports.load(args.imports)
     console = Console(quiet=True) if args.latex else None
     left_out: list[str] = []
     paths = collect(args.input_dir, args.output_dir, args.selection, args.unfinished, console, args.paper, left_out)

@@ -14,12 +14,16 @@ from rich import box
 from rich.table import Table
 from safetensors import SafetensorError
 
+from domainbed_ext.algorithms.registry import ALGORITHMS
+from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import best_step
 from domainbed_ext.runs.arguments import PLACES, RunArguments
 from domainbed_ext.runs.differences import Kind, changed, differences
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder, State
+from domainbed_ext.runs.imports import add_option as add_import_option
+from domainbed_ext.runs.imports import load
 from domainbed_ext.runs.provenance import machine, versions
 from domainbed_ext.runs.setup import Setup, compute_exactly, facts, set_up
 from domainbed_ext.system import option_values
@@ -42,7 +46,11 @@ class Reproduced(NamedTuple):
 
 
 def evaluate(
-    run: RunFolder, step: str = "best", data_dir: str | None = None, weights: str | None = None
+    run: RunFolder,
+    step: str = "best",
+    data_dir: str | None = None,
+    weights: str | None = None,
+    imports: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], list[Reproduced]]:
     """Computes the accuracies of a record again, from the saved adapter, in the run's precision and batches.
 
@@ -51,6 +59,8 @@ def evaluate(
         step: "best" for the one that training-domain validation selects, "last", or a number.
         data_dir: where the images are now, if not where they were.
         weights: where the backbone's file is now, likewise.
+        imports: Files and modules of the run's method and data set, where these are not built in. What the record
+            names is not imported, since whoever wrote the record would decide what runs here.
 
     Returns:
         The record, and its accuracies.
@@ -63,7 +73,9 @@ def evaluate(
     records = run.records()
     record = _choose(records, step, run)
     saved = _saved(records, record, run)
-    setup = _set_up(record, data_dir, weights)
+    load(imports)
+    _check_known(record, run)
+    setup = _set_up(record, data_dir, weights, imports)
     compute_exactly(setup.args)
     algorithm = setup.make_algorithm()
     _check(record, facts(setup, algorithm), run)
@@ -110,14 +122,23 @@ def _saved(records: Sequence[dict[str, Any]], record: dict[str, Any], run: RunFo
     )
 
 
-def _set_up(record: dict[str, Any], data_dir: str | None, weights: str | None) -> Setup:
+def _check_known(record: dict[str, Any], run: RunFolder) -> None:
+    """Refuses a run of a method or a data set that was imported, and is not."""
+    imported = record["args"].get("imports")
+    algorithm, dataset = record["args"]["algorithm"].partition("@")[0], record["args"]["dataset"]
+    for name, registry in ((algorithm, ALGORITHMS), (dataset, DATASETS)):
+        if imported and name not in registry:
+            raise BenchmarkError(f"{run.path} is of {name}, which it imported: add --import {' '.join(imported)}")
+
+
+def _set_up(record: dict[str, Any], data_dir: str | None, weights: str | None, imports: Sequence[str] | None) -> Setup:
     """The run's parts from its record alone, so that defaults may have changed since."""
     said = {
         name: value for name, value in record["args"].items() if name not in PLACES or name in ("data_dir", "weights")
     }
     moved = {name: value for name, value in (("data_dir", data_dir), ("weights", weights)) if value is not None}
     # What --hparams said is in the final hyperparameters, and the test environments tell the source.
-    args = RunArguments.from_mapping({**said, "source_envs": None, "hparams": None, **moved})
+    args = RunArguments.from_mapping({**said, "source_envs": None, "hparams": None, "imports": imports, **moved})
     hparams = {**record["hparams"], "precision": record["precision"]}
     hparams |= {name: value for name, value in moved.items() if name == "weights"}
     return set_up(args, hparams)
@@ -173,6 +194,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", type=option_values.tensors_path, metavar="FILE", help="the backbone's file, if it has moved"
     )
+    add_import_option(parser)
     return parser
 
 
@@ -180,7 +202,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.evaluate`."""
     args = make_parser().parse_args(argv)
-    record, reproduced = evaluate(RunFolder(args.run), args.step, args.data_dir, args.weights)
+    record, reproduced = evaluate(RunFolder(args.run), args.step, args.data_dir, args.weights, args.imports)
     run = record["args"]
     print(f"{run['dataset']} {run['algorithm']}, tested on {run['test_envs']}, step {record['step']}")
     table = Table("split", "recorded", "now", "", box=box.SIMPLE_HEAD, pad_edge=False)

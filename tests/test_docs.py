@@ -32,8 +32,12 @@ CODE = re.findall(r"```python\n(.*?)```", BENCHMARK, flags=re.DOTALL)
 def run(code, tmp_path, *words, exit_code=0):
     script = tmp_path / "script.py"
     script.write_text(code, encoding="utf-8")
+    return run_python(tmp_path, str(script), *words, exit_code=exit_code)
+
+
+def run_python(tmp_path, *words, exit_code=0):
     process = subprocess.run(
-        [sys.executable, str(script), *words],
+        [sys.executable, *words],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -44,13 +48,42 @@ def run(code, tmp_path, *words, exit_code=0):
 
 
 @pytest.mark.slow
-def test_a_method_of_your_own_runs(tmp_path):
+def test_a_method_of_your_own_is_a_row_beside_ours(tmp_path):
+    """The page's file and its sweep, but for fewer and shorter runs."""
+    (tmp_path / "norms.py").write_text(CODE[0], encoding="utf-8")
+    (words,) = [words for words in commands("domainbed_ext.sweep") if "norms.py" in words]
+    fewer = "--protocol single_source --source_envs plain --steps 2 --train_eval_share 0.05 --jobs 1 --cache_dir none"
+    said = run_python(tmp_path, "-m", "domainbed_ext.sweep", *words, *fewer.split())
+    assert "BOnly (LoRA-FA)" in said and "Norms (layer norms)" in said
+    with (tmp_path / "runs" / "norms" / "tables" / "results.csv").open(encoding="utf-8") as file:
+        assert {row["algorithm"] for row in csv.DictReader(file)} == {"BOnly", "Norms"}
+
+
+SCRIPT = """\
+from domainbed_ext.algorithms import ALGORITHMS, Algorithm
+from domainbed_ext.train import main
+
+
+class Norms(Algorithm):
+    def prepare(self, backbone, hparams):
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad = "norm" in name or "head" in name
+
+
+ALGORITHMS["Norms"] = Norms
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_a_method_in_a_script_of_your_own_runs(tmp_path):
     words = "--algorithm Norms --steps 1 --train_eval_share 0.05 --output_dir out --test_envs 3"
-    run(CODE[0], tmp_path, *words.split())
+    run(SCRIPT, tmp_path, *words.split())
     assert (tmp_path / "out" / "done").exists()
     words = "--algorithm Norms --steps 1 --test_envs 9 --output_dir bad"  # refused within the run
-    assert run(CODE[0], tmp_path, *words.split(), exit_code=2).startswith("error: --test_envs 9")
-    assert run(CODE[0], tmp_path, "--algorithm", "Norm", exit_code=2).startswith("error: unknown algorithm 'Norm'")
+    assert run(SCRIPT, tmp_path, *words.split(), exit_code=2).startswith("error: --test_envs 9")
+    assert run(SCRIPT, tmp_path, "--algorithm", "Norm", exit_code=2).startswith("error: unknown algorithm 'Norm'")
 
 
 @pytest.mark.slow

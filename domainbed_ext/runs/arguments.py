@@ -11,6 +11,7 @@ from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE
 from domainbed_ext.data import duplicates
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.protocols import CHOICES, PRECISIONS, PROTOCOLS
+from domainbed_ext.runs import imports
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import CommandLine
 
@@ -31,13 +32,13 @@ NUMBERS = (
 # Arguments that say where and how a run computes what it does: they change no number, and so no identity. The file of
 # `--weights` counts by its content.
 PLACES = (
-    *("data_dir", "output_dir", "weights", "cache_dir", "cache_gb", "workers", "verify_images", "profile"),
+    *("imports", "data_dir", "output_dir", "weights", "cache_dir", "cache_gb", "workers", "verify_images", "profile"),
     *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates"),
 )
 
 # What a sweep passes on to its runs beside their identity.
 EXTRA = (
-    *("cache_dir", "cache_gb", "workers", "verify_images", "profile", "skip_model_save"),
+    *("imports", "cache_dir", "cache_gb", "workers", "verify_images", "profile", "skip_model_save"),
     *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates"),
 )
 
@@ -49,6 +50,8 @@ class SharedArguments:
     None is for what was not given: the protocol, the data set or the machine decides it. The command line says what
     each argument means.
     """
+
+    imports: Sequence[str] | None = None
 
     protocol: str | None = None
     source_envs: Sequence[str | int] | None = None
@@ -137,7 +140,8 @@ class CompleteArguments(RunArguments):
 
 
 def add_number_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options in `NUMBERS`, which runs and sweeps share."""
+    """Adds the options in `NUMBERS`, which runs and sweeps share, and the one that adds methods and data sets."""
+    imports.add_option(parser)
     group = parser.add_argument_group("protocol")
     group.add_argument(
         "--protocol",

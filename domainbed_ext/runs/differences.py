@@ -42,7 +42,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[Kind, s
         Kind.WEIGHTS: _weights(then, now),
         Kind.VERSIONS: changed(then.get("versions") or {}, now.get("versions") or {}),
         Kind.PRECISION: changed(_part(then, "precision"), _part(now, "precision")),
-        Kind.SOURCES: _sources(then.get("sources") or {}, now.get("sources") or {}),
+        Kind.SOURCES: _sources(then, now),
     }
     return {kind: words for kind, words in told.items() if words}
 
@@ -122,6 +122,16 @@ def _said_weights(facts: Mapping[str, Any]) -> Any:
     return facts.get("weights_digest") or facts["hparams"].get("weights")
 
 
-def _sources(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    names = sorted(name for name in then if name in now and then[name] != now[name])
-    return f"the source file of {' and of '.join(names)} has changed" if names else ""
+def _sources(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Source files of the method's and the data set's classes, and what `--import` named, if one of these is of it."""
+    classes, imports = (_changed(then, now, kind) for kind in ("sources", "imports"))
+    of_classes = [then["sources"][name] for name in classes]
+    files = [name for name in imports if then.get("sources") and then["imports"][name] not in of_classes]
+    words = [f"the source file of {' and of '.join(classes)} has changed"] if classes else []
+    return "; ".join([*words, *(f"{name} has changed" for name in files)])
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any], kind: str) -> list[str]:
+    """The names of a kind of digests that differ."""
+    before, after = then.get(kind) or {}, now.get(kind) or {}
+    return sorted(name for name in before if name in after and before[name] != after[name])

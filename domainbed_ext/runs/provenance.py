@@ -1,7 +1,6 @@
 """Where numbers come from: versions, machine, command and date."""
 
 import contextlib
-import hashlib
 import inspect
 import os
 import platform
@@ -20,6 +19,7 @@ import torchvision
 
 import domainbed_ext
 from domainbed_ext.datasets.image_files import RULES
+from domainbed_ext.runs.imports import source_digest
 
 
 def versions() -> dict[str, str]:
@@ -43,8 +43,7 @@ def own_sources(made: type, base: type) -> dict[str, str]:
     for each in made.__mro__:
         if issubclass(each, base) and each.__module__.partition(".")[0] != domainbed_ext.__name__:
             with contextlib.suppress(OSError, TypeError):  # typed at a prompt, say
-                content = Path(inspect.getsourcefile(each) or "").read_bytes()
-                digests[each.__name__] = hashlib.blake2b(content, digest_size=8).hexdigest()
+                digests[each.__name__] = source_digest(Path(inspect.getsourcefile(each) or "").read_bytes())
     return digests
 
 

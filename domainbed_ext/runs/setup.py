@@ -22,6 +22,7 @@ from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.runs.arguments import CompleteArguments, RunArguments
 from domainbed_ext.runs.identity import hparams_of
+from domainbed_ext.runs.imports import load
 from domainbed_ext.runs.provenance import machine, own_sources, versions
 from vitlorafa import count_parameters
 
@@ -129,6 +130,7 @@ def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "total_parameters": total,
         "versions": versions(),
+        "imports": load(setup.args.imports),
         "sources": {
             **own_sources(type(algorithm), Algorithm),
             **own_sources(type(setup.dataset), MultipleDomainDataset),
@@ -161,6 +163,7 @@ def set_up(args: RunArguments, recorded_hparams: Mapping[str, Any] | None = None
         BenchmarkError: anything that would stop the run later, in one sentence.
     """
     args = args.complete(workers=WORKERS if torch.cuda.is_available() else 0)
+    load(args.imports)
     args = replace(args, algorithm=canonical_name(args.algorithm), dataset=DATASETS.canonical(args.dataset))
     hparams = hparams_of(args) | dict(recorded_hparams or {})
     hparams_registry.check(hparams)

@@ -12,6 +12,7 @@ from typing import Any
 from domainbed_ext.algorithms.registry import canonical_name
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.runs import imports
 from domainbed_ext.runs.arguments import SharedArguments
 from domainbed_ext.sweep.definition import QUICKSTART, definition_words
 from domainbed_ext.sweep.options import NAMES, PROGRAM, make_parser
@@ -106,16 +107,25 @@ def parse(argv: Sequence[str] | None = None) -> SweepArguments:
             f"this sweep has no run: --n_hparams {args.n_hparams} should be above --n_hparams_from "
             f"{args.n_hparams_from}"
         )
+    datasets, algorithms = _names(args)
     values = {
         **vars(args),
         "words": words,
         "output_dir": Path(args.output_dir),
-        # A name given twice is one row, and must not be run twice in one folder.
-        "datasets": tuple(dict.fromkeys(map(DATASETS.canonical, args.datasets))),
-        "algorithms": tuple(dict.fromkeys(map(canonical_name, args.algorithms))),
+        "datasets": datasets,
+        "algorithms": algorithms,
         "launcher_options": _launcher_options(args),
     }
     return SweepArguments(**{field.name: values[field.name] for field in fields(SweepArguments)})
+
+
+def _names(args: Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The data sets and the methods. A name given twice is one row, and must not be run twice in one folder."""
+    if args.command == "cancel":  # which needs neither, and works where an import fails
+        return tuple(args.datasets), tuple(args.algorithms)
+    imports.load(args.imports)
+    datasets, algorithms = map(DATASETS.canonical, args.datasets), map(canonical_name, args.algorithms)
+    return tuple(dict.fromkeys(datasets)), tuple(dict.fromkeys(algorithms))
 
 
 def _launcher_options(args: Namespace) -> dict[str, Any]:

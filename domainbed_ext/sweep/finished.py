@@ -23,6 +23,7 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import precision
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.folder import State
+from domainbed_ext.runs.imports import load
 from domainbed_ext.runs.provenance import own_sources, versions
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import RunStatus, format_runs
@@ -109,6 +110,7 @@ class _Here:
         return {
             "versions": self._versions,
             "precision": precision.resolve(job.computation["hparams"]["precision"], self._device),
+            "imports": load(job.extra_args.get("imports")),
             "sources": self._sources(algorithm, dataset),
             **self._data(dataset, data_dir),
         }

@@ -28,6 +28,8 @@ from domainbed_ext.seeds import seed_hash
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.system import strict_json
 
+_SPELLED = {"imports": "import"}  # arguments whose option has another name
+
 
 @dataclass(frozen=True)
 class Job:
@@ -76,7 +78,7 @@ class Job:
                 argv.append(f"--{name}={value}")
                 continue
             values = value if isinstance(value, list) else [] if value is True else [value]
-            argv += [f"--{name}", *map(str, values)]
+            argv += [f"--{_SPELLED.get(name, name)}", *map(str, values)]
         return argv
 
     @property

@@ -94,6 +94,11 @@ class Registry(MutableMapping[str, T]):
         self._import_built_in()
         return dict(self._things)
 
+    def restore(self, things: dict[str, T]) -> None:
+        """Goes back to what `registered` gave: what was added since is forgotten."""
+        self._things = dict(things)
+        self._owners = {name: owner for name, owner in self._owners.items() if name in things}
+
     def importable(self) -> Iterator[tuple[str, T]]:
         """All names and things, those of entry points too; what cannot be imported is left out with a warning."""
         self._import_built_in()

@@ -1,11 +1,15 @@
 """Small data sets on disk, and runs short enough for a test."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from domainbed_ext.algorithms.registry import METHODS
+from domainbed_ext.datasets.registry import DATASETS
+from domainbed_ext.runs import imports
 from domainbed_ext.runs.arguments import RunArguments
 
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -42,3 +46,17 @@ def make_args(tmp_path):
         return RunArguments(**{**values, **overrides})
 
     return make
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    """The registries of methods and data sets, which forget what a test registers or imports."""
+    pair = METHODS, DATASETS
+    before, modules = [registry.registered() for registry in pair], dict(sys.modules)
+    monkeypatch.setattr(imports, "_loaded", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield pair
+    for registry, things in zip(pair, before, strict=True):
+        registry.restore(things)
+    for name in [name for name in sys.modules if name not in modules and name.startswith(("mine", "their"))]:
+        del sys.modules[name]

@@ -20,12 +20,7 @@ LABELS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _as_before(monkeypatch):
-    """What a test registers is gone after it."""
-    METHODS.registered()
-    for name in ("_things", "_owners"):
-        monkeypatch.setattr(METHODS, name, dict(getattr(METHODS, name)))
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 def test_the_built_in_ones_are_all_declared_and_are_what_they_say():

@@ -13,12 +13,7 @@ BUILT_IN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _as_before(monkeypatch):
-    """What a test registers is gone after it."""
-    DATASETS.registered()
-    for name in ("_things", "_owners"):
-        monkeypatch.setattr(DATASETS, name, dict(getattr(DATASETS, name)))
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 def test_the_built_in_ones_are_there():

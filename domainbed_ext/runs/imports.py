@@ -1,0 +1,155 @@
+"""`--import`: files and modules of the user's that register methods and data sets.
+
+Whoever looks up the names in a run's arguments calls `load` before. So a run imports them wherever its launcher has it
+run. Records hold the digest of what was imported.
+"""
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import CodeType
+
+from domainbed_ext.algorithms.registry import METHODS
+from domainbed_ext.datasets.registry import DATASETS
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.system import option_values
+
+_loaded: dict[str, str] = {}  # digest of each module that was imported, as of then
+
+
+def add_option(parser: argparse._ActionsContainer) -> None:
+    """Adds `--import`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        type=option_values.path,
+        action="extend",
+        nargs="+",
+        metavar="MODULE_OR_FILE",
+        help="Python files or modules with methods and data sets of your own, which register themselves",
+    )
+
+
+def load(imports: Iterable[str] | None) -> dict[str, str]:
+    """Imports files and modules, each once a process; a file again after it has changed.
+
+    Args:
+        imports: Values of `--import`; None if it was not given.
+
+    Returns:
+        Name of each file or module, and the digest of its source as it was imported.
+
+    Raises:
+        BenchmarkError: There is none, it raises an error, or it registers nothing.
+    """
+    return dict(_load_file(text) if _is_file(text) else _load_module(text) for text in imports or ())
+
+
+def _is_file(text: str) -> bool:
+    return text.endswith(".py") or os.sep in text or os.path.isfile(text)
+
+
+def _load_file(text: str) -> tuple[str, str]:
+    path = Path(text)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise BenchmarkError(
+            f"--import {text}: cannot read that file ({error.strerror}): give a Python file, or the name of a module"
+        ) from error
+    name, found = path.stem, source_digest(source)
+    if _loaded.get(name) == found and _origin(name) == path.resolve():
+        return path.name, found
+    if (other := _origin(name)) not in (None, path.resolve()):
+        raise BenchmarkError(f"--import {text}: there is another module {name} ({other}): rename the file")
+    # As a script's: modules beside it are found, and processes that prepare images find it by its name.
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
+
+    def execute() -> None:
+        code: CodeType = compile(source, str(path), "exec")
+        spec = importlib.util.spec_from_file_location(name, path.resolve())
+        assert spec is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        exec(code, module.__dict__)
+
+    _execute(text, name, execute, str(path))
+    _loaded[name] = found
+    return path.name, found
+
+
+def _load_module(text: str) -> tuple[str, str]:
+    if text not in _loaded:
+        if os.getcwd() not in map(os.path.abspath, sys.path):  # as `python -m` has it, but no console script
+            sys.path.append(os.getcwd())
+        if text in sys.modules:
+            importlib.import_module(text)
+        else:
+            _execute(text, text, lambda: importlib.import_module(text), None)
+        origin = _origin(text)
+        _loaded[text] = source_digest(origin.read_bytes() if origin else b"")
+    return text, _loaded[text]
+
+
+def _origin(name: str) -> Path | None:
+    """The file of a module, whether it is imported or not; None if there is no such module."""
+    module = sys.modules.get(name)
+    if module is not None:
+        file = getattr(module, "__file__", None)
+        return Path(file).resolve() if file else Path(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin or name).resolve() if spec else None
+
+
+def _execute(text: str, name: str, execute: Callable[[], object], path: str | None) -> None:
+    """Imports a module. If that fails, it is as if it had never begun."""
+    methods, datasets = METHODS.registered(), DATASETS.registered()
+    try:
+        execute()
+    except (Exception, SystemExit) as error:
+        METHODS.restore(methods)
+        DATASETS.restore(datasets)
+        sys.modules.pop(name, None)
+        missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+        if missing and f"{name}.".startswith(f"{missing}.") and path is None:
+            raise BenchmarkError(
+                f"--import {text}: there is no module {missing}: give one that this Python finds, or a Python file"
+            ) from error
+        raise BenchmarkError(f"--import {text}: {_reason(error)} ({_place(error, path)}): fix it") from error
+    if (METHODS.registered(), DATASETS.registered()) == (methods, datasets):
+        sys.modules.pop(name, None)
+        raise BenchmarkError(
+            f"--import {text} registers nothing: decorate a class in it with "
+            '@register_algorithm("Name") or @register_dataset("Name")'
+        )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, BenchmarkError):
+        return str(error)
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _place(error: BaseException, path: str | None) -> str:
+    """File and line of an error: in the imported file, if it passed through there."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename} line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == path] or [
+        frame for frame in frames if "importlib" not in frame.filename
+    ]
+    return f"{own[-1].filename} line {own[-1].lineno}"
+
+
+def source_digest(source: bytes) -> str:
+    """The digest of a source file, for records."""
+    return hashlib.blake2b(source, digest_size=8).hexdigest()
