@@ -112,12 +112,12 @@ class AdapterConfig:
         def fill(name: str, value: object) -> None:
             object.__setattr__(self, name, value)  # the only way to set a field of a frozen dataclass
 
-        fill("rank", _whole_number("rank", self.rank, at_least=1))
-        fill("train", _trained_factors(self.train))
-        fill("alpha", _number("alpha", 2 * self.rank if self.alpha is None else self.alpha))
+        fill("rank", _parse_whole_number("rank", self.rank, at_least=1))
+        fill("train", _parse_train(self.train))
+        fill("alpha", _parse_number("alpha", 2 * self.rank if self.alpha is None else self.alpha))
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise AdapterError(f"alpha must be finite and above 0, not {self.alpha}")
-        fill("dropout", _number("dropout", self.dropout))
+        fill("dropout", _parse_number("dropout", self.dropout))
         if not 0 <= self.dropout < 1:
             raise AdapterError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         for name in ("rank_stabilised", "gradient_correction"):
@@ -128,8 +128,8 @@ class AdapterConfig:
         if self.gradient_correction and self.train == "BA":
             raise AdapterError("gradient_correction needs a frozen factor: set train to 'B' or 'A', or switch it off")
         if self.seed is not None:
-            fill("seed", _whole_number("seed", self.seed, at_least=0))
-        fill("targets", _targets(self.targets))
+            fill("seed", _parse_whole_number("seed", self.seed, at_least=0))
+        fill("targets", _parse_targets(self.targets))
         for factor, default in zip("AB", _DEFAULT_INITS[self.train], strict=True):
             if getattr(self, f"init_{factor}") is None:
                 fill(f"init_{factor}", default)
@@ -194,7 +194,7 @@ def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     return canonical
 
 
-def _trained_factors(train: Any) -> str:
+def _parse_train(train: Any) -> str:
     if isinstance(train, str) and train not in TRAIN:
         train = _METHODS.get(train.lower().replace("-", "").replace("_", "").replace(" ", ""), train)
     if train not in TRAIN:
@@ -202,7 +202,7 @@ def _trained_factors(train: Any) -> str:
     return str(train)
 
 
-def _whole_number(name: str, value: Any, at_least: int) -> int:
+def _parse_whole_number(name: str, value: Any, at_least: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
@@ -212,13 +212,13 @@ def _whole_number(name: str, value: Any, at_least: int) -> int:
     return number
 
 
-def _number(name: str, value: Any) -> float:
+def _parse_number(name: str, value: Any) -> float:
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise AdapterError(f"{name} must be a number, not {value!r}")
     return float(value)
 
 
-def _targets(targets: str | Iterable[str]) -> tuple[str, ...]:
+def _parse_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
     if not isinstance(targets, Iterable):
         raise AdapterError(f"targets must be names or 'all', not {targets!r}")
     chosen: set[str] = set()

@@ -69,8 +69,8 @@ def matrices(model: nn.Module) -> list[Matrix]:
     """The trained factors as one two-dimensional parameter for each projection.
 
     They share memory with the model: `torch.optim.Muon(matrices(model))` trains the model. They also share gradients
-    with `model.parameters()`, so gradient clipping, scaling and DDP work as usual. Save the state of the model, not
-    theirs.
+    with `model.parameters()`, so gradient clipping, scaling and DDP work as usual. Save the model,
+    not these matrices.
 
     Args:
         model: Adapted model.

@@ -67,7 +67,7 @@ def correct_gradients(optimizer: Optimizer, model: nn.Module) -> RemovableHandle
                 "the optimizer already corrects this model's gradients: call remove() of that handle first"
             )
     handle = RemovableHandle(before, extra_dict=after)  # one handle for both hooks
-    before[handle.id], after[handle.id] = correction.before, correction.after
+    before[handle.id], after[handle.id] = correction.before_step, correction.after_step
     return handle
 
 
@@ -87,21 +87,21 @@ class _Correction:
         params = {id(getattr(p, "factor", p)) for group in optimizer.param_groups for p in group["params"]}
         return [(name, layer) for name, layer in self.layers.items() if id(getattr(layer, self.trained)) in params]
 
-    def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Corrects the gradients; with a closure, returns arguments with one that corrects after each evaluation."""
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             return self.correct(optimizer)
 
         def corrected() -> Any:
-            self.after()
+            self.after_step()
             loss = closure()
             self.correct(optimizer)
             return loss
 
         return ((args[0], corrected, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": corrected})
 
-    def after(self, *_: Any) -> None:
+    def after_step(self, *_: Any) -> None:
         """Restores the loss's gradients where the corrected ones are still in place."""
         for factor, grad, corrected in self.swapped:
             if factor.grad is corrected:
@@ -111,7 +111,7 @@ class _Correction:
     @torch.no_grad()
     def correct(self, optimizer: Optimizer) -> None:
         """Replaces the loss's gradients, [k, m, r] of B or [k, r, d_in] of A, by corrected ones."""
-        self.after()  # if the previous step failed, or this one is nested in another
+        self.after_step()  # if the previous step failed, or this one is nested in another
         for name, layer in self.layers_in(optimizer):
             factor = getattr(layer, self.trained)
             if (grad := factor.grad) is None:

@@ -85,7 +85,7 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
     tensors |= {
         name: gather(t) for name, t in trained.complete_modules(model, [*tensors]).items() if name not in others
     }
-    beside = list(tensors)
+    others_saved = list(tensors)
     for name, layer in layers.items():
         A, factors = saved[f"{name}.lora_A"], saved[f"{name}.lora_B"]
         k, m, r = factors.shape
@@ -94,7 +94,7 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
             B[start : start + m, j * r : (j + 1) * r] = factors[j]
         tensors |= {f"{name}.lora_A.weight": A.flatten(0, 1), f"{name}.lora_B.weight": B}
 
-    config = (json.dumps(_peft_config(model, description["architecture"], beside), indent=2) + "\n").encode()
+    config = (json.dumps(_peft_config(model, description["architecture"], others_saved), indent=2) + "\n").encode()
     header = description | {"config_sha256": _sha256(config)}
     data = safetensors.torch.save(
         {_PREFIX + name: tensor for name, tensor in trained.copy_to_cpu(tensors).items()},

@@ -135,9 +135,9 @@ def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     attentive = [(name, element) for name, element in _elements(model) if any(map(_is_attention, element.modules()))]
     blocks = _innermost([(name, element) for name, element in attentive if any(map(_is_mlp, element.modules()))])
     names = [name for name, _ in blocks]
-    alone = _innermost([(name, element) for name, element in attentive if not _overlaps(name, names)])
+    attention_only = _innermost([(name, element) for name, element in attentive if not _overlaps(name, names)])
     order = [name for name, _ in attentive]
-    return sorted([*blocks, *alone], key=lambda block: order.index(block[0]))
+    return sorted([*blocks, *attention_only], key=lambda block: order.index(block[0]))
 
 
 def _elements(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -39,3 +39,34 @@ def test_the_benchmark_uses_public_names_only():
                 module == "vitlorafa" and set(names) <= set(vitlorafa.__all__)
             ), path
     assert found > 5
+
+
+def entries(path):
+    """The entries under "Args:", "Attributes:" and the like of all docstrings of a file: line, name and text."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or not ast.get_docstring(node):
+            continue
+        lines = ast.get_docstring(node).splitlines()
+        heads = [i for i, line in enumerate(lines) if line in ("Args:", "Attributes:", "Raises:", "Warns:")]
+        for head in heads:
+            text = ""
+            for line in [*lines[head + 1 :], ""]:
+                if text and not line.startswith(" " * 8):
+                    name, _, words = text.partition(": ")
+                    yield node.lineno, name, words
+                    text = ""
+                if not line.startswith("    "):
+                    break
+                text += f" {line.strip()}" if text else line.strip()
+
+
+def test_entries_of_docstrings_start_with_a_capital_and_end_with_a_full_stop():
+    found = [(path, *entry) for path in (ROOT / "vitlorafa").rglob("*.py") for entry in entries(path)]
+    assert len(found) > 200
+    plain = ("x ", "x̃", '"', "`", "g_", "y ")  # symbols keep their case
+    wrong = [
+        f"{path.name}:{line} {name}: {words}"
+        for path, line, name, words in found
+        if not words.endswith(".") or (words[:1].islower() and not words.startswith(plain))
+    ]
+    assert wrong == []
