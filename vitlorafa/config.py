@@ -186,7 +186,7 @@ def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         field = PEFT_NAMES.get(name, name)
         if field not in names:
-            raise unknown("field of AdapterConfig", name, names)
+            raise unknown("field of AdapterConfig", name, [*names, *PEFT_NAMES])
         if field in canonical:
             both = [other for other in values if PEFT_NAMES.get(other, other) == field]
             raise AdapterError(f"{' and '.join(both)} are the same field of AdapterConfig: give {field} only")

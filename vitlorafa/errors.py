@@ -63,7 +63,7 @@ def warn(message: str) -> None:
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> AdapterError:
-    """An error for a name that does not exist; it suggests the synonym or the nearest name.
+    """An error for a name that does not exist; it suggests the synonym or up to three nearest names.
 
     Args:
         kind: What the name stands for, such as "initialisation".
@@ -75,9 +75,19 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> AdapterError:
     """
     choices = list(choices)
     synonyms = [choice for choice in _SYNONYMS.get(str(name).lower(), ()) if choice in choices]
-    near = synonyms or get_close_matches(str(name), choices, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "choose from " + ", ".join(choices)
+    near = synonyms or get_close_matches(str(name), choices, n=3)
+    hint = f"did you mean {join_words([*map(repr, near)], 'or')}?" if near else "choose from " + ", ".join(choices)
     return AdapterError(f"unknown {kind} {name!r}: {hint}")
+
+
+def join_words(words: Sequence[str], conjunction: str = "and") -> str:
+    """The words as in a sentence: "a", "a and b", "a, b and c".
+
+    Args:
+        words: At least one word.
+        conjunction: Word before the last one.
+    """
+    return f" {conjunction} ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def abbreviate(names: Sequence[str]) -> str:

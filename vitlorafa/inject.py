@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlorafa.config import AdapterConfig
-from vitlorafa.errors import AdapterError, warn
+from vitlorafa.errors import AdapterError, join_words, warn
 from vitlorafa.layers import STACKS, LoRALinear
 from vitlorafa.origin import digests
 from vitlorafa.sharding import is_sharded, reduces_gradients
@@ -430,18 +430,16 @@ def _adapt(site: Site, config: AdapterConfig, targets: Collection[str], generato
         or not linear.weight.is_floating_point()
     ):
         raise AdapterError(
-            f"{site.name} is a {type(linear).__name__}, not a plain linear layer: leave {_join(site.targets)} out"
+            f"{site.name} is a {type(linear).__name__}, not a plain linear layer: leave {join_words(site.targets)} out"
         )
     stack = STACKS.get(site.attribute, ())
     if stack and not has_equal_parts(site):
-        raise AdapterError(f"{site.name} does not stack {_join(stack)} in equal parts: leave {_join(stack)} out")
+        raise AdapterError(
+            f"{site.name} does not stack {join_words(stack)} in equal parts: leave {join_words(stack)} out"
+        )
     projections = tuple(name for name in site.targets if name in targets)
     try:
         layer = LoRALinear(linear, config, projections, stack, generator)
     except AdapterError as error:
         raise AdapterError(f"{site.name}: {error}") from None
     return layer.train(linear.training)
-
-
-def _join(names: tuple[str, ...]) -> str:
-    return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])

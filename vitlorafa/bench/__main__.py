@@ -94,9 +94,10 @@ def make_parser(prog: str = "python -m vitlorafa.bench") -> argparse.ArgumentPar
     """
     parser = _CommandLine(
         prog=prog,
-        description="Measure time and memory of training steps: LoRA, LoRA-FA and LoRA-FB of vitlorafa, plain\n"
-        "PyTorch, PEFT, full fine-tuning, and a lower bound (the frozen model's forward pass and the gradients of its\n"
-        "activations). Weights and images are random. Several values of an option make a grid.",
+        description="Measure time and memory of training steps: LoRA, LoRA-FA and LoRA-FB of vitlorafa, LoRA-FA in\n"
+        "plain PyTorch, PEFT, full fine-tuning, and a lower bound (the frozen model's forward pass and the\n"
+        "gradients of its activations). Weights and images are random. Several values of an option make\n"
+        "a grid.",
         epilog=f"methods:{_METHOD_NAMES}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
