@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.models import backbone_names
 
 
 @functools.cache
@@ -22,6 +21,7 @@ def adapted_shapes(backbone: str, targets: str) -> tuple[tuple[int, int], ...]:
     import timm
     import torch
 
+    from domainbed_ext.models import backbone_names
     from vitlorafa import AdapterConfig, AdapterError, linear_sites
 
     try:

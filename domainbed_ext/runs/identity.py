@@ -10,7 +10,6 @@ from typing import Any
 from domainbed_ext import hparams_registry
 from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.models import backbone_names, backbones
 from domainbed_ext.runs.arguments import NUMBERS, RunArguments
 from domainbed_ext.system import strict_json
 
@@ -46,7 +45,7 @@ class Computations:
         args = args.complete()
         hparams = hparams_of(args, self._resolve)
         weights = self._weights(hparams.pop("weights"), hparams["backbone"])
-        hparams["backbone"] = backbone_names.identity(hparams["backbone"])
+        hparams["backbone"] = _one_spelling(hparams["backbone"])
         return {"args": _said(asdict(args), args.dataset), "hparams": hparams, "weights": weights}
 
 
@@ -74,10 +73,12 @@ def contradicts(computation: Computation, record: Mapping[str, Any]) -> bool:
         record: of a run that may be another. What it does not say contradicts nothing: upstream's runs have no
             protocol, and our first ones no digest of their weights.
     """
+    from domainbed_ext.models import backbones
+
     args, hparams = record["args"], dict(record.get("hparams") or {})
     weights = hparams.pop("weights", None)
     if "backbone" in hparams:
-        hparams["backbone"] = backbone_names.identity(hparams["backbone"])
+        hparams["backbone"] = _one_spelling(hparams["backbone"])
     weights = record.get("weights_digest") or (weights if weights in backbones.NO_FILE else None)
     said = {name: value for name, value in _said(args, computation["args"]["dataset"]).items() if value is not None}
     return (
@@ -95,7 +96,15 @@ def _said(args: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     return said | {name: value for name, value in defaults.items() if said[name] is None}
 
 
+def _one_spelling(backbone: str) -> str:
+    from domainbed_ext.models import backbone_names  # here, for with timm comes torch, which takes seconds
+
+    return backbone_names.identity(backbone)
+
+
 def _weights(weights: str, backbone: str) -> str:
+    from domainbed_ext.models import backbones
+
     digest = backbones.digest(weights, backbone)
     if digest is None:
         if weights in backbones.NO_FILE:

@@ -1,7 +1,7 @@
 """A run's parts, made from its arguments and checked before any work is done."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from domainbed_ext.algorithms.registry import canonical_name, get_algorithm_clas
 from domainbed_ext.data.splits import Split, environment_of, make_splits
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.digest import digest
+from domainbed_ext.datasets.environment_names import environment_names, names_in_dataset
 from domainbed_ext.datasets.image_files import unreadable
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
@@ -203,22 +204,3 @@ def _make_dataset(args: CompleteArguments, hparams: dict[str, Any]) -> MultipleD
     if len(indices) < len(test_envs):
         indices = protocols.find_test_envs(args.dataset, names_in_dataset(args.dataset, args.data_dir), test_envs)
     return DATASETS[args.dataset](args.data_dir, indices, hparams)
-
-
-def environment_names(dataset: MultipleDomainDataset) -> list[list[str]]:
-    """What the environments of a data set may be called: each one's label, and its folder's name."""
-    return [[label, part.name] for label, part in zip(dataset.environments, dataset.datasets, strict=True)]
-
-
-def names_in_dataset(dataset: str, data_dir: str | None) -> Sequence[Sequence[str]]:
-    """The names of a data set's environments; its images need be there only where the class does not list them.
-
-    Args:
-        dataset: Name of the data set.
-        data_dir: Folder that holds the data sets.
-    """
-    kind = DATASETS[dataset]
-    labels, folders = kind.ENVIRONMENTS, getattr(kind, "DOMAINS", ())
-    if labels:
-        return list(zip(labels, folders or labels, strict=True))
-    return environment_names(kind(data_dir, [], {}))

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from domainbed_ext.datasets.environment_names import names_in_dataset
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.launchers.command import Command
 from domainbed_ext.protocols import (
@@ -23,7 +24,6 @@ from domainbed_ext.runs import arguments, identity
 from domainbed_ext.runs.arguments import EXTRA, NUMBERS, RunArguments
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.identity import Computation, Computations
-from domainbed_ext.runs.setup import names_in_dataset
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.system import strict_json

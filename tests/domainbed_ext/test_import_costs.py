@@ -14,7 +14,6 @@ WITHOUT_TORCH = (
         module.name
         for package in (system, report)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-        if not module.name.startswith("domainbed_ext.report.paper")
     ),
     *(f"domainbed_ext.algorithms.{name}" for name in ("hyperparameters", "methods", "registry")),
     *(module.name for module in pkgutil.walk_packages(datasets.__path__, "domainbed_ext.datasets.")),
@@ -23,7 +22,9 @@ WITHOUT_TORCH = (
         f"domainbed_ext.{name}"
         for name in ("algorithms", "collect_results", "data", "datasets", "errors", "model_selection")
     ),
-    *(f"domainbed_ext.{name}" for name in ("protocols", "runs.folder", "seeds", "sweep")),
+    *(f"domainbed_ext.{name}" for name in ("hparams_registry", "protocols", "seeds", "sweep")),
+    *(f"domainbed_ext.runs.{name}" for name in ("arguments", "folder", "identity", "imports")),
+    *(f"domainbed_ext.sweep.{name}" for name in ("arguments", "jobs", "states", "status")),
 )
 
 
