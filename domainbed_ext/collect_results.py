@@ -1,4 +1,4 @@
-"""Tables, plots and a page from a folder of runs: `python -m domainbed_ext.collect_results --input_dir DIR`.
+"""Tables, plots and an HTML page from a folder of runs: `python -m domainbed_ext.collect_results --input_dir DIR`.
 
 Prints DomainBed's tables, one of generalisation and those of single-source runs, and writes them as text, Markdown,
 CSV, LaTeX and one HTML page.
@@ -13,12 +13,14 @@ from pathlib import Path
 from rich.console import Console
 
 from domainbed_ext.errors import BenchmarkError, not_writable
-from domainbed_ext.model_selection import SELECTION_METHODS, method
+from domainbed_ext.model_selection import SELECTION_METHODS, get_selection_method
 from domainbed_ext.models.adapted_shapes import adapted_shapes
 from domainbed_ext.report.page import page
+from domainbed_ext.report.paper import claims
+from domainbed_ext.report.paper import tables as paper_tables
 from domainbed_ext.report.plots import plots
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.table import Table, latex, markdown, show
+from domainbed_ext.report.tables.table import Table, print_tables, render_latex, render_markdown
 from domainbed_ext.runs import imports, mixture
 from domainbed_ext.runs.folder import load_records
 from domainbed_ext.system import option_values
@@ -31,11 +33,11 @@ EXAMPLE = """\
 example:
   python -m domainbed_ext.collect_results --input_dir runs/pacs --selection training-domain oracle
 
-writes to <output_dir>:
+writes to OUTPUT_DIR:
   results.txt   results.md   results.tex   the tables
-  results.csv    every figure: a row per data set, algorithm, selection, metric and environment
-  selected.csv   where each figure comes from: run, step and hyperparameters
-  index.html     one page of all of it: tables that sort, plots, and the runs behind each number
+  results.csv    every figure: a row per data set, algorithm, selection method, metric and environment
+  selected.csv   the run, step and hyperparameters that each figure comes from
+  index.html     one page of all results: sortable tables, plots, and the runs behind each number
   plot.png   plot.svg   in-domain against out-of-domain accuracy
   gaps.svg   parameters.svg   training.svg   the other plots, where the runs allow them
   paper.csv      with --paper: our figures and the paper's, in numbers
@@ -53,31 +55,30 @@ def collect(
 ) -> list[Path]:
     """Prints the tables of a folder of runs, writes them to files, and prints the files' paths.
 
-    A run whose records cannot be read is left out, which is said on standard error.
+    A run whose records cannot be read is left out with a warning.
 
     Args:
-        input_dir: the folder that holds the runs' folders.
-        output_dir: where the files go; by default `input_dir/tables`.
-        selections: names of selection methods; by default all, leave-one-domain-out only where there are runs
-            for it.
-        unfinished: whether runs that are not done count too.
-        console: where to print; by default standard output.
-        paper: whether to add the asymmetry paper's tables beside ours, and what our runs say of its claims.
-        unreadable: takes the sentences about the runs that are left out.
+        input_dir: Folder that holds the runs' folders.
+        output_dir: Folder of the files; None for `input_dir/tables`.
+        selections: Names of selection methods; None for all, leave-one-domain-out only where there are runs for it.
+        unfinished: Whether unfinished runs count too.
+        console: Console to print on; None for standard output.
+        paper: Whether to add the tables of Zhu et al. (2024) beside ours, and what our runs say of its claims.
+        unreadable: List that takes a sentence for each run that is left out.
 
     Returns:
-        The paths of the files written.
+        Paths of the files written.
 
     Raises:
-        BenchmarkError: no records, runs of one data set's name on different data, an unknown selection method, nothing
-            that the paper has too, or a folder that cannot be written.
+        BenchmarkError: No records, runs of one data set's name on different data, an unknown selection method, no
+            single-source runs for `paper`, or a folder that cannot be written.
     """
     # A method named twice is one method.
-    methods = list(dict.fromkeys(method(name) for name in selections)) if selections else None
+    methods = list(dict.fromkeys(map(get_selection_method, selections))) if selections else None
     left_out = [] if unreadable is None else unreadable
     records = load_records(input_dir, unfinished, left_out)
     for sentence in left_out:
-        print(f"left out: {sentence}", file=sys.stderr)
+        print(f"warning: left out: {sentence}", file=sys.stderr)
     for warning in mixture.check(records, input_dir):
         print(f"warning: {warning}", file=sys.stderr)
     results = Results(records, methods, adapted_shapes)
@@ -87,15 +88,15 @@ def collect(
         compared, extra = _beside_the_paper(results)
         tables += compared
     text = io.StringIO()
-    show(plain(text), tables, results.headline, results.duplicates())
-    figures = plots.all_plots(results)
+    print_tables(plain(text), tables, results.headline, results.duplicates())
+    figures = plots.draw_plots(results)
     contents = {
         "results.txt": _text(text.getvalue()),
-        "results.md": _text(markdown(tables, results.duplicates())),
-        "results.tex": _text(latex(tables)),
+        "results.md": _text(render_markdown(tables, results.duplicates())),
+        "results.tex": _text(render_latex(tables)),
         "results.csv": _text(results.tidy().to_csv(index=False)),
         "selected.csv": _text(results.selected().to_csv(index=False)),
-        "index.html": _text(page.page(results, tables, figures)),
+        "index.html": _text(page.render_page(results, tables, figures)),
         "plot.png": plots.render(figures["plot"], "png"),
         **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
         **extra,
@@ -103,7 +104,7 @@ def collect(
     # Written before anything is printed: no console costs results.
     paths = _write(Path(input_dir) / "tables" if output_dir is None else Path(output_dir), contents)
     console = console or output()
-    show(console, tables, results.headline, results.duplicates())
+    print_tables(console, tables, results.headline, results.duplicates())
     console.print("\nwritten:", *paths, sep="\n  ", highlight=False, markup=False, soft_wrap=True)
     return paths
 
@@ -117,36 +118,36 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--input_dir", type=option_values.path, required=True, help="the folder that holds the runs' folders"
+        "--input_dir", type=option_values.path, required=True, help="folder that holds the runs' folders"
     )
-    parser.add_argument("--output_dir", type=option_values.path, help="where the files go (default: INPUT_DIR/tables)")
+    parser.add_argument("--output_dir", type=option_values.path, help="folder of the files (default: INPUT_DIR/tables)")
     parser.add_argument(
         "--selection",
         nargs="+",
         metavar="NAME",
-        help=f"model selection methods, of {', '.join(SELECTION_METHODS)} (default: all, the "
-        "second only where there are runs with two test environments, which it needs)",
+        help=f"model selection methods, of {', '.join(SELECTION_METHODS)} (default: all, but "
+        "leave-one-domain-out only where there are runs with two test environments, which it needs)",
     )
     imports.add_option(parser)
-    parser.add_argument("--unfinished", action="store_true", help="count runs that are not done too")
+    parser.add_argument("--unfinished", action="store_true", help="include unfinished runs")
     parser.add_argument(
         "--paper",
         action="store_true",
-        help="add the tables of Zhu et al. (2024) beside our single-source ones, and what ours say of its claims",
+        help="add the tables of Zhu et al. (2024) beside our single-source ones, and what our runs say of its claims",
     )
-    parser.add_argument("--latex", action="store_true", help="print the tables as a LaTeX document instead")
+    parser.add_argument("--latex", action="store_true", help="print the tables as a LaTeX document")
     return parser
 
 
 @as_command(START_AGAIN)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command.
+    """Runs the command.
 
     Args:
-        arguments: the command line; by default the process's.
+        arguments: Arguments of the command line; None for the process's.
 
     Returns:
-        The exit code: 1 if runs had to be left out of what was written.
+        Exit code: 1 if runs were left out of what was written.
     """
     args = make_parser().parse_args(arguments)
     imports.load(args.imports)
@@ -161,21 +162,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:
-    """The tables of `--paper`, and its file."""
-    # Imported here: they bring the data sets' code with them, which takes seconds.
-    from domainbed_ext.report.paper import claims
-    from domainbed_ext.report.paper import tables as paper
-
+    """Returns the tables of `--paper`, and its file."""
     judged = claims.claims_table(results)
     if judged is None:
         raise BenchmarkError(
             "--paper compares single-source runs, and there are none: sweep with --protocol single_source"
         )
-    return [*paper.paper_tables(results), judged], {"paper.csv": _text(paper.tidy(results).to_csv(index=False))}
+    return [*paper_tables.paper_tables(results), judged], {
+        "paper.csv": _text(paper_tables.tidy(results).to_csv(index=False))
+    }
 
 
 def _text(document: str) -> bytes:
-    """As UTF-8, whatever a path that is shown in it may hold."""
+    """Encodes as UTF-8, whatever bytes a path in the document has."""
     return document.encode("utf-8", "replace")
 
 

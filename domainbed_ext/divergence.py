@@ -1,7 +1,7 @@
-"""Runs that diverged, which is to say that a loss or an output of theirs was not a finite number.
+"""Diverged runs: those with a loss or an output that is not a finite number.
 
-A record made since then has "diverged": true and "first_nonfinite_step"; its numbers that are not finite are null.
-Records of upstream DomainBed, and ours from before, have a bare NaN instead, and are told by that.
+A record of such a run has "diverged": true and "first_nonfinite_step", and null for numbers that are not finite.
+Records of upstream DomainBed, and older ones of ours, have a bare NaN instead.
 """
 
 import math
@@ -15,17 +15,17 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Diverged(BenchmarkError):  # noqa: N818  (an error by its base)
-    """The run was told to end where a number is not finite."""
+    """The run ends because a number is not finite, as `--stop_on_nan` asks."""
 
 
 class Watch:
-    """Looks at a run's numbers as they come.
+    """Watches a run's numbers.
 
     Args:
-        stop: Whether the run ends where one is not finite.
+        stop: Whether the run ends where a number is not finite.
 
     Attributes:
-        step: First step with such a number; None as long as all are finite.
+        step: First step with a number that is not finite; None as long as all are finite.
     """
 
     def __init__(self, stop: bool) -> None:
@@ -34,14 +34,14 @@ class Watch:
         self._what = "a number"
 
     def look(self, step: int, values: Mapping[str, float]) -> bool:
-        """Looks at the numbers of a step, and warns of the first that is not finite.
+        """Checks the numbers of a step, and warns of the first that is not finite.
 
         Args:
             step: Index of the step.
             values: Losses or accuracies by name.
 
         Returns:
-            Whether the run diverged just now.
+            Whether the run diverged at this step.
         """
         wrong = next((name for name, value in values.items() if not math.isfinite(value)), None)
         if wrong is None or self.step is not None:
@@ -49,24 +49,24 @@ class Watch:
         self.step, self._what = step, f"{wrong} is {float(values[wrong])}"
         if not self._stop:
             print(
-                f"warning: the run diverged at step {step}: {self._what}; it continues, its records say diverged, and "
-                "--stop_on_nan would end it here",
+                f"warning: the run diverged at step {step}: {self._what}; it continues, its records say diverged; "
+                "--stop_on_nan ends such a run",
                 file=sys.stderr,
             )
         return True
 
     def check(self) -> None:
-        """Ends a run that has diverged, if it is to.
+        """Ends a run that has diverged, if `stop` is set.
 
         Raises:
-            Diverged: It is.
+            Diverged: The run has diverged and `stop` is set.
         """
         if self._stop and self.step is not None:
             raise Diverged(f"the run diverged at step {self.step}: {self._what} (--stop_on_nan); lower its lr")
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """The fields of a record that say so; none as long as all numbers are finite."""
         return {} if self.step is None else {"diverged": True, "first_nonfinite_step": self.step}
 
 
@@ -78,8 +78,8 @@ class Count(NamedTuple):
 
 
 def is_diverged(record: Mapping[str, Any]) -> bool:
-    """Whether a record, ours or upstream DomainBed's, is of a run that had diverged by then."""
-    # Accuracies apart: of a record that a lean run made there are fewer, and whoever has one that is NaN has the flag.
+    """Whether a record, ours or upstream DomainBed's, is of a run that had diverged by its step."""
+    # Not by accuracies: a lean run has fewer of them, and a record with one that is NaN has the flag too.
     return bool(record.get("diverged")) or any(
         isinstance(value, float) and not math.isfinite(value)
         for name, value in record.items()
@@ -91,11 +91,11 @@ def count(records: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Key
     """Counts the runs that diverged.
 
     Args:
-        records: Of any number of runs, each with its run's name under "run".
-        key: What runs are counted by.
+        records: Records of any number of runs, each with its run's name under "run".
+        key: Function of a record that runs are counted by.
 
     Returns:
-        By key, the count.
+        Counts by key.
     """
     runs: dict[Key, set[str]] = {}
     diverged: dict[Key, set[str]] = {}
@@ -108,10 +108,10 @@ def count(records: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Key
 
 
 def sentence(counts: Mapping[str, Count]) -> str:
-    """What a caption says of rows whose runs diverged, as a sentence to append; empty if none did.
+    """A sentence for captions on rows whose runs diverged; empty if none did.
 
     Args:
-        counts: By the row's name.
+        counts: Counts by the row's name.
     """
     rows = [f"{name} ({each.diverged} of {each.runs} runs)" for name, each in counts.items() if each.diverged]
     return f" Diverged: {', '.join(rows)}; accuracies that are not known rank last." if rows else ""

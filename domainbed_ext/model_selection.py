@@ -1,16 +1,16 @@
-"""Which step and which hyperparameters a sweep's figure comes from: DomainBed's three selection methods, and one
-for runs trained on a single source.
+"""Model selection: which step and hyperparameters a figure comes from, by DomainBed's three methods, and by one for
+runs trained on a single source.
 
 Source: Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization (ICLR 2021), section 3.
 
 Accuracies come in pairs: `env{i}_in_acc` on the 80 % of environment i that is trained on (or, of a test
 environment, finally tested on), `env{i}_out_acc` on the 20 % held out for selection. A figure is always the
-`env{t}_in_acc` of the record that was chosen (with `--test_on all`, the accuracy on all of environment t), and the
-record is kept, so that it can be traced to its run.
+`env{t}_in_acc` of the chosen record (with `--test_on all`, the accuracy on all of environment t), and the record is
+kept, so that the figure can be traced to its run.
 
-A run with `--evaluate lean` has accuracies that only some steps need: of test environments, and on training images,
-where the validation accuracy is a new best and at the last step. A choice looks at validation accuracies alone and
-reads the rest from the chosen record, so its number is the same.
+A run with `--evaluate lean` evaluates test environments and training images only where the validation accuracy is a new
+best, and at the last step. Selection reads validation accuracies alone, and the rest from the chosen record, so its
+numbers are the same.
 """
 
 import math
@@ -28,7 +28,7 @@ Split = Literal["in", "out", "uda"]
 
 
 class Group(NamedTuple):
-    """What one figure is chosen for; hyperparameters and steps compete within it."""
+    """The key of a figure; hyperparameters and steps compete within a group."""
 
     trial_seed: int
     dataset: str
@@ -38,7 +38,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """A chosen record and what it was chosen by, accuracies in [0, 1]."""
+    """A chosen record, the accuracy it was chosen by, and the one that is reported, in [0, 1]."""
 
     val_acc: float
     test_acc: float
@@ -56,7 +56,7 @@ class Selection:
 
 
 class Candidate(NamedTuple):
-    """A record that may be chosen, and what it is judged by."""
+    """A record that may be chosen, and the accuracy it is chosen by."""
 
     val_acc: float
     record: Record
@@ -66,15 +66,15 @@ def accuracy(record: Record, env: int, split: Split) -> float:
     """One recorded accuracy, in [0, 1].
 
     Args:
-        record: a record.
-        env: the index of the environment.
+        record: Record of a run.
+        env: Index of the environment.
         split: "in" for the 80 %, "out" for the 20 %, "uda" for what DomainBed keeps from a test environment's "in".
 
     Returns:
-        The accuracy; NaN if that was recorded.
+        Accuracy; NaN if that was recorded.
 
     Raises:
-        BenchmarkError: the record has no such number.
+        BenchmarkError: The record has no such number.
     """
     name = f"env{env}_{split}_acc"
     value = record.get(name)
@@ -91,14 +91,14 @@ def target_accuracy(record: Record, env: int) -> float:
     """The accuracy on a test environment, in [0, 1]: on its "in" split, or with `--test_on all` on all its images.
 
     Args:
-        record: a record.
-        env: the index of an environment that was not trained on.
+        record: Record of a run.
+        env: Index of an environment that was not trained on.
 
     Returns:
-        The accuracy.
+        Accuracy.
 
     Raises:
-        BenchmarkError: the record lacks a number that this needs.
+        BenchmarkError: The record lacks a number that this needs.
     """
     splits = _test_splits(record, env)
     if len(splits) == 1:
@@ -115,15 +115,15 @@ def out_of_domain(record: Record, source: int) -> float:
 
 @dataclass(frozen=True)
 class SelectionMethod:
-    """How a figure is chosen.
+    """A method of model selection.
 
     Attributes:
-        name: its name on the command line.
-        title: its name in DomainBed's tables.
-        description: what it looks at, for captions.
-        select_step: the choice within one set of hyperparameters, from their records (in order of step) and
+        name: Name on the command line.
+        title: Name in DomainBed's tables.
+        description: What it selects by, for captions.
+        select_step: Function that selects within one set of hyperparameters, from their records (in order of step) and
             the test environment (or the single source); None where runs that it needs are missing.
-        figure: the accuracy of the chosen record that is reported.
+        figure: Function that returns the accuracy of the chosen record that is reported.
     """
 
     name: str
@@ -133,17 +133,17 @@ class SelectionMethod:
     figure: Callable[[Record, int], float] = target_accuracy
 
     def select(self, records: Iterable[Record], env: int) -> Selection | None:
-        """The record with the best hyperparameters and, within them, the best step.
+        """Selects the record with the best hyperparameters and, within them, the best step.
 
         Of equals, DomainBed takes the last hparams_seed. The order of `records` does not matter.
 
         Args:
-            records: every record of one group, all hyperparameters, runs and steps.
-            env: the group's test environment; of single-source runs, the source.
+            records: All records of one group: every set of hyperparameters, run and step.
+            env: Test environment of the group; of single-source runs, the source.
 
         Returns:
-            The choice. None where no set of hyperparameters has the runs that the method needs, or the chosen step
-            is one at which a lean run did not evaluate the figure.
+            Selection; None where no set of hyperparameters has the runs that the method needs, or where a lean run did
+            not evaluate the figure at the chosen step.
         """
         by_seed: defaultdict[int, list[Record]] = defaultdict(list)
         for record in sorted(records, key=lambda record: (record["step"], record["run"])):
@@ -164,10 +164,10 @@ def group_records(records: Iterable[Record]) -> dict[Group, list[Record]]:
     """Sorts records into groups; one with k test environments enters k of them.
 
     Args:
-        records: the records of any number of runs, as `records.load_records` returns them.
+        records: Records of any number of runs, as `runs.folder.load_records` returns them.
 
     Returns:
-        The records of each group, groups in ascending order.
+        Records by group, groups in ascending order.
     """
     groups: defaultdict[Group, list[Record]] = defaultdict(list)
     for record in records:
@@ -182,21 +182,21 @@ def group_records(records: Iterable[Record]) -> dict[Group, list[Record]]:
     return {group: groups[group] for group in sorted(groups)}
 
 
-def method(name: str) -> SelectionMethod:
-    """The selection method of a name, its own or DomainBed's.
+def get_selection_method(name: str) -> SelectionMethod:
+    """The selection method of a name, ours or DomainBed's.
 
     Args:
-        name: a key of `SELECTION_METHODS`, or a title such as "training-domain validation set".
+        name: Key of `SELECTION_METHODS`, or a title such as "training-domain validation set".
 
     Returns:
-        The method.
+        Selection method.
 
     Raises:
-        BenchmarkError: there is none of that name.
+        BenchmarkError: There is no method of that name.
     """
-    for known in SELECTION_METHODS.values():
-        if name in (known.name, known.title):
-            return known
+    for method in SELECTION_METHODS.values():
+        if name in (method.name, method.title):
+            return method
     raise unknown("selection method", name, SELECTION_METHODS)
 
 
@@ -237,10 +237,10 @@ def best_step(records: Iterable[Record]) -> Record:
     """The record of one run with the best validation accuracy, the earliest of equals: the step that a run saves.
 
     Args:
-        records: of one run, at least one.
+        records: Records of one run, at least one.
 
     Returns:
-        One of them.
+        Record of the best step.
     """
     in_order = sorted(records, key=lambda record: record["step"])
     return max(in_order, key=lambda record: _rank(validation_accuracy(record)))
@@ -329,20 +329,20 @@ def _source_holdout(records: Sequence[Record], source: int) -> Candidate | None:
 TRAINING_DOMAIN = SelectionMethod(
     "training-domain",
     "training-domain validation set",
-    "step and hyperparameters by the mean accuracy on the held-out 20 % of the training environments",
+    "step and hyperparameters by the mean accuracy on the held-out 20 % of the training domains",
     _training_domain,
 )
 LEAVE_ONE_DOMAIN_OUT = SelectionMethod(
     "leave-one-domain-out",
     "leave-one-domain-out cross-validation",
-    "step and hyperparameters by the accuracy on each training environment in turn, when it too was left out "
+    "step and hyperparameters by the accuracy on each training domain in turn, when it too was left out "
     "(needs a run for every pair of test environments)",
     _leave_one_domain_out,
 )
 ORACLE = SelectionMethod(
     "oracle",
     "test-domain validation set (oracle)",
-    "last step; hyperparameters by the accuracy on the held-out 20 % of the test environment",
+    "last step; hyperparameters by the accuracy on the held-out 20 % of the test domain",
     _oracle,
 )
 SELECTION_METHODS = {each.name: each for each in (TRAINING_DOMAIN, LEAVE_ONE_DOMAIN_OUT, ORACLE)}

@@ -25,7 +25,7 @@ from domainbed_ext.model_selection import (
     validation_accuracy,
 )
 from domainbed_ext.protocols import protocol_of
-from domainbed_ext.report.methods import label
+from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.tables.table import Table
 from domainbed_ext.system import strict_json
@@ -201,7 +201,7 @@ class Comparison(ABC):
                     "protocol": " ".join(sorted({protocol_of(score.record) for score in scores})),
                     "source": self.source,
                     "diverged": self.diverged.get(algorithm, Count(0, 0)).diverged,
-                    "label": label(algorithm),
+                    "label": label_of(algorithm),
                 }
 
     def selected_rows(self, algorithm: str) -> Iterator[dict[str, Any]]:
@@ -219,7 +219,7 @@ class Comparison(ABC):
                 "hparams": strict_json.dumps(score.record.get("hparams"), sort_keys=True),
                 "protocol": protocol_of(score.record),
                 "source": self.source,
-                "label": label(algorithm),
+                "label": label_of(algorithm),
             }
 
     def _key(self, algorithm: str) -> dict[str, str]:

@@ -206,17 +206,17 @@ def generalisation_table(comparison: Comparison) -> Table:
         comparison.algorithms,
         [
             Trainable("Trainable", comparison),
-            Figure("In domain", comparison, "in_domain", ranked=True),
-            Figure("Out of domain", comparison, "out_of_domain", ranked=True),
+            Figure("In-domain", comparison, "in_domain", ranked=True),
+            Figure("Out-of-domain", comparison, "out_of_domain", ranked=True),
             Figure("Train", comparison, "train"),
             Figure("Gap source", comparison, "gap_source"),
             Figure("Gap target", comparison, "gap_target"),
         ],
-        "Trainable: parameters, and their share of all. In domain: accuracy on the held-out "
-        f"{holdout_share(records)} of the training domains. Out of domain: on the test domain. Train: on the images "
+        "Trainable: parameters, and their share of all. In-domain: accuracy on the held-out "
+        f"{holdout_share(records)} of the training domains. Out-of-domain: on the test domain. Train: on the images "
         f"trained on{train_share(records)}. "
-        "Gap source = train − in domain, gap target = train − out of domain. In %, mean ± standard error over trials "
-        f"of each trial's mean over test domains. Selection: {comparison.selection.description}."
+        "Gap source = train − in-domain, gap target = train − out-of-domain accuracy. In %, mean ± standard error over "
+        f"trials of each trial's mean over test domains. Selection: {comparison.selection.description}."
         + warning([comparison]),
         comparison.incomplete,
     )

@@ -17,7 +17,7 @@ def algorithm_order(algorithm: str) -> tuple[object, ...]:
     return describe(family).order, family, natural
 
 
-def label(algorithm: str) -> str:
+def label_of(algorithm: str) -> str:
     """The label in plots: `LoRA-FA, rank 16` of `BOnly@rank=16`; a method without a label keeps its name."""
     family, _, variant = algorithm.partition("@")
     parts = re.split(r",(?=\w+=)", variant) if variant else []
@@ -25,7 +25,7 @@ def label(algorithm: str) -> str:
     return ", ".join([describe(family).label, *settings])
 
 
-def row_label(algorithm: str, lack: str = "") -> str:
+def row_label_of(algorithm: str, lack: str = "") -> str:
     """The name in tables: the id, with the method's label and what its runs lack in parentheses.
 
     Args:

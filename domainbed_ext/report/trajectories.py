@@ -1,4 +1,4 @@
-"""What happened in a run: its loss and accuracies over its steps."""
+"""A run's loss and accuracies over its steps."""
 
 import math
 from collections import defaultdict
@@ -14,11 +14,11 @@ class Moment(NamedTuple):
     """One evaluation of a run. Accuracies in %; NaN where it was not measured.
 
     Attributes:
-        step: of training.
-        loss: the mean since the evaluation before.
-        train: accuracy on the images trained on.
-        inside: on the held-out images of the training environments.
-        outside: on the environments not trained on.
+        step: Training step.
+        loss: Mean since the evaluation before.
+        train: Accuracy on the images trained on.
+        inside: In-domain accuracy, on the held-out images of the training domains.
+        outside: Out-of-domain accuracy, on the test domains.
     """
 
     step: int
@@ -29,13 +29,13 @@ class Moment(NamedTuple):
 
 
 def trajectory(records: Iterable[Record]) -> list[Moment]:
-    """A run's evaluations, by step.
+    """Returns a run's evaluations by step.
 
     Args:
-        records: all of one run.
+        records: All records of one run.
 
     Returns:
-        One for each record.
+        One evaluation for each record.
     """
     moments = []
     for record in sorted(records, key=lambda record: record["step"]):
@@ -68,7 +68,7 @@ def mean_trajectory(trajectories: Iterable[list[Moment]]) -> list[Moment]:
 
 
 def _mean(measured: Callable[[int], float], environments: list[int]) -> float:
-    """In percent; NaN if one is not there, as where a run was told to evaluate less often."""
+    """In percent; NaN if one is missing, as in a run with `--evaluate lean`."""
     try:
         return 100 * mean([measured(env) for env in environments])
     except (BenchmarkError, KeyError):

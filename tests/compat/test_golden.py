@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from domainbed_ext.model_selection import method
+from domainbed_ext.model_selection import get_selection_method
 from domainbed_ext.report.leave_one_out import averages_table, domain_table
 from domainbed_ext.report.results import Results
 from domainbed_ext.sweep import jobs as sweep_jobs
@@ -18,13 +18,15 @@ GOLDEN = json.loads(compare.GOLDEN.read_text())
 @pytest.mark.parametrize("name", compare.UPSTREAM_METHODS)
 @pytest.mark.parametrize("seed", compare.GOLDEN_SEEDS)
 def test_tables_are_upstreams(seed, name):
-    figures = Results(compare.generate(np.random.RandomState(seed)), [method(name)]).leave_one_out
+    figures = Results(compare.generate(np.random.RandomState(seed)), [get_selection_method(name)]).leave_one_out
     for title, columns, *rows in GOLDEN["tables"][str(seed)][name]:
         dataset = re.match(r"(?:Dataset: )?(\w+), model selection method: ", title)[1]
         if dataset == "Averages":
-            ours = averages_table([figures.comparison(method(name), each) for each in figures.environments])
+            ours = averages_table(
+                [figures.comparison(get_selection_method(name), each) for each in figures.environments]
+            )
         else:
-            ours = domain_table(figures.comparison(method(name), dataset))
+            ours = domain_table(figures.comparison(get_selection_method(name), dataset))
         assert ours.columns == columns
         assert sorted([compare.algorithm_of(row), *row[1:]] for row in ours.rows) == rows
 

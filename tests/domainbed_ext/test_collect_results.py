@@ -13,9 +13,9 @@ from domainbed_ext.collect_results import collect, main
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import LEAVE_ONE_DOMAIN_OUT, ORACLE, TRAINING_DOMAIN
 from domainbed_ext.report.leave_one_out import averages_table, domain_table, generalisation_table
-from domainbed_ext.report.methods import algorithm_order, label, row_label
+from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.table import latex
+from domainbed_ext.report.tables.table import render_latex
 
 ENVIRONMENTS = ["plain", "rotated", "sketch_ed"]
 
@@ -143,22 +143,22 @@ def test_variants_are_rows_in_order():
     ]
     runs = {name: run_records(name, 0, 0, 0.5) for name in names}
     rows = domain_table(toy(runs)).rows
-    assert [row[0] for row in rows] == list(map(row_label, sorted(names, key=algorithm_order)))
+    assert [row[0] for row in rows] == list(map(row_label_of, sorted(names, key=algorithm_order)))
 
 
 def test_labels():
     assert [
-        label(name) for name in ("BOnly", "BA@rank=16", 'AOnly@rank=4,targets="q,v"', "LP@adapter_dropout=0.1")
+        label_of(name) for name in ("BOnly", "BA@rank=16", 'AOnly@rank=4,targets="q,v"', "LP@adapter_dropout=0.1")
     ] == [
         "LoRA-FA",
         "LoRA, rank 16",
         "LoRA-FB, rank 4, targets q,v",
         "linear probe, adapter dropout 0.1",
     ]
-    assert row_label("BOnly@rank=16") == "BOnly@rank=16 (LoRA-FA)"
-    assert row_label("FullFT", "2 of 3 trials") == "FullFT (full fine-tuning; 2 of 3 trials)"
+    assert row_label_of("BOnly@rank=16") == "BOnly@rank=16 (LoRA-FA)"
+    assert row_label_of("FullFT", "2 of 3 trials") == "FullFT (full fine-tuning; 2 of 3 trials)"
     # Upstream's other methods declare nothing here.
-    assert (label("CORAL"), row_label("CORAL"), row_label("CORAL", "1 of 2 trials")) == (
+    assert (label_of("CORAL"), row_label_of("CORAL"), row_label_of("CORAL", "1 of 2 trials")) == (
         "CORAL",
         "CORAL",
         "CORAL (1 of 2 trials)",
@@ -262,7 +262,7 @@ def test_csv_holds_every_figure_and_where_it_is_from(folder, tmp_path):
 
 def test_latex_is_escaped():
     runs = {"a": run_records("BOnly@drop_path=0.1", 0, 0, 0.5), "b": run_records("LP", 0, 0, 0.4)}
-    text = latex(Results(named(runs)).tables())
+    text = render_latex(Results(named(runs)).tables())
     assert r"BOnly@drop\_path=0.1 (LoRA-FA) & \textbf{50.0 $\pm$ 0.0} & X & X & X \\" in text
     assert r"sketch\_ed" in text and r"\%" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{tabular}}") == 5
@@ -304,7 +304,7 @@ def test_piped_output_is_neither_wrapped_nor_cut(folder, tmp_path):
     write(folder, {"long": run_records(long, 0, 0, 0.5)})
     command = [sys.executable, "-m", "domainbed_ext.collect_results", "--input_dir", folder]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert any(row_label(long) in line and "50.0 +/- 0.0" in line for line in done.stdout.splitlines())
+    assert any(row_label_of(long) in line and "50.0 +/- 0.0" in line for line in done.stdout.splitlines())
     assert "\x1b" not in done.stdout and "…" not in done.stdout
     failed = subprocess.run([*command[:-1], tmp_path / "nowhere"], capture_output=True, text=True, check=False)
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1

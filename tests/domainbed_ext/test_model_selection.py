@@ -14,8 +14,8 @@ from domainbed_ext.model_selection import (
     Group,
     best_step,
     better,
+    get_selection_method,
     group_records,
-    method,
     target_accuracy,
     validation_accuracy,
 )
@@ -264,9 +264,9 @@ def test_pairs_that_are_missing_are_named():
 
 
 def test_names_and_bad_input():
-    assert method("oracle") is method("test-domain validation set (oracle)") is ORACLE
+    assert get_selection_method("oracle") is get_selection_method("test-domain validation set (oracle)") is ORACLE
     with pytest.raises(BenchmarkError, match="did you mean 'training-domain'"):
-        method("trainig-domain")
+        get_selection_method("trainig-domain")
     incomplete = record([0], 0, [0.1, 0], [0, 0.1])
     del incomplete["env0_in_acc"]
     with pytest.raises(BenchmarkError, match="env0_in_acc at step 0"):

@@ -1,10 +1,10 @@
-"""The small line charts of a run's page entry: lines, as SVG wants them, and the few numbers on the axes."""
+"""The small line charts in a run's entry of the page: polylines for SVG, and the few numbers on the axes."""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 300.0, 120.0  # of the space that the lines fill, in units of the SVG
+WIDTH, HEIGHT = 300.0, 120.0  # of the area of the lines, in units of the SVG
 
 
 class Line(NamedTuple):
@@ -16,20 +16,20 @@ class Line(NamedTuple):
 
     @property
     def path(self) -> str:
-        """For the attribute `points`."""
+        """Value of the attribute `points`."""
         return " ".join(f"{x:g},{y:g}" for x, y in self.points)
 
 
 class Chart(NamedTuple):
-    """What a chart shows.
+    """A laid-out chart.
 
     Attributes:
-        title: what the lines measure.
-        lines: those that have a number at all.
-        low: the number at the bottom.
-        high: the number at the top.
-        last: the last step, at the right.
-        chosen: where on the x axis each selected step stands.
+        title: What the lines measure.
+        lines: Lines that have a number at all.
+        low: Number at the bottom.
+        high: Number at the top.
+        last: Last step, at the right.
+        chosen: Place of each selected step on the x axis.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Chart(NamedTuple):
     chosen: list[float]
 
 
-def chart(
+def lay_out_chart(
     title: str,
     steps: Sequence[int],
     series: Sequence[tuple[str, str, Sequence[float]]],
@@ -49,18 +49,18 @@ def chart(
     """Lays a chart out.
 
     Args:
-        title: what the lines measure.
-        steps: ascending.
-        series: kind, name and a value per step each; a NaN is left out.
-        chosen: the steps that were selected.
+        title: What the lines measure.
+        steps: Steps in ascending order.
+        series: Kind, name and values by step of each line; a NaN is left out.
+        chosen: Steps that were selected.
 
     Returns:
-        The chart; None if there are not two points to join.
+        Chart; None if there are not two points to join.
     """
-    known = [value for _, _, values in series for value in values if math.isfinite(value)]
-    if len(steps) < 2 or len(known) < 2:
+    finite = [value for _, _, values in series for value in values if math.isfinite(value)]
+    if len(steps) < 2 or len(finite) < 2:
         return None
-    low, high = min(known), max(known)
+    low, high = min(finite), max(finite)
     room = (high - low) or abs(high) or 1.0
     low, high = low - 0.06 * room, high + 0.06 * room
 
@@ -76,4 +76,4 @@ def chart(
         ]
         if points:
             lines.append(Line(kind, name, points))
-    return Chart(title, lines, f"{min(known):.3g}", f"{max(known):.3g}", steps[-1], sorted({*map(across, chosen)}))
+    return Chart(title, lines, f"{min(finite):.3g}", f"{max(finite):.3g}", steps[-1], sorted({*map(across, chosen)}))

@@ -1,6 +1,6 @@
-"""One HTML page of everything: tables that sort, plots, and behind each number the runs that it comes from.
+"""One HTML page of all results: sortable tables, plots, and behind each number the runs that it comes from.
 
-The page is a single file that asks for nothing from anywhere. Its template, style and script are in `assets/`.
+The page is a single file and loads nothing from anywhere. Its template, style and script are in `assets/`.
 """
 
 import json
@@ -17,7 +17,7 @@ from domainbed_ext import __version__
 from domainbed_ext.model_selection import Record
 from domainbed_ext.report.environments import dataset_order
 from domainbed_ext.report.page.chart import HEIGHT, WIDTH
-from domainbed_ext.report.page.runs import Run, chosen_steps, entries, last_records, with_entries
+from domainbed_ext.report.page.runs import Run, chosen_steps, last_records, make_entries, runs_with_room
 from domainbed_ext.report.plots import plots
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import Origin, Table
@@ -25,13 +25,13 @@ from domainbed_ext.system import strict_json
 
 ASSETS = Path(__file__).parent / "assets"
 PICTURES = {
-    "plot": "In domain against out of domain",
+    "plot": "In-domain against out-of-domain accuracy",
     "gaps": "Generalisation gaps",
     "parameters": "Accuracy against trainable parameters",
     "training": "Training",
 }
 
-# Colours that a plot is drawn with, by what they are for: the page shows them in its own, light or dark.
+# Colours of plots, and the variables of the page that replace them, as it is light or dark.
 _THEMED = {
     "#000000": "var(--ink)",
     "#ffffff": "var(--paper)",
@@ -42,19 +42,19 @@ _THEMED = {
 }
 
 
-def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
-    """The page of a set of runs.
+def render_page(results: Results, tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
+    """Renders the page of a set of runs.
 
     Args:
-        results: the figures.
-        tables: what the report shows of them.
-        figures: as `plots.all_plots` draws them.
+        results: Figures of the runs.
+        tables: Tables of the report.
+        figures: Plots by name, as `plots.draw_plots` returns them.
 
     Returns:
-        HTML; the same for the same runs. What runs add to its tables and plots is no more than `page_runs.ROOM`.
+        HTML; the same for the same runs. The runs' entries take `runs.ROOM` at most.
     """
-    last, chosen, kept = last_records(results), chosen_steps(tables), with_entries(results, tables)
-    runs = entries(results, {name: record for name, record in last.items() if name in kept}, chosen)
+    last, chosen, kept = last_records(results), chosen_steps(tables), runs_with_room(results, tables)
+    runs = make_entries(results, {name: record for name, record in last.items() if name in kept}, chosen)
     by_name = {run.name: run for run in runs}
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
@@ -91,36 +91,36 @@ def page(results: Results, tables: Sequence[Table], figures: Mapping[str, Figure
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> Markup:
-    """A figure as an element of an HTML page: in the page's colours and fonts, its ids its own.
+    """Renders a figure as an element of an HTML page, in the page's colours and fonts.
 
     Args:
-        figure: what to draw.
-        prefix: of its ids, which would otherwise be those of every other figure too.
-        label: for who cannot see it.
+        figure: Figure to draw.
+        prefix: Prefix of its ids, which would otherwise be those of every other figure too.
+        label: Description for screen readers.
 
     Returns:
-        The element.
+        SVG element.
     """
     text = plots.render(figure, "svg", text_as_text=True).decode("utf-8")
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
-    text = re.sub(rf"(?:{'|'.join(_THEMED)})\b", lambda found: _THEMED[found[0]], text)
+    text = re.sub(rf"(?:{'|'.join(_THEMED)})\b", lambda match: _THEMED[match[0]], text)
     text = re.sub(r"font: ([^;\"]*?[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", text)
     width = re.search(r'width="([\d.]+)pt"', text)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     opening = Markup('<svg role="img" aria-label="{}" style="max-width: {}px"').format(
         label, round(float(width[1]) * 4 / 3) if width else 800
     )
-    # matplotlib has escaped what it wrote, and the label was just now.
+    # matplotlib has escaped what it wrote, and the label is escaped above.
     return Markup(str(opening) + text[len("<svg") :])
 
 
 def _groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The runs under headings, by data set and what they were trained on."""
+    """The runs under headings, by data set and setting."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(f"{run.record['args']['dataset']}, {run.where}", []).append(run)
+        groups.setdefault(f"{run.record['args']['dataset']}, {run.setting}", []).append(run)
     return groups
 
 
@@ -132,12 +132,12 @@ def _behind(origins: Sequence[Origin], runs: dict[str, Run]) -> list[str]:
 
 def _distinct(records: Iterable[Record], key: str) -> list[tuple[dict[str, Any], int]]:
     """What runs recorded under a key, and how many recorded the same."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for record in records:
         if value := record.get(key):
             text = strict_json.dumps(value, sort_keys=True)
-            found[text] = found.get(text, 0) + 1
-    return [(json.loads(text), count) for text, count in found.items()]
+            counts[text] = counts.get(text, 0) + 1
+    return [(json.loads(text), count) for text, count in counts.items()]
 
 
 def _datasets(results: Results) -> list[str]:
@@ -145,7 +145,7 @@ def _datasets(results: Results) -> list[str]:
 
 
 def _parts(cell: str) -> tuple[str, str]:
-    """A cell's number and its error apart, so that the eye meets the number first."""
+    """A cell's number and its error apart, which the page sets smaller."""
     number, sign, error = re.fullmatch(r"(.*?)(?:\s*(±|\+/-)\s*(\S+))?", cell, re.DOTALL).groups()  # type: ignore
     return number, f"± {error}" if sign else ""
 

@@ -1,8 +1,8 @@
-"""The runs as the page shows them: an entry each, as far as there is room.
+"""The runs as the page shows them, an entry each.
 
 A run's entry, with its charts, its evaluations and what it recorded, takes some kilobytes, so that ten thousand would
-make a page that no browser opens. Entries take `ROOM` at most: those of all runs, or else of the runs that the tables'
-numbers come from, number by number until it is full.
+make a page that no browser opens. Entries take `ROOM` at most: those of all runs if they fit, or else of the runs that
+the tables' numbers come from, number by number until `ROOM` is full.
 """
 
 import re
@@ -14,8 +14,8 @@ from domainbed_ext.divergence import is_diverged
 from domainbed_ext.model_selection import Record, training_environments
 from domainbed_ext.protocols import protocol_of
 from domainbed_ext.report.environments import dataset_order, environment_labels
-from domainbed_ext.report.methods import algorithm_order, row_label
-from domainbed_ext.report.page.chart import Chart, chart
+from domainbed_ext.report.methods import algorithm_order, row_label_of
+from domainbed_ext.report.page.chart import Chart, lay_out_chart
 from domainbed_ext.report.plots.palette import styles_of
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import Table
@@ -31,22 +31,22 @@ class Run:
     """A run as the page shows it.
 
     Attributes:
-        anchor: its place in the page.
-        name: of its folder.
-        method: its id, with the label of the method.
-        colour: of the algorithm in the plots.
-        where: the environments it was trained on, in words.
-        record: its last record, for what holds of the whole run.
-        moments: its evaluations.
-        chosen: the steps that some table's number is from.
-        charts: loss and accuracies, if it was evaluated more than once.
+        anchor: Anchor of its entry in the page.
+        name: Name of its folder.
+        method: Id of its method, with the label.
+        colour: Colour of the method in the plots.
+        setting: Test domains or source, in words.
+        record: Last record, for what holds of the whole run.
+        moments: Evaluations by step.
+        chosen: Steps that some table's number comes from.
+        charts: Loss and accuracies, if it was evaluated more than once.
     """
 
     anchor: str
     name: str
     method: str
     colour: str
-    where: str
+    setting: str
     record: Record
     moments: list[Moment]
     chosen: list[int]
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def seeds(self) -> dict[str, Any]:
-        """What makes it this run and not another."""
+        """What tells the run from all others."""
         args = self.record["args"]
         names = ("trial_seed", "hparams_seed", "seed", "test_envs", "holdout_fraction", "steps")
         facts = {name.replace("_", " "): args[name] for name in names if args.get(name) is not None}
@@ -78,7 +78,7 @@ def last_records(results: Results) -> dict[str, Record]:
 
 
 def chosen_steps(tables: Iterable[Table]) -> dict[str, list[int]]:
-    """By run, the steps that some table's number is from."""
+    """Returns the steps that some table's number comes from, by run."""
     chosen: dict[str, set[int]] = {}
     for table in tables:
         for origins in table.origins.values():
@@ -87,16 +87,16 @@ def chosen_steps(tables: Iterable[Table]) -> dict[str, list[int]]:
     return {run: sorted(steps) for run, steps in chosen.items()}
 
 
-def with_entries(results: Results, tables: Iterable[Table]) -> set[str]:
-    """The names of the runs that the page has room for.
+def runs_with_room(results: Results, tables: Iterable[Table]) -> set[str]:
+    """Returns the names of the runs that the page has room for.
 
     Args:
-        results: the figures.
-        tables: what the page shows of them.
+        results: Figures of the runs.
+        tables: Tables that the page shows.
 
     Returns:
-        All, if they fit. Else the runs behind the tables' numbers: for a number all of them or, where they would be
-        too many, none but those that another number comes from too.
+        All names, if they fit. Else those of the runs behind the tables' numbers: for a number all of its runs or,
+        where they would be too many, none but those that another number comes from too.
     """
     sizes = {name: ENTRY + EVALUATION * len(records) for name, records in results.runs.items()}
     if sum(sizes.values()) <= ROOM:
@@ -112,16 +112,16 @@ def with_entries(results: Results, tables: Iterable[Table]) -> set[str]:
     return kept
 
 
-def entries(results: Results, last: Mapping[str, Record], chosen: Mapping[str, list[int]]) -> list[Run]:
-    """The entries of some runs.
+def make_entries(results: Results, last: Mapping[str, Record], chosen: Mapping[str, list[int]]) -> list[Run]:
+    """Makes the entries of some runs.
 
     Args:
-        results: the figures.
-        last: the last record of each, in the order wanted.
-        chosen: by run, the steps that some table's number is from.
+        results: Figures of all runs.
+        last: Last record of each run to show, in order.
+        chosen: Steps that some table's number comes from, by run.
 
     Returns:
-        The entries, in that order.
+        Entries in the order of `last`.
     """
     labels = environment_labels(results.records)
     styles = styles_of(results.algorithms)
@@ -136,7 +136,7 @@ def entries(results: Results, last: Mapping[str, Record], chosen: Mapping[str, l
             Run(
                 anchor,
                 name,
-                row_label(args["algorithm"]),
+                row_label_of(args["algorithm"]),
                 styles[args["algorithm"]].colour,
                 results.setting(record, labels[args["dataset"]]),
                 record,
@@ -158,10 +158,10 @@ def _charts(moments: Sequence[Moment], chosen: Sequence[int]) -> list[Chart]:
     steps = [moment.step for moment in moments]
     accuracies = [
         (kind, name, [getattr(moment, kind) for moment in moments])
-        for kind, name in (("train", "train"), ("inside", "in domain"), ("outside", "out of domain"))
+        for kind, name in (("train", "train"), ("inside", "in-domain"), ("outside", "out-of-domain"))
     ]
     both = [
-        chart("Loss", steps, [("loss", "loss", [moment.loss for moment in moments])], chosen),
-        chart("Accuracy (%)", steps, accuracies, chosen),
+        lay_out_chart("Loss", steps, [("loss", "loss", [moment.loss for moment in moments])], chosen),
+        lay_out_chart("Accuracy (%)", steps, accuracies, chosen),
     ]
     return [each for each in both if each]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from domainbed_ext.datasets.registry import DATASETS
-from domainbed_ext.report.methods import family_of, label, row_label
+from domainbed_ext.report.methods import family_of, label_of, row_label_of
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.single_source import Quantity, SingleSource, SourceComparison, roles
 from domainbed_ext.report.summary import Summary
@@ -216,7 +216,7 @@ def tidy(results: Results) -> pd.DataFrame:
                             "paper": paper and paper.mean,
                             "paper_std": paper and paper.std,
                             "difference": ours.mean - paper.mean if ours and paper else None,
-                            "label": label(algorithm),
+                            "label": label_of(algorithm),
                         }
                     )
     return pd.DataFrame(rows)
@@ -242,7 +242,7 @@ def _table(each: Shared, quantity: Quantity, words: str) -> Table:
             "paper": [f"{cell.mean:.1f}±{cell.std:.1f}" if cell else MISSING for _, cell in pairs],
             "difference": [_signed(ours, cell) for ours, cell in pairs],
         }
-        rows += [[row_label(algorithm), whose, *texts] for whose, texts in cells.items()]
+        rows += [[row_label_of(algorithm), whose, *texts] for whose, texts in cells.items()]
     numbers = {"accuracy": "12" if paper.dataset == "TerraIncognita" else "7 and 11", "gap": "13"}[quantity]
     what = "Accuracy" if quantity == "accuracy" else "Train accuracy minus accuracy"
     return Table(

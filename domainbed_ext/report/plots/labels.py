@@ -1,4 +1,4 @@
-"""Labels of a scatter plot, each as near to its point as it covers nothing."""
+"""Labels of a scatter plot, each near its point and covering nothing."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ LABEL_SIZE = 9
 LEADER = "#9A9A9A"
 DISTANCES = (7, 10, 14, 18, 24, 32, 42, 54, 68)  # of a label to its point, in points of 1/72 inch
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
-# [places, 3]: distance and direction of each place that a label may have, the nearest first.
+# [places, 3]: distance and direction of each possible place of a label, the nearest first.
 PLACES = np.array([(distance, *direction) for distance, direction in itertools.product(DISTANCES, DIRECTIONS)])
 
 
 class Labelled(NamedTuple):
-    """A point with its label; place and error in the axes' units."""
+    """A point and its label; place and error are in the axes' units."""
 
     label: str
     colour: str
@@ -27,12 +27,12 @@ class Labelled(NamedTuple):
 
 
 def place_labels(axes: Axes, points: Sequence[Labelled], renderer: RendererAgg) -> None:
-    """Writes each label as near to its point as it covers no marker, error bar or other label.
+    """Writes each label as near to its point as possible without covering a marker, error bar or other label.
 
     Args:
-        axes: drawn and laid out: what is placed depends on the size of the panel.
-        points: what is drawn in it.
-        renderer: of the figure's canvas.
+        axes: Panel, drawn and laid out: places depend on its size.
+        points: Points drawn in it.
+        renderer: Renderer of the figure's canvas.
     """
     pixel = renderer.dpi / 72
     frame = axes.get_window_extent(renderer)
@@ -46,7 +46,7 @@ def place_labels(axes: Axes, points: Sequence[Labelled], renderer: RendererAgg) 
         size = np.array(measured.get_window_extent(renderer).size)
         measured.remove()
         point = axes.transData.transform(place)
-        # What stands at its distance is the side or corner of the label that faces the point.
+        # The side or corner of the label that faces the point is at that distance.
         offsets = pixel * PLACES[:, :1] * PLACES[:, 1:] + (np.sign(PLACES[:, 1:]) - 1) / 2 * size
         corners = point + offsets
         # Areas in square pixels: any overlap worth seeing outweighs every distance.
@@ -71,12 +71,12 @@ def _overlaps(corners: np.ndarray, size: np.ndarray, other: Bbox) -> np.ndarray:
     """The areas that boxes of one size share with another box, in square pixels.
 
     Args:
-        corners: the lower left ones, [boxes, 2].
-        size: width and height, [2].
-        other: the other box.
+        corners: Lower left corners, [boxes, 2].
+        size: Width and height, [2].
+        other: Other box.
 
     Returns:
-        [boxes].
+        Areas, [boxes].
     """
     shared = np.minimum(corners + size, other.max) - np.maximum(corners, other.min)
     return np.fmax(shared, 0).prod(axis=1)

@@ -7,7 +7,7 @@ import numpy as np
 
 from domainbed_ext.model_selection import Record
 from domainbed_ext.report.figures import Comparison, Metric
-from domainbed_ext.report.methods import label
+from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.plots.palette import Style, styles_of
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.summary import Summary
@@ -64,8 +64,8 @@ class Panel:
         return replace(self, points=[point for point in self.points if wanted(point)])
 
 
-def panels(results: Results) -> list[Panel]:
-    """Returns the panels of a set of runs, a point for each method that has all four figures.
+def make_panels(results: Results) -> list[Panel]:
+    """Makes the panels of a set of runs, with a point for each method that has all four figures.
 
     Args:
         results: Figures of the runs; of leave-one-out runs, those of the main selection method are shown.
@@ -83,7 +83,7 @@ def _panel(comparison: Comparison, runs: Runs, styles: Mapping[str, Style]) -> P
         if len(present) < len(metrics) or not _finite(present[:2]):
             continue
         lack = comparison.incomplete(algorithm)
-        name = f"{label(algorithm)} ({lack})" if lack else label(algorithm)
+        name = f"{label_of(algorithm)} ({lack})" if lack else label_of(algorithm)
         size = _mean(comparison.recorded(algorithm, "trainable_parameters"))
         inside, outside, gap_inside, gap_outside = present
         chosen = dict.fromkeys(record["run"] for record in comparison.records(algorithm))

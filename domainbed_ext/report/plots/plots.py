@@ -1,5 +1,5 @@
-"""The pictures of a sweep, one panel a data set (and source): in-domain against out-of-domain accuracy, gaps of train
-to test accuracy, accuracy against trainable parameters, and the way there over the steps.
+"""The plots of a sweep, with a panel for each comparison: in-domain against out-of-domain accuracy, gaps of train to
+test accuracy, accuracy against trainable parameters, and loss and accuracies over the steps.
 """
 
 import io
@@ -11,23 +11,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from domainbed_ext.report.methods import label
+from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.plots.labels import Labelled, place_labels
 from domainbed_ext.report.plots.palette import Style
-from domainbed_ext.report.plots.panels import Panel, Point, panels
+from domainbed_ext.report.plots.panels import Panel, Point, make_panels
 from domainbed_ext.report.plots.style import GREY, bare, caption, figure_of, limits, short_count
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.trajectories import Moment, mean_trajectory
 
 
-def all_plots(results: Results) -> dict[str, Figure]:
-    """Every plot that the runs allow, by the name of its file.
+def draw_plots(results: Results) -> dict[str, Figure]:
+    """Draws every plot that the runs allow.
 
     Args:
-        results: the figures; of runs that leave environments out, those of `results.main_method`.
+        results: Figures of the runs; of leave-one-out runs, those of the main selection method are shown.
+
+    Returns:
+        Plots by the name of their file.
     """
-    shown = panels(results)
+    shown = make_panels(results)
     drawn = {
         "plot": generalisation_plot(shown),
         "gaps": gap_plot(shown),
@@ -38,10 +41,10 @@ def all_plots(results: Results) -> dict[str, Figure]:
 
 
 def generalisation_plot(shown: Sequence[Panel]) -> Figure:
-    """Draws each algorithm's mean accuracies, in domain against out of domain, with their errors over trials.
+    """Draws each method's mean in-domain against out-of-domain accuracy, with their errors over trials.
 
     Args:
-        shown: the panels.
+        shown: Panels.
 
     Returns:
         A figure that belongs to no global state of matplotlib.
@@ -55,10 +58,10 @@ def generalisation_plot(shown: Sequence[Panel]) -> Figure:
 
 
 def gap_plot(shown: Sequence[Panel]) -> Figure | None:
-    """Draws how far train accuracy is above accuracy in domain and out of domain, as bars.
+    """Draws train accuracy minus in-domain and minus out-of-domain accuracy, as bars.
 
     Args:
-        shown: the panels.
+        shown: Panels.
 
     Returns:
         A figure; None if nothing was selected.
@@ -78,7 +81,7 @@ def gap_plot(shown: Sequence[Panel]) -> Figure | None:
         ax.tick_params(axis="y", length=0)
         ax.set_ylim(len(panel.points) - 0.5, -0.5)
         ax.margins(x=0.16)
-    caption(figure, shown, "train − test accuracy (points): pale in domain, full out of domain", "")
+    caption(figure, shown, "train − test accuracy (points): pale in-domain, full out-of-domain", "")
     return figure
 
 
@@ -86,7 +89,7 @@ def parameters_plot(shown: Sequence[Panel]) -> Figure | None:
     """Draws out-of-domain accuracy against the number of trainable parameters.
 
     Args:
-        shown: the panels.
+        shown: Panels.
 
     Returns:
         A figure; None if no run recorded its parameters.
@@ -113,10 +116,10 @@ def parameters_plot(shown: Sequence[Panel]) -> Figure | None:
 
 
 def training_plot(shown: Sequence[Panel]) -> Figure | None:
-    """Draws loss and accuracies over the steps, the mean over an algorithm's runs.
+    """Draws loss and accuracies over the steps, the mean over a method's runs.
 
     Args:
-        shown: the panels.
+        shown: Panels.
 
     Returns:
         A figure of a row per data set (and source); None if no run was evaluated more than once.
@@ -141,7 +144,7 @@ def training_plot(shown: Sequence[Panel]) -> Figure | None:
                     markeredgecolor="white",
                     markeredgewidth=0.5,
                     linewidth=1.5,
-                    label=label(point.algorithm),
+                    label=label_of(point.algorithm),
                 )
             ax.set_title(f"{title}: {quantity}", fontsize=10)
             ax.set_xlabel("step", fontsize=9)
@@ -150,15 +153,15 @@ def training_plot(shown: Sequence[Panel]) -> Figure | None:
 
 
 def render(figure: Figure, kind: Literal["png", "svg"], text_as_text: bool = False) -> bytes:
-    """The file of a figure, the same bytes for the same figure.
+    """Renders a figure, to the same bytes for the same figure.
 
     Args:
-        figure: what to draw.
-        kind: the format.
-        text_as_text: whether an SVG's text is text, in the fonts of whoever shows it, and not outlines.
+        figure: Figure to draw.
+        kind: Format of the file.
+        text_as_text: Whether an SVG's text is text, in the viewer's fonts, and not outlines.
 
     Returns:
-        The file's content.
+        Content of the file.
     """
     buffer = io.BytesIO()
     # Without a salt and with a date, an SVG would differ from one run to the next.
@@ -174,10 +177,10 @@ def _lines(panel: Panel) -> list[tuple[Point, list[Moment]]]:
 
 
 def _draw_accuracies(axes: Axes, points: Sequence[Point]) -> None:
-    """Draws the points of one panel with the line on which nothing is lost out of domain."""
+    """Draws the points of one panel, and the line on which both accuracies are equal."""
     bare(axes)
     if not points:
-        axes.text(0.5, 0.5, "nothing selected", ha="center", transform=axes.transAxes, color=GREY)
+        axes.text(0.5, 0.5, "no run selected", ha="center", transform=axes.transAxes, color=GREY)
         return
     for point in points:
         _mark(axes, point.style, point.inside, point.outside)

@@ -16,7 +16,7 @@ GRID = "#E6E6E6"
 
 
 def figure_of(shown: Sequence[Panel], height: float = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
-    """A figure that belongs to no global state of matplotlib, with a titled panel each, at most three a row."""
+    """Makes a figure outside matplotlib's global state, with a titled axes for each panel, at most three in a row."""
     columns = min(3, len(shown)) or 1
     rows = -(-len(shown) // columns) or 1
     figure = Figure(figsize=(PANEL_INCHES[0] * columns, height * rows), dpi=160, layout="constrained")
@@ -30,14 +30,14 @@ def figure_of(shown: Sequence[Panel], height: float = PANEL_INCHES[1]) -> tuple[
 
 
 def bare(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
-    """Takes away the frame's upper and right side and draws a faint grid behind everything."""
+    """Removes the frame's upper and right side and draws a faint grid behind everything."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=GRID, linewidth=0.6, axis=grid)
     axes.set_axisbelow(True)
 
 
 def limits(values: Sequence[Summary]) -> tuple[float, float]:
-    """The range of an axis: all error bars, room for labels, and not so narrow that noise looks large."""
+    """Returns the range of an axis: all error bars, room for labels, and not so narrow that noise looks large."""
     low = min(value.mean - value.err for value in values)
     high = max(value.mean + value.err for value in values)
     margin = max(0.18 * (high - low), 1.0)
@@ -45,7 +45,7 @@ def limits(values: Sequence[Summary]) -> tuple[float, float]:
 
 
 def caption(figure: Figure, shown: Sequence[Panel], x: str, y: str) -> None:
-    """Names the axes, the selection methods, and what the error bars are, where there are any."""
+    """Writes the names of the axes and the selection methods, and what the error bars are, where there are any."""
     notes: dict[str, str] = {}
     for panel in shown:
         bars = any(point.inside.trials > 1 for point in panel.points)

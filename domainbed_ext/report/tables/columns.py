@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from domainbed_ext.model_selection import Record
-from domainbed_ext.report.methods import row_label
+from domainbed_ext.report.methods import row_label_of
 from domainbed_ext.report.summary import DIVERGED, Summary
 from domainbed_ext.report.tables.table import MISSING, NOT_RECORDED, Cell, Origin, Table
 
@@ -170,7 +170,7 @@ def make_table(
         title,
         ["Algorithm", *(column.header for column in columns)],
         [
-            [row_label(algorithm, lack_of(algorithm)), *(column.text(algorithm) for column in columns)]
+            [row_label_of(algorithm, lack_of(algorithm)), *(column.text(algorithm) for column in columns)]
             for algorithm in algorithms
         ],
         caption,

@@ -59,7 +59,7 @@ class Table:
     texts: int = 1
 
     def to_rich(self) -> RichTable:
-        """For the terminal; title and caption, which rich would wrap to its width, are left to the caller."""
+        """For the terminal, without title and caption, which rich would wrap to the width of the grid."""
         grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for number, column in enumerate(self.columns):
             grid.add_column(Text(column), justify="left" if number < self.texts else "right")
@@ -74,7 +74,7 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def to_csv(self) -> str:
-        """The strings as they are; for numbers to calculate with there is `results.csv`."""
+        """The strings as they are; `results.csv` has the numbers."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
         return text.getvalue()
@@ -119,7 +119,7 @@ def signed(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}"  # rounded first and + 0.0, or it would be -0.0 at times
 
 
-def show(console: Console, tables: Iterable[Table], headline: str, note: str = "") -> None:
+def print_tables(console: Console, tables: Iterable[Table], headline: str, note: str = "") -> None:
     """Prints tables; piped, nothing is coloured, wrapped or cut off if the console is wide enough.
 
     Args:
@@ -139,8 +139,8 @@ def show(console: Console, tables: Iterable[Table], headline: str, note: str = "
         console.print(Text(table.caption, "dim"), soft_wrap=not console.is_terminal)
 
 
-def markdown(tables: Iterable[Table], note: str = "") -> str:
-    """Tables as one Markdown page.
+def render_markdown(tables: Iterable[Table], note: str = "") -> str:
+    """Renders tables as one Markdown page.
 
     Args:
         tables: Tables in order.
@@ -153,8 +153,8 @@ def markdown(tables: Iterable[Table], note: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def latex(tables: Iterable[Table]) -> str:
-    """Tables as one LaTeX document; each is a table environment that can be taken out."""
+def render_latex(tables: Iterable[Table]) -> str:
+    """Renders tables as one LaTeX document; each is a table environment that can be copied."""
     preamble = [
         r"\documentclass{article}",
         r"\usepackage[T1]{fontenc}",

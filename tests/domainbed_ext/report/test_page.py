@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from domainbed_ext.report.page.page import page
-from domainbed_ext.report.plots.plots import all_plots
+from domainbed_ext.report.page.page import render_page
+from domainbed_ext.report.plots.plots import draw_plots
 from domainbed_ext.report.results import Results
 from tests.domainbed_ext.fabricated_records import METHODS, paper_like, single_source_run
 from tests.domainbed_ext.launched_processes import wait_for
@@ -22,7 +22,7 @@ NASTY = "<img src=x onerror=alert(1)>&\"'"
 
 def html_of(records):
     results = Results(records)
-    return page(results, results.tables(), all_plots(results))
+    return render_page(results, results.tables(), draw_plots(results))
 
 
 class Reader(HTMLParser):

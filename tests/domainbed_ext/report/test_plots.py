@@ -6,11 +6,11 @@ import matplotlib
 import pytest
 from matplotlib.text import Annotation, Text
 
-from domainbed_ext.report.methods import label
+from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.plots.palette import styles_of
-from domainbed_ext.report.plots.panels import panels
+from domainbed_ext.report.plots.panels import make_panels
 from domainbed_ext.report.plots.plots import (
-    all_plots,
+    draw_plots,
     gap_plot,
     generalisation_plot,
     parameters_plot,
@@ -35,7 +35,7 @@ def records(algorithms, dataset="PACS", trials=2, seed=0, spread=0.3):
 
 
 def panels_of(records):
-    return panels(Results(list(records)))
+    return make_panels(Results(list(records)))
 
 
 def labels(axes):
@@ -47,7 +47,7 @@ def test_labels_are_in_the_panel_and_do_not_overlap(spread):
     names = ["BA", "BOnly", "BOnly@rank=16", "AOnly", "AOnly@rank=16", "LP", "FullFT"]
     figure = generalisation_plot(panels_of(records(names, spread=spread)))
     (axes,) = figure.axes
-    assert [text.get_text() for text in labels(axes)] == list(map(label, names))
+    assert [text.get_text() for text in labels(axes)] == list(map(label_of, names))
     figure.draw_without_rendering()
     # The text alone: an annotation's own extent holds its leader too.
     boxes = [Text.get_window_extent(text) for text in labels(axes)]
@@ -90,7 +90,7 @@ def test_single_source_has_panels_too():
 
 def test_gaps_are_bars():
     (axes,) = gap_plot(panels_of(paper_like(2))).axes
-    assert [text.get_text() for text in axes.get_yticklabels()] == list(map(label, METHODS))
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(map(label_of, METHODS))
     assert len(axes.patches) == 14
     shown = [float(text.get_text()) for text in labels(axes)]
     assert shown == pytest.approx([bar.get_width() for bar in axes.patches], abs=0.051)
@@ -110,17 +110,17 @@ def test_training_is_drawn_where_there_was_more_than_one_evaluation():
     assert [len(axes.lines) for axes in figure.axes] == [7, 7, 7]
     assert len({(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}) == 7
     once = Results(single_source_run("LP", steps=(5,)))
-    assert training_plot(panels(once)) is None and set(all_plots(once)) == {"plot", "gaps", "parameters"}
+    assert training_plot(make_panels(once)) is None and set(draw_plots(once)) == {"plot", "gaps", "parameters"}
 
 
 def test_one_trial_and_nothing_selected():
     one = Results(single_source_run("LP"))
-    assert all(render(figure, "svg") for figure in all_plots(one).values())
-    assert "bars" not in generalisation_plot(panels(one)).get_supxlabel()
+    assert all(render(figure, "svg") for figure in draw_plots(one).values())
+    assert "bars" not in generalisation_plot(make_panels(one)).get_supxlabel()
     pair = list(records(["BA"], trials=1))
     for record in pair:
         record["args"]["test_envs"] = [0, 1]
-    assert set(all_plots(Results(pair))) == {"plot"}
+    assert set(draw_plots(Results(pair))) == {"plot"}
 
 
 def test_colours_and_counts():

@@ -12,7 +12,7 @@ from domainbed_ext.report.results import Results
 from domainbed_ext.report.single_source import accuracy_table, gap_table
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.tables.columns import narrow, ranked
-from domainbed_ext.report.tables.table import Table, latex, markdown, show, signed
+from domainbed_ext.report.tables.table import Table, print_tables, render_latex, render_markdown, signed
 from tests.domainbed_ext.fabricated_records import paper_like
 
 
@@ -43,9 +43,9 @@ def test_csv_can_be_read_back():
 def test_without_rows_there_are_words():
     table = Table("Title", ["a"], [], "Why not.")
     text = io.StringIO()
-    show(Console(file=text, width=200), [table], "8 runs", "Mind.")
+    print_tables(Console(file=text, width=200), [table], "8 runs", "Mind.")
     assert text.getvalue() == "8 runs\nNote: Mind.\n\nTitle\nWhy not.\n"
-    assert markdown([table], "Mind.") == "# Results\n\nNote: Mind.\n\n## Title\n\nWhy not.\n"
+    assert render_markdown([table], "Mind.") == "# Results\n\nNote: Mind.\n\n## Title\n\nWhy not.\n"
     assert "tabular" not in table.to_latex() and r"\caption{Title. Why not.}" in table.to_latex()
 
 
@@ -58,7 +58,7 @@ def test_numbers():
 @pytest.fixture
 def document():
     comparison = Results(paper_like(2)).single_source.comparison("PACS", 1)
-    return latex([accuracy_table(comparison), gap_table(comparison, adapted_shapes)])
+    return render_latex([accuracy_table(comparison), gap_table(comparison, adapted_shapes)])
 
 
 def test_latex_is_well_formed(document):

@@ -1,6 +1,6 @@
 import math
 
-from domainbed_ext.report.page.chart import HEIGHT, WIDTH, chart
+from domainbed_ext.report.page.chart import HEIGHT, WIDTH, lay_out_chart
 from domainbed_ext.report.trajectories import Moment, mean_trajectory, trajectory
 from tests.domainbed_ext.fabricated_records import single_source_run
 
@@ -30,10 +30,10 @@ def test_mean_of_runs_at_the_steps_they_share():
 
 
 def test_chart():
-    found = chart("t", [0, 50, 100], [("a", "A", [1, math.nan, 3]), ("b", "B", [math.nan] * 3)], chosen=[50])
+    found = lay_out_chart("t", [0, 50, 100], [("a", "A", [1, math.nan, 3]), ("b", "B", [math.nan] * 3)], chosen=[50])
     assert [line.kind for line in found.lines] == ["a"]
     (x0, y0), (x1, y1) = found.lines[0].points
     assert (x0, x1) == (0, WIDTH) and 0 < y1 < y0 < HEIGHT
     assert (found.low, found.high, found.last, found.chosen) == ("1", "3", 100, [WIDTH / 2])
-    assert chart("t", [0], [("a", "A", [1.0])]) is None
-    assert chart("t", [0, 1], [("a", "A", [2.0, 2.0])]) is not None
+    assert lay_out_chart("t", [0], [("a", "A", [1.0])]) is None
+    assert lay_out_chart("t", [0, 1], [("a", "A", [2.0, 2.0])]) is not None

@@ -13,11 +13,11 @@ from rich.console import Console
 import domainbed_ext
 from domainbed_ext.collect_results import collect, main
 from domainbed_ext.report.page import runs as page_runs
-from domainbed_ext.report.page.page import page
+from domainbed_ext.report.page.page import render_page
 from domainbed_ext.report.plots import plots
-from domainbed_ext.report.plots.panels import panels
+from domainbed_ext.report.plots.panels import make_panels
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.table import markdown
+from domainbed_ext.report.tables.table import render_markdown
 from domainbed_ext.runs.folder import load_records
 from tests.domainbed_ext.fabricated_records import write_runs
 from tests.domainbed_ext.generated_sweeps import sweep_records
@@ -41,7 +41,7 @@ def test_each_run_is_opened_once_and_each_record_parsed_once(protocol, tmp_path,
 
     sys.addaudithook(watch)  # for good, so it is told when to stop
     monkeypatch.setattr(json, "loads", lambda text, **options: parsed.append(text) or parse(text, **options))
-    monkeypatch.setattr(plots, "all_plots", lambda results: {"plot": Figure()})
+    monkeypatch.setattr(plots, "draw_plots", lambda results: {"plot": Figure()})
     collect(tmp_path / "runs", tmp_path / "tables", console=Console(quiet=True))
     watching = False
     files = {str(tmp_path / "runs" / record["run"] / "results.jsonl") for record in records}
@@ -65,7 +65,9 @@ def lines_run(folder):
     try:
         results = Results(load_records(folder))
         tables = results.tables()
-        assert markdown(tables, results.duplicates()) and panels(results) and page(results, tables, {})
+        assert (
+            render_markdown(tables, results.duplicates()) and make_panels(results) and render_page(results, tables, {})
+        )
         assert len(results.tidy()) and len(results.selected())
     finally:
         sys.settrace(before)
@@ -96,7 +98,7 @@ def small_room(monkeypatch):
 
 def html_of(records):
     results = Results(records)
-    return page(results, results.tables(), {})
+    return render_page(results, results.tables(), {})
 
 
 def linked(html):
@@ -130,7 +132,7 @@ def test_runs_that_no_number_comes_from_give_way(small_room):
     html = html_of(records)
     assert linked(html) == (chosen, all_links)
     assert f"{len(chosen)} of 80 runs have an entry here: those that the tables' numbers come from." in html
-    assert "80 runs, 160 records. Every number leads" in html and "selected.csv" in html
+    assert "80 runs, 160 records. Click a number" in html and "selected.csv" in html
 
 
 def test_a_number_leads_to_all_of_its_runs_or_to_none(small_room):
@@ -142,7 +144,7 @@ def test_a_number_leads_to_all_of_its_runs_or_to_none(small_room):
     shown, links = linked(html)
     assert len(shown) == 6 and set(links) <= set(all_links) and set(" ".join(links).split()) == shown
     assert f"6 of 240 runs have an entry here: of the {len(chosen)} that the tables' numbers come from, as" in html
-    assert "As far as there is room, a number leads" in html
+    assert "Where there is room, click a number" in html
 
 
 def test_a_run_that_cannot_be_read_stops_no_other(tmp_path, capsys):
@@ -152,7 +154,7 @@ def test_a_run_that_cannot_be_read_stops_no_other(tmp_path, capsys):
     assert main(["--input_dir", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "15 runs, 15 records" in out and "Incomplete: LP (7 of 8 results)." in out and "index.html" in out
-    assert err.startswith(f"left out: {broken} line 1 is not a record") and err.count("\n") == 1
+    assert err.startswith(f"warning: left out: {broken} line 1 is not a record") and err.count("\n") == 1
     broken.parent.rename(tmp_path.parent / broken.parent.name)
     assert main(["--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "again")]) == 0
     for path in (tmp_path / "tables").iterdir():
