@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import CommandLine, as_command
 from domainbed_ext.system.console import output
 from domainbed_ext.system.machine import available_cores
+from domainbed_ext.system.sizes import GB, format_size
 
 _EXAMPLES = """examples:
   python -m domainbed_ext.cache build --dataset PACS --data_dir data   # before a sweep; its runs then decode nothing
@@ -100,14 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = make_parser().parse_args(argv)
     folder = Path(args.cache_dir) if args.cache_dir else default_folder()
-    entries = Entries(folder, int(args.cache_gb * 1e9))
+    entries = Entries(folder, int(args.cache_gb * GB))
     {"list": _list, "build": _build, "remove": _remove}[args.command](entries, args)
     return 0
 
 
 def _list(entries: Entries, args: argparse.Namespace) -> None:
     found = entries.list()
-    total = f"{decimal(sum(entry.bytes for entry in found))} of {decimal(entries.limit)}"
+    total = f"{format_size(sum(entry.bytes for entry in found))} of {format_size(entries.limit)}"
     table = Table(title=escape(str(entries.folder)), caption=f"{len(found)} entries, {total}")
     for column in ("Entry", "What"):
         table.add_column(column, overflow="fold")
@@ -115,7 +115,7 @@ def _list(entries: Entries, args: argparse.Namespace) -> None:
     table.add_column("Last used", no_wrap=True)
     for entry in found:
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
-        table.add_row(entry.key, escape(entry.what), decimal(entry.bytes), used)
+        table.add_row(entry.key, escape(entry.what), format_size(entry.bytes), used)
     output().print(table)
 
 

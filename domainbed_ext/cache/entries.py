@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from rich.filesize import decimal
-
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.attempts import LEASE, Claim, clock, latest
 from domainbed_ext.system.files import replace_atomically
 from domainbed_ext.system.locks import alone
 from domainbed_ext.system.option_values import expanded
+from domainbed_ext.system.sizes import GB, format_size
 
 RECORD = "entry.json"
 KEPT = 3600.0  # seconds from an entry's last use in which it stays: a run may be about to map it
-SPARE = 2**30  # bytes of the disk that are left to others
+SPARE = GB  # bytes of the disk that are left to others
 
 NONE = "none"  # in place of a folder
 DEFAULT_GB = 32.0
@@ -132,7 +131,7 @@ class Entries:
             The entry's folder.
 
         Raises:
-            NoRoom: it does not fit, the disk has less than a GiB to spare, or the folder cannot be written to.
+            NoRoom: it does not fit, the disk has less than a GB to spare, or the folder cannot be written to.
         """
         if path := self.find(key):
             return path
@@ -243,14 +242,14 @@ class Entries:
                 freed += entry.bytes
         if held + size - freed > self.limit:
             raise NoRoom(
-                f"{what} takes {decimal(size)}, but of the {decimal(self.limit)} that the image cache {self.folder} "
-                f"may take, {decimal(held - freed)} are in use: give it more with --cache_gb, or remove what nobody "
+                f"{what} takes {format_size(size)}, but of the {format_size(self.limit)} that the image cache {self.folder} "
+                f"may take, {format_size(held - freed)} are in use: give it more with --cache_gb, or remove what nobody "
                 f"needs with python -m domainbed_ext.cache remove"
             )
         if freed < excess:
             raise NoRoom(
-                f"{what} takes {decimal(size)}, but the disk of the image cache {self.folder} has only "
-                f"{decimal(free)} free, of which {decimal(SPARE)} stay so: make room, or give --cache_dir another disk"
+                f"{what} takes {format_size(size)}, but the disk of the image cache {self.folder} has only "
+                f"{format_size(free)} free, of which {format_size(SPARE)} stay so: make room, or give --cache_dir another disk"
             )
         for entry in dropped:
             self.remove(entry.key)

@@ -19,19 +19,19 @@ from domainbed_ext.launchers.stopping import PATIENCE, StopRequest, stop_request
 from domainbed_ext.launchers.worker import Worker
 from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.interrupts import GRACE
+from domainbed_ext.system.sizes import GB, format_size
 
 TICK = 0.5  # seconds at most from one look at everything to the next
 TO_CHECKPOINT = 30.0  # seconds to write a checkpoint for a run that takes too much memory
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Limits:
     """What a worker may take; options of every launcher that has workers on its machine."""
 
-    memory_gb: float | None = option(None, "memory limit of a run in GiB, all its processes together", above=0)
+    memory_gb: float | None = option(None, "memory limit of a run in GB, all its processes together", above=0)
     runs_per_worker: int = option(100, "number of runs after which a worker is replaced", above=0)
-    growth_gb: float = option(2.0, "growth of a worker's memory over its runs, in GiB, that replaces it", above=0)
+    growth_gb: float = option(2.0, "growth of a worker's memory over its runs, in GB, that replaces it", above=0)
 
 
 def run_all(
@@ -118,7 +118,7 @@ class _Pool:
                 return
             worker.become_idle()
             limits = self.limits
-            if is_stopping or worker.done >= limits.runs_per_worker or worker.growth() > limits.growth_gb * _GIB:
+            if is_stopping or worker.done >= limits.runs_per_worker or worker.growth() > limits.growth_gb * GB:
                 self._wait_for_exit(number)
         except (EOFError, OSError):
             code = self._wait_for_exit(number) or ExitCode.FAILED
@@ -146,8 +146,8 @@ class _Pool:
     def _weigh(self, limit: float) -> None:
         workers = {worker.pid: worker for worker in self.busy.values() if not worker.is_stopping}
         for pid, size in memory.measure_families(workers).items():
-            if size > limit * _GIB:
-                reason = f"it took {size / _GIB:.2f} GiB of memory, above memory_gb={limit:g}: raise that limit"
+            if size > limit * GB:
+                reason = f"it took {format_size(size)} of memory, above memory_gb={limit:g}: raise that limit"
                 # Earlier runs may have left memory behind in the worker: the run gets a second chance in a new one.
                 worker = workers[pid]
                 blameless = worker.done and self.queue.commands[worker.index or 0].folder is not None

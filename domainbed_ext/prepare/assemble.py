@@ -19,8 +19,8 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.prepare import domain_net
 from domainbed_ext.prepare import terra_incognita as cct20
 from domainbed_ext.prepare.archives import is_archive, unpack
-from domainbed_ext.prepare.downloads import SOURCES, Source
-from domainbed_ext.prepare.fetch import DownloadError, download, file_digest
+from domainbed_ext.prepare.downloads import DOWNLOADS, Download
+from domainbed_ext.prepare.fetch import DownloadError, compute_digest, download
 from domainbed_ext.prepare.layout import Plan, Root, folder_plan, follow, mnist_plan
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.files import write_atomically
@@ -47,7 +47,7 @@ class Place:
     def ready(self) -> bool:
         """Whether the data set's folder has all its parts."""
         if self.name == "MNIST":
-            parts = [Path("raw") / source.name.removesuffix(".gz") for source in SOURCES["MNIST"]]
+            parts = [Path("raw") / source.name.removesuffix(".gz") for source in DOWNLOADS["MNIST"]]
         else:
             parts = [Path(domain) for domain in _class(self.name).DOMAINS] or [Path()]
         return all((self.target / part).exists() for part in parts)
@@ -59,7 +59,7 @@ def _class(name: str) -> type[ImageFolderDomains]:
     return dataset
 
 
-def to_fetch(place: Place, given: Sequence[Path]) -> list[Source]:
+def to_fetch(place: Place, given: Sequence[Path]) -> list[Download]:
     """What is to be downloaded.
 
     Args:
@@ -73,7 +73,7 @@ def to_fetch(place: Place, given: Sequence[Path]) -> list[Source]:
     if not _all_named(place.name, given):
         return []
     names = {path.name for path in given}
-    missing = [source for source in SOURCES[place.name] if source.name not in names]
+    missing = [source for source in DOWNLOADS[place.name] if source.name not in names]
     return [source for source in missing if not (place.downloads / source.name).exists()]
 
 
@@ -87,7 +87,7 @@ def expand(name: str, archives: Sequence[str]) -> list[Path]:
     Raises:
         BenchmarkError: there is no such file.
     """
-    names = {source.name for source in SOURCES[name]}
+    names = {source.name for source in DOWNLOADS[name]}
     given = []
     for archive in archives:
         path = Path(archive).expanduser()
@@ -111,7 +111,7 @@ def lay_out(place: Place, given: Sequence[Path]) -> None:
     """
     _fetch(place, to_fetch(place, given), given)
     names = {path.name for path in given}
-    fetched = [place.downloads / source.name for source in SOURCES[place.name] if source.name not in names]
+    fetched = [place.downloads / source.name for source in DOWNLOADS[place.name] if source.name not in names]
     files = [*given, *(path for path in fetched if path.exists() and _all_named(place.name, given))]
     roots = [_unpacked(place, path) for path in files]
     plan = _plan(place.name, roots)
@@ -126,11 +126,11 @@ def lay_out(place: Place, given: Sequence[Path]) -> None:
 
 
 def _all_named(name: str, given: Sequence[Path]) -> bool:
-    return {path.name for path in given} <= {source.name for source in SOURCES[name]}
+    return {path.name for path in given} <= {source.name for source in DOWNLOADS[name]}
 
 
-def _fetch(place: Place, sources: Sequence[Source], given: Sequence[Path]) -> None:
-    failed: dict[Source, str] = {}
+def _fetch(place: Place, sources: Sequence[Download], given: Sequence[Path]) -> None:
+    failed: dict[Download, str] = {}
     dead: dict[str, str] = {}  # host to why
     place.downloads.mkdir(parents=True, exist_ok=True)
     for source in sources:
@@ -152,7 +152,7 @@ def _fetch(place: Place, sources: Sequence[Source], given: Sequence[Path]) -> No
         raise BenchmarkError(_what_to_get(place, failed, given))
 
 
-def _what_to_get(place: Place, failed: dict[Source, str], given: Sequence[Path]) -> str:
+def _what_to_get(place: Place, failed: dict[Download, str], given: Sequence[Path]) -> str:
     by_place: dict[str, list[str]] = {}
     for source in failed:
         where = source.where if source.page else source.where.removesuffix(source.name)
@@ -179,7 +179,7 @@ def _unpacked(place: Place, path: Path) -> Root:
 
 def _plan(name: str, roots: Sequence[Root]) -> Plan:
     if name == "MNIST":
-        return mnist_plan(roots, [source.name for source in SOURCES[name]])
+        return mnist_plan(roots, [source.name for source in DOWNLOADS[name]])
     domains = _class(name).DOMAINS
     if name == "TerraIncognita" and cct20.has_lists(roots):
         return cct20.plan(roots)
@@ -192,7 +192,7 @@ def _describe(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return {"name": path.resolve().name, "folder": True}
     with path.open("rb") as file:
-        return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(file, "sha256")}
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": compute_digest(file, "sha256")}
 
 
 def clean_up(place: Place) -> None:

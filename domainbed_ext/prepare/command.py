@@ -9,12 +9,14 @@ from domainbed_ext.data import duplicates
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.prepare.assemble import Place, clean_up, expand, lay_out, to_fetch
-from domainbed_ext.prepare.downloads import ALIASES, SOURCES
+from domainbed_ext.prepare.downloads import ALIASES, DOWNLOADS
 from domainbed_ext.prepare.verify import MANIFEST, verify
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import CommandLine, as_command
 from domainbed_ext.system.console import output
+from domainbed_ext.system.locks import alone
 from domainbed_ext.system.machine import available_cores
+from domainbed_ext.system.sizes import format_size
 
 _EXAMPLES = """examples:
   python -m domainbed_ext.prepare PACS --data_dir data                          # download, lay out, verify
@@ -68,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _names() -> list[str]:
-    return [*SOURCES, *ALIASES, "ImageFolderDomains"]
+    return [*DOWNLOADS, *ALIASES, "ImageFolderDomains"]
 
 
 @as_command()
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     name = _check(args)
     place = Place(name, Path(args.data_dir))
-    given = expand(name, args.archive) if name in SOURCES else []
+    given = expand(name, args.archive) if name in DOWNLOADS else []
     if args.dry_run:
         _say_what(place, given, args.verify)
         return 0
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(args: argparse.Namespace) -> str:
     name = ALIASES.get(args.name, args.name)
-    if name not in SOURCES and name != "ImageFolderDomains":
+    if name not in DOWNLOADS and name != "ImageFolderDomains":
         if name == "Manifest" or name not in DATASETS:
             raise unknown("data set", name, _names())
         raise BenchmarkError(f"{name} needs no files: train on it as it is")
@@ -133,24 +135,13 @@ def _make(place: Place, given: Sequence[Path]) -> None:
 
 @contextlib.contextmanager
 def _alone(place: Place) -> Iterator[None]:
-    """Keeps a second prepare of the same data set out, where the system has file locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    """Refuses a second process that prepares the same data set."""
+
+    def refuse() -> None:
+        raise BenchmarkError(f"{place.name} is being prepared in {place.data_dir} already: wait for it")
+
+    with alone(place.data_dir / f".prepare-{place.name}.lock", refuse):
         yield
-        return
-    path = place.data_dir / f".prepare-{place.name}.lock"
-    with path.open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BenchmarkError(f"{place.name} is being prepared in {place.data_dir} already: wait for it") from error
-        except OSError:  # a file system without locks
-            pass
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _report(place: Place, decode: bool, workers: int, on_duplicates: str) -> int:
@@ -173,6 +164,6 @@ def _say_what(place: Place, given: Sequence[Path], only_verify: bool) -> None:
     for path in given:
         print(f"would take {path}")
     for source in to_fetch(place, given):
-        size = f", {source.size / 1e6:,.0f} MB" if source.size else ""
+        size = f", {format_size(source.size)}" if source.size else ""
         print(f"would download {source.name} from {source.urls[0]}{size}")
     print(f"would lay out {place.target} and verify it")

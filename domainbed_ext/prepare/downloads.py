@@ -16,7 +16,7 @@ Counts = dict[str, int | dict[str, int]]  # domain to its images, or to its clas
 
 
 @dataclass(frozen=True)
-class Source:
+class Download:
     """One file of a data set.
 
     Attributes:
@@ -39,10 +39,10 @@ class Source:
         return self.page or self.urls[0]
 
 
-def _drive(name: str, key: str, md5: str) -> Source:
+def _drive(name: str, key: str, md5: str) -> Download:
     """A file on Google Drive."""
     url = f"https://drive.google.com/uc?export=download&id={key}"
-    return Source(name, (url,), md5, page=f"https://drive.google.com/file/d/{key}/view")
+    return Download(name, (url,), md5, page=f"https://drive.google.com/file/d/{key}/view")
 
 
 _DOMAIN_NET = {  # the cleaned version: MD5 of the zip, and of the lists of its training and test images
@@ -85,27 +85,27 @@ _DOMAIN_NET = {  # the cleaned version: MD5 of the zip, and of the lists of its 
 }
 
 
-def _domain_net() -> tuple[Source, ...]:
+def _domain_net() -> tuple[Download, ...]:
     sources = []
     for domain, (archive, archive_md5, *list_md5s) in _DOMAIN_NET.items():
-        sources.append(Source(f"{domain}.zip", (f"{_VISDA}/{archive}",), archive_md5))
+        sources.append(Download(f"{domain}.zip", (f"{_VISDA}/{archive}",), archive_md5))
         for split, md5 in zip(("train", "test"), list_md5s, strict=True):
             name = f"{domain}_{split}.txt"
-            sources.append(Source(name, (f"{_VISDA}/domainnet/txt/{name}",), md5))
+            sources.append(Download(name, (f"{_VISDA}/domainnet/txt/{name}",), md5))
     return tuple(sources)
 
 
-SOURCES: dict[str, tuple[Source, ...]] = {
+DOWNLOADS: dict[str, tuple[Download, ...]] = {
     "VLCS": (_drive("VLCS.tar.gz", "1skwblH1_okBwxWxmRsp9_qi15hyPpxg8", "8870171eba660927d9668f4e515928e4"),),
     "PACS": (_drive("PACS.zip", "1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd", "fd5db817f7cdafeef3bfd525aaf9b42e"),),
     "OfficeHome": (_drive("office_home.zip", "1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC", "b1c14819770c4448fd5b6d931031c91c"),),
     "TerraIncognita": (
-        Source("eccv_18_all_images_sm.tar.gz", (f"{_LILA}/eccv_18_all_images_sm.tar.gz",), size=6492615601),
-        Source("eccv_18_annotations.tar.gz", (f"{_LILA}/eccv_18_annotations.tar.gz",), size=2997071),
+        Download("eccv_18_all_images_sm.tar.gz", (f"{_LILA}/eccv_18_all_images_sm.tar.gz",), size=6492615601),
+        Download("eccv_18_annotations.tar.gz", (f"{_LILA}/eccv_18_annotations.tar.gz",), size=2997071),
     ),
     "DomainNet": _domain_net(),
     "MNIST": tuple(
-        Source(name, tuple(mirror + name for mirror in MNIST.mirrors), md5) for name, md5 in MNIST.resources
+        Download(name, tuple(mirror + name for mirror in MNIST.mirrors), md5) for name, md5 in MNIST.resources
     ),
 }
 

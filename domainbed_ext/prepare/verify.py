@@ -18,6 +18,7 @@ from domainbed_ext.prepare.downloads import CLASSES, KNOWN, Counts, images_of
 from domainbed_ext.prepare.examine import examine_all
 from domainbed_ext.system.files import write_atomically
 from domainbed_ext.system.progress import bar
+from domainbed_ext.system.sizes import format_size
 
 MANIFEST = "manifest.csv"
 _COLUMNS = ("path", "label", "domain", "bytes", "sha256")
@@ -53,16 +54,16 @@ class Report:
     def table(self) -> Table:
         """Domains with their counts, what these should be, and their sizes."""
         table = Table(title=self.name)
-        for column in ("Domain", "Images", "Known", "Classes", "Smallest", "Largest", "MB"):
+        for column in ("Domain", "Images", "Known", "Classes", "Smallest", "Largest", "Size"):
             table.add_column(column, justify="left" if column == "Domain" else "right")
         for domain, classes in self.counts.items():
             known = f"{images_of(self.known, domain):,}" if self.known else ""
             least, most = min(classes.values()), max(classes.values())
-            images, size = sum(classes.values()), f"{self.sizes[domain] / 1e6:,.1f}"
+            images, size = sum(classes.values()), format_size(self.sizes[domain])
             table.add_row(domain, f"{images:,}", known, f"{len(classes)}", f"{least:,}", f"{most:,}", size)
         known = f"{sum(images_of(self.known, domain) for domain in self.known):,}" if self.known else ""
         table.add_section()
-        table.add_row("all", f"{self.images:,}", known, "", "", "", f"{sum(self.sizes.values()) / 1e6:,.1f}")
+        table.add_row("all", f"{self.images:,}", known, "", "", "", format_size(sum(self.sizes.values())))
         return table
 
 

@@ -1,50 +1,53 @@
-"""One process at a time, on a machine whose file system has locks; elsewhere whoever relies on this must do without."""
+"""One process at a time, where the file system has locks; elsewhere whoever relies on this must do without."""
 
 import contextlib
-import os
+import errno
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
-_PAUSE = 0.1  # seconds between two looks at a lock that somebody has
+from filelock import FileLock, Timeout
+
+_PAUSE = 0.1  # seconds between two attempts at a lock that another process holds
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
 def alone(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Waits until nobody else is in a context of the same path, then holds it. A process that dies gives it up.
+    """Waits until no other process is in a context of the same path, then holds it.
+
+    filelock locks with flock, or on Windows with msvcrt. The kernel releases the lock of a process that exits, however
+    it exits; network file systems with flock (NFS, Lustre, GPFS) hold it across machines. Where there are no such
+    locks, filelock would fall back to a file that exists or not, and one left by a process that was killed on another
+    machine would block all others for ever. So the fallback is off, and the context is entered without a lock.
 
     Args:
-        path: of a file that is there only meanwhile.
-        waiting: called ten times a second while somebody else is; may raise, which ends the wait.
+        path: Path of a file that exists only while a process is in the context.
+        waiting: Callback ten times a second while another process is; may raise, which ends the wait.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: The file cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    while (file := _locked(path)) is None:
+    lock = FileLock(path, fallback_to_soft=False)
+    while not _acquire(lock):
         waiting()
         time.sleep(_PAUSE)
-    with file:
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _locked(path: Path) -> IO[str] | None:
-    """The file, locked; None if somebody else has it, or had it just now and unlinked it."""
-    file = path.open("w", encoding="utf-8")
     try:
-        import fcntl
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file; filelock does so itself there
+            path.unlink()  # before the lock is released: filelock takes no lock on a file that is gone
+        lock.release()
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-            return file
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except (ImportError, OSError):  # Windows, or a file system without locks
-        return file
-    file.close()
-    return None
+
+def _acquire(lock: FileLock) -> bool:
+    """Whether the lock is held now, or there is none to be had on this file system."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+    return True

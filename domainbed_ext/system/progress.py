@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
+
+from domainbed_ext.system.sizes import format_size
 
 BYTES = "bytes"
 WINDOW = 120.0  # seconds over which a rate is taken
@@ -64,7 +65,7 @@ class Bar:
         display: Where it is shown; None for nowhere.
         label: Text before it.
         total: Amount that there is to do, if known.
-        unit: What is counted, e.g. "images"; `BYTES` are shown in MB.
+        unit: What is counted, e.g. "images"; `BYTES` are shown as sizes.
 
     Attributes:
         seconds_left: Time left where the caller knows better than the rate of the bar: seconds, or None if that is not
@@ -164,7 +165,7 @@ class _Count(_Figure):
     def render(self, task: Task) -> Text:
         bar: Bar = task.fields["bar"]
         if bar.unit == BYTES:
-            return Text(decimal(int(bar.done)) + (f" of {decimal(int(bar.total))}" if bar.total else ""))
+            return Text(format_size(bar.done) + (f" of {format_size(bar.total)}" if bar.total else ""))
         total = "" if bar.total is None else f"/{bar.total:,.0f}"
         return Text(f"{int(bar.done):,}{total} {bar.unit}".rstrip() if bar.done or total else "")
 
@@ -192,7 +193,7 @@ def in_words(rate: float, unit: str) -> str:
         unit: What is counted.
     """
     if unit == BYTES:
-        return f"{decimal(int(rate))}/s"
+        return f"{format_size(rate)}/s"
     if rate < 1:
         return f"{duration(1 / rate)} each" if rate < 0.1 else f"{1 / rate:.1f} s each"
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"

@@ -283,14 +283,16 @@ def test_an_interrupt_waits_for_the_checkpoints(tmp_path, unignored):
 def test_a_command_that_takes_too_much_memory_is_stopped_and_said_so(tmp_path, capfd):
     big = shlex.join([sys.executable, "-c", "import time; x = b'1' * 400_000_000; time.sleep(1000)"])
     assert execute("local", ["true", big, "true"], launch(tmp_path, memory_gb=0.3)) == [0, 1, 0]
-    assert "GiB of memory, above memory_gb=0.3" in capfd.readouterr().err
+    assert "MB of memory, above memory_gb=0.3" in capfd.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_run_that_takes_too_much_memory_has_failed_and_can_go_on(tmp_path, monkeypatch):
     """It is told to stop after its first step, in a worker that is not fresh, and again in one that is."""
     run = tmp_path / "run"
-    monkeypatch.setattr(pool.memory, "measure_families", lambda pids: {p: 2**31 if has_begun() else 0 for p in pids})
+    monkeypatch.setattr(
+        pool.memory, "measure_families", lambda pids: {p: 2_000_000_000 if has_begun() else 0 for p in pids}
+    )
 
     def has_begun():
         attempt = latest(run)
@@ -306,7 +308,7 @@ def test_a_run_that_takes_too_much_memory_has_failed_and_can_go_on(tmp_path, mon
     commands = ["true", train_command(run, *ENDLESS)]
     assert execute("local", commands, launch(tmp_path, 1, progress, memory_gb=1)) == [0, 1]
     assert RunFolder(run).state is State.FAILED
-    assert RunFolder(run).failure() == "it took 2.00 GiB of memory, above memory_gb=1: raise that limit"
+    assert RunFolder(run).failure() == "it took 2.0 GB of memory, above memory_gb=1: raise that limit"
     assert latest(run).number == 2 and latest(run).ended == "interrupted"
     assert list(run.glob("checkpoint_*"))
 
@@ -350,7 +352,7 @@ def test_a_worker_does_not_keep_files_open(tmp_path):
 
 
 def test_a_worker_that_has_grown_is_replaced(tmp_path, monkeypatch):
-    sizes = iter([2**30, 2**30, 4 * 2**30, 2**30, 2**30])
+    sizes = iter([10**9, 10**9, 4 * 10**9, 10**9, 10**9])
     monkeypatch.setattr(pool.memory, "measure", lambda pid: next(sizes))
     execute("local", [f"echo $PPID >> {tmp_path / 'workers'}"] * 4, launch(tmp_path, growth_gb=1))
     assert list(collections.Counter((tmp_path / "workers").read_text().split()).values()) == [3, 1]

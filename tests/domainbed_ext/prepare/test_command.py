@@ -14,7 +14,8 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.prepare import archives
 from domainbed_ext.prepare import assemble as gather
 from domainbed_ext.prepare.command import main
-from domainbed_ext.prepare.downloads import CLASSES, KNOWN, SOURCES, images_of
+from domainbed_ext.prepare.downloads import CLASSES, DOWNLOADS, KNOWN, images_of
+from domainbed_ext.system.locks import alone
 from tests.domainbed_ext.conftest import make_domains
 from tests.domainbed_ext.datasets.test_mnist import write_mnist
 from tests.domainbed_ext.small_archives import (
@@ -168,6 +169,16 @@ def test_what_is_there_is_only_verified(small, tmp_path, capsys):
     assert prepare("PACS", tmp_path, options=["--verify", "--decode"]) == 0
 
 
+def test_a_data_set_that_another_process_prepares_is_refused(small, tmp_path):
+    archive = write_zip(tmp_path / "a.zip", tree(PACS))
+    with (
+        alone(tmp_path / "data" / ".prepare-PACS.lock"),
+        pytest.raises(BenchmarkError, match="PACS is being prepared in .*data already: wait for it"),
+    ):
+        prepare("PACS", tmp_path / "data", archive)
+    assert prepare("PACS", tmp_path / "data", archive) == 0
+
+
 def test_a_folder_that_is_not_all_of_it_is_left_alone(small, tmp_path):
     write_folder(tmp_path / "PACS", tree(PACS[:3]))
     with pytest.raises(BenchmarkError, match="PACS is there, but is not all of PACS: move it away"):
@@ -283,7 +294,7 @@ def test_a_dry_run_does_nothing(tmp_path, capsys):
     given = write_zip(tmp_path / "eccv_18_annotations.tar.gz", {})
     assert prepare("TerraIncognita", tmp_path, given, options=["--dry_run"]) == 0
     out = capsys.readouterr().out
-    assert "would take" in out and out.count("would download") == 1 and "6,493 MB" in out
+    assert "would take" in out and out.count("would download") == 1 and "6.5 GB" in out
 
 
 def test_help_shows_examples(capsys):
@@ -313,7 +324,7 @@ def test_the_known_counts_add_up_to_the_published_ones():
     for version in KNOWN["VLCS"]:
         assert [images_of(version, domain) for domain in DATASETS["VLCS"].DOMAINS] == [1415, 2656, 3282, 3376]
     for name, versions in KNOWN.items():
-        assert name in SOURCES and CLASSES[name]
+        assert name in DOWNLOADS and CLASSES[name]
         assert all(name == "MNIST" or tuple(version) == DATASETS[name].DOMAINS for version in versions)
 
 
