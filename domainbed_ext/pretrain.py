@@ -37,7 +37,7 @@ from domainbed_ext.models import glyphs
 from domainbed_ext.models.vit_pico import NAME, WEIGHTS
 from domainbed_ext.system import option_values, strict_json
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
-from domainbed_ext.system.progress import Bar, bar, duration
+from domainbed_ext.system.progress import Bar, bar, format_duration
 
 _LINE_STEPS = 100  # steps from one printed line to the next
 _TEST_IMAGES = 2048
@@ -96,7 +96,7 @@ def pretrain(steps: int, batch_size: int, lr: float, seed: int, shown: Bar) -> t
         shown.advance()
         shown.note(f"class loss {named.item():.2f}")
         if step % _LINE_STEPS == 0 or step == steps - 1:
-            took = duration(time.perf_counter() - start)
+            took = format_duration(time.perf_counter() - start)
             print(f"step {step:{len(str(steps - 1))}}  class loss {named.item():.2f}  {took}", flush=True)
 
     model.eval()

@@ -27,7 +27,7 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep import arguments as definitions
 from domainbed_ext.sweep import jobs, states
-from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.attempts import read_latest
 from domainbed_ext.system.files import write_atomically
 from domainbed_ext.system.machine import available_cores
 from vitlorafa.bench.machine import file_name
@@ -74,7 +74,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
         if missing:
             counts = states.describe_states(statuses)
             raise BenchmarkError(f"{len(missing)} of {len(statuses)} runs are not done: {counts}")
-        found = [latest(status.job.folder.path) for status in statuses]
+        found = [read_latest(status.job.folder.path) for status in statuses]
         inside = sum(attempt.seconds for attempt in found if attempt)
         setting_up = sum(attempt.set_up for attempt in found if attempt)
         tries = sum(attempt.number for attempt in found if attempt)

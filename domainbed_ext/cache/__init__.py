@@ -1,12 +1,10 @@
-"""Images decoded once, and mapped into memory by every run after: `python -m domainbed_ext.cache list|build|remove`.
+"""Images decoded once, and mapped into memory by every later run: `python -m domainbed_ext.cache list|build|remove`.
 
-images     an environment's images as they are kept: opened, or made
-variants   at which size they are kept
-content    what tells a list of image files from another, without reading them at each start
-decode     from image files to pixels; all that the processes that do it load
-pixels     the file format: arrays in one memory map
-entries    a bounded folder of entries, each there whole or not at all
-locks      one builder at a time
-place      where the cache lies, and how large it may grow, unless told
-command    the command line
+images       the cached images of environments: opened, or decoded the first time
+variants     the sizes at which images are kept
+fingerprint  what tells a list of image files from another, without reading all of them at each start
+decode       from image files to pixels; all that processes that decode load
+pixels       the file format: arrays in one memory map
+entries      where the cache is, how large it may grow, and its entries, each there whole or not at all
+command      the command line
 """

@@ -1,4 +1,4 @@
-"""From image files to pixels. All that the processes that decode load: PIL and NumPy, but not torch."""
+"""From image files to pixels. Processes that decode load only this: PIL and NumPy, but not torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Part:
     """Images that are decoded together.
 
     Attributes:
-        paths: of the files.
+        paths: Paths of the files.
         sizes: (height, width) at which each is kept; `UNREADABLE` leaves it no room.
-        variant: that is kept.
-        folder: see `pixels.write`.
-        offset: see `pixels.write`.
+        variant: Variant that is kept.
+        folder: Folder, see `pixels.write`.
+        offset: Offset, see `pixels.write`.
     """
 
     paths: Sequence[str]
@@ -43,7 +43,7 @@ def decode(part: Part) -> dict[str, str]:
         part: Which images, and where to.
 
     Returns:
-        By path, why an image could not be decoded to the size it should have.
+        Reason by path, of images that could not be decoded to the size that they should have.
     """
     bad = {}
 
@@ -55,29 +55,29 @@ def decode(part: Part) -> dict[str, str]:
                     bad[path] = "of another size when it is decoded"
             except UnusableImage as reason:
                 bad[path] = str(reason)
-            # What is kept of a bad one is nothing, so that the next one is where it should be.
+            # An unreadable image is black, so that the next one is where it should be.
             yield np.zeros((height, width, 3), np.uint8) if path in bad else image
 
     pixels.write(part.folder, images(), part.offset)
     return bad
 
 
-def sizes(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """(height, width) of images as decoded; `UNREADABLE` for those that cannot be.
+def read_sizes(paths: Sequence[str]) -> list[tuple[int, int]]:
+    """Reads the (height, width) of images as decoded; `UNREADABLE` for those that cannot be.
 
     Args:
-        paths: The files.
+        paths: Paths of the files.
     """
-    found = []
+    sizes = []
     for path in paths:
         try:
-            found.append(size(path))
+            sizes.append(size(path))
         except UnusableImage:
-            found.append(UNREADABLE)
-    return found
+            sizes.append(UNREADABLE)
+    return sizes
 
 
-def decoder() -> str:
-    """What the pixels of a file depend on: our rules, and the versions of what decodes them."""
+def describe_decoder() -> str:
+    """Describes what the pixels of a file depend on: this package's rules, and versions of the decoders."""
     codecs = ("jpg", "libjpeg_turbo", "webp", "littlecms2")
     return " ".join([f"rules {RULES}", PIL.__version__, *(str(features.version(name)) for name in codecs)])

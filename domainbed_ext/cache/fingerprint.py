@@ -1,4 +1,4 @@
-"""What tells a list of image files from another: their content, which is read again only where a file's stat changed.
+"""Fingerprints of lists of image files: digests of their content, read again only where a file's stat changed.
 
 The memo of a list holds each file's stat and the digest of its content then. The kernel sets a file's change time, so
 a file that changed differs in it even where its size and its modification time were put back.
@@ -20,14 +20,14 @@ from domainbed_ext.system import file_stats
 from domainbed_ext.system.file_stats import THREADS, UNKNOWN, in_chunks
 from domainbed_ext.system.files import write_atomically
 
-SETTLED = 2.0  # seconds after a change in which the next may bear the same time, on the coarsest of file systems
+SETTLED = 2.0  # seconds after a change in which another may get the same time stamp, on the coarsest file systems
 
 _MEMOS = ".memos"
 _DIGEST = 16  # bytes
 
 
 def digest(paths: Sequence[str], folder: Path) -> str:
-    """The digest of the files' contents in their order; where they lie and how they are called does not count.
+    """Computes the digest of the files' contents in their order; their names and places do not count.
 
     Args:
         paths: Paths of the files. One that cannot be read counts as a content of its own.
@@ -36,21 +36,21 @@ def digest(paths: Sequence[str], folder: Path) -> str:
     Returns:
         32 hexadecimal digits.
     """
-    return hashlib.blake2b(_remembered(paths, folder).data, digest_size=_DIGEST).hexdigest()
+    return hashlib.blake2b(_look_up(paths, folder).data, digest_size=_DIGEST).hexdigest()
 
 
 def digests(paths: Sequence[str], folder: Path) -> list[bytes]:
-    """The digest of each file's content; empty for a file that cannot be read.
+    """Computes the digest of each file's content; empty for a file that cannot be read.
 
     Args:
         paths: Paths of the files.
         folder: Folder of the cache, which keeps the memo. If it cannot be written to, every file is read each time.
     """
-    return _as_bytes(_remembered(paths, folder))
+    return _as_bytes(_look_up(paths, folder))
 
 
 def read_digests(paths: Sequence[str]) -> list[bytes]:
-    """What `digests` returns, from the files and without a memo.
+    """Computes what `digests` returns, from the files and without a memo.
 
     Args:
         paths: Paths of the files.
@@ -67,29 +67,29 @@ def _read(paths: Sequence[str]) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(contents), np.uint8).reshape(-1, _DIGEST)
 
 
-def _remembered(paths: Sequence[str], folder: Path) -> NDArray[np.uint8]:
-    """The digests [files, 16] of files, of which those are read that changed since they were remembered."""
+def _look_up(paths: Sequence[str], folder: Path) -> NDArray[np.uint8]:
+    """Looks digests [files, 16] up in the memo, and computes those of files that changed since."""
     names = "\0".join([*map(os.path.abspath, paths[:1]), *paths]).encode("utf-8", "surrogateescape")
     memo = folder / _MEMOS / f"{hashlib.blake2b(names, digest_size=_DIGEST).hexdigest()}.safetensors"
     now = time.time_ns()
     stats = file_stats.stats(paths)
-    known, digests = _recall(memo, len(paths))
-    stale = np.flatnonzero((stats != known).any(1) | (stats == UNKNOWN).all(1)).tolist()
+    old_stats, digests = _read_memo(memo, len(paths))
+    stale = np.flatnonzero((stats != old_stats).any(1) | (stats == UNKNOWN).all(1)).tolist()
     if stale:
         digests[stale] = _read([paths[i] for i in stale])
-        # Whatever changed a moment ago may change again and look the same, so it is read once more next time.
+        # A file that changed a moment ago may change again and look the same, so it is read once more next time.
         unsettled = (stats[:, 2] > now - SETTLED * 1e9) | (digests == 0).all(1)
         stats[unsettled] = UNKNOWN
-        if (stats != known).any():
-            _remember(memo, stats, digests)
+        if (stats != old_stats).any():
+            _write_memo(memo, stats, digests)
     return digests
 
 
-def forget(folder: Path) -> None:
+def remove_memos(folder: Path) -> None:
     """Removes all memos.
 
     Args:
-        folder: of the cache.
+        folder: Folder of the cache.
     """
     for memo in (folder / _MEMOS).glob("*.safetensors"):
         memo.unlink(missing_ok=True)
@@ -97,20 +97,20 @@ def forget(folder: Path) -> None:
 
 def _digests(paths: Sequence[str]) -> bytes:
     """The digest of each file's content, one after another; zeros for a file that cannot be read."""
-    found = []
+    contents = []
     for path in paths:
         try:
-            found.append(hashlib.blake2b(Path(path).read_bytes(), digest_size=_DIGEST).digest())
+            contents.append(hashlib.blake2b(Path(path).read_bytes(), digest_size=_DIGEST).digest())
         except OSError:
-            found.append(bytes(_DIGEST))
-    return b"".join(found)
+            contents.append(bytes(_DIGEST))
+    return b"".join(contents)
 
 
-def _recall(memo: Path, count: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """The stats [files, 4] and digests [files, 16] of a memo; unknown ones if there is none, or it is broken."""
+def _read_memo(memo: Path, count: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Reads the stats [files, 4] and digests [files, 16] of a memo; unknown ones if it is missing or broken."""
     try:
-        found = load_file(memo)
-        stats, digests = found["stats"], found["digests"]
+        content = load_file(memo)
+        stats, digests = content["stats"], content["digests"]
         if stats.shape == (count, 4) and digests.shape == (count, _DIGEST):
             return stats.copy(), digests.copy()
     except (OSError, SafetensorError, KeyError):
@@ -118,7 +118,7 @@ def _recall(memo: Path, count: int) -> tuple[NDArray[np.int64], NDArray[np.uint8
     return np.full((count, 4), UNKNOWN, np.int64), np.zeros((count, _DIGEST), np.uint8)
 
 
-def _remember(memo: Path, stats: NDArray[np.int64], digests: NDArray[np.uint8]) -> None:
+def _write_memo(memo: Path, stats: NDArray[np.int64], digests: NDArray[np.uint8]) -> None:
     with contextlib.suppress(OSError):
         memo.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(memo, save({"stats": stats, "digests": digests}))

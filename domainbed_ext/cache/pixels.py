@@ -1,5 +1,8 @@
-"""Images in one file, to be mapped into memory: `pixels.bin` holds their bytes one after another, row by row, and
-`index.safetensors` where each begins and how large it is."""
+"""The file format of cached images, to be mapped into memory.
+
+`pixels.bin` holds the bytes of the images one after another, row by row, and `index.safetensors` their offsets and
+sizes.
+"""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -20,14 +23,14 @@ _FILE, _INDEX = "pixels.bin", "index.safetensors"
 
 
 class Damaged(BenchmarkError):  # noqa: N818  (an error by its base)
-    """Stored images that are not what was written, or are gone."""
+    """Stored images that are incomplete, or gone."""
 
 
-def needed(sizes: NDArray[np.integer]) -> int:
-    """Bytes that images take on disk, their index included.
+def count_bytes(sizes: NDArray[np.integer]) -> int:
+    """Counts the bytes that images take on disk, their index included.
 
     Args:
-        sizes: (height, width) of each, [images, 2].
+        sizes: (height, width) of each image, [images, 2].
     """
     return int(_offsets(sizes)[-1]) + 16 * len(sizes) + 1024
 
@@ -36,11 +39,11 @@ def allocate(folder: Path, sizes: NDArray[np.integer]) -> NDArray[np.int64]:
     """Makes a file of the length that images will take, and its index.
 
     Args:
-        folder: to put them in.
-        sizes: (height, width) of each, [images, 2].
+        folder: Folder of the files.
+        sizes: (height, width) of each image, [images, 2].
 
     Returns:
-        Where each begins, in bytes, and where the last ends: [images + 1].
+        Offset of each image in bytes, and the end of the last: [images + 1].
     """
     offsets = _offsets(sizes)
     with (folder / _FILE).open("xb") as file:
@@ -53,12 +56,12 @@ def write(folder: Path, images: Iterable[Pixels], offset: int = 0) -> None:
     """Writes images one after another. Several processes may write to different parts of a file at once.
 
     Args:
-        folder: that was allocated for them.
-        images: of the sizes that it was allocated for.
-        offset: where the first begins, in bytes.
+        folder: Folder that was allocated for them.
+        images: Images of the sizes that it was allocated for.
+        offset: Offset of the first image, in bytes.
 
     Raises:
-        OSError: e.g. on a full disk, which a map would only tell by killing the process.
+        OSError: E.g. the disk is full; writing to a memory map would kill the process instead.
     """
     with (folder / _FILE).open("r+b") as file:
         file.seek(offset)
@@ -67,18 +70,18 @@ def write(folder: Path, images: Iterable[Pixels], offset: int = 0) -> None:
 
 
 class Stored(Sequence[Pixels]):
-    """Images as read-only views of one memory map. To open it reads no pixels, and to pickle it copies none.
+    """Images as read-only views of one memory map. Opening it reads no pixels, and pickling it copies none.
 
     Args:
-        folder: that they were written to.
+        folder: Folder that they were written to.
 
     Raises:
-        Damaged: they are not whole, or not there.
+        Damaged: They are incomplete, or not there.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        _ = self._opened  # so that damage shows at once
+        _ = self._opened  # so that damage is found at once
 
     @property
     def sizes(self) -> NDArray[np.int32]:
@@ -117,10 +120,10 @@ class Stored(Sequence[Pixels]):
             raise Damaged(f"the images in {self.folder} cannot be read ({error}): {_AGAIN}") from error
         if len(pixels) != offsets[-1]:
             raise Damaged(f"{self.folder / _FILE} has {len(pixels):,} bytes instead of {offsets[-1]:,}: {_AGAIN}")
-        return _Opened(np.asarray(pixels), offsets, sizes)  # a plain array, whose views are made faster
+        return _Opened(np.asarray(pixels), offsets, sizes)  # views of a plain array are faster to make
 
 
-_AGAIN = "remove them with python -m domainbed_ext.cache remove, and they are made again"
+_AGAIN = "remove them with python -m domainbed_ext.cache remove, and the next run decodes them again"
 
 
 class _Opened(NamedTuple):

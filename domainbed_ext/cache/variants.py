@@ -1,4 +1,4 @@
-"""At which size images are kept."""
+"""The sizes at which images are kept."""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,12 +8,12 @@ from PIL import Image
 
 
 class Variant(ABC):
-    """An image as it is kept: as decoded, or bilinearly resized with antialiasing, as `PIL.Image.resize` does it."""
+    """The size at which images are kept; resizing is bilinear with antialiasing, as `PIL.Image.resize` does it."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """In a key, e.g. "224x224"."""
+        """Name in the key of an entry, e.g. "224x224"."""
 
     @property
     def fixed(self) -> tuple[int, int] | None:
@@ -22,18 +22,18 @@ class Variant(ABC):
 
     @abstractmethod
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width), in pixels, that an image is kept at.
+        """Computes the (height, width), in pixels, at which an image is kept.
 
         Args:
-            height: of the image as decoded.
-            width: of the image as decoded.
+            height: Height of the image as decoded.
+            width: Width of the image as decoded.
         """
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image as it is kept.
+        """Resizes an image.
 
         Args:
-            image: as decoded, in RGB.
+            image: Image as decoded, in RGB.
         """
         height, width = self.size(image.height, image.width)
         if (width, height) == image.size:
@@ -43,7 +43,7 @@ class Variant(ABC):
 
 @dataclass(frozen=True)
 class Decoded(Variant):
-    """Images of their own size."""
+    """Images at their own size."""
 
     name = "decoded"
 
@@ -55,7 +55,7 @@ class Decoded(Variant):
 @dataclass(frozen=True)
 class Shorter(Variant):
     """Images scaled down, as torchvision's `v2.Resize(side)` does it, so that their shorter side is `side` pixels.
-    None is scaled up."""
+    No image is scaled up."""
 
     side: int
 
@@ -95,9 +95,12 @@ class Resized(Variant):
         return self.fixed
 
 
-def cropped_from(side: int) -> int:
-    """The shorter side of an image that crops of `side` pixels are taken of: 256 for 224, as is usual.
+def shorter_side_for_crops(side: int) -> int:
+    """Computes the shorter side of images from which crops of `side` pixels are taken: 256 for 224, as usual.
 
-    Crops of 70 % of the area then are blown up by 4 % at most in each direction.
+    Crops of 70 % of the area are then enlarged by at most 4 % in each direction.
+
+    Args:
+        side: Side of the crops in pixels.
     """
     return math.ceil(side * 8 / 7)

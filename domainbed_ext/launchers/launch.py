@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_ext.system import strict_json
-from domainbed_ext.system.attempts import Claim, latest
+from domainbed_ext.system.attempts import Claim, read_latest
 from domainbed_ext.system.files import write_atomically
 
 FOLDER = "launches"
@@ -95,7 +95,7 @@ def begin(sweep_dir: Path, launcher: str, command: str, launch: Launch) -> Itera
         "command": command,
         "date": now.isoformat(timespec="seconds"),
         "runs": list(launch.runs),
-        "tried": {name: last.number for name in launch.runs if (last := latest(sweep_dir / name))},
+        "tried": {name: last.number for name in launch.runs if (last := read_latest(sweep_dir / name))},
         "detached": False,
     }
     write_atomically(path / "launch.json", strict_json.dumps(content, indent=2) + "\n")
@@ -119,5 +119,5 @@ def list_under_way(sweep_dir: Path) -> list[Path]:
 
 
 def _is_under_way(path: Path) -> bool:
-    attempt = latest(path)
-    return bool(read_launch(path).get("detached") or (attempt and attempt.alive()))
+    attempt = read_latest(path)
+    return bool(read_launch(path).get("detached") or (attempt and attempt.is_alive()))

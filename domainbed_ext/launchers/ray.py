@@ -27,7 +27,7 @@ from domainbed_ext.launchers.options import option
 from domainbed_ext.launchers.queue import Queue
 from domainbed_ext.launchers.registry import register_launcher
 from domainbed_ext.launchers.stopping import PATIENCE, StopRequest, stop_request
-from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.attempts import read_latest
 from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.interrupts import GRACE
 from domainbed_ext.system.machine import available_cores
@@ -166,7 +166,7 @@ class _Tasks:
         self._turn = start + _FOLDERS
         for index in itertools.islice([*indices[start:], *indices[:start]], _FOLDERS):
             folder = self.queue.commands[index].folder
-            attempt = latest(folder.path) if folder else None
+            attempt = read_latest(folder.path) if folder else None
             if attempt and attempt.share:
                 self.queue.progress(index, min(attempt.share, 0.999))
 

@@ -1,10 +1,13 @@
-"""Data sets, from wherever they are to where DomainBed expects them: `python -m domainbed_ext.prepare NAME`.
+"""Puts data sets where DomainBed expects them, wherever they come from: `python -m domainbed_ext.prepare NAME`.
 
-sources    where each data set comes from, and how many images it should have
-fetch      a download that goes on where it was cut off
-archives   unpacking what may be broken, or hostile
-layout     which file goes where; cct20 and domain_net for the two that take more than finding folders
-images     an image file's size, hash and whether it decodes
-verify     counts, hashes and the manifest
-command    the command line
+downloads         where each data set comes from, and how many images it should have
+fetch             a download that resumes where it was cut off
+archives          unpacking archives that may be broken or hostile
+assemble          from downloads and archives to the folder of a data set
+layout            which file goes where
+terra_incognita   the same for TerraIncognita, by its annotation lists
+domain_net        the same for DomainNet, by its lists without duplicates
+examine           size, hash and whether it decodes, of an image file
+verify            counts, hashes and the manifest
+command           the command line
 """

@@ -1,7 +1,7 @@
 """Unpacking archives that may be broken, or made to write elsewhere.
 
-Only plain files and folders are taken out, and only into the given folder. Links are refused: none of the data sets
-has any, and without them no name can lead out.
+Only plain files and folders are unpacked, and only into the given folder. Links are refused: no data set has any, and
+without them no name can lead out of the folder.
 """
 
 import lzma
@@ -31,7 +31,11 @@ _Member = tuple[str, bool, Callable[[], IO[bytes] | None]]  # name, whether a fi
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip or a tar, compressed or not, whatever its name."""
+    """Whether a file is a zip or a tar, compressed or not, whatever its name.
+
+    Args:
+        path: Path of the file.
+    """
     return zipfile.is_zipfile(path) or _is_tar(path)
 
 
@@ -48,12 +52,12 @@ def unpack(archive: Path, folder: Path, advance: Callable[[], None]) -> None:
     """Unpacks an archive into a folder that is there whole or not at all.
 
     Args:
-        archive: a zip or a tar, compressed or not.
-        folder: to make; it must not exist.
-        advance: called for each file.
+        archive: Path of a zip or a tar, compressed or not.
+        folder: Folder to make; it must not exist.
+        advance: Callback for each file.
 
     Raises:
-        BenchmarkError: the archive is broken, no archive, or holds a name or link that could lead out of `folder`.
+        BenchmarkError: The archive is broken, no archive, or holds a name or link that could lead out of `folder`.
     """
     if not is_archive(archive):
         raise _not_an_archive(archive)
@@ -75,12 +79,12 @@ def unpack(archive: Path, folder: Path, advance: Callable[[], None]) -> None:
             advance()
     except _BROKEN as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it ends too early"
-        raise BenchmarkError(f"{archive} is a broken archive ({reason}): get it again") from error
+        raise BenchmarkError(f"{archive} is a broken archive ({reason}): download it again") from error
     except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        raise BenchmarkError(f"{archive} has a file and a folder of one name: get it again") from error
+        raise BenchmarkError(f"{archive} has a file and a folder of one name: download it again") from error
     except OSError as error:
-        if error.errno is None:  # gzip's and bzip2's own complaints; those of the disk have a number
-            raise BenchmarkError(f"{archive} is a broken archive ({error}): get it again") from error
+        if error.errno is None:  # gzip's and bzip2's own errors; those of the disk have a number
+            raise BenchmarkError(f"{archive} is a broken archive ({error}): download it again") from error
         raise
     partial.replace(folder)
 
@@ -88,7 +92,7 @@ def unpack(archive: Path, folder: Path, advance: Callable[[], None]) -> None:
 def _not_an_archive(path: Path) -> BenchmarkError:
     if is_html(path):
         return BenchmarkError(f"{path} is a web page, not an archive: download the file itself, in a browser")
-    return BenchmarkError(f"{path} is no zip or tar archive, or is cut off: get it again")
+    return BenchmarkError(f"{path} is no zip or tar archive, or is cut off: download it again")
 
 
 def _members(archive: Path) -> Iterator[_Member]:
@@ -104,12 +108,12 @@ def _members(archive: Path) -> Iterator[_Member]:
             if not (member.isreg() or member.isdir()):
                 raise _link(archive, member.name)
             yield member.name, member.isreg(), lambda member=member: tar.extractfile(member)  # type: ignore[misc]
-        while tar.fileobj and tar.fileobj.read(1 << 20):  # the checksum of a compressed tar is behind its end
+        while tar.fileobj and tar.fileobj.read(1 << 20):  # the checksum of a compressed tar comes after its end
             pass
 
 
 class _WholeTarInfo(tarfile.TarInfo):
-    """Takes nothing but an end mark for the end of a tar; tarfile itself takes damage for it, too."""
+    """Accepts only an end mark as the end of a tar; tarfile itself accepts damage, too."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_WholeTarInfo":
@@ -124,9 +128,9 @@ class _WholeTarInfo(tarfile.TarInfo):
 def _safe(archive: Path, name: str) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0] or "\0" in name:
-        raise BenchmarkError(f"{archive} wants to write outside its folder ({name!r}): do not use it")
+        raise BenchmarkError(f"{archive} would write outside its folder ({name!r}): do not use it")
     return path
 
 
 def _link(archive: Path, name: str) -> BenchmarkError:
-    return BenchmarkError(f"{archive} holds {name!r}, which is a link or a device: pack it again without such files")
+    return BenchmarkError(f"{archive} holds {name!r}, which is a link or a device: pack it without such files")

@@ -1,7 +1,7 @@
-"""A data set's archives, downloaded or given by the user, unpacked and laid out.
+"""From a data set's archives, downloaded or given by the user, to its folder.
 
-Everything happens in `<data_dir>/.prepare-<NAME>`, on the disk of the data set's folder, which it becomes at last by
-one renaming. What is finished there (a download, an unpacked archive) is not done again by a second start.
+Everything happens in `<data_dir>/.prepare-<NAME>`, on the disk of the data set's folder; one rename at the end puts the
+result in place. A second start does not repeat what is finished there (a download, an unpacked archive).
 """
 
 import contextlib
@@ -16,104 +16,103 @@ from typing import Any
 from domainbed_ext.datasets.folders import ImageFolderDomains
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.prepare import domain_net
-from domainbed_ext.prepare import terra_incognita as cct20
+from domainbed_ext.prepare import domain_net, terra_incognita
 from domainbed_ext.prepare.archives import is_archive, unpack
 from domainbed_ext.prepare.downloads import DOWNLOADS, Download
 from domainbed_ext.prepare.fetch import DownloadError, compute_digest, download
-from domainbed_ext.prepare.layout import Plan, Root, folder_plan, follow, mnist_plan
+from domainbed_ext.prepare.layout import Plan, Root, follow, plan_folders, plan_mnist
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.files import write_atomically
 from domainbed_ext.system.progress import BYTES, bar
 
-_PLAIN = (".txt", ".json", "-ubyte", "-ubyte.gz")  # endings of files that are used as they are
+_PLAIN = (".txt", ".json", "-ubyte", "-ubyte.gz")  # endings of files that are not unpacked
 
 
-class Place:
+class Destination:
     """Where a data set is, and where it is made.
 
     Args:
-        name: of the data set.
-        data_dir: the folder that holds data sets.
+        name: Name of the data set.
+        data_dir: Folder that holds the data sets.
     """
 
     def __init__(self, name: str, data_dir: Path) -> None:
         self.name = name
         self.data_dir = data_dir
-        self.target = data_dir / ("MNIST" if name == "MNIST" else _class(name).FOLDER)
+        self.target = data_dir / ("MNIST" if name == "MNIST" else _find_class(name).FOLDER)
         self.staging = data_dir / f".prepare-{name}"
         self.downloads = self.staging / "downloads"
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the data set's folder has all its parts."""
         if self.name == "MNIST":
             parts = [Path("raw") / source.name.removesuffix(".gz") for source in DOWNLOADS["MNIST"]]
         else:
-            parts = [Path(domain) for domain in _class(self.name).DOMAINS] or [Path()]
+            parts = [Path(domain) for domain in _find_class(self.name).DOMAINS] or [Path()]
         return all((self.target / part).exists() for part in parts)
 
 
-def _class(name: str) -> type[ImageFolderDomains]:
+def _find_class(name: str) -> type[ImageFolderDomains]:
     dataset = DATASETS[name]
     assert issubclass(dataset, ImageFolderDomains)
     return dataset
 
 
-def to_fetch(place: Place, given: Sequence[Path]) -> list[Download]:
-    """What is to be downloaded.
+def list_missing(place: Destination, archives: Sequence[Path]) -> list[Download]:
+    """Lists what is to be downloaded.
 
     Args:
-        place: of the data set.
-        given: the user's archives and folders. One with the name of a source stands in for it; any other is taken
-            to be the whole data set.
+        place: Destination of the data set.
+        archives: The user's archives and folders. One with the name of a download replaces it; any other counts as the
+            whole data set.
 
     Returns:
-        The sources that are neither given nor downloaded already.
+        The downloads that are neither given nor there already.
     """
-    if not _all_named(place.name, given):
+    if not _all_named(place.name, archives):
         return []
-    names = {path.name for path in given}
+    names = {path.name for path in archives}
     missing = [source for source in DOWNLOADS[place.name] if source.name not in names]
     return [source for source in missing if not (place.downloads / source.name).exists()]
 
 
-def expand(name: str, archives: Sequence[str]) -> list[Path]:
-    """The user's archives; a folder of a data set's archives counts as those.
+def expand_archives(name: str, archives: Sequence[str]) -> list[Path]:
+    """Expands folders of a data set's archives to these archives.
 
     Args:
-        name: of the data set.
-        archives: as given.
+        name: Name of the data set.
+        archives: Paths as the user gave them.
 
     Raises:
-        BenchmarkError: there is no such file.
+        BenchmarkError: There is no such file.
     """
     names = {source.name for source in DOWNLOADS[name]}
-    given = []
+    paths = []
     for archive in archives:
         path = Path(archive).expanduser()
         if not path.exists():
-            raise BenchmarkError(f"no file or folder {path}: give --archive what you have of {name}")
+            raise BenchmarkError(f"no file or folder {path}: give archives or folders of {name} by --archive")
         inside = sorted(child for child in path.iterdir() if child.name in names) if path.is_dir() else []
-        given += [child for child in inside if child.is_file()] or [path]
-    return given
+        paths += [child for child in inside if child.is_file()] or [path]
+    return paths
 
 
-def lay_out(place: Place, given: Sequence[Path]) -> None:
+def lay_out(place: Destination, archives: Sequence[Path]) -> None:
     """Makes a data set's folder.
 
     Args:
-        place: of the data set.
-        given: the user's archives and folders.
+        place: Destination of the data set.
+        archives: The user's archives and folders.
 
     Raises:
-        BenchmarkError: something cannot be downloaded, is broken, or is missing; says what to do.
-        OSError: the disk is full, or not writable.
+        BenchmarkError: Something cannot be downloaded, is broken, or is missing; the message says what to do.
+        OSError: The disk is full, or not writable.
     """
-    _fetch(place, to_fetch(place, given), given)
-    names = {path.name for path in given}
+    _fetch(place, list_missing(place, archives), archives)
+    names = {path.name for path in archives}
     fetched = [place.downloads / source.name for source in DOWNLOADS[place.name] if source.name not in names]
-    files = [*given, *(path for path in fetched if path.exists() and _all_named(place.name, given))]
-    roots = [_unpacked(place, path) for path in files]
+    files = [*archives, *(path for path in fetched if path.exists() and _all_named(place.name, archives))]
+    roots = [_unpack(place, path) for path in files]
     plan = _plan(place.name, roots)
     layout = place.staging / "layout"
     with bar("laying out", len(plan), "files") as shown:
@@ -125,13 +124,13 @@ def lay_out(place: Place, given: Sequence[Path]) -> None:
     layout.rename(place.target)
 
 
-def _all_named(name: str, given: Sequence[Path]) -> bool:
-    return {path.name for path in given} <= {source.name for source in DOWNLOADS[name]}
+def _all_named(name: str, archives: Sequence[Path]) -> bool:
+    return {path.name for path in archives} <= {source.name for source in DOWNLOADS[name]}
 
 
-def _fetch(place: Place, sources: Sequence[Download], given: Sequence[Path]) -> None:
+def _fetch(place: Destination, sources: Sequence[Download], archives: Sequence[Path]) -> None:
     failed: dict[Download, str] = {}
-    dead: dict[str, str] = {}  # host to why
+    dead: dict[str, str] = {}  # host to reason
     place.downloads.mkdir(parents=True, exist_ok=True)
     for source in sources:
         hosts = {urllib.parse.urlsplit(url).netloc for url in source.urls}
@@ -147,27 +146,27 @@ def _fetch(place: Place, sources: Sequence[Download], given: Sequence[Path]) -> 
                 dead.update(dict.fromkeys(hosts, str(error)))
     if failed:
         for folder in (place.downloads, place.staging):
-            with contextlib.suppress(OSError):  # holds something to go on from
+            with contextlib.suppress(OSError):  # it holds a part to resume from
                 folder.rmdir()
-        raise BenchmarkError(_what_to_get(place, failed, given))
+        raise BenchmarkError(_describe_failure(place, failed, archives))
 
 
-def _what_to_get(place: Place, failed: dict[Download, str], given: Sequence[Path]) -> str:
+def _describe_failure(place: Destination, failed: dict[Download, str], archives: Sequence[Path]) -> str:
     by_place: dict[str, list[str]] = {}
     for source in failed:
         where = source.where if source.page else source.where.removesuffix(source.name)
         by_place.setdefault(where, []).append(source.name)
     get = ", ".join(f"{' '.join(names)} from {where}" for where, names in by_place.items())
-    archives = [*(str(path) for path in given), *(source.name for source in failed)]
+    files = [*(str(path) for path in archives), *(source.name for source in failed)]
     command = ["python", "-m", "domainbed_ext.prepare", place.name, "--data_dir", str(place.data_dir), "--archive"]
     reasons = "; ".join(dict.fromkeys(failed.values()))
-    return f"cannot download ({reasons}): get {get} and go on with: {shlex.join(command + archives)}"
+    return f"cannot download ({reasons}): get {get} manually, then run: {shlex.join(command + files)}"
 
 
-def _unpacked(place: Place, path: Path) -> Root:
+def _unpack(place: Destination, path: Path) -> Root:
     if path.is_dir() or (path.name.endswith(_PLAIN) and not is_archive(path)):
         return Root(path.resolve().name, path)
-    # What was unpacked is this archive's only as long as it is the same file.
+    # The key changes with the file, so that an old folder is not taken for a new archive's.
     state = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = place.staging / "unpacked" / key
@@ -179,13 +178,13 @@ def _unpacked(place: Place, path: Path) -> Root:
 
 def _plan(name: str, roots: Sequence[Root]) -> Plan:
     if name == "MNIST":
-        return mnist_plan(roots, [source.name for source in DOWNLOADS[name]])
-    domains = _class(name).DOMAINS
-    if name == "TerraIncognita" and cct20.has_lists(roots):
-        return cct20.plan(roots)
+        return plan_mnist(roots, [source.name for source in DOWNLOADS[name]])
+    domains = _find_class(name).DOMAINS
+    if name == "TerraIncognita" and terra_incognita.has_lists(roots):
+        return terra_incognita.plan(roots)
     if name == "DomainNet":
         return domain_net.plan(roots, domains)
-    return folder_plan(name, roots, domains)
+    return plan_folders(name, roots, domains)
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -195,6 +194,10 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"name": path.name, "bytes": path.stat().st_size, "sha256": compute_digest(file, "sha256")}
 
 
-def clean_up(place: Place) -> None:
-    """Removes what making the folder needed."""
+def clean_up(place: Destination) -> None:
+    """Removes the files that making the folder needed.
+
+    Args:
+        place: Destination of the data set.
+    """
     shutil.rmtree(place.staging, ignore_errors=True)

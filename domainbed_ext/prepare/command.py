@@ -8,7 +8,7 @@ from pathlib import Path
 from domainbed_ext.data import duplicates
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError, unknown
-from domainbed_ext.prepare.assemble import Place, clean_up, expand, lay_out, to_fetch
+from domainbed_ext.prepare.assemble import Destination, clean_up, expand_archives, lay_out, list_missing
 from domainbed_ext.prepare.downloads import ALIASES, DOWNLOADS
 from domainbed_ext.prepare.verify import MANIFEST, verify
 from domainbed_ext.system import option_values
@@ -20,24 +20,24 @@ from domainbed_ext.system.sizes import format_size
 
 _EXAMPLES = """examples:
   python -m domainbed_ext.prepare PACS --data_dir data                          # download, lay out, verify
-  python -m domainbed_ext.prepare PACS --data_dir data --archive PACS.zip       # from what you have
+  python -m domainbed_ext.prepare PACS --data_dir data --archive PACS.zip       # from your archives
   python -m domainbed_ext.prepare DomainNet --data_dir data --archive ~/domain_net_zips
-  python -m domainbed_ext.prepare VLCS --data_dir data --verify --decode        # only look at what is there
+  python -m domainbed_ext.prepare VLCS --data_dir data --verify --decode        # only verify it
   python -m domainbed_ext.prepare ImageFolderDomains --data_dir mine --verify   # a folder of domains of your own
 
-The manifest that verifying writes is a data set too:
+Verifying writes a manifest, which can be trained on:
   python -m domainbed_ext.train --dataset Manifest --data_dir data/PACS/manifest.csv ...
 
-A start that was cut short resumes where it was: run the same command again. Images are hard links to what they were
-unpacked from, or copies; nothing that you give by --archive is changed.
+If it is interrupted, run the same command again to resume. Images are hard links to the unpacked files, or copies;
+nothing that you give by --archive is changed.
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Makes the parser of the command line."""
     parser = CommandLine(
         prog="python -m domainbed_ext.prepare",
-        description="Downloads a data set, or takes the archives you have; lays it out as DomainBed does; verifies it.",
+        description="Downloads a data set, or takes your archives; lays it out as DomainBed does; verifies it.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,16 +56,16 @@ def make_parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="PATH",
-        help="zip, tar or tar.gz files, or unpacked folders; one named as a download stands in for it, any other for "
+        help="zip, tar or tar.gz files, or unpacked folders; one with the name of a download replaces it, any other is "
         "the whole data set",
     )
-    parser.add_argument("--verify", action="store_true", help="only verify what is there")
-    parser.add_argument("--decode", action="store_true", help="decode every image too, and name those that do not")
+    parser.add_argument("--verify", action="store_true", help="only verify the data set, and write its manifest")
+    parser.add_argument("--decode", action="store_true", help="decode every image too, and list those that fail")
     parser.add_argument(
-        "--workers", type=option_values.whole(1), metavar="N", help="processes that read images (one a core)"
+        "--workers", type=option_values.whole(1), metavar="N", help="processes that read images (one per core)"
     )
     duplicates.add_option(parser)
-    parser.add_argument("--dry_run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be done, and do nothing")
     return parser
 
 
@@ -75,32 +75,32 @@ def _names() -> list[str]:
 
 @as_command()
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: `python -m domainbed_ext.prepare`.
+    """Runs the command `python -m domainbed_ext.prepare`.
 
     Args:
-        argv: its arguments; the process's if None.
+        argv: Arguments of the command; None for the process's.
 
     Returns:
         Exit code 0.
 
     Raises:
-        BenchmarkError: what went wrong, in one sentence with what to do; also where the data set is laid out but is
-            not what it should be.
+        BenchmarkError: It cannot be done, or the data set is there but is not what it should be; the message says
+            why, and what to do.
     """
     args = make_parser().parse_args(argv)
     name = _check(args)
-    place = Place(name, Path(args.data_dir))
-    given = expand(name, args.archive) if name in DOWNLOADS else []
+    place = Destination(name, Path(args.data_dir))
+    archives = expand_archives(name, args.archive) if name in DOWNLOADS else []
     if args.dry_run:
-        _say_what(place, given, args.verify)
+        _print_plan(place, archives, args.verify)
         return 0
     if not args.verify:
         try:
-            _make(place, given)
+            _make(place, archives)
         except OSError as error:
             reason = error.strerror or str(error)
             raise BenchmarkError(
-                f"cannot go on in {place.data_dir} ({reason}): make room, or give --data_dir"
+                f"cannot write to {place.data_dir} ({reason}): make room, or give another --data_dir"
             ) from error
     return _report(place, args.decode, args.workers or available_cores(), args.duplicates)
 
@@ -110,31 +110,31 @@ def _check(args: argparse.Namespace) -> str:
     if name not in DOWNLOADS and name != "ImageFolderDomains":
         if name == "Manifest" or name not in DATASETS:
             raise unknown("data set", name, _names())
-        raise BenchmarkError(f"{name} needs no files: train on it as it is")
+        raise BenchmarkError(f"{name} needs no files: there is nothing to prepare")
     if name == "ImageFolderDomains" and not args.verify:
-        raise BenchmarkError("ImageFolderDomains is a folder of yours, which can only be verified: add --verify")
+        raise BenchmarkError("ImageFolderDomains is your own folder, which can only be verified: add --verify")
     if args.verify and args.archive:
-        raise BenchmarkError("--verify looks at what is laid out: leave out --archive, or leave out --verify")
+        raise BenchmarkError("--verify takes no archives: leave out --archive, or leave out --verify")
     return name
 
 
-def _make(place: Place, given: Sequence[Path]) -> None:
+def _make(place: Destination, archives: Sequence[Path]) -> None:
     place.data_dir.mkdir(parents=True, exist_ok=True)
     with _alone(place):
-        if place.ready():
-            print(f"{place.target} is there already and is only verified; to make it anew, move it away")
+        if place.is_ready():
+            print(f"{place.target} is there already and is only verified; to make it again, move it away")
         elif place.target.exists() and (not place.target.is_dir() or any(place.target.iterdir())):
             raise BenchmarkError(
                 f"{place.target} is there, but is not all of {place.name}: move it away, and give it by --archive if "
-                f"the data is in it"
+                f"it holds data"
             )
         else:
-            lay_out(place, given)
+            lay_out(place, archives)
         clean_up(place)
 
 
 @contextlib.contextmanager
-def _alone(place: Place) -> Iterator[None]:
+def _alone(place: Destination) -> Iterator[None]:
     """Refuses a second process that prepares the same data set."""
 
     def refuse() -> None:
@@ -144,7 +144,7 @@ def _alone(place: Place) -> Iterator[None]:
         yield
 
 
-def _report(place: Place, decode: bool, workers: int, on_duplicates: str) -> int:
+def _report(place: Destination, decode: bool, workers: int, on_duplicates: str) -> int:
     report = verify(place.name, place.data_dir, decode, workers)
     output().print(report.table())
     for path, reason in report.unreadable.items():
@@ -157,13 +157,13 @@ def _report(place: Place, decode: bool, workers: int, on_duplicates: str) -> int
     return 0
 
 
-def _say_what(place: Place, given: Sequence[Path], only_verify: bool) -> None:
-    if only_verify or place.ready():
+def _print_plan(place: Destination, archives: Sequence[Path], only_verify: bool) -> None:
+    if only_verify or place.is_ready():
         print(f"would verify {place.target}")
         return
-    for path in given:
-        print(f"would take {path}")
-    for source in to_fetch(place, given):
+    for path in archives:
+        print(f"would use {path}")
+    for source in list_missing(place, archives):
         size = f", {format_size(source.size)}" if source.size else ""
         print(f"would download {source.name} from {source.urls[0]}{size}")
     print(f"would lay out {place.target} and verify it")

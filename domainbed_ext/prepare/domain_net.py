@@ -8,27 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.prepare.layout import Plan, Root, folder_plan, named_files
+from domainbed_ext.prepare.layout import Plan, Root, find_files, plan_folders
 
 
 def plan(roots: Sequence[Root], domains: Sequence[str]) -> Plan:
-    """The listed images; all of them for a domain without lists, which then has too many, and verifying says so.
+    """Plans the listed images; all images of a domain without lists, which verifying then finds to be too many.
 
     Args:
-        roots: where the archives and lists are.
-        domains: names.
+        roots: Where the archives and lists are.
+        domains: Names of the domains.
 
     Raises:
-        BenchmarkError: a domain, one of its two lists, or a listed image is missing.
+        BenchmarkError: A domain, one of its two lists, or a listed image is missing.
     """
-    found = named_files(roots, [name for domain in domains for name in _lists(domain)])
-    kept = folder_plan("DomainNet", roots, domains)
+    files = find_files(roots, [name for domain in domains for name in _list_names(domain)])
+    kept = plan_folders("DomainNet", roots, domains)
     for domain in domains:
-        lists = [found[name] for name in _lists(domain) if name in found]
+        lists = [files[name] for name in _list_names(domain) if name in files]
         if not lists:
             continue
         if len(lists) == 1:
-            missing = next(name for name in _lists(domain) if name not in found)
+            missing = next(name for name in _list_names(domain) if name not in files)
             raise BenchmarkError(f"DomainNet: there is {lists[0].name} but no {missing}: give both by --archive")
         listed = {place for file in lists for place in _read(file)}
         absent = sorted(listed - {place for _, place in kept})
@@ -41,14 +41,14 @@ def plan(roots: Sequence[Root], domains: Sequence[str]) -> Plan:
     return kept
 
 
-def _lists(domain: str) -> tuple[str, str]:
+def _list_names(domain: str) -> tuple[str, str]:
     return f"{domain}_train.txt", f"{domain}_test.txt"
 
 
 def _read(path: Path) -> list[str]:
-    """The images of a list, whose lines are "<domain>/<class>/<image> <label>"."""
+    """Reads the images of a list, whose lines are "<domain>/<class>/<image> <label>"."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise BenchmarkError(f"{path} is no list of images: get it again") from error
+        raise BenchmarkError(f"{path} is no list of images: download it again") from error
     return [line.rsplit(maxsplit=1)[0] for line in lines if line.strip()]

@@ -20,11 +20,11 @@ class Download:
     """One file of a data set.
 
     Attributes:
-        name: of the file.
-        urls: where to download it, best first.
-        md5: of its content, where known.
-        size: in bytes, where known.
-        page: where a person finds it, if not at the first URL.
+        name: Name of the file.
+        urls: Addresses, the best first.
+        md5: MD5 of its content; None if it is not known.
+        size: Size in bytes; None if it is not known.
+        page: Address for people, if it is not the first URL.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Download:
 
     @property
     def where(self) -> str:
-        """Where a person finds it."""
+        """Address for people."""
         return self.page or self.urls[0]
 
 
 def _drive(name: str, key: str, md5: str) -> Download:
-    """A file on Google Drive."""
+    """Makes the download of a file on Google Drive."""
     url = f"https://drive.google.com/uc?export=download&id={key}"
     return Download(name, (url,), md5, page=f"https://drive.google.com/file/d/{key}/view")
 
@@ -165,7 +165,12 @@ KNOWN: dict[str, tuple[Counts, ...]] = {
 CLASSES = {"VLCS": 5, "PACS": 7, "OfficeHome": 65, "TerraIncognita": 10, "DomainNet": 345, "MNIST": 10}
 
 
-def images_of(counts: Counts, domain: str) -> int:
-    """The images of a domain."""
+def count_images(counts: Counts, domain: str) -> int:
+    """Counts the images of a domain.
+
+    Args:
+        counts: Counts of a data set.
+        domain: Name of the domain.
+    """
     known = counts[domain]
     return known if isinstance(known, int) else sum(known.values())

@@ -1,4 +1,4 @@
-"""An image file's size, hash, and whether it decodes. Imports little, for it is loaded by every worker process."""
+"""Size, hash and decodability of image files. Imports little, for every worker process loads it."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from pathlib import Path
 from domainbed_ext.datasets.image_files import UnusableImage, read
 from domainbed_ext.system.processes import several
 
-_FEW = 2000  # images that one process is done with before others have started
+_FEW = 2000  # images that one process examines before others have started
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found out about a file.
+    """What was found of a file.
 
     Attributes:
         size: Bytes.
@@ -28,11 +28,11 @@ class Examined:
 
 
 def examine(path: str, decode: bool) -> Examined:
-    """Reads a file.
+    """Examines a file.
 
     Args:
-        path: of the file.
-        decode: also decode the whole image.
+        path: Path of the file.
+        decode: Whether to decode the whole image, too.
     """
     try:
         content = Path(path).read_bytes()
@@ -50,20 +50,20 @@ def _problem(path: str) -> str:
 
 
 def examine_all(paths: Sequence[str], decode: bool, workers: int, advance: Callable[[], None]) -> list[Examined]:
-    """Reads files, several at once.
+    """Examines files, several at once.
 
     Args:
-        paths: of the files.
-        decode: also decode them.
-        workers: processes.
-        advance: called for each file.
+        paths: Paths of the files.
+        decode: Whether to decode them, too.
+        workers: Number of processes.
+        advance: Callback for each file.
 
     Returns:
-        What was found out, in the order of `paths`.
+        The findings, in the order of `paths`.
     """
-    found = []
+    results = []
     with several(workers if len(paths) >= _FEW else 1, at_once=64) as run:
         for result in run(partial(examine, decode=decode), paths):
-            found.append(result)
+            results.append(result)
             advance()
-    return found
+    return results

@@ -1,7 +1,7 @@
 """Which file of the unpacked archives goes where, as DomainBed lays data sets out.
 
-A plan is a list of (file, its place below the data set's folder). Making a plan writes nothing; following it makes
-hard links, or copies where there can be none, so what it takes from stays whole and can be taken from again.
+A plan is a list of (file, its place below the data set's folder). Making a plan writes nothing; following it makes hard
+links, or copies where there can be none, so the sources stay whole and can be used again.
 """
 
 import gzip
@@ -23,15 +23,15 @@ class Root:
     """Where to look for files.
 
     Attributes:
-        name: of the archive or folder, as the user knows it.
-        path: the folder it was unpacked to, or itself if it is a folder or a single file.
+        name: Name of the archive or folder, as the user knows it.
+        path: Folder that it was unpacked to, or itself if it is a folder or a single file.
     """
 
     name: str
     path: Path
 
     def walk(self) -> Iterator[tuple[Path, list[str], list[str]]]:
-        """Every folder with its folders and files, sorted, none hidden. Of a single file: its folder, with it."""
+        """Yields every folder with its folders and files, sorted, none hidden; of a single file, its folder with it."""
         if self.path.is_file():
             yield self.path.parent, [], [self.path.name]
             return
@@ -40,15 +40,15 @@ class Root:
             yield Path(folder), list(folders), sorted(name for name in files if not is_hidden(name))
 
 
-def named_files(roots: Sequence[Root], names: Sequence[str]) -> dict[str, Path]:
-    """The first file of each name that any root has.
+def find_files(roots: Sequence[Root], names: Sequence[str]) -> dict[str, Path]:
+    """Finds the first file of each name.
 
     Args:
-        roots: where to look.
-        names: which files.
+        roots: Where to look.
+        names: Names of the files.
 
     Returns:
-        Name to file, of those found.
+        The files by name, of those that exist.
     """
     wanted = set(names)
     found: dict[str, Path] = {}
@@ -59,22 +59,22 @@ def named_files(roots: Sequence[Root], names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def domain_folders(dataset: str, roots: Sequence[Root], domains: Sequence[str]) -> dict[str, Path]:
+def find_domain_folders(dataset: str, roots: Sequence[Root], domains: Sequence[str]) -> dict[str, Path]:
     """Finds the folder of each domain, however deep it lies and whatever is around it.
 
-    A domain's folder has its name, but for case, spaces and underscores, and holds folders of images. An archive or
-    folder given by the user may be the domain itself, if it has the domain's name.
+    A domain's folder has its name (case, spaces and underscores do not matter) and holds folders of images. An archive
+    or folder given by the user may be the domain itself, if it has the domain's name.
 
     Args:
-        dataset: name, for the error.
-        roots: where to look.
-        domains: names.
+        dataset: Name of the data set, for the error.
+        roots: Where to look.
+        domains: Names of the domains.
 
     Returns:
-        Domain to folder.
+        The folders by domain.
 
     Raises:
-        BenchmarkError: a domain is missing, or there in two places.
+        BenchmarkError: A domain is missing, or there in two places.
     """
     wanted = {_plain(domain): domain for domain in domains}
     found: dict[str, list[Path]] = {domain: [] for domain in domains}
@@ -82,19 +82,20 @@ def domain_folders(dataset: str, roots: Sequence[Root], domains: Sequence[str]) 
         for folder, folders, _ in root.walk():
             name = re.split(r"\.(?:zip|tar|tgz)\b", root.name)[0] if folder == root.path else folder.name
             domain = wanted.get(_plain(name))
-            if domain and any(images(folder / child) for child in folders):
+            if domain and any(list_images(folder / child) for child in folders):
                 found[domain].append(folder)
     missing = [domain for domain, places in found.items() if not places]
     if missing:
-        given = ", ".join(root.name for root in roots) or "nothing"
+        names = ", ".join(root.name for root in roots) or "nothing"
         raise BenchmarkError(
-            f"{dataset}: no folder {', '.join(missing)} with folders of images in {given}: "
-            f"give what holds {'it' if len(missing) == 1 else 'them'} by --archive as well"
+            f"{dataset}: no folder {', '.join(missing)} with folders of images in {names}: "
+            f"give the archive that holds {'it' if len(missing) == 1 else 'them'} by --archive, too"
         )
     for domain, places in found.items():
         if len(places) > 1:
             raise BenchmarkError(
-                f"{dataset}: {domain} is there twice, as {places[0]} and {places[1]}: give --archive the right one"
+                f"{dataset}: {domain} is there twice, as {places[0]} and {places[1]}: give only the right one by "
+                "--archive"
             )
     return {domain: places[0] for domain, places in found.items()}
 
@@ -103,8 +104,12 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def images(folder: Path) -> list[str]:
-    """Names of a folder's image files, sorted, without hidden ones."""
+def list_images(folder: Path) -> list[str]:
+    """Lists the names of a folder's image files, sorted, without hidden ones.
+
+    Args:
+        folder: The folder.
+    """
     return sorted(
         entry.name
         for entry in os.scandir(folder)
@@ -112,34 +117,40 @@ def images(folder: Path) -> list[str]:
     )
 
 
-def folder_plan(dataset: str, roots: Sequence[Root], domains: Sequence[str]) -> Plan:
-    """The images of every domain and class: `<domain>/<class>/<image>`. Lists and other files stay behind."""
+def plan_folders(dataset: str, roots: Sequence[Root], domains: Sequence[str]) -> Plan:
+    """Plans the images of every domain and class: `<domain>/<class>/<image>`. Other files are left out.
+
+    Args:
+        dataset: Name of the data set, for the error.
+        roots: Where to look.
+        domains: Names of the domains.
+    """
     plan = []
-    for domain, folder in domain_folders(dataset, roots, domains).items():
+    for domain, folder in find_domain_folders(dataset, roots, domains).items():
         for child in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)):
-            plan += [(child / name, f"{domain}/{child.name}/{name}") for name in images(child)]
+            plan += [(child / name, f"{domain}/{child.name}/{name}") for name in list_images(child)]
     return plan
 
 
-def mnist_plan(roots: Sequence[Root], archives: Sequence[str]) -> Plan:
-    """MNIST's four files, `raw/<name>`, taken from their .gz where need be.
+def plan_mnist(roots: Sequence[Root], archives: Sequence[str]) -> Plan:
+    """Plans MNIST's four files, `raw/<name>`, from their .gz files if need be.
 
     Args:
-        roots: where to look.
-        archives: names of the four .gz files.
+        roots: Where to look.
+        archives: Names of the four .gz files.
 
     Raises:
-        BenchmarkError: one is missing.
+        BenchmarkError: One is missing.
     """
     plan, missing = [], []
     for packed in archives:
         name = packed.removesuffix(".gz")
-        found = named_files(roots, [name, packed])
-        if not found:
+        files = find_files(roots, [name, packed])
+        if not files:
             missing.append(packed)
-        plan += [(found[key], f"raw/{name}") for key in (name, packed) if key in found][:1]
+        plan += [(files[key], f"raw/{name}") for key in (name, packed) if key in files][:1]
     if missing:
-        raise BenchmarkError(f"MNIST: no {', '.join(missing)} in what was given: give them by --archive as well")
+        raise BenchmarkError(f"MNIST: no {', '.join(missing)} in the archives: give them by --archive, too")
     return plan
 
 
@@ -147,22 +158,22 @@ def follow(plan: Plan, folder: Path, advance: Callable[[], None]) -> None:
     """Puts files in their places.
 
     Args:
-        plan: which and where.
-        folder: of the data set; made anew.
-        advance: called for each file.
+        plan: Files and their places.
+        folder: Folder of the data set; an old one is removed.
+        advance: Callback for each file.
 
     Raises:
-        BenchmarkError: a packed file is broken.
+        BenchmarkError: A packed file is broken.
     """
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    made: set[Path] = set()
+    parents: set[Path] = set()
     for source, place in plan:
         target = folder / place
-        if target.parent not in made:
+        if target.parent not in parents:
             target.parent.mkdir(parents=True, exist_ok=True)
-            made.add(target.parent)
+            parents.add(target.parent)
         if source.suffix == ".gz":
             _gunzip(source, target)
         else:
@@ -182,4 +193,4 @@ def _gunzip(source: Path, target: Path) -> None:
         with gzip.open(source) as packed, target.open("wb") as file:
             shutil.copyfileobj(packed, file)
     except (EOFError, gzip.BadGzipFile) as error:
-        raise BenchmarkError(f"{source} is a broken archive ({error}): get it again") from error
+        raise BenchmarkError(f"{source} is a broken archive ({error}): download it again") from error

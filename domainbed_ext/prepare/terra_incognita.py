@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.prepare.layout import Plan, Root, named_files
+from domainbed_ext.prepare.layout import Plan, Root, find_files
 
 LISTS = tuple(f"{name}_annotations.json" for name in ("cis_test", "cis_val", "train", "trans_test", "trans_val"))
 LOCATIONS = ("100", "38", "43", "46")
@@ -30,27 +30,31 @@ CATEGORIES = (
 
 
 def has_lists(roots: Sequence[Root]) -> bool:
-    """Whether any of the five lists is there."""
-    return bool(named_files(roots, LISTS))
+    """Whether any of the five lists is there.
+
+    Args:
+        roots: Where to look.
+    """
+    return bool(find_files(roots, LISTS))
 
 
 def plan(roots: Sequence[Root]) -> Plan:
-    """Which image goes where.
+    """Plans which image goes where.
 
     Args:
-        roots: where the lists and images are.
+        roots: Where the lists and images are.
 
     Returns:
         The plan; each place once.
 
     Raises:
-        BenchmarkError: a list or an image is missing, or a list is broken.
+        BenchmarkError: A list or an image is missing, or a list is broken.
     """
-    lists = named_files(roots, LISTS)
+    lists = find_files(roots, LISTS)
     missing = [name for name in LISTS if name not in lists]
     if missing:
         raise BenchmarkError(
-            f"TerraIncognita: no {', '.join(missing)} in what was given: give eccv_18_annotations.tar.gz by --archive"
+            f"TerraIncognita: no {', '.join(missing)} in the archives: give eccv_18_annotations.tar.gz by --archive"
         )
     categories: dict[Any, str] = {}
     pictures: dict[Any, tuple[str, str]] = {}  # image id to location and file name
@@ -65,12 +69,12 @@ def plan(roots: Sequence[Root]) -> Plan:
             for annotation in content["annotations"]:
                 seen[annotation["image_id"]].add(annotation["category_id"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BenchmarkError(f"{lists[name]} is no annotation list of CCT20: get it again") from error
+            raise BenchmarkError(f"{lists[name]} is no annotation list of CCT20: download it again") from error
     places = {}
     for key, (location, file) in pictures.items():
         for category in {categories.get(category) for category in seen[key]}.intersection(CATEGORIES):
             places[f"location_{location}/{category}/{file}"] = file
-    files = named_files(roots, list(set(places.values())))
+    files = find_files(roots, list(set(places.values())))
     absent = sorted(set(places.values()) - set(files))
     if absent:
         raise BenchmarkError(

@@ -1,4 +1,4 @@
-"""Is a laid out data set the right one, and still what it was? Counts, hashes, decoding, and the manifest."""
+"""Verifies a data set: counts, hashes, decoding, and the manifest."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from domainbed_ext.data.duplicates import Duplicates, Place, group
 from domainbed_ext.datasets.folders import ImageFolderDomains
 from domainbed_ext.datasets.mnist import read_mnist
 from domainbed_ext.datasets.registry import DATASETS
-from domainbed_ext.prepare.downloads import CLASSES, KNOWN, Counts, images_of
+from domainbed_ext.prepare.downloads import CLASSES, KNOWN, Counts, count_images
 from domainbed_ext.prepare.examine import examine_all
 from domainbed_ext.system.files import write_atomically
 from domainbed_ext.system.progress import bar
@@ -25,22 +25,22 @@ _COLUMNS = ("path", "label", "domain", "bytes", "sha256")
 
 
 @dataclass
-class Report:
+class Verification:
     """What verifying found.
 
     Attributes:
-        name: of the data set.
-        counts: domain to class to images.
-        known: what they should be, in the version nearest to it; None for a data set of the user's.
-        sizes: domain to bytes.
-        problems: in words; none if all is well.
-        unreadable: By path, why an image does not decode.
+        name: Name of the data set.
+        counts: Number of images by domain and class.
+        expected: What the counts should be, in the nearest version; None for the user's own data set.
+        sizes: Bytes by domain.
+        problems: Problems in words; empty if there are none.
+        unreadable: Reason by path, of images that do not decode.
         duplicates: Images that are there more than once.
     """
 
     name: str
     counts: dict[str, dict[str, int]]
-    known: Counts | None
+    expected: Counts | None
     sizes: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -48,41 +48,41 @@ class Report:
 
     @property
     def images(self) -> int:
-        """All images."""
+        """Number of all images."""
         return sum(sum(classes.values()) for classes in self.counts.values())
 
     def table(self) -> Table:
-        """Domains with their counts, what these should be, and their sizes."""
+        """Makes a table of domains with their counts, the expected counts, and their sizes."""
         table = Table(title=self.name)
-        for column in ("Domain", "Images", "Known", "Classes", "Smallest", "Largest", "Size"):
+        for column in ("Domain", "Images", "Expected", "Classes", "Smallest", "Largest", "Size"):
             table.add_column(column, justify="left" if column == "Domain" else "right")
         for domain, classes in self.counts.items():
-            known = f"{images_of(self.known, domain):,}" if self.known else ""
+            known = f"{count_images(self.expected, domain):,}" if self.expected else ""
             least, most = min(classes.values()), max(classes.values())
             images, size = sum(classes.values()), format_size(self.sizes[domain])
             table.add_row(domain, f"{images:,}", known, f"{len(classes)}", f"{least:,}", f"{most:,}", size)
-        known = f"{sum(images_of(self.known, domain) for domain in self.known):,}" if self.known else ""
+        known = f"{sum(count_images(self.expected, domain) for domain in self.expected):,}" if self.expected else ""
         table.add_section()
         table.add_row("all", f"{self.images:,}", known, "", "", "", format_size(sum(self.sizes.values())))
         return table
 
 
-def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Report:
-    """Counts and hashes a data set's images and compares them with what is known and with its manifest.
+def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Verification:
+    """Counts and hashes a data set's images and compares them with published counts and with its manifest.
 
-    Writes the manifest, `manifest.csv`, unless one is there that says otherwise.
+    Writes the manifest, `manifest.csv`, unless there is one that differs.
 
     Args:
-        name: a data set of folders, or MNIST.
-        data_dir: the folder that holds it.
-        decode: also decode every image.
-        workers: processes that read images.
+        name: Name of a data set of folders, or MNIST.
+        data_dir: Folder that holds it.
+        decode: Whether to decode every image, too.
+        workers: Number of processes that read images.
 
     Returns:
-        What was found.
+        The findings.
 
     Raises:
-        BenchmarkError: the data set cannot be loaded at all.
+        BenchmarkError: The data set cannot be loaded at all.
     """
     if name == "MNIST":
         return _verify_mnist(data_dir)
@@ -97,7 +97,7 @@ def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Report:
     counts: dict[str, dict[str, int]] = {}
     for environment in dataset.datasets:
         counts[environment.name] = dict(Counter(environment.classes[label] for label in environment.targets))
-    report = Report(name, counts, _nearest(name, counts), problems=_miscounts(name, counts))
+    report = Verification(name, counts, _nearest(name, counts), problems=_miscounts(name, counts))
     with bar("reading", len(rows), "images") as shown:
         examined = examine_all([path for path, _, _ in rows], decode, workers, shown.advance)
     report.duplicates = group(
@@ -116,7 +116,7 @@ def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Report:
         report.problems.append(changes)
     elif odd := [name for name, *_ in table if not _is_utf8(name)]:
         report.problems.append(
-            f"{len(odd)} image name(s) are not UTF-8, {odd[0]!a} first, and so no manifest can list them: rename them"
+            f"{len(odd)} image name(s) are not UTF-8, {odd[0]!a} first, so the manifest cannot list them: rename them"
         )
     elif all(found.sha256 for found in examined):
         _write_manifest(folder / MANIFEST, table)
@@ -126,19 +126,19 @@ def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Report:
 def _is_utf8(name: str) -> bool:
     try:
         name.encode("utf-8")
-    except UnicodeEncodeError:  # what the file system's bytes became that are no text
+    except UnicodeEncodeError:  # surrogates, which stand for bytes that are no text
         return False
     return True
 
 
-def _verify_mnist(data_dir: Path) -> Report:
+def _verify_mnist(data_dir: Path) -> Verification:
     counts, sizes = {}, {}
     for part in ("train", "test"):
         images, digits = read_mnist(data_dir, train=part == "train")
         values = np.unique(digits.numpy(), return_counts=True)
         counts[part] = {str(digit): int(count) for digit, count in zip(*values, strict=True)}
         sizes[part] = images.numel()
-    return Report("MNIST", counts, _nearest("MNIST", counts), sizes, _miscounts("MNIST", counts))
+    return Verification("MNIST", counts, _nearest("MNIST", counts), sizes, _miscounts("MNIST", counts))
 
 
 def _nearest(name: str, counts: dict[str, dict[str, int]]) -> Counts | None:
@@ -156,7 +156,7 @@ def _distance(known: Counts, counts: dict[str, dict[str, int]]) -> int:
 
 
 def _miscounts(name: str, counts: dict[str, dict[str, int]]) -> list[str]:
-    """Where the counts are not the known ones, in words."""
+    """Describes where the counts are not the expected ones."""
     known = _nearest(name, counts)
     if known is None:
         return []
@@ -173,7 +173,7 @@ def _miscounts(name: str, counts: dict[str, dict[str, int]]) -> list[str]:
         problems += [
             f"{place} has {count:,} images instead of {right:,}" for place, count, right in pairs if count != right
         ]
-        if name == "DomainNet" and sum(found.values()) > images_of(known, domain):
+        if name == "DomainNet" and sum(found.values()) > count_images(known, domain):
             problems.append(
                 f"{domain} has duplicates (delete it, and give {domain}_train.txt and {domain}_test.txt too)"
             )
@@ -181,7 +181,7 @@ def _miscounts(name: str, counts: dict[str, dict[str, int]]) -> list[str]:
 
 
 def _changes(path: Path, table: Sequence[tuple[str, ...]]) -> str | None:
-    """How files differ from those in a manifest, in words; None if they do not, or it has no hashes."""
+    """Describes how files differ from those in a manifest; None if they do not, or it has no hashes."""
     if not path.is_file():
         return None
     with path.open(encoding="utf-8", newline="") as file:
@@ -196,7 +196,7 @@ def _changes(path: Path, table: Sequence[tuple[str, ...]]) -> str | None:
     words = [f"{len(names)} image(s) are {kind} ({names[0]} first)" for kind, names in lists.items() if names]
     if not words:
         return None
-    return f"{', '.join(words)} since {path} was written: put them right, or delete it to take them as they are"
+    return f"{', '.join(words)} since {path} was written: restore them, or delete that file to accept them as they are"
 
 
 def _write_manifest(path: Path, table: Sequence[tuple[str, ...]]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.runs import log as run_log
 from domainbed_ext.system import strict_json
-from domainbed_ext.system.attempts import Attempt, Claim, latest
+from domainbed_ext.system.attempts import Attempt, Claim, read_latest
 from domainbed_ext.system.files import remove, write_atomically
 
 NEEDED = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")  # arguments that make a record one
@@ -64,8 +64,8 @@ class RunFolder:
             return State.NOT_LAUNCHED, None
         if "done" in names:
             return State.DONE, None
-        attempt = latest(self.path, names)
-        if attempt and attempt.alive(now):
+        attempt = read_latest(self.path, names)
+        if attempt and attempt.is_alive(now):
             return State.RUNNING, attempt
         return State.FAILED if "failed" in names else State.INTERRUPTED, attempt
 
@@ -176,7 +176,7 @@ class RunFolder:
             error: why, in one sentence.
             exit_code: of the run; negative for the signal that killed it.
         """
-        attempt = latest(self.path)
+        attempt = read_latest(self.path)
         reason = {
             "error": error,
             "exit_code": exit_code,

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from domainbed_ext.cache.entries import Entries, NoRoom, chosen_folder
-from domainbed_ext.cache.images import Progress, cached_all
-from domainbed_ext.cache.variants import Decoded, Resized, Shorter, Variant, cropped_from
+from domainbed_ext.cache.images import Advance, open_cached
+from domainbed_ext.cache.variants import Decoded, Resized, Shorter, Variant, shorter_side_for_crops
 from domainbed_ext.data.augmentation import Augmentation, Pixels
 from domainbed_ext.datasets.base import Environment
 from domainbed_ext.datasets.folders import FileEnvironment
@@ -71,7 +71,7 @@ def entries(args: RunArguments) -> Entries | None:
 
 
 def open_images(
-    setup: Setup, variant: Variant, envs: Sequence[int], processes: int = 1, progress: Progress | None = None
+    setup: Setup, variant: Variant, envs: Sequence[int], processes: int = 1, progress: Advance | None = None
 ) -> dict[int, Images]:
     """Environments' pixels, out of the cache, where they are put if they were not there.
 
@@ -80,7 +80,7 @@ def open_images(
         variant: the size that they are wanted at.
         envs: indices of the environments.
         processes: that decode.
-        progress: see `cached_all`.
+        progress: see `open_cached`.
 
     Returns:
         By environment, its pixels. Those that are no files, or for which the cache has no room, are made at each use.
@@ -93,7 +93,7 @@ def open_images(
     cache = entries(setup.args) if len(files) == len(environments) else None
     if cache is not None:
         try:
-            stored = cached_all(setup.args.dataset, files, variant, cache, processes, progress)
+            stored = open_cached(setup.args.dataset, files, variant, cache, processes, progress)
             return dict(zip(envs, stored, strict=True))
         except NoRoom as error:
             print(f"{error}; until then images are decoded each time", file=sys.stderr)
@@ -105,10 +105,10 @@ class RunImages:
 
     Args:
         setup: the run's parts.
-        progress: told how far the cache is, see `cached_all`.
+        progress: told how far the cache is, see `open_cached`.
     """
 
-    def __init__(self, setup: Setup, progress: Progress | None = None) -> None:
+    def __init__(self, setup: Setup, progress: Advance | None = None) -> None:
         self.setup, self.progress = setup, progress
 
     @property
@@ -126,7 +126,7 @@ class RunImages:
         """What is augmented: as decoded, or (`--training_images resized`) a little larger than the backbone is fed."""
         if self.setup.args.training_images == "exact":
             return Decoded()
-        return Shorter(cropped_from(min(self.setup.inputs.size)))
+        return Shorter(shorter_side_for_crops(min(self.setup.inputs.size)))
 
     @cached_property
     def decodes(self) -> bool:

@@ -9,7 +9,7 @@ from domainbed_ext.divergence import is_diverged
 from domainbed_ext.model_selection import Record, best_step, target_accuracy
 from domainbed_ext.runs.clock import RunTime
 from domainbed_ext.runs.setup import Setup
-from domainbed_ext.system.progress import duration
+from domainbed_ext.system.progress import format_duration
 
 
 def header(facts: Mapping[str, Any], setup: Setup) -> str:
@@ -51,7 +51,7 @@ def line(record: Record, steps: int, seconds: float) -> str:
     loss = record.get("loss")
     parts = [f"step {record['step']:{len(str(steps - 1))}d}"]
     parts += [] if loss is None else [f"loss {loss:.3f}"]
-    parts += [duration(seconds)]
+    parts += [format_duration(seconds)]
     for env, name in enumerate(record["environments"]):
         values = [
             f"{split} {record[key]:.3f}" for split in ("in", "out", "uda") if (key := f"env{env}_{split}_acc") in record

@@ -17,6 +17,7 @@ from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import format_runs
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.progress import bar
+from domainbed_ext.system.sizes import format_size
 
 # Hyperparameters that change neither the layers of a model nor whether it can be made; of ranks the largest is tried.
 _FREE = (
@@ -183,15 +184,6 @@ def _check_room(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked]) ->
     (least, _), room = disk(jobs, checked), free(jobs[0].sweep_dir)
     if least > room:
         raise BenchmarkError(
-            f"{jobs[0].sweep_dir} has {size(room)} free, and {format_runs(len(jobs))} would save {size(least)}: make "
-            "room, give another --output_dir, or add --skip_model_save"
+            f"{jobs[0].sweep_dir} has {format_size(room)} free, and {format_runs(len(jobs))} would save "
+            f"{format_size(least)}: make room, give another --output_dir, or add --skip_model_save"
         )
-
-
-def size(count: float) -> str:
-    """A number of bytes in words: "3.4 GiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -18,10 +18,11 @@ from domainbed_ext.launchers import get_launcher
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.setup import Setup, compute_exactly
 from domainbed_ext.sweep.arguments import SweepArguments
-from domainbed_ext.sweep.check import Checked, disk, free, records, size
+from domainbed_ext.sweep.check import Checked, disk, free, records
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import format_runs
-from domainbed_ext.system.progress import bar, duration
+from domainbed_ext.system.progress import bar, format_duration
+from domainbed_ext.system.sizes import format_size
 
 T = TypeVar("T")
 
@@ -150,14 +151,14 @@ def report(
         saved = 0 if members[0].extra_args["skip_model_save"] else kind_checked.trained
         row = (
             *(dataset, algorithm, str(len(members)), f"{1000 * rates.step:.0f} ms", f"{1000 * rates.image:.1f} ms"),
-            *(duration(sum(each) / len(each)), duration(sum(each)), size(saved)),
+            *(format_duration(sum(each) / len(each)), format_duration(sum(each)), format_size(saved)),
         )
         table.add_row(*map(Text, row))
-    wall = "" if at_once is None else f": {duration(max(sum(taken) / at_once, *taken))} at {at_once} at once"
+    wall = "" if at_once is None else f": {format_duration(max(sum(taken) / at_once, *taken))} at {at_once} at once"
     most, room = disk(jobs, checked, at_once or len(jobs))[1], free(jobs[0].sweep_dir)
     totals = (
-        f"{format_runs(len(jobs))}: {_hours(sum(taken), jobs)} at the speed just measured{wall}; up to {size(most)} on "
-        f"disk, of {size(room)} free"
+        f"{format_runs(len(jobs))}: {_hours(sum(taken), jobs)} at the speed just measured{wall}; "
+        f"up to {format_size(most)} on disk, of {format_size(room)} free"
     )
     return table, Text(totals)
 

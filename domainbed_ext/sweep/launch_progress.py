@@ -9,7 +9,7 @@ from domainbed_ext.runs.messages import result
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import RunStatus, format_runs, read_statuses
 from domainbed_ext.sweep.time_left import estimate_time_left
-from domainbed_ext.system.progress import Bar, duration
+from domainbed_ext.system.progress import Bar, format_duration
 
 REFRESH = 3.0  # seconds at least from one reading of all runs to the next
 SHARE = 20  # at most 1/SHARE of the time is spent on reading them
@@ -66,7 +66,7 @@ class LaunchProgress:
         self.bar.seconds_left = left.seconds
         self._left = ""
         if left.seconds:
-            self._left = f"{'about ' if left.unknown else ''}{duration(left.seconds)} left"
+            self._left = f"{'about ' if left.unknown else ''}{format_duration(left.seconds)} left"
         self._next_reading = time.monotonic() + max(REFRESH, SHARE * (time.monotonic() - now))
 
 
@@ -79,7 +79,7 @@ def describe_end(job: Job) -> str:
     folder = job.folder
     state, _ = folder.look()
     seconds = RunStatus(job, state).seconds
-    took = f" in {duration(seconds)}" if seconds else ""
+    took = f" in {format_duration(seconds)}" if seconds else ""
     if state is State.DONE:
         try:
             return f"{job}: done{took}, {result(folder.records())}"

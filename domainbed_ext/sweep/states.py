@@ -62,7 +62,7 @@ class RunStatus:
     @cached_property
     def seconds(self) -> float | None:
         """Seconds that all attempts at it took so far; None where nobody noted it, as in upstream's runs."""
-        attempt = self.attempt or (attempts.latest(self.job.folder.path) if self.state is State.DONE else None)
+        attempt = self.attempt or (attempts.read_latest(self.job.folder.path) if self.state is State.DONE else None)
         return attempt.seconds if attempt and attempt.owner else None
 
 
@@ -85,7 +85,7 @@ def read_states(runs: Sequence[str], sweep_dir: Path) -> list[tuple[State, Attem
     Raises:
         BenchmarkError: A folder cannot be read.
     """
-    names, waits, now = names_in(sweep_dir), _waits(sweep_dir), attempts.clock(sweep_dir)
+    names, waits, now = names_in(sweep_dir), _waits(sweep_dir), attempts.read_clock(sweep_dir)
     states = []
     for run in runs:
         folder = RunFolder(sweep_dir / run)

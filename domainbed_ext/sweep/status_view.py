@@ -14,7 +14,7 @@ from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep.states import RunStatus, describe_states, format_runs
 from domainbed_ext.sweep.time_left import estimate_time_left
 from domainbed_ext.system import strict_json
-from domainbed_ext.system.progress import duration
+from domainbed_ext.system.progress import format_duration
 
 SHOWN = 10  # of the running and of the failed runs; --json has them all
 SLOWEST = 3
@@ -153,7 +153,7 @@ def _running(statuses: Sequence[RunStatus]) -> list[RenderableType]:
         (
             str(status.job),
             f"{100 * status.share:.0f} %",
-            duration(status.seconds or 0.0),
+            format_duration(status.seconds or 0.0),
             str(status.attempt.owner.get("host", "?")) if status.attempt else "?",
             status.job.name,
         )
@@ -170,10 +170,10 @@ def _slowest(statuses: Sequence[RunStatus]) -> list[RenderableType]:
     if not done:
         return []
     slowest = sorted(done, key=lambda status: -(status.seconds or 0.0))[:SLOWEST]
-    rows = [(str(status.job), duration(status.seconds or 0.0), status.job.name) for status in slowest]
+    rows = [(str(status.job), format_duration(status.seconds or 0.0), status.job.name) for status in slowest]
     total = sum(status.seconds or 0.0 for status in done)
     return [
-        _section(f"slowest of {len(done)} done, which took {duration(total)} together"),
+        _section(f"slowest of {len(done)} done, which took {format_duration(total)} together"),
         _rows(("run", "time", "folder"), rows),
     ]
 

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep.states import RunStatus, format_runs
-from domainbed_ext.system.progress import duration
+from domainbed_ext.system.progress import format_duration
 
 Kind = tuple[str, str]
 """Data set and algorithm: runs of one kind take about as long."""
@@ -44,9 +44,9 @@ class TimeLeft:
         if self.seconds is None:
             return (
                 f"time left: unknown, since nothing is running; {format_runs(self.count)} would take {least}"
-                f"{duration(self.work)} one after another{without}"
+                f"{format_duration(self.work)} one after another{without}"
             )
-        return f"time left: {least}{duration(self.seconds)} with {format_runs(self.running)} at once{without}"
+        return f"time left: {least}{format_duration(self.seconds)} with {format_runs(self.running)} at once{without}"
 
 
 def estimate_time_left(statuses: Sequence[RunStatus], at_once: int = 0, guess: bool = False) -> TimeLeft:

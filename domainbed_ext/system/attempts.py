@@ -1,13 +1,13 @@
-"""Who is at a run: one process at a time, of many on one machine or on many that share a file system.
+"""Claims on runs: one process at a time, of many on one machine or on many that share a file system.
 
 Each attempt at a run is a file in its folder, `attempt_3.json`, made by exclusive creation: of several processes that
-want to make the next attempt, one gets it. While it lasts its owner rewrites the file every few seconds. Whoever wants
-to take over has to see that the owner is dead: on the owner's machine from the process table, elsewhere from a
-heartbeat that fails to come. An owner looks for a later attempt before it writes anything, and leaves if there is one.
+want to make the next attempt, one gets it. While it lasts its owner rewrites the file every few seconds. A claim
+expires when its owner has exited: on the owner's machine the process table tells, elsewhere a heartbeat that fails to
+come. An owner looks for a later attempt before it writes anything, and exits if there is one.
 
 No machine's wall clock is trusted. A heartbeat's age is measured by the clock of the file system, which stamps both the
-heartbeat and the file that it is compared with; and where that says dead, a whole number of heartbeats is waited for by
-a clock that cannot jump.
+heartbeat and the file that it is compared with. Where a claim seems to have expired, several heartbeats are waited for
+by a clock that cannot jump.
 """
 
 import contextlib
@@ -27,35 +27,35 @@ from typing import Any
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.files import write_atomically
 
-LEASE = 60.0  # seconds without a heartbeat after which an owner that cannot be looked at is taken for dead
-BEATS = 5  # heartbeats a lease
+LEASE = 60.0  # seconds without a heartbeat after which the claim of an owner on another machine expires
+BEATS = 5  # heartbeats per lease
 
-_TOLD = ("owner", "seconds", "set_up", "share", "ended")
-_TOLD_SINCE = ("left",)  # which older files lack
+_FIELDS = ("owner", "seconds", "set_up", "share", "ended")
+_NEW_FIELDS = ("left",)  # that files of earlier versions lack
 _NAME = re.compile(r"attempt_(\d+)\.json")
 
 
-class Taken(Exception):  # noqa: N818  (not an error: somebody else does the work)
-    """Another process is at the run."""
+class Taken(Exception):  # noqa: N818  (not an error: another process does the work)
+    """Another process works on the run."""
 
 
 class Lost(Exception):  # noqa: N818
-    """Another process took the run over, for this one seemed dead; nothing may be written any more."""
+    """This process's claim expired and another process has the run; nothing may be written any more."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attempt as its file tells of it.
+    """An attempt, as read from its file.
 
     Attributes:
-        path: of the file.
-        number: 1 for the first.
-        owner: of whom, see `me`; empty if the file cannot be read.
-        seconds: that this attempt and those before it took so far.
-        set_up: seconds of this attempt before its first step.
-        share: of the run that is done, in [0, 1].
-        ended: "done", "failed" or "interrupted"; None if it goes on, or was killed.
-        left: seconds that the rest takes, as the run itself sees it; None if it does not know yet.
+        path: Path of the file.
+        number: Number of the attempt, from 1.
+        owner: Process that makes it, see `identify_process`; empty if the file cannot be read.
+        seconds: Seconds that this attempt and those before it took so far.
+        set_up: Seconds of this attempt before its first step.
+        share: Share of the run that is done, in [0, 1].
+        ended: "done", "failed" or "interrupted"; None if it has not ended, or was killed.
+        left: Seconds left, as the run itself estimates; None if it does not know yet.
     """
 
     path: Path
@@ -67,27 +67,27 @@ class Attempt:
     ended: str | None = None
     left: float | None = None
 
-    def alive(self, now: float | None = None) -> bool:
-        """Whether its owner is at it, as far as can be told at once; in doubt it is not.
+    def is_alive(self, now: float | None = None) -> bool:
+        """Whether its owner runs, as far as can be seen at once; in doubt it does not.
 
         Args:
-            now: of the file system's clock, from `clock`; None reads it.
+            now: Time by the file system's clock, from `read_clock`; None reads it.
         """
         if self.ended:
             return False
         if _is_here(self.owner):
-            return self.owner.get("began") == _began(int(self.owner.get("pid", 0)))
+            return self.owner.get("began") == _read_start(int(self.owner.get("pid", 0)))
         try:
-            age = (clock(self.path.parent) if now is None else now) - self.path.stat().st_mtime
+            age = (read_clock(self.path.parent) if now is None else now) - self.path.stat().st_mtime
         except OSError:
             return False
         return -1.0 < age < LEASE
 
-    def dead(self) -> bool:
-        """Whether its owner is surely gone; waits for some heartbeats where only they can tell."""
+    def is_dead(self) -> bool:
+        """Whether its owner has exited for sure; waits for some heartbeats where only they can tell."""
         if self.ended:
             return True
-        if self.alive():
+        if self.is_alive():
             return False
         if _is_here(self.owner):
             return True
@@ -99,12 +99,12 @@ class Attempt:
         return True
 
 
-def latest(folder: Path, names: Iterable[str] | None = None) -> Attempt | None:
-    """The last attempt at a run.
+def read_latest(folder: Path, names: Iterable[str] | None = None) -> Attempt | None:
+    """Reads the last attempt at a run.
 
     Args:
-        folder: of the run.
-        names: of the files in it, if they are known.
+        folder: Folder of the run.
+        names: Names of the files in it; None lists them.
 
     Returns:
         The attempt; None if there was none.
@@ -116,10 +116,10 @@ def latest(folder: Path, names: Iterable[str] | None = None) -> Attempt | None:
         return None
     path = folder / f"attempt_{max(numbers)}.json"
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        since = {name: told.get(name) for name in _TOLD_SINCE}
-        return Attempt(path, max(numbers), **{name: told[name] for name in _TOLD}, **since)
-    except (OSError, ValueError, KeyError, TypeError):  # being made just now, or on a disk that was full
+        content = json.loads(path.read_text(encoding="utf-8"))
+        new = {name: content.get(name) for name in _NEW_FIELDS}
+        return Attempt(path, max(numbers), **{name: content[name] for name in _FIELDS}, **new)
+    except (OSError, ValueError, KeyError, TypeError):  # it is being written just now, or the disk was full
         return Attempt(path, max(numbers), {})
 
 
@@ -127,19 +127,19 @@ class Claim:
     """The right to work on a run, held while the context lasts.
 
     Args:
-        folder: of the run; it exists.
+        folder: Folder of the run; it exists.
 
     Raises:
-        Taken: another process is at it.
-        OSError: the folder cannot be written to.
+        Taken: Another process works on it.
+        OSError: The folder cannot be written to.
     """
 
     def __init__(self, folder: Path) -> None:
-        before = latest(folder)
-        if before and not before.dead():
+        before = read_latest(folder)
+        if before and not before.is_dead():
             owner = before.owner
             where = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-            raise Taken(f"{where} is at {folder.name}")
+            raise Taken(f"{where} works on {folder.name}")
         self.number = before.number + 1 if before else 1
         self.path = folder / f"attempt_{self.number}.json"
         self.set_up = 0.0
@@ -155,50 +155,50 @@ class Claim:
             with self.path.open("x", encoding="utf-8") as file:
                 file.write(self._content())
         except FileExistsError as error:
-            raise Taken(f"another process is at {folder.name}") from error
+            raise Taken(f"another process works on {folder.name}") from error
         except OSError:
             self.path.unlink(missing_ok=True)
             raise
         try:
-            self.check()  # whoever was slow may have made a number that is long past
+            self.check()  # a slow process may have made a number that is out of date by now
         except Lost as lost:
             self.path.unlink(missing_ok=True)
             raise Taken(str(lost)) from lost
-        for number in range(1, self.number - 1):  # the one before is kept, for whoever wonders
+        for number in range(1, self.number - 1):  # the one before is kept, to find out what happened
             (folder / f"attempt_{number}.json").unlink(missing_ok=True)
 
     @property
     def seconds(self) -> float:
-        """That this attempt and those before it took so far."""
+        """Seconds that this attempt and those before it took so far."""
         return self._seconds_before + time.monotonic() - self._start
 
     def begin_steps(self) -> None:
-        """Notes that what comes before the first step is done."""
+        """Notes that the set-up before the first step is done."""
         self.set_up = time.monotonic() - self._start
 
     def check(self) -> None:
-        """To be called before anything is written.
+        """Checks that the claim still holds; to be called before anything is written.
 
         Raises:
-            Lost: there is a later attempt.
+            Lost: There is a later attempt.
         """
-        newest = latest(self.path.parent)
+        newest = read_latest(self.path.parent)
         if newest is None or newest.number != self.number:
-            raise Lost(f"another process took {self.path.parent.name} over")
+            raise Lost(f"the claim on {self.path.parent.name} expired, and another process has it now")
 
     def beat(self) -> None:
-        """Tells everybody that the owner is alive and how far it is."""
+        """Writes a heartbeat: that the owner runs, and its progress."""
         with self._writing:
             if self.path.exists():  # else the folder was deleted, and must not come back
                 try:
                     write_atomically(self.path, self._content())
-                except OSError:  # a full disk still takes a date
+                except OSError:  # a full disk still takes a time stamp
                     with contextlib.suppress(OSError):
                         os.utime(self.path)
 
     def _content(self) -> str:
-        told = {
-            "owner": me(),
+        content = {
+            "owner": identify_process(),
             "started": self._date,
             "seconds": round(self.seconds, 3),
             "set_up": round(self.set_up, 3),
@@ -206,7 +206,7 @@ class Claim:
             "left": None if self.left is None else round(self.left, 1),
             "ended": self.ended,
         }
-        return strict_json.dumps(told, indent=2) + "\n"
+        return strict_json.dumps(content, indent=2) + "\n"
 
     def __enter__(self) -> "Claim":
         self._thread = threading.Thread(target=self._beat_on, daemon=True)
@@ -224,18 +224,18 @@ class Claim:
             self.beat()
 
 
-def me() -> dict[str, Any]:
-    """This process, as others can recognise it: machine, its start, space of process numbers, number and its start."""
-    return _identity(os.getpid())
+def identify_process() -> dict[str, Any]:
+    """Identifies this process for others: machine, its start, space of process numbers, number and start."""
+    return _identify(os.getpid())
 
 
 def _is_here(owner: dict[str, Any]) -> bool:
-    """Whether an owner is, or was, among the processes that can be looked at."""
-    return all(name in owner and owner[name] == me()[name] for name in ("host", "boot", "pids"))
+    """Whether an owner is, or was, a process of this machine."""
+    return all(name in owner and owner[name] == identify_process()[name] for name in ("host", "boot", "pids"))
 
 
 @cache
-def _identity(pid: int) -> dict[str, Any]:
+def _identify(pid: int) -> dict[str, Any]:
     # Containers may share a host's name and its start, but then number their processes apart.
     boot, pids = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return {
@@ -243,15 +243,15 @@ def _identity(pid: int) -> dict[str, Any]:
         "boot": boot.read_text(encoding="utf-8").strip() if boot.exists() else None,
         "pids": os.readlink(pids) if pids.exists() else None,
         "pid": pid,
-        "began": _began(pid),
+        "began": _read_start(pid),
     }
 
 
-def _began(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks, which tells it from a later one of the same number.
+def _read_start(pid: int) -> str | None:
+    """Reads when a process began, in the kernel's ticks, which tells it from a later one of the same number.
 
     Returns:
-        None if there is none, or it is a zombie; "?" where the system does not tell.
+        The ticks; None if there is no such process, or it is a zombie; "?" where the system does not tell.
     """
     if not Path("/proc/self/stat").exists():
         try:
@@ -268,13 +268,17 @@ def _began(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def clock(folder: Path) -> float:
-    """What time it is by the clock that stamps files in a folder, in seconds."""
+def read_clock(folder: Path) -> float:
+    """Reads the clock that stamps files in a folder, in seconds.
+
+    Args:
+        folder: The folder.
+    """
     probe = folder / f".clock.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
     try:
         probe.touch()
         return probe.stat().st_mtime
-    except OSError:  # not ours to write to: our own clock has to do
+    except OSError:  # no permission to write: this machine's clock has to do
         return time.time()
     finally:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Writes files and folders so that they are there whole or not at all, also after a power cut."""
+"""Writes files and folders atomically: they are there whole or not at all, also after a power cut."""
 
 import os
 import shutil
@@ -7,30 +7,30 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file; whoever reads it meanwhile sees the old one or the new one.
+    """Writes a file; a process that reads it meanwhile sees the old one or the new one.
 
     Args:
-        path: the file.
-        content: of the file; text is written as UTF-8, and what stands in it for bytes of a file's name as these.
+        path: Path of the file.
+        content: Content of the file; text is written as UTF-8, and surrogate escapes as the bytes that they stand for.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: It cannot be written; what was there stays.
     """
     data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     replace_atomically(path, lambda partial: partial.write_bytes(data))
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Puts what `write` makes, a file or a folder, in a path's place.
+    """Replaces a file or a folder by what `write` makes.
 
-    A folder that was there is gone for a moment before the new one stands.
+    Between an old folder and the new one there is none for a moment.
 
     Args:
-        path: of the file or folder.
-        write: makes it at the path that it is given.
+        path: Path of the file or folder.
+        write: Callback that makes it at the path that it is given.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: It cannot be written; what was there stays.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     remove(partial)
@@ -48,7 +48,11 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if there is one."""
+    """Removes a file or a folder, if there is one.
+
+    Args:
+        path: Path of the file or folder.
+    """
     if path.is_dir():
         shutil.rmtree(path)
     else:

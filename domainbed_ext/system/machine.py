@@ -1,8 +1,8 @@
-"""What this process may use of the machine."""
+"""What this process may use of the machine: its cores."""
 
 import joblib
 
 
 def available_cores() -> int:
-    """Cores this process may use, which in a container or under Slurm are fewer than the machine has."""
+    """Counts the cores that this process may use; in a container or under Slurm the machine has more."""
     return int(joblib.cpu_count())

@@ -1,4 +1,4 @@
-"""Progress bars: one display for the whole process, on a terminal's stderr; nothing elsewhere.
+"""Progress bars: one display for the whole process, on a terminal's stderr; no output elsewhere.
 
 A bar that is opened while another is open is a further line of the same display. What is printed meanwhile appears
 above the bars. A run's log is opened within `display`, so that it gets what is printed and nothing of the bars.
@@ -20,13 +20,13 @@ from domainbed_ext.system.sizes import format_size
 
 BYTES = "bytes"
 WINDOW = 120.0  # seconds over which a rate is taken
-TELLING = 1.0  # seconds from which on a rate says something
+LEAST = 1.0  # seconds before a rate means anything
 
 _shown: Progress | None = None
 
 
 class Pace:
-    """How fast something advances, from what was done while it was watched.
+    """Rate of progress, from what was done while it was watched.
 
     Args:
         clock: Clock in seconds.
@@ -37,14 +37,18 @@ class Pace:
         self._samples = deque([(clock(), 0.0)])
 
     def note(self, done: float) -> None:
-        """Takes note of how much is done by now."""
+        """Records how much is done by now.
+
+        Args:
+            done: Amount that is done by now.
+        """
         now = self._clock()
         self._samples.append((now, done))
         while len(self._samples) > 2 and now - self._samples[1][0] > WINDOW:
             self._samples.popleft()
 
     def restart(self, done: float) -> None:
-        """Forgets what was before: what was done without work says nothing about the rate.
+        """Forgets what was before: what was done without work would distort the rate.
 
         Args:
             done: Amount that is done by now.
@@ -53,13 +57,13 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Amount per second; None as long as nothing tells."""
+        """Amount per second; None as long as it is not known."""
         (start, before), (end, done) = self._samples[0], self._samples[-1]
-        return (done - before) / (end - start) if end - start >= TELLING and done > before else None
+        return (done - before) / (end - start) if end - start >= LEAST and done > before else None
 
 
 class Bar:
-    """A line of the display; where there is none, one that nobody sees.
+    """A line of the display; it is not shown where there is no terminal.
 
     Args:
         display: Where it is shown; None for nowhere.
@@ -76,7 +80,7 @@ class Bar:
         self.display, self.unit = display, unit
         self.pace = Pace()
         self.done, self.total = 0.0, total
-        self._told: tuple[float | None] | None = None
+        self._seconds_left: tuple[float | None] | None = None
         self._follows = False
         self.is_closed = False
         self._task = display.add_task(label, total=total, bar=self, note="") if display else None
@@ -84,33 +88,45 @@ class Bar:
     @property
     def seconds_left(self) -> float | None:
         """Time left in seconds; None as long as it is not known."""
-        if self._told is not None:
-            return self._told[0]
+        if self._seconds_left is not None:
+            return self._seconds_left[0]
         rate = self.pace.rate
         return None if rate is None or self.total is None else max(0.0, self.total - self.done) / rate
 
     @seconds_left.setter
     def seconds_left(self, seconds: float | None) -> None:
-        self._told = (seconds,)
+        self._seconds_left = (seconds,)
 
     def advance(self, count: float = 1) -> None:
-        """Tells that so much more is done."""
+        """Adds to what is done.
+
+        Args:
+            count: Amount that is added.
+        """
         self.reach(self.done + count)
 
     def reach(self, done: float) -> None:
-        """Tells how much is done in all."""
+        """Sets how much is done in all.
+
+        Args:
+            done: Amount that is done by now.
+        """
         self.done = done
         self.pace.note(done)
         self._show()
 
     def start_from(self, done: float) -> None:
-        """Tells how much was done before, by an earlier attempt: it counts, but not towards the rate."""
+        """Sets how much was done before, by an earlier attempt: it counts, but not towards the rate.
+
+        Args:
+            done: Amount that is done by now.
+        """
         self.done = done
         self.pace.restart(done)
         self._show()
 
     def follow(self, done: float, total: float | None) -> None:
-        """Tells how much there is by now; what there is at the first call was there before.
+        """Sets how much there is by now; what there is at the first call was there before.
 
         Args:
             done: Amount that is there.
@@ -124,14 +140,22 @@ class Bar:
             self.start_from(done)
 
     def leave_out(self, count: float) -> None:
-        """Takes what need not be done off the total."""
+        """Takes what need not be done off the total.
+
+        Args:
+            count: Amount that need not be done.
+        """
         if self.total is not None:
             self.total -= count
         self.pace.restart(self.done)
         self._show()
 
     def note(self, text: str) -> None:
-        """Shows a text behind the bar."""
+        """Shows a text behind the bar.
+
+        Args:
+            text: The text.
+        """
         if self.display and self._task is not None:
             self.display.update(self._task, note=text)
 
@@ -143,7 +167,7 @@ class Bar:
         """Ends it.
 
         Args:
-            keep: Whether it stays to be seen, if anything was done.
+            keep: Whether it stays on the screen, if anything was done.
         """
         self.is_closed = True
         if self.display and self._task is not None:
@@ -154,10 +178,10 @@ class Bar:
 
 
 class _Figure(ProgressColumn):
-    """What stays in one line: on a narrow terminal the bar gives way."""
+    """A column that never wraps: on a narrow terminal the bar gets shorter."""
 
     def get_table_column(self) -> Column:
-        """Column of the display's table."""
+        """Returns the column of the display's table."""
         return Column(no_wrap=True)
 
 
@@ -174,19 +198,19 @@ class _Rate(_Figure):
     def render(self, task: Task) -> Text:
         bar: Bar = task.fields["bar"]
         rate = bar.pace.rate
-        return Text("" if rate is None else in_words(rate, bar.unit))
+        return Text("" if rate is None else format_rate(rate, bar.unit))
 
 
 class _Left(_Figure):
     def render(self, task: Task) -> Text:
         bar: Bar = task.fields["bar"]
         if bar.is_closed:
-            return Text(f"in {duration(task.elapsed or 0.0)}")
-        return Text("" if bar.seconds_left is None else f"{duration(bar.seconds_left)} left")
+            return Text(f"in {format_duration(task.elapsed or 0.0)}")
+        return Text("" if bar.seconds_left is None else f"{format_duration(bar.seconds_left)} left")
 
 
-def in_words(rate: float, unit: str) -> str:
-    """A rate: "312 images/s", "3.1 MB/s", or of what is slow "2.6 s each".
+def format_rate(rate: float, unit: str) -> str:
+    """Formats a rate: "312 images/s", "3.1 MB/s", or if it is slow "2.6 s each".
 
     Args:
         rate: Amount per second, above 0.
@@ -195,12 +219,16 @@ def in_words(rate: float, unit: str) -> str:
     if unit == BYTES:
         return f"{format_size(rate)}/s"
     if rate < 1:
-        return f"{duration(1 / rate)} each" if rate < 0.1 else f"{1 / rate:.1f} s each"
+        return f"{format_duration(1 / rate)} each" if rate < 0.1 else f"{1 / rate:.1f} s each"
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
 
 
-def duration(seconds: float) -> str:
-    """In words, to two figures or so: "40 s", "7 min", "2 h 05 min", "3 d 4 h"."""
+def format_duration(seconds: float) -> str:
+    """Formats a time, to two figures or so: "40 s", "7 min", "2 h 05 min", "3 d 4 h".
+
+    Args:
+        seconds: The time in seconds.
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -221,7 +249,7 @@ def display() -> Iterator[Progress | None]:
     if _shown is not None or not _is_terminal():
         yield _shown
         return
-    # Bound to the stream as it is now: a log that copies what is printed later on gets nothing of the bars.
+    # Bound to the stream as it is now: a log that copies what is printed later does not get the bars.
     console = Console(file=sys.stderr, force_terminal=True)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), _Count(), _Rate(), _Left()
     to_terminal = sys.stdout.isatty()  # what is piped stays piped
@@ -236,7 +264,7 @@ def display() -> Iterator[Progress | None]:
 
 @contextmanager
 def bar(label: str, total: float | None = None, unit: str = "") -> Iterator[Bar]:
-    """A bar with count, rate and time left. The outermost stays to be seen; one within another goes when it is done.
+    """Shows a bar with count, rate and time left. The outermost bar stays; one within another goes when it is done.
 
     Args:
         label: Text before it.
@@ -256,5 +284,5 @@ def bar(label: str, total: float | None = None, unit: str = "") -> Iterator[Bar]
 
 
 def _is_terminal() -> bool:
-    """Whether stderr is a terminal that can move its cursor. Variables that ask for colour in pipes are no terminal."""
+    """Whether stderr is a terminal that can move its cursor; variables that ask for colour in pipes do not count."""
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")

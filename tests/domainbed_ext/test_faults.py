@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from domainbed_ext.runs.folder import RunFolder, State
-from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.attempts import read_latest
 from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext import fault_injection as faults
 from tests.domainbed_ext.conftest import make_domains
@@ -59,7 +59,7 @@ def test_a_signal_makes_it_checkpoint_and_leave_with_a_code_that_says_so(tmp_pat
     run.wait_for_step(3)
     assert run.kill(number) == ExitCode.INTERRUPTED
     assert RunFolder(folder).state is State.INTERRUPTED and list(folder.glob("checkpoint_*"))
-    assert latest(folder).ended == "interrupted" and latest(folder).share >= 0.25
+    assert read_latest(folder).ended == "interrupted" and read_latest(folder).share >= 0.25
     assert Run(folder, "--save_steps", "0", "--save_minutes", "0").end() == 0
     assert "resumes after" in (folder / "out.txt").read_text()
     assert outcome(folder) == undisturbed

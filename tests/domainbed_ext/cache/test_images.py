@@ -16,13 +16,14 @@ from torchvision.transforms import v2
 from domainbed_ext.cache import decode, images, pixels
 from domainbed_ext.cache import fingerprint as content
 from domainbed_ext.cache.entries import Entries, NoRoom
-from domainbed_ext.cache.images import cached, cached_all
+from domainbed_ext.cache.images import open_cached
 from domainbed_ext.cache.pixels import Damaged, Stored
 from domainbed_ext.cache.variants import Decoded, Resized, Shorter
 from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.system import file_stats
 from domainbed_ext.system.interrupts import Interrupted
+from tests.domainbed_ext.cached_environment import cached
 from tests.domainbed_ext.launched_processes import wait_for
 from tests.domainbed_ext.opened_files import OPENED, settled  # noqa: F401  (a fixture)
 
@@ -95,17 +96,17 @@ def test_pixels_are_pils_bit_for_bit(cache, environment, monkeypatch, variant, p
         np.testing.assert_array_equal(stored[0], np.asarray(pil))
     (entry,) = cache.list()
     assert entry.key.startswith("Zoo/Real_World-") and entry.key.endswith(f"-{variant.name}")
-    assert entry.bytes <= pixels.needed(stored.sizes)
+    assert entry.bytes <= pixels.count_bytes(stored.sizes)
 
 
 def test_a_second_opening_reads_no_image(cache, environment, tmp_path):
-    cached_all("Zoo", [environment], Decoded(), cache)
+    open_cached("Zoo", [environment], Decoded(), cache)
     # For its digest, its header, its pixels.
     assert sorted(opened(tmp_path / "zoo")) == sorted(3 * environment.paths)
     done = []
-    cached_all("Zoo", [environment], Decoded(), cache, progress=done.append)
+    open_cached("Zoo", [environment], Decoded(), cache, progress=done.append)
     assert opened(tmp_path / "zoo") == [] and done == [len(environment)]
-    cached_all("Zoo", [environment], Resized(8, 8), cache)
+    open_cached("Zoo", [environment], Resized(8, 8), cache)
     assert len(opened(tmp_path / "zoo")) == len(environment)  # decoded, but not read for its digest, nor its header
 
 
@@ -131,7 +132,7 @@ def test_a_changed_image_is_another_entry(cache, environment, monkeypatch):
     second = cached(environment, Decoded(), cache, "Zoo")
     assert second.folder != first.folder and (second[1] == (255, 0, 0)).all()
     np.testing.assert_array_equal(second[0], first[0])
-    monkeypatch.setattr(decode, "decoder", lambda: "a newer Pillow")
+    monkeypatch.setattr(decode, "describe_decoder", lambda: "a newer Pillow")
     assert cached(environment, Decoded(), cache, "Zoo").folder not in (first.folder, second.folder)
 
 
@@ -170,7 +171,7 @@ def test_all_bad_images_are_named_at_once(cache, tmp_path):
     Path(bad[2]).unlink()
     for variant in (Decoded(), Resized(8, 8)):
         with pytest.raises(BenchmarkError) as caught:
-            cached_all("Zoo", domains, variant, cache)
+            open_cached("Zoo", domains, variant, cache)
         assert str(caught.value).startswith(f"not a readable image: {', '.join(bad)};")
     assert [entry.what for entry in cache.list()] == ["Zoo/b, 8x8", "Zoo/b, decoded"]
     assert list((cache.folder / ".unfinished").iterdir()) == []
@@ -180,7 +181,7 @@ def test_images_that_change_while_they_are_decoded_are_not_kept(cache, environme
     def change(count):
         Path(environment.paths[0]).write_bytes(Path(environment.paths[1]).read_bytes())
 
-    with pytest.raises(BenchmarkError, match="images of Real World changed while they were decoded: start again"):
+    with pytest.raises(BenchmarkError, match="images of Real World changed while they were decoded: run .* again"):
         cached(environment, Decoded(), cache, "Zoo", progress=change)
     assert cache.list() == []
 

@@ -11,13 +11,13 @@ from PIL import Image
 
 from domainbed_ext.cache import decode
 from domainbed_ext.cache.entries import Entries
-from domainbed_ext.cache.images import cached
 from domainbed_ext.cache.variants import Decoded, Resized
 from domainbed_ext.datasets import image_files
 from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.datasets.listing import IMAGE_ENDINGS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.prepare.examine import examine
+from tests.domainbed_ext.cached_environment import cached
 
 HEIGHT, WIDTH = 24, 36
 RAMP = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
@@ -256,7 +256,7 @@ def test_broken_exif_data_break_no_image(tmp_path, cache):
 def test_without_orientation_a_png_is_not_decoded_for_its_size(tmp_path, monkeypatch):
     RGB.save(tmp_path / "plain.png")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    assert decode.sizes([str(tmp_path / "plain.png")]) == [(HEIGHT, WIDTH)]
+    assert decode.read_sizes([str(tmp_path / "plain.png")]) == [(HEIGHT, WIDTH)]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

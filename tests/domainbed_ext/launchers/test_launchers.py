@@ -20,7 +20,7 @@ from domainbed_ext.launchers.pool import Limits, run_all
 from domainbed_ext.launchers.queue import RESTARTS, Queue
 from domainbed_ext.launchers.slots import Slot, make_slots
 from domainbed_ext.runs.folder import RunFolder, State
-from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.attempts import read_latest
 from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext.launched_processes import (
     ENDLESS,
@@ -94,7 +94,7 @@ def test_a_run_whose_worker_alone_is_asked_to_stop_goes_on(tmp_path):
     command = train_command(tmp_path / "run", "--steps", "40")
     assert execute("local", [command], launch(tmp_path, 1, stop_once)) == [0]
     assert stopped and "resumes after" in (tmp_path / "run" / "out.txt").read_text()
-    assert latest(tmp_path / "run").number == 2
+    assert read_latest(tmp_path / "run").number == 2
 
 
 @pytest.mark.slow
@@ -112,8 +112,8 @@ def test_two_launches_share_the_work(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert codes == [[0] * 6] * 2
-    assert [latest(tmp_path / str(i)).number for i in range(6)] == [1] * 6
-    owners = {latest(tmp_path / str(i)).owner["pid"] for i in range(6)}
+    assert [read_latest(tmp_path / str(i)).number for i in range(6)] == [1] * 6
+    owners = {read_latest(tmp_path / str(i)).owner["pid"] for i in range(6)}
     assert len(owners) == 2
 
 
@@ -258,8 +258,8 @@ def test_when_the_launcher_is_killed_its_runs_leave_with_a_checkpoint(tmp_path):
         launcher.kill()
     assert launcher.wait(60) == -signal.SIGKILL
     wait_for(lambda: RunFolder(run).state is State.INTERRUPTED)
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in (latest(run).owner["pid"], int(other.read_text()))))
-    assert latest(run).ended == "interrupted"
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in (read_latest(run).owner["pid"], int(other.read_text()))))
+    assert read_latest(run).ended == "interrupted"
     assert list(run.glob("checkpoint_*"))
 
 
@@ -273,7 +273,7 @@ def test_an_interrupt_waits_for_the_checkpoints(tmp_path, unignored):
 
     with pytest.raises(KeyboardInterrupt):
         execute("local", [train_command(run, *ENDLESS, "--save_steps", "0")], launch(tmp_path, 1, progress))
-    assert latest(run).ended == "interrupted" and none_left()
+    assert read_latest(run).ended == "interrupted" and none_left()
     assert list(run.glob("checkpoint_*"))
 
 
@@ -295,21 +295,21 @@ def test_a_run_that_takes_too_much_memory_has_failed_and_can_go_on(tmp_path, mon
     )
 
     def has_begun():
-        attempt = latest(run)
-        return attempt and attempt.number == began[-1] and attempt.alive()
+        attempt = read_latest(run)
+        return attempt and attempt.number == began[-1] and attempt.is_alive()
 
     began = []
 
     def progress(index, share):
         if index == 1 and 0 < share < 1:
-            began.append(latest(run).number)
+            began.append(read_latest(run).number)
 
     began.append(0)
     commands = ["true", train_command(run, *ENDLESS)]
     assert execute("local", commands, launch(tmp_path, 1, progress, memory_gb=1)) == [0, 1]
     assert RunFolder(run).state is State.FAILED
     assert RunFolder(run).failure() == "it took 2.0 GB of memory, above memory_gb=1: raise that limit"
-    assert latest(run).number == 2 and latest(run).ended == "interrupted"
+    assert read_latest(run).number == 2 and read_latest(run).ended == "interrupted"
     assert list(run.glob("checkpoint_*"))
 
 

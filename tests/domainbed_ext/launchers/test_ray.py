@@ -8,7 +8,7 @@ import pytest
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers.command import Command
 from domainbed_ext.runs.folder import RunFolder, State
-from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.attempts import read_latest
 from tests.domainbed_ext.launched_processes import ENDLESS, execute, launch, stop, train_command, when
 
 launcher = sys.modules["domainbed_ext.launchers.ray"]
@@ -123,16 +123,16 @@ def test_a_run_whose_process_is_killed_goes_on_and_its_process_is_warm(tmp_path,
     first, second = tmp_path / "first", tmp_path / "second"
 
     def kill():
-        os.kill(latest(first).owner["pid"], signal.SIGKILL)
+        os.kill(read_latest(first).owner["pid"], signal.SIGKILL)
 
     when(lambda: list(first.glob("checkpoint_*")), kill)
     commands = [train_command(first, "--steps", "60"), train_command(second)]
     assert execute("ray", commands, launch(tmp_path, 1, num_gpus=0)) == [0, 0]
-    assert latest(first).number == 2 and latest(second).number == 1
+    assert read_latest(first).number == 2 and read_latest(second).number == 1
     assert "resumes after" in (first / "out.txt").read_text()
-    assert latest(first).owner["pid"] == latest(second).owner["pid"]
+    assert read_latest(first).owner["pid"] == read_latest(second).owner["pid"]
     assert execute("ray", commands, launch(tmp_path)) == [0, 0]
-    assert latest(first).number == 2
+    assert read_latest(first).number == 2
 
 
 @pytest.mark.ray
@@ -158,7 +158,7 @@ def test_an_interrupt_waits_for_the_checkpoints(tmp_path, cluster, sigint):
     when(lambda: list(run.glob("checkpoint_*")), lambda: stop(one, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         execute("ray", [train_command(run, *ENDLESS), f"touch {tmp_path}/after"], launch(tmp_path))
-    assert RunFolder(run).state is State.INTERRUPTED and latest(run).ended == "interrupted"
+    assert RunFolder(run).state is State.INTERRUPTED and read_latest(run).ended == "interrupted"
     assert not (tmp_path / "after").exists()
 
 

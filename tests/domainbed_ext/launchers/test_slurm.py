@@ -20,7 +20,7 @@ from domainbed_ext.launchers.launch import Launch, begin, list_under_way, read_l
 from domainbed_ext.launchers.slurm import cancel, is_waiting, split_into_arrays
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep import command as sweep
-from domainbed_ext.system.attempts import latest
+from domainbed_ext.system.attempts import read_latest
 from domainbed_ext.system.exit_codes import ExitCode
 from tests.domainbed_ext.fake_slurm import CONFIG, FakeSlurm
 from tests.domainbed_ext.fault_injection import SHORT, Run, outcome
@@ -262,7 +262,7 @@ def test_a_job_works_on_its_runs_and_says_how_each_ended(tmp_path, fake):
     with elsewhere.claim():  # by this very process
         job = Job(launch)
         wait_for(has_begun(killed), "it does not begin")
-        os.kill(latest(killed.path).owner["pid"], signal.SIGKILL)
+        os.kill(read_latest(killed.path).owner["pid"], signal.SIGKILL)
         lines = job.end().splitlines()
     assert lines[:3] == ["elsewhere: another process works on it", "killed: exit code -9", "short: exit code 0"]
     assert lines[3].endswith(": exit code 0") and lines[4] == "exit 3: exit code 3" and len(lines) == 5
@@ -392,7 +392,7 @@ def test_warned_and_killed_a_run_ends_as_if_nothing_had_happened(tmp_path, real_
     ask("scancel", "--batch", "--signal=USR2", f"{job}_0")
     wait_for(note.exists, "it is not noted")
     wait_for(lambda: not note.exists() and has_begun(folder)(), "it does not come again")
-    for pid in [*processes(job), latest(folder.path).owner["pid"]]:
+    for pid in [*processes(job), read_latest(folder.path).owner["pid"]]:
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not is_waiting(launch), "Slurm does not notice")
     wait_for(lambda: folder.state is State.INTERRUPTED, "it does not die")
@@ -428,7 +428,7 @@ def test_a_run_comes_again_when_its_time_is_up_or_it_makes_room_and_not_when_it_
     cancel(launch)
     wait_for(lambda: not is_waiting(launch), "it does not end")
     assert folder.state is State.INTERRUPTED and not note.exists()
-    assert latest(folder.path).number == 3 and latest(folder.path).ended == "interrupted", log(launch)
+    assert read_latest(folder.path).number == 3 and read_latest(folder.path).ended == "interrupted", log(launch)
 
 
 @pytest.mark.slurm

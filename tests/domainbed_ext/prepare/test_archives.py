@@ -38,12 +38,12 @@ def corrupt(path):
 
 
 BROKEN = {
-    "up.zip": (lambda path: write_zip(path, {"../evil.png": b"x"}), "wants to write outside its folder"),
-    "abs.zip": (lambda path: write_zip(path, {"/tmp/evil.png": b"x"}), "wants to write outside its folder"),
-    "drive.zip": (lambda path: write_zip(path, {"C:\\evil.png": b"x"}), "wants to write outside its folder"),
-    "back.zip": (lambda path: write_zip(path, {"a\\..\\..\\evil.png": b"x"}), "wants to write outside its folder"),
-    "up.tar": (lambda path: write_tar(path, {"a/../../evil.png": b"x"}), "wants to write outside its folder"),
-    "abs.tar.gz": (lambda path: write_tar(path, {"/tmp/evil.png": b"x"}), "wants to write outside its folder"),
+    "up.zip": (lambda path: write_zip(path, {"../evil.png": b"x"}), "write outside its folder"),
+    "abs.zip": (lambda path: write_zip(path, {"/tmp/evil.png": b"x"}), "write outside its folder"),
+    "drive.zip": (lambda path: write_zip(path, {"C:\\evil.png": b"x"}), "write outside its folder"),
+    "back.zip": (lambda path: write_zip(path, {"a\\..\\..\\evil.png": b"x"}), "write outside its folder"),
+    "up.tar": (lambda path: write_tar(path, {"a/../../evil.png": b"x"}), "write outside its folder"),
+    "abs.tar.gz": (lambda path: write_tar(path, {"/tmp/evil.png": b"x"}), "write outside its folder"),
     "link.tar": (lambda path: write_tar(path, {}, [link("kfold", "/etc")]), "is a link or a device"),
     "out.tar": (lambda path: write_tar(path, {}, [link("a", "../.."), link("a/b", "c")]), "is a link or a device"),
     "hard.tar": (lambda path: write_tar(path, {}, [link("a", "/etc/passwd", tarfile.LNKTYPE)]), "is a link"),
@@ -60,7 +60,7 @@ BROKEN = {
     "empty.zip": (lambda path: path.touch(), "no zip or tar archive"),
     "text.zip": (lambda path: path.write_text("hello"), "no zip or tar archive"),
     "other.zip": (lambda path: write_zip(path, tree(("a", "b"))), "no folder art_painting, .*sketch with folders of"),
-    "less.zip": (lambda path: write_zip(path, tree(PACS[:3])), "no folder sketch .*: give what holds it by --archive"),
+    "less.zip": (lambda path: write_zip(path, tree(PACS[:3])), "no folder sketch .*: give .* holds it by --archive"),
     "twice.zip": (lambda path: write_zip(path, tree(PACS) | tree(PACS[:1], top="b/")), "art_painting is there twice"),
 }
 

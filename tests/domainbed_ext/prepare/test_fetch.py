@@ -211,7 +211,7 @@ def test_a_dead_link_ends_in_a_sentence_with_the_command_to_go_on_with(server, t
     with pytest.raises(BenchmarkError) as caught:
         main(["PACS", "--data_dir", str(data)])
     assert str(caught.value) == (
-        f"cannot download (the server answers 404 Not Found): get PACS.zip from https://a.b/view and go on with: "
+        f"cannot download (the server answers 404 Not Found): get PACS.zip from https://a.b/view manually, then run: "
         f"python -m domainbed_ext.prepare PACS --data_dir '{data}' --archive PACS.zip"
     )
     assert list(data.iterdir()) == []
@@ -226,7 +226,7 @@ def test_what_is_given_and_what_came_is_not_fetched_again(server, tmp_path, monk
     monkeypatch.setitem(DOWNLOADS, "DomainNet", (Download("clipart.zip", ("http://127.0.0.1:9/x",)), gone, *sources))
     given = write_zip(tmp_path / "clipart.zip", tree(domains[:1]))
     server.data = write_zip(tmp_path / "all.zip", {}).read_bytes()
-    with pytest.raises(BenchmarkError, match=r"no connection: .*get sketch.zip from http://127.0.0.1:9/a/ and go on"):
+    with pytest.raises(BenchmarkError, match=r"no connection: .*get sketch.zip from http://127.0.0.1:9/a/ manually"):
         main(["DomainNet", "--data_dir", str(tmp_path), "--archive", str(given)])
     assert len(server.asked) == 4
     rest = write_zip(tmp_path / "sketch.zip", tree(domains[1:]))

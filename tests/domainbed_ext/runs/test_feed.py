@@ -63,7 +63,7 @@ def test_records_are_the_same_with_and_without_the_cache(made, overrides):
 
 def test_without_room_images_are_decoded_each_time(made, capsys):
     records = made(cache_gb=1e-6)
-    assert "give it more with --cache_gb" in capsys.readouterr().err
+    assert "raise --cache_gb" in capsys.readouterr().err
     assert records == made()
 
 

@@ -68,7 +68,7 @@ def test_a_run_that_is_done_by_now_is_spared(tmp_path):
 def test_runs_that_died_elsewhere_are_deleted_side_by_side(tmp_path, monkeypatch):
     """Each takes half a lease to be sure of; here, until all others are asked about."""
     together = threading.Barrier(12, timeout=300)
-    monkeypatch.setattr(Attempt, "dead", lambda attempt: together.wait() >= 0)
+    monkeypatch.setattr(Attempt, "is_dead", lambda attempt: together.wait() >= 0)
     jobs = make_jobs(tmp_path, "--n_trials", "3")
     for job in jobs:
         standing.attempt(job)

@@ -182,7 +182,7 @@ def test_what_is_not_known_is_said_to_be_unknown(tmp_path, makes, sentence):
     [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min"), (360_000, "4 d 4 h")],
 )
 def test_durations_read_well(seconds, words):
-    assert progress.duration(seconds) == words
+    assert progress.format_duration(seconds) == words
 
 
 def test_status_is_plain_text_where_nobody_watches(tmp_path, capsys):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from domainbed_ext.system import attempts
-from domainbed_ext.system.attempts import Claim, Lost, Taken, clock, latest
+from domainbed_ext.system.attempts import Claim, Lost, Taken, read_clock, read_latest
 from tests.domainbed_ext.launched_processes import wait_for
 
 
@@ -39,17 +39,17 @@ def elsewhere(path):
 
 
 def test_one_claims_and_the_next_waits_until_it_ends(tmp_path):
-    assert latest(tmp_path) is None
+    assert read_latest(tmp_path) is None
     with Claim(tmp_path) as claim:
-        assert claim.number == 1 and latest(tmp_path).alive()
-        with pytest.raises(Taken, match=f"process {os.getpid()} on .* is at {tmp_path.name}"):
+        assert claim.number == 1 and read_latest(tmp_path).is_alive()
+        with pytest.raises(Taken, match=f"process {os.getpid()} on .* works on {tmp_path.name}"):
             Claim(tmp_path)
         claim.share, claim.ended = 0.5, "failed"
-    attempt = latest(tmp_path)
-    assert (attempt.ended, attempt.share, attempt.alive()) == ("failed", 0.5, False)
+    attempt = read_latest(tmp_path)
+    assert (attempt.ended, attempt.share, attempt.is_alive()) == ("failed", 0.5, False)
     with Claim(tmp_path) as claim:
         assert claim.number == 2 and claim.seconds >= attempt.seconds
-    assert latest(tmp_path).ended == "interrupted"
+    assert read_latest(tmp_path).ended == "interrupted"
     with Claim(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["attempt_2.json", "attempt_3.json"]
 
@@ -68,7 +68,7 @@ def test_of_many_at_once_one_gets_it(tmp_path):
     (tmp_path / "go").touch()
     said = [process.communicate()[0].split() for process in crowd]
     times = sorted((float(start), float(end)) for start, end in filter(None, said))
-    assert times and len(times) == latest(tmp_path).number
+    assert times and len(times) == read_latest(tmp_path).number
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times)), "two at once"
 
 
@@ -88,7 +88,7 @@ def test_a_killed_owner_on_this_machine_is_known_dead_at_once(tmp_path):
         Claim(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert not latest(tmp_path).alive()
+    assert not read_latest(tmp_path).is_alive()
     with Claim(tmp_path) as claim:
         assert claim.number == 2
 
@@ -98,7 +98,7 @@ def test_a_later_process_of_the_same_number_is_not_the_owner(tmp_path):
         told = json.loads(claim.path.read_text())
         told["owner"]["began"] = "1"
         claim.path.write_text(json.dumps(told))
-        assert not latest(tmp_path).alive()
+        assert not read_latest(tmp_path).is_alive()
 
 
 def test_an_owner_elsewhere_lives_by_its_heartbeat(tmp_path, outlive_the_lease):
@@ -107,11 +107,11 @@ def test_an_owner_elsewhere_lives_by_its_heartbeat(tmp_path, outlive_the_lease):
     told = {**json.loads(claim.path.read_text()), "ended": None}
     claim.path.write_text(json.dumps(told))
     elsewhere(claim.path)
-    assert latest(tmp_path).alive()
-    with pytest.raises(Taken, match="on elsewhere is at"):
+    assert read_latest(tmp_path).is_alive()
+    with pytest.raises(Taken, match="on elsewhere works on"):
         Claim(tmp_path)
     outlive_the_lease(claim.path)
-    assert not latest(tmp_path).alive()
+    assert not read_latest(tmp_path).is_alive()
     with Claim(tmp_path) as later:
         assert later.number == 2
 
@@ -124,7 +124,7 @@ def test_a_clock_that_jumps_kills_no_owner_and_keeps_no_dead_one(tmp_path, short
     told = {**json.loads(claim.path.read_text()), "ended": None}
     claim.path.write_text(json.dumps(told))
     elsewhere(claim.path)
-    monkeypatch.setattr(attempts, "clock", lambda folder: clock(folder) + jump)
+    monkeypatch.setattr(attempts, "read_clock", lambda folder: read_clock(folder) + jump)
     beating = [True]
     stamps = attempts._stamp
     monkeypatch.setattr(attempts, "_stamp", lambda path: (time.monotonic_ns(), 0) if beating[0] else stamps(path))
@@ -139,14 +139,14 @@ def test_an_owner_that_was_taken_over_learns_it_before_it_writes(tmp_path):
     with Claim(tmp_path) as slow:
         slow.check()
         (tmp_path / "attempt_2.json").write_text("{}")
-        with pytest.raises(Lost, match="took .* over"):
+        with pytest.raises(Lost, match="expired, and another process has it"):
             slow.check()
 
 
 def test_an_attempt_whose_file_is_torn_is_dead_after_its_lease(tmp_path, outlive_the_lease):
     (tmp_path / "attempt_4.json").write_text('{"owner": {"ho')
-    assert latest(tmp_path).alive()
-    with pytest.raises(Taken, match="another process is at"):
+    assert read_latest(tmp_path).is_alive()
+    with pytest.raises(Taken, match="another process works on"):
         Claim(tmp_path)
     outlive_the_lease(tmp_path / "attempt_4.json")
     with Claim(tmp_path) as claim:
@@ -159,7 +159,7 @@ def test_heartbeats_go_on_and_a_deleted_folder_does_not_come_back(tmp_path, shor
     with Claim(folder) as claim:
         before = claim.path.stat().st_mtime_ns
         claim.share = 0.25
-        wait_for(lambda: latest(folder).share == 0.25)
+        wait_for(lambda: read_latest(folder).share == 0.25)
         assert claim.path.stat().st_mtime_ns > before
         claim.path.unlink()
         folder.rmdir()

@@ -153,7 +153,7 @@ def test_without_a_home_folder_a_sentence_names_cache_dir():
     environment = {name: value for name, value in os.environ.items() if name not in gone}
     process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert process.returncode == 2
-    assert process.stderr.startswith("error: no home folder is known") and "--cache_dir" in process.stderr
+    assert process.stderr.startswith("error: the user has no home folder") and "--cache_dir" in process.stderr
     assert "Traceback" not in process.stderr
 
 

@@ -3,7 +3,7 @@ import io
 import pytest
 
 from domainbed_ext.system import progress
-from domainbed_ext.system.progress import BYTES, Bar, Pace, in_words
+from domainbed_ext.system.progress import BYTES, Bar, Pace, format_rate
 
 
 class Clock:
@@ -79,7 +79,7 @@ def test_a_rate_forgets_what_is_long_past(clock, bar):
     ],
 )
 def test_rates_read_well(rate, unit, words):
-    assert in_words(rate, unit) == words
+    assert format_rate(rate, unit) == words
 
 
 class Screen(io.StringIO):
