@@ -109,7 +109,7 @@ KINDS = {
     "RGBA.webp": (lambda folder, name: with_alpha(RGB).save(folder / name, lossless=True, exact=True), "RGBA", RGB),
     "CMYK.tif": (lambda folder, name: RGB.convert("CMYK").save(folder / name), "CMYK", RGB),
     "CMYK.jpg": (lambda folder, name: RGB.convert("CMYK").save(folder / name, quality=100), "CMYK", None),
-    "YCbCr.tif": (lambda folder, name: RGB.convert("YCbCr").save(folder / name), "YCbCr", RGB.convert("YCbCr")),
+    "YCbCr.tif": (lambda folder, name: RGB.convert("YCbCr").save(folder / name), "YCbCr RGB", RGB.convert("YCbCr")),
     "LAB.tif": (lambda folder, name: RGB.convert("LAB").save(folder / name), "LAB", RGB.convert("LAB")),
     "animated.webp": (lambda folder, name: frames(folder, name, lossless=True), "RGB RGBA RGBX", RGB),
     "animated.png": (frames, "RGB", RGB),
