@@ -1,5 +1,7 @@
 """What a plain `pip install .` installs."""
 
+import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import domainbed_ext
+import vitlorafa
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,3 +70,22 @@ def test_the_adapters_need_nothing_of_the_benchmark():
     blocked = ["pandas", "sklearn", "domainbed_ext", "matplotlib", "rich", "yaml"]
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import vitlorafa"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_version_is_the_same_everywhere():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    version = setup["metadata"]["version"]
+    assert version == vitlorafa.__version__ == domainbed_ext.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
+    assert f"version = {{{version}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_oldest_versions_are_printed_as_constraints():
+    printed = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "oldest.py"], check=True, capture_output=True, text=True
+    ).stdout.split()
+    lines = (ROOT / "setup.cfg").read_text(encoding="utf-8").splitlines()
+    promised = {re.sub(r"\[\w+]", "", line.split(" = ")[-1].strip()) for line in lines if ">=" in line}
+    assert {line.replace("==", ">=") for line in printed} == promised - {">=3.10"}

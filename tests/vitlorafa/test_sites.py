@@ -143,7 +143,7 @@ def test_convolutions_of_squeeze_and_excite_are_none_of_ours():
     ("name", "named"),
     [
         (
-            "test_coatnet",
+            "coatnet_nano_rw_224",
             ["MaxxVit", "proj", "qkv", "head.fc"],
         ),
         ("vit_pwee_patch16_reg1_gap_256", ["blocks.N.in_proj, blocks.N.attn_out_proj"]),

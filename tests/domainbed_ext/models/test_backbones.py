@@ -65,6 +65,8 @@ def test_position_embeddings_that_are_resampled_are_reported(weights, capsys):
     [("test_resnet", 64), ("test_convnext", 100), ("test_coatnet", 96), ("twins_svt_small", 96), ("test_vit", 96)],
 )
 def test_any_size_that_a_model_takes(name, size):
+    if not timm.is_model(name):
+        pytest.skip("newer than this timm")
     model = backbones.create(name, "none", num_classes=3, image_size=size).eval()
     assert model(torch.zeros(1, 3, size, size)).shape == (1, 3)
 
