@@ -19,6 +19,7 @@ from domainbed_ext.prepare import command as prepare
 from domainbed_ext.runs import arguments as options
 from domainbed_ext.sweep import options as sweep_options
 from domainbed_ext.sweep.arguments import parse
+from vitlorafa.bench import __main__ as adapters_bench
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -182,7 +183,7 @@ def test_commands_that_are_shown_are_understood(module, make_parser):
 def test_options_that_are_named_exist():
     known = {
         option
-        for module in (options, sweep_options, evaluate, prepare, collect_results)
+        for module in (options, sweep_options, evaluate, prepare, collect_results, adapters_bench)
         for action in module.make_parser()._actions
         for option in action.option_strings
     }
