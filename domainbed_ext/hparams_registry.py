@@ -1,4 +1,4 @@
-"""The hyperparameters of a run: those of its method, the defaults or a random draw, and what was given over them.
+"""The hyperparameters of a run: the defaults or a random draw of its method, and the options that override them.
 
 A method declares its hyperparameters where it registers itself: see `algorithms.registry`. A random value comes from a
 generator seeded by the seed and the hyperparameter's name, as in DomainBed, so it depends on no order.
@@ -23,16 +23,16 @@ OPTIONS = ("backbone", "weights", "precision")
 
 
 def plain(value: Any) -> Any:
-    """A plain Python value: a NumPy scalar changes seeds, and JSON and weights_only loading refuse it."""
+    """Returns a plain Python value: NumPy scalars change seeds, and JSON and weights_only loading refuse them."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
-    """The default hyperparameters (`hparams_seed` 0).
+    """Returns the default hyperparameters (`hparams_seed` 0).
 
     Args:
-        algorithm: name, without "@".
-        dataset: name.
+        algorithm: Name, without "@".
+        dataset: Name.
 
     Returns:
         Name to plain Python value.
@@ -41,12 +41,12 @@ def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
 
 
 def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
-    """Random hyperparameters, as DomainBed draws them.
+    """Draws random hyperparameters, as DomainBed does.
 
     Args:
-        algorithm: name, without "@".
-        dataset: name.
-        seed: `seed_hash(hparams_seed, trial_seed)`.
+        algorithm: Name, without "@".
+        dataset: Name.
+        seed: Seed, `seed_hash(hparams_seed, trial_seed)`.
 
     Returns:
         Name to plain Python value.
@@ -55,7 +55,7 @@ def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
     drawn = {}
     for name, kind in METHODS.find(algorithm).hyperparameters.items():
         draw = kind.for_dataset(dataset)[1]
-        generator.seed(seed_hash(seed, name))  # as a new one of that seed, in a hundredth of the time
+        generator.seed(seed_hash(seed, name))  # the same as a new generator, in a hundredth of the time
         drawn[name] = plain(draw(generator))
     return drawn
 
@@ -64,13 +64,13 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
     """Reads `--hparams`.
 
     Args:
-        text: a JSON object, or nothing.
+        text: JSON object; None or empty for none.
 
     Returns:
-        Its content.
+        Values by name.
 
     Raises:
-        BenchmarkError: it is not one.
+        BenchmarkError: The text is not a JSON object.
     """
     if not text:
         return {}
@@ -84,7 +84,7 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
 
 
 def names() -> set[str]:
-    """The hyperparameters that any algorithm has, by all of their names."""
+    """Returns the names and aliases of all algorithms' hyperparameters."""
     return {
         each
         for _, method in METHODS.importable()
@@ -93,51 +93,51 @@ def names() -> set[str]:
     }
 
 
-def canonical(algorithm: str, given: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Hyperparameters by their own names, where they may be given by others, and with values in their one spelling.
+def canonical(algorithm: str, typed: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Returns hyperparameters by their canonical names, with values in their canonical spelling.
 
     Args:
         algorithm: Name, without "@".
-        given: Values by name. Names that the algorithm does not have stay as they are.
-        source: Where these come from, for the error.
+        typed: Values by name or alias. Names that the algorithm does not have stay as they are.
+        source: Where they come from, for the error.
 
     Raises:
-        BenchmarkError: One is given by two names.
+        BenchmarkError: A hyperparameter is there by two names.
     """
     method = METHODS.find(algorithm)
     by_name: dict[str, str] = {}
     values = {}
-    for typed, value in given.items():
-        name = method.hyperparameter(typed)
+    for alias, value in typed.items():
+        name = method.canonical_hyperparameter(alias)
         if name in by_name:
-            raise BenchmarkError(f"{source} gives {name} twice, as {by_name[name]} and as {typed}: give it once")
-        by_name[name] = typed
+            raise BenchmarkError(f"{source} gives {name} twice, as {by_name[name]} and as {alias}: give it once")
+        by_name[name] = alias
         values[name] = method.hyperparameters[name].read(value) if name in method.hyperparameters else value
     return values
 
 
-def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, others: Collection[str] = ()) -> None:
+def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ignored: Collection[str] = ()) -> None:
     """Sets hyperparameters in place.
 
     Args:
-        hparams: An algorithm's.
-        overrides: New values, by the algorithm's names.
-        source: Where these come from, for the error.
-        others: Names that are other algorithms' and passed over, so that one `--hparams` serves a whole sweep.
+        hparams: Hyperparameters of an algorithm.
+        overrides: New values by name.
+        source: Where they come from, for the error.
+        ignored: Names of other algorithms' hyperparameters, so that one `--hparams` serves a whole sweep.
 
     Raises:
         BenchmarkError: The algorithm has no such hyperparameter, or the value has another type than the default.
     """
     for name, value in overrides.items():
         if name not in hparams:
-            if name in others:
+            if name in ignored:
                 continue
             synonyms = _synonyms()
-            raise unknown(f"hyperparameter in {source}:", name, {*hparams, *others} - synonyms.keys(), synonyms)
+            raise unknown(f"hyperparameter in {source}:", name, {*hparams, *ignored} - synonyms.keys(), synonyms)
         current = hparams[name]
         number = isinstance(current, (int, float)) and not isinstance(current, bool)
-        given_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if current is not None and (number != given_number or not (number or isinstance(value, type(current)))):
+        new_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if current is not None and (number != new_number or not (number or isinstance(value, type(current)))):
             raise BenchmarkError(
                 f"hyperparameter {name} in {source} should be of type {type(current).__name__}, not {value!r}"
             )
@@ -152,13 +152,13 @@ def _synonyms() -> dict[str, str]:
 
 
 def check(hparams: Mapping[str, Any]) -> None:
-    """Checks the values that every algorithm has.
+    """Checks the values of hyperparameters that every algorithm has.
 
     Args:
-        hparams: final hyperparameters.
+        hparams: Final hyperparameters.
 
     Raises:
-        BenchmarkError: one is out of range; says which and what it may be.
+        BenchmarkError: A value is out of range.
     """
     if hparams["precision"] not in PRECISIONS:
         raise unknown("precision", str(hparams["precision"]), PRECISIONS)
@@ -187,21 +187,21 @@ def resolve(
     precision: str | None = None,
     hparams: str | None = None,
 ) -> dict[str, Any]:
-    """The hyperparameters that a run ends up with.
+    """Returns the final hyperparameters of a run.
 
     Each of these overrides those before it:
 
     1. the algorithm's defaults on the data set (`hparams_seed` 0), or its random draw;
     2. options of the command line that are hyperparameters: `--backbone`, `--weights`, `--precision`;
-    3. `--hparams`, of which an algorithm takes those that it has;
-    4. the ones after the `@` of the algorithm's name, since a row of a table is what its name says.
+    3. `--hparams`; those of other algorithms are ignored;
+    4. those after the `@` in the algorithm's name, since a table's row is what its name says.
 
     Args:
         algorithm: Name in any spelling, with or without fixed hyperparameters.
         dataset: Name.
         hparams_seed: 0 for the defaults, else the seed of the random draw.
         trial_seed: Number of the trial, which the draw depends on too.
-        backbone: Option of this name; None if it was not given, as of those below.
+        backbone: Option of this name; None, as for the options below, if it was not given.
         weights: Option of this name.
         precision: Option of this name.
         hparams: Option of this name, a JSON object.
@@ -210,20 +210,20 @@ def resolve(
         Values by name, in plain Python. Their ranges are not checked: see `check`.
 
     Raises:
-        BenchmarkError: Unknown algorithm, a hyperparameter that it does not have (of `--hparams`, that no algorithm
-            has), or a value of another type than the default.
+        BenchmarkError: The algorithm is unknown, it does not have a hyperparameter (for `--hparams`: no algorithm has
+            it), or a value has another type than the default.
     """
     base, fixed = parse_name(algorithm)
     seed = seed_hash(hparams_seed, trial_seed)
     drawn = random_hparams(base, dataset, seed) if hparams_seed else default_hparams(base, dataset)
     options = dict(zip(OPTIONS, (backbone, weights, precision), strict=True))
     final = dict(drawn)
-    for given, source in (
+    for typed, source in (
         ({name: value for name, value in options.items() if value is not None}, "the arguments"),
         (parse_hparams(hparams), "--hparams"),
         (fixed, f"the name {algorithm!r}"),
     ):
-        overrides = canonical(base, given, source)
+        overrides = canonical(base, typed, source)
         shared = source == "--hparams" and not overrides.keys() <= drawn.keys()
         checked = dict(drawn)  # a value is compared with the default, not with one that was given before
         apply(checked, overrides, source, names() if shared else ())

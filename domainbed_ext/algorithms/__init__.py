@@ -1,4 +1,4 @@
-"""The methods, as DomainBed algorithms: `BA`, `BOnly`, `AOnly`, `LP`, `FullFT`; and DomainBed's `ERM`.
+"""The methods, as DomainBed algorithms: `BA` (LoRA), `BOnly` (LoRA-FA), `AOnly` (LoRA-FB), `LP`, `FullFT`, `ERM`.
 
 base       what they share: loss, optimizer, checkpoints, what is saved
 full       FullFT and ERM

@@ -1,15 +1,14 @@
-"""The methods, as DomainBed algorithms: `BA`, `BOnly`, `AOnly`, `LP`, `FullFT`; and DomainBed's `ERM`.
+"""The base class of all methods: a DomainBed algorithm on a timm backbone.
 
-A new method is one class and one line in `ALGORITHMS`:
+A method of your own is a class in a file of yours, which `--import` brings in:
 
+    @register_algorithm("MyMethod")
     class MyMethod(Algorithm):
         def prepare(self, backbone, hparams):
             for name, parameter in backbone.named_parameters():
                 parameter.requires_grad = "norm" in name or "head" in name
 
-    ALGORITHMS["MyMethod"] = MyMethod
-
-A name may fix hyperparameters, as in `BOnly@rank=16,lr=0.001`, and is then a row of its own in every table.
+A name may set hyperparameters, as in `BOnly@rank=16,lr=0.001`, and then has a row of its own in every table.
 """
 
 from collections.abc import Callable
@@ -36,16 +35,16 @@ OUTSIDE = "algorithm:"  # begins a file's names of what is not in the backbone
 
 
 class Algorithm(nn.Module):
-    """Empirical risk minimisation over whatever `prepare` leaves trainable, by AdamW at a constant rate.
+    """Minimises the training loss over the parameters that `prepare` leaves trainable, by AdamW at a constant rate.
 
     Args:
-        input_shape: (channels, height, width) of an image.
-        num_classes: of the head.
-        num_domains: number of training environments.
-        hparams: see `domainbed_ext.hparams_registry`.
+        input_shape: Channels, height and width of an image.
+        num_classes: Number of classes.
+        num_domains: Number of training environments.
+        hparams: Hyperparameters of the run.
 
     Attributes:
-        stage: opened around the parts of an update, for `--profile`.
+        stage: Context that `--profile` opens around each part of an update.
         backbone_digest: Digest of the weights that were loaded; None where they start at random.
     """
 
@@ -71,27 +70,27 @@ class Algorithm(nn.Module):
         self.optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad], hparams)
 
     def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
-        """Adapts the backbone in place and chooses what trains, by `requires_grad`.
+        """Adapts the backbone in place, and sets `requires_grad` of its parameters.
 
         Args:
-            backbone: a timm model with a fresh head.
-            hparams: the run's.
+            backbone: Timm model with a new head.
+            hparams: Hyperparameters of the run.
         """
-        raise TypeError(f"{type(self).__name__} does not say what it trains")
+        raise TypeError(f"{type(self).__name__} has no method prepare, which chooses what trains")
 
     def make_optimizer(self, parameters: list[nn.Parameter], hparams: dict[str, Any]) -> torch.optim.Optimizer:
-        """The optimizer of what trains."""
+        """Makes the optimizer of the trainable parameters."""
         return torch.optim.AdamW(parameters, lr=hparams["lr"], weight_decay=hparams["weight_decay"])
 
     def update(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, float]:
         """One step on the mean cross-entropy over all environments' images.
 
         Args:
-            minibatches: (images [batch, channels, height, width], labels [batch]), one a training environment.
-            unlabeled: images of the test environments; not used.
+            minibatches: Images [batch, channels, height, width] and labels [batch] of each training environment.
+            unlabeled: Images of the test environments; not used.
 
         Returns:
-            The step's loss.
+            The loss of the step.
         """
         self.train()
         images = torch.cat([x for x, _ in minibatches]).to(self.device, non_blocking=True)
@@ -117,8 +116,8 @@ class Algorithm(nn.Module):
     def training_state(self) -> dict[str, Any]:
         """All that training changes, for a checkpoint: tensors and plain values.
 
-        That is everything in `state_dict()` but frozen parameters, and the state of every optimizer, schedule and the
-        like that is an attribute. A method with more to it overrides this and `load_training_state`.
+        These are `state_dict()` without frozen parameters, and the states of attributes that have one, such as
+        optimizers and schedules. A method that keeps more overrides this and `load_training_state`.
         """
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         tensors = {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
@@ -126,47 +125,47 @@ class Algorithm(nn.Module):
         return {"tensors": tensors, "parts": parts}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Goes back to what `training_state` gave, in an algorithm of the same arguments."""
+        """Restores what `training_state` returned, in an algorithm of the same arguments."""
         self.load_state_dict(state["tensors"], strict=False)
         for name, part in state["parts"].items():
             getattr(self, name).load_state_dict(part)
 
     def train(self, mode: bool = True) -> "Algorithm":
-        """Leaves frozen normalisation as it is in evaluation: its statistics go with its weights, and do not move."""
+        """Keeps frozen normalisation layers in evaluation mode, so that their statistics do not move."""
         super().train(mode)
         for module in running_statistics.frozen(self):
             module.eval()
         return self
 
     def trained(self) -> dict[str, Tensor]:
-        """What training changes: parameters that train, and buffers, such as statistics, that are not as at the start.
+        """What training changed: trainable parameters, and buffers, such as statistics, that differ from the start.
 
-        Names are the backbone's; what a method keeps outside of it begins with "algorithm:".
+        Names are the backbone's; names of tensors outside of it begin with "algorithm:".
         """
         parameters = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         here = self._named_tensors()
         return {_in_file(name): here[name] for name in [*parameters, *filter(self._is_changed, here)]}
 
     def save(self, folder: Path) -> None:
-        """Writes what was trained (not the backbone it started from) into a folder, as safetensors."""
+        """Saves the trained tensors in a folder, as safetensors, without the frozen ones."""
         write_trained(folder, self.trained(), self.backbone)
 
     def load(self, folder: Path) -> None:
-        """Reads what `save` wrote into an algorithm of the same arguments."""
+        """Loads what `save` wrote, into an algorithm of the same arguments."""
         self.load_trained(folder / TRAINED, lambda name: True)
 
     def _named_tensors(self) -> dict[str, Tensor]:
-        """The parameters and the buffers of a state dict, each once."""
+        """Parameters and buffers of the state dict, each once."""
         kept = self.state_dict().keys()
         return {**dict(self.named_parameters()), **{name: b for name, b in self.named_buffers() if name in kept}}
 
     def _is_changed(self, name: str) -> bool:
-        """Whether it is a buffer that is not as at the start."""
+        """Whether it is a buffer that differs from the start."""
         now, before = dict(self.named_buffers()).get(name), self._buffers_before.get(name)
         return now is not None and (before is None or not torch.equal(before.to(now), now))
 
     def load_trained(self, path: Path, wanted: Callable[[str], bool]) -> None:
-        """Reads those of a file's tensors, by name, that are wanted; they have to be there, and to fit."""
+        """Loads the tensors of a file that are wanted, by name; each has to be there and to fit."""
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
             has_statistics = file.metadata() is not None
@@ -198,12 +197,12 @@ def _in_file(name: str) -> str:
 
 
 def write_trained(folder: Path, tensors: dict[str, Tensor], backbone: nn.Module) -> None:
-    """Writes what was trained.
+    """Saves the trained tensors.
 
     Args:
-        folder: Folder to write into; made if it is missing.
+        folder: Folder to write into; created if it is missing.
         tensors: Tensors by name, as `Algorithm.trained` gives them.
-        backbone: Model that they belong to, which the file describes.
+        backbone: Model of the tensors, which the file describes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(copy_to_cpu(tensors), folder / TRAINED, {"model": strict_json.dumps(describe_model(backbone))})

@@ -1,10 +1,10 @@
-"""What a hyperparameter is: its default and its random draw, which may differ between data sets; and the common ones.
+"""Hyperparameters of methods: defaults and random draws, which may differ between data sets.
 
 Why these defaults. The factors of an adapter start at zero or at random and must move far in few steps, and
-Adam's step has the size of the learning rate, so they want a rate some 20 times that of the pretrained weights.
+Adam's step has the size of the learning rate, so they need about 20 times the rate of pretrained weights.
 Of 5e-4, 1e-3 and 2e-3, 1e-3 had the best in-domain accuracy for `BOnly` on PACS with ViT-Ti and 24 images a step.
-Full fine-tuning keeps DomainBed's rate, under which pretrained weights stay near their start; the small backbone
-wants more. A linear probe is a convex problem, for which a large rate is safe. The weight decay is DomainBed's: zero.
+Full fine-tuning has DomainBed's rate, which keeps pretrained weights near their start; the small backbone needs a
+higher one. A linear probe is a convex problem, for which a large rate is safe. The weight decay is DomainBed's: zero.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -21,14 +21,14 @@ Draw = Callable[[RandomState], Any]
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """A hyperparameter of a method.
+    """A hyperparameter of a method: its default and its random draw.
 
     Attributes:
-        default: Its value for `hparams_seed` 0. Other values have to be of its type, unless it is None.
+        default: Value for `hparams_seed` 0. Other values must have its type, unless it is None.
         draw: Function that draws a random value, for all other seeds; None for the default.
         aliases: Other names that `--hparams` and the `@` in a method's name accept for it.
-        read: Function that gives a value in its one spelling.
-        exceptions: Data sets with a default and a draw of their own, the last of which counts; made by `on`.
+        read: Function that brings a value into its canonical spelling.
+        exceptions: Data sets with their own default and draw, added by `on`; the last one counts.
     """
 
     default: Any
@@ -38,7 +38,7 @@ class Hyperparameter:
     exceptions: tuple[tuple[frozenset[str], Any, Draw | None], ...] = ()
 
     def on(self, datasets: Collection[str], default: Any, draw: Draw | None = None) -> "Hyperparameter":
-        """The same hyperparameter, with another default and draw on some data sets.
+        """Returns the hyperparameter with another default and draw on some data sets.
 
         Args:
             datasets: Names of the data sets.
@@ -48,7 +48,7 @@ class Hyperparameter:
         return replace(self, exceptions=(*self.exceptions, (frozenset(datasets), default, draw)))
 
     def for_dataset(self, dataset: str) -> tuple[Any, Draw]:
-        """Its default and its draw on a data set.
+        """Returns default and draw on a data set.
 
         Args:
             dataset: Name.
@@ -61,26 +61,26 @@ class Hyperparameter:
 
 
 Hyperparameters = Mapping[str, Hyperparameter]
-"""A method's, by name."""
+"""Hyperparameters of a method, by name."""
 
 
 def choice(*options: Any) -> Draw:
-    """A draw of one of several values."""
+    """Returns a draw of one of several values."""
     return lambda generator: generator.choice(options)
 
 
 def log_uniform(low: float, high: float) -> Draw:
-    """A draw from 10^low to 10^high, uniform in the exponent."""
+    """Returns a draw from 10^low to 10^high, uniform in the exponent."""
     return lambda generator: 10 ** generator.uniform(low, high)
 
 
 def power_of_two(low: float, high: float) -> Draw:
-    """A draw of a whole number from 2^low to 2^high, uniform in the exponent."""
+    """Returns a draw of a whole number from 2^low to 2^high, uniform in the exponent."""
     return lambda generator: int(2 ** generator.uniform(low, high))
 
 
 def _targets(value: Any) -> Any:
-    """Sites as one text: a list of names, and PEFT's word for all, are accepted."""
+    """Targets as one string; a list and PEFT's "all-linear" are accepted."""
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
         value = ",".join(value)
     return "all" if value == "all-linear" else value
@@ -104,7 +104,7 @@ COMMON: Hyperparameters = {
     .on(("DomainNet",), 32, power_of_two(3, 5.0))
     .on(SMALL_IMAGES, 64, power_of_two(3, 9)),
 }
-"""What every method has; DomainBed's values."""
+"""Hyperparameters of every method, with DomainBed's values."""
 
 
 def _lr(default: float, draw: Draw) -> Hyperparameter:
@@ -119,7 +119,7 @@ TUNED: Hyperparameters = {
     # A training split has 13 images.
     .on(DEBUG, 8, power_of_two(1, 3.5)),
 }
-"""What the methods of this project have, for which small data sets take small batches."""
+"""Hyperparameters of this project's methods, with smaller batches on small data sets."""
 
 ADAPTER: Hyperparameters = {
     **TUNED,

@@ -1,4 +1,4 @@
-"""LoRA and its two halves: which factor of each adapter trains."""
+"""LoRA, LoRA-FA and LoRA-FB: which factors of each adapter train."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,12 +12,12 @@ from vitlorafa import AdapterConfig, AdapterError, correct_gradients, inject, lo
 
 
 class BA(Algorithm):
-    """LoRA (Hu et al., 2021): both factors train."""
+    """LoRA (Hu et al. 2021): both factors train."""
 
     TRAIN: ClassVar[Literal["B", "A", "BA"]] = "BA"
 
     def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
-        """Adds the adapters; they and the head train."""
+        """Adds the adapters. Their factors and the head train."""
         try:
             config = AdapterConfig(
                 rank=hparams["rank"],
@@ -40,7 +40,7 @@ class BA(Algorithm):
         return optimizer
 
     def save(self, folder: Path) -> None:
-        """Writes the adapter and the head, in vitlorafa's format, and beside it what is outside of the backbone."""
+        """Saves adapter and head in vitlorafa's format, and tensors outside of the backbone in a second file."""
         try:
             save_adapter(self.backbone, folder, head=True)
         except AdapterError as error:
@@ -50,20 +50,19 @@ class BA(Algorithm):
             write_trained(folder, outside, self.backbone)
 
     def load(self, folder: Path) -> None:
-        """Reads the adapter and the head, and what lies beside."""
+        """Loads what `save` wrote."""
         load_adapter(self.backbone, folder)
         if (folder / TRAINED).exists():
             self.load_trained(folder / TRAINED, lambda name: name.startswith(OUTSIDE))
 
 
 class BOnly(BA):
-    """B̂A_rand of the asymmetry paper (Zhu et al., 2024), or LoRA-FA: A is a frozen random orthonormal
-    projection, B trains."""
+    """LoRA-FA, B̂A_rand in Zhu et al. (2024): A is frozen and random orthonormal, B trains."""
 
     TRAIN = "B"
 
 
 class AOnly(BA):
-    """B_randÂ of the asymmetry paper: B is frozen with random orthonormal columns, A trains."""
+    """LoRA-FB, B_randÂ in Zhu et al. (2024): B is frozen and random orthonormal, A trains."""
 
     TRAIN = "A"

@@ -1,4 +1,4 @@
-"""Linear probing."""
+"""The linear probe."""
 
 from typing import Any
 
@@ -11,25 +11,25 @@ from vitlorafa import classifiers, head_parameters
 
 
 class LP(Algorithm):
-    """Linear probing: the head trains on frozen features.
+    """Linear probe: only the head trains.
 
-    What is given as images may be their features, [batch, width], as `embed` makes them.
+    Its methods take features [batch, width], which `embed` returns, in place of images.
     """
 
     def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
-        """Freezes all but the head."""
+        """Freezes everything but the head."""
         backbone.requires_grad_(False)
         for parameter in head_parameters(backbone).values():
             parameter.requires_grad_(True)
 
     @property
     def embeds(self) -> bool:
-        """Whether features stand for images: the head is one linear layer, which two-headed models' is not."""
+        """Whether features can replace images: the head is a single linear layer, unlike that of two-headed models."""
         heads = classifiers(self.backbone)
         return len(heads) == 1 and isinstance(heads[0], nn.Linear)
 
     def embed(self, images: Tensor) -> Tensor:
-        """What the head reads, the same at every step: [batch, channels, height, width] → [batch, width]."""
+        """The input of the head, which no step changes: [batch, channels, height, width] → [batch, width]."""
         read: list[Tensor] = []
         head = self.backbone.get_classifier()  # type: ignore[operator]
         with head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])), torch.no_grad():
@@ -37,7 +37,7 @@ class LP(Algorithm):
         return read[0]
 
     def train(self, mode: bool = True) -> "LP":
-        """Leaves all but the head as it is in evaluation: frozen features are not dropped out or renormalised."""
+        """Keeps everything but the head in evaluation mode: frozen features have no dropout, and fixed statistics."""
         super().train(mode)
         self.backbone.eval()
         for head in classifiers(self.backbone):

@@ -1,4 +1,4 @@
-"""The methods: what each says of itself, and where its class is. Loads no torch; a method's class does.
+"""The registry of methods: the declaration of each, and where its class is. Only a method's class loads torch.
 
 A method is declared once, by `register_algorithm` on its class. Those of this package are declared in `methods`, so
 that tables, plots and `--help` know their labels without loading them.
@@ -28,18 +28,18 @@ Factors = Literal["BA", "B", "A"]
 
 @dataclass(frozen=True)
 class Method:
-    """All that a method says of itself.
+    """The declaration of a method.
 
     Attributes:
-        name: Its name in commands and records.
-        implementation: Its class, as "module:Class" or itself.
-        label: Its name in plots, and in tables beside the other.
-        explanation: What it is, in a line.
-        order: Its place in tables; methods of one place are sorted by name.
-        colour: Its colour in plots, as "#RRGGBB"; None for the next one that is free.
+        name: Name in commands and records.
+        implementation: Class, or "module:Class" to import it from.
+        label: Name in plots, and in tables beside `name`.
+        explanation: What it is, in one line.
+        order: Position in tables; methods of one position are sorted by name.
+        colour: Colour in plots, as "#RRGGBB"; None for the next free one.
         trains: Factors of its adapters that train; None for a method without adapters.
-        aliases: Other names that commands accept for it. Case, hyphens and spaces do not count.
-        hyperparameters: Its hyperparameters by name.
+        aliases: Other names that commands accept. Case, hyphens and spaces do not count.
+        hyperparameters: Hyperparameters by name.
     """
 
     name: str
@@ -54,23 +54,23 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.colour is not None and not re.fullmatch("#[0-9A-Fa-f]{6}", self.colour):
-            raise BenchmarkError(f"colour {self.colour!r} of {self.name} is not of the form '#0072B2': write it so")
+            raise BenchmarkError(f"colour {self.colour!r} of {self.name} is not of the form '#0072B2'")
 
     @property
     def path(self) -> str:
-        """Where its class is, as "module:Class"."""
+        """The class as "module:Class"."""
         return self.implementation if isinstance(self.implementation, str) else path_of(self.implementation)
 
     def load(self) -> "type[Algorithm]":
-        """Its class, imported if it is not yet."""
+        """Imports the class."""
         if not isinstance(self.implementation, str):
             return self.implementation
         module, _, name = self.implementation.partition(":")
-        found: type[Algorithm] = getattr(importlib.import_module(module), name)
-        return found
+        implementation: type[Algorithm] = getattr(importlib.import_module(module), name)
+        return implementation
 
-    def hyperparameter(self, name: str) -> str:
-        """The name of a hyperparameter that may be given by an alias; as it is if the method has none of that name."""
+    def canonical_hyperparameter(self, name: str) -> str:
+        """Returns the hyperparameter of an alias; other names are returned unchanged."""
         if name in self.hyperparameters:
             return name
         return next((each for each, kind in self.hyperparameters.items() if name in kind.aliases), name)
@@ -81,16 +81,16 @@ def _spellings(method: Method) -> tuple[str, ...]:
 
 
 def _make(name: str, implementation: "type[Algorithm]") -> Method:
-    """A class that says nothing of itself has DomainBed's hyperparameters; one of another's name has the other's."""
-    known = METHODS.registered().get(name)
-    return replace(known, implementation=implementation) if known else Method(name, implementation, name)
+    """A class without a declaration has that of its name, or else DomainBed's hyperparameters."""
+    declared = METHODS.registered().get(name)
+    return replace(declared, implementation=implementation) if declared else Method(name, implementation, name)
 
 
 METHODS: Registry[Method] = Registry("algorithm", GROUP, ("domainbed_ext.algorithms.methods",), _make, _spellings)
 
 
 class _Classes(MutableMapping[str, "type[Algorithm]"]):
-    """The methods' classes by name, each loaded when it is looked up."""
+    """The classes of the methods by name, each imported when it is looked up."""
 
     def __getitem__(self, name: str) -> "type[Algorithm]":
         return METHODS[name].load()
@@ -118,10 +118,10 @@ def declare(method: Method) -> None:
     """Adds a method.
 
     Args:
-        method: What it says of itself.
+        method: Declaration.
 
     Raises:
-        BenchmarkError: Its name, its label or an alias is taken.
+        BenchmarkError: The name, the label or an alias is taken.
     """
     METHODS.register(method.name, method, method.path)
 
@@ -137,18 +137,18 @@ def register_algorithm(
     aliases: tuple[str, ...] = (),
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> Callable[[A], A]:
-    """Makes a class a method, for `--algorithm`, sweeps, tables and plots.
+    """Registers a class as a method, for `--algorithm`, sweeps, tables and plots.
 
     Args:
         name: Name in commands and records.
-        label: Name in plots, and in tables beside the other; the name by default.
-        explanation: What it is, in a line; by default the first of the class's docstring.
-        order: Place in tables; by default behind the methods of this package.
-        colour: Colour in plots, as "#RRGGBB"; by default the next one that is free.
-        trains: Factors of its adapters that train; by default those of the method that it inherits from.
-        aliases: Other names that commands accept for it.
-        hyperparameters: Those over what it inherits: each a `Hyperparameter`, or a value, which is then the default
-            and every random draw. It inherits those of the method that its class inherits from, else DomainBed's.
+        label: Name in plots, and in tables beside `name`; by default `name`.
+        explanation: What it is, in one line; by default the first line of the class's docstring.
+        order: Position in tables; by default after the methods of this package.
+        colour: Colour in plots, as "#RRGGBB"; by default the next free one.
+        trains: Factors of its adapters that train; by default those of the method it inherits from.
+        aliases: Other names that commands accept.
+        hyperparameters: Hyperparameters over the inherited ones: each a `Hyperparameter`, or a value, which is then
+            the default and every draw. A subclass of a method inherits those of the method, others DomainBed's.
 
     Returns:
         Decorator of a subclass of `Algorithm`.
@@ -179,7 +179,7 @@ def register_algorithm(
 
 
 def _over(inherited: Hyperparameter | None, value: Any) -> Hyperparameter:
-    """A hyperparameter as it is declared, by a default alone or in full, with the aliases that it inherits."""
+    """A hyperparameter as it is declared, by its default or in full; it inherits aliases."""
     declared = value if isinstance(value, Hyperparameter) else Hyperparameter(value)
     return replace(declared, aliases=declared.aliases or inherited.aliases) if inherited else declared
 
@@ -191,11 +191,11 @@ def _base(implementation: type) -> Method | None:
 
 
 def describe(name: str) -> Method:
-    """What a method says of itself, for tables and plots.
+    """Returns the declaration of a method, for tables and plots.
 
     Args:
-        name: Name in a record, with or without fixed hyperparameters. Of a method that is not known here, such as
-            upstream's, the name is all there is.
+        name: Name in a record, with or without fixed hyperparameters. A method that is not registered, such as one of
+            upstream's, has its name as its label.
     """
     base = name.partition("@")[0]
     try:
@@ -208,16 +208,16 @@ def describe(name: str) -> Method:
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
-    """Takes `BOnly@rank=16,targets="q,v"` apart.
+    """Splits `BOnly@rank=16,lr=0.001`.
 
     Args:
         name: Name of a method in any spelling, with fixed hyperparameters or none.
 
     Returns:
-        The registered name, and the fixed hyperparameters by their own names.
+        The registered name, and the fixed hyperparameters by their canonical names.
 
     Raises:
-        BenchmarkError: Unknown algorithm, a part that is not `hyperparameter=value`, or one that is there twice.
+        BenchmarkError: The algorithm is unknown, a part is not `hyperparameter=value`, or one is there twice.
     """
     base, parts = _split(name)
     hparams: dict[str, Any] = {}
@@ -227,12 +227,12 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
         try:
             hparams[key] = json.loads(value)
         except json.JSONDecodeError:
-            hparams[key] = value.replace("+", ",")  # targets=q+v: a comma parts hyperparameters
+            hparams[key] = value.replace("+", ",")  # targets=q+v: a comma separates hyperparameters
     return base, hparams
 
 
 def canonical_name(name: str) -> str:
-    """The one spelling of a method's name that records and folders have: `BOnly@rank=16` of `LoRA-FA@r=16`.
+    """Returns the spelling of a method's name in records and folder names: `BOnly@rank=16` for `LoRA-FA@r=16`.
 
     Args:
         name: Name of a method in any spelling, with fixed hyperparameters or none.
@@ -245,7 +245,7 @@ def canonical_name(name: str) -> str:
 
 
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
-    """The registered name, and the fixed hyperparameters by their own names, with values as they are written."""
+    """The registered name, and the fixed hyperparameters by their canonical names, with values as written."""
     base, _, fixed = name.partition("@")
     method = METHODS.find(base)
     parts = []
@@ -253,17 +253,17 @@ def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
         key, equals, value = part.partition("=")
         if not (key and equals and value):
             raise BenchmarkError(f"{name!r}: {part!r} is not hyperparameter=value, as in {base}@rank=16")
-        parts.append((method.hyperparameter(key), value))
+        parts.append((method.canonical_hyperparameter(key), value))
     return method.name, parts
 
 
 def get_algorithm_class(name: str) -> "type[Algorithm]":
-    """The class behind a name.
+    """Returns the class of a method.
 
     Args:
         name: Name of a method in any spelling, with fixed hyperparameters or none.
 
     Raises:
-        BenchmarkError: Unknown algorithm, naming the nearest.
+        BenchmarkError: The algorithm is unknown.
     """
     return METHODS.find(name.partition("@")[0]).load()

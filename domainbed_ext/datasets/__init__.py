@@ -1,11 +1,12 @@
 """Data sets as DomainBed has them: environments of labelled images.
 
-base                    what every data set has
-folders                 PACS, VLCS and all whose environments are folders of image files
+base                    the base classes of data sets and environments
+folders                 PACS, VLCS and others whose environments are folders of image files
 manifest                a data set listed in a file
-digits, mnist, debug    those that are made from arrays
+digits, mnist, debug    data sets in memory
 listing, image_files    how folders and files are read
-digest                  tells whether a data set has changed
+digest                  digests, which show whether a data set has changed
+environment_names       the names of a data set's environments
 registry                all by name; `register_dataset` adds one
 """
 

@@ -1,4 +1,4 @@
-"""What a data set is to the benchmark: a list of environments that share their classes."""
+"""The base classes of data sets, which are lists of environments with common classes."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Debug28 and Debug224: three environments of 16 random images, for trying things out.
+"""Debug28 and Debug224: three environments of 16 random images, for tests.
 
-DomainBed draws images and labels anew in each run, from the global generator. Here they come from a generator of
-their own with seed 0, in DomainBed's order, so that labels are those of a DomainBed run with `--seed 0`; images
-are the same normal values, but turned into 8-bit pixels, since that is what an environment holds.
+DomainBed draws new images and labels in each run, from the global generator. Here they come from a separate generator
+with seed 0, in DomainBed's order. Labels are therefore those of a DomainBed run with `--seed 0`; images are the same
+normal values, rounded to 8-bit pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from PIL import Image
 from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
 from domainbed_ext.datasets.registry import register_dataset
 
-SEED = 0  # of all images and labels; the data set is one, so this is no option
+SEED = 0  # of all images and labels; no option, so that there is one data set
 IMAGES = 16  # an environment
 _GREY, _SPREAD = 127.5, 42.5  # mean 1/2, and ±3 standard deviations fill the 8 bits
 
@@ -25,9 +25,9 @@ class DebugEnvironment(Environment):
     """Random images in memory.
 
     Args:
-        name: of the environment.
-        images: [n, height, width, 3], 0 to 255.
-        targets: the label of each.
+        name: Name of the environment.
+        images: Images [n, height, width, 3], 0 to 255.
+        targets: Labels of the images.
     """
 
     def __init__(self, name: str, images: NDArray[np.uint8], targets: Sequence[int]) -> None:

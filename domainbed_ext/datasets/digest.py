@@ -1,4 +1,4 @@
-"""What tells a data set from another under the same name: cheap enough for every run, the same wherever the data lie.
+"""Digests that tell data sets of one name apart: cheap enough for every run, and independent of the data's place.
 
 Of image files it takes names, sizes and labels, but not their content: a file that is replaced by another of the same
 size is not noticed.
@@ -44,7 +44,7 @@ def digest(dataset: "MultipleDomainDataset") -> list[str]:
 
 
 def content_of_files(paths: Sequence[str]) -> Iterator[bytes]:
-    """What tells files from others: their paths within the deepest folder that holds all of them, and their sizes.
+    """Bytes that tell files from others: their paths below the deepest common folder, and their sizes.
 
     Args:
         paths: Paths of the files; at least one.
@@ -53,7 +53,7 @@ def content_of_files(paths: Sequence[str]) -> Iterator[bytes]:
         Bytes for a digest.
     """
     absolute = list(map(os.path.abspath, paths))
-    ends = {os.path.dirname(path) for path in (min(absolute), max(absolute))}  # whatever lies between begins as they do
+    ends = {os.path.dirname(path) for path in (min(absolute), max(absolute))}  # all between begin as these two do
     folder = os.path.commonpath(ends)
     start = len(folder.rstrip(os.sep)) + 1
     names = "\0".join(path[start:] for path in absolute).replace(os.sep, "/")

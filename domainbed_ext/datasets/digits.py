@@ -4,10 +4,10 @@ The images are real: the 1797 test digits of "Optical Recognition of Handwritten
 1998; UCI), 8×8 pixels with 17 grey levels, as `sklearn.datasets.load_digits` has them. The shifts between
 environments are synthetic. Each digit is in exactly one environment:
 
-    blended    the digit over a patch of one of scikit-learn's two sample photographs, by absolute difference
-               per colour, as MNIST-M was made from BSDS500 (Ganin et al. 2016, section 5.2.1)
+    blended    the digit blended with a patch of one of scikit-learn's two sample photographs, by absolute difference
+               per colour, as MNIST-M from BSDS500 (Ganin et al. 2016, section 5.2.1)
     plain      white on black, as scanned
-    rotated    as plain, turned by 30 to 60 degrees to either side; 6 and 9 stay 180 − 2·60 degrees apart
+    rotated    as plain, rotated by 30 to 60 degrees to either side; 6 and 9 stay 180 − 2·60 degrees apart
     sketched   the outline alone, dark on white paper
 
 Every step is integer arithmetic, Pillow's (fixed point for resizing) or legacy numpy randomness, whose streams
@@ -31,7 +31,7 @@ ENVIRONMENTS = ("blended", "plain", "rotated", "sketched")  # sorted, so that na
 NUM_CLASSES = 10
 SIZE = 32  # px, width and height of an image
 
-_SEED = 20161  # of the split and of each shift; the data set is one, so this is no option
+_SEED = 20161  # of the split and of each shift; no option, so that there is one data set
 _MARGIN = 1  # scan pixels around a digit, which otherwise touches the frame
 _FINE = 4  # outlines are drawn this many times larger and averaged down, to be thin and smooth
 
@@ -80,7 +80,7 @@ def digits_split() -> dict[str, NDArray[np.int64]]:
     target = _digits()[1]
     rng = np.random.RandomState(_SEED)
     by_class = np.concatenate([rng.permutation(np.flatnonzero(target == c)) for c in range(NUM_CLASSES)])
-    # Dealing on from class to class, rather than anew for each, evens out the sizes as well.
+    # Dealing continues from class to class, which evens out the sizes.
     hands = [np.sort(by_class[first :: len(ENVIRONMENTS)]) for first in range(len(ENVIRONMENTS))]
     return dict(zip(ENVIRONMENTS, hands, strict=True))
 

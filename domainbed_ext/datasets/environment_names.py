@@ -7,12 +7,12 @@ from domainbed_ext.datasets.registry import DATASETS
 
 
 def environment_names(dataset: MultipleDomainDataset) -> list[list[str]]:
-    """The names that each environment of a data set goes by: its label, and its folder's name."""
+    """Returns the names of each environment of a data set: its label, and its folder's name."""
     return [[label, part.name] for label, part in zip(dataset.environments, dataset.datasets, strict=True)]
 
 
 def names_in_dataset(dataset: str, data_dir: str | None) -> Sequence[Sequence[str]]:
-    """The names of a data set's environments; its images need be there only where the class does not list them.
+    """Returns the names of a data set's environments; images are needed only if its class does not list them.
 
     Args:
         dataset: Name of the data set.

@@ -1,8 +1,8 @@
 """Data sets that are folders: `<root>/<data set>/<environment>/<class>/<image>`.
 
 Environments and classes are the sorted sub-folders, as in DomainBed. Unlike DomainBed, an unexpected folder is
-refused rather than taken for an environment, and so are classes that differ between environments: either
-would shift every index silently. Hidden files and folders are ignored, and so are those of operating systems.
+an error and not an environment, and so are classes that differ between environments: either would shift every
+index silently. Files and folders that are hidden, or of operating systems, are ignored.
 """
 
 import os
@@ -24,9 +24,9 @@ class FileEnvironment(Environment):
     """Image files with their labels.
 
     Args:
-        name: of the domain.
-        paths: the files.
-        targets: the label of each.
+        name: Name of the domain.
+        paths: Paths of the files.
+        targets: Labels of the images.
     """
 
     def __init__(self, name: str, paths: Sequence[str], targets: Sequence[int]) -> None:
@@ -45,7 +45,7 @@ class FileEnvironment(Environment):
         return content_of_files(self.paths)
 
     def verify(self) -> dict[str, str]:
-        """By path, why an image cannot be read; those of 8 bits are checked without decoding their pixels."""
+        """Images that cannot be read: the reason by path. Those of 8 bits are checked without decoding their pixels."""
         broken = {}
         for path in self.paths:
             try:
@@ -81,7 +81,7 @@ class ImageFolderDomains(MultipleDomainDataset):
     `FOLDER/<environment>/<class>/<image>`.
 
     Raises:
-        BenchmarkError: no such folder, fewer than two domains, an empty one, or classes that differ.
+        BenchmarkError: The folder is missing, it has fewer than two domains, one is empty, or classes differ.
     """
 
     CHECKPOINT_FREQ: ClassVar[int] = 300
@@ -96,20 +96,20 @@ class ImageFolderDomains(MultipleDomainDataset):
         folder = Path(root).expanduser() / self.FOLDER
         if not folder.is_dir():
             raise BenchmarkError(f"{name}: no folder {folder}; --data_dir should hold {self.layout()}")
-        found, hidden = split_folders(folder)
+        domains, hidden = split_folders(folder)
         if self.DOMAINS:
-            missing = [domain for domain in self.DOMAINS if domain not in found]
-            stray = [domain for domain in found if domain not in self.DOMAINS]
+            missing = [domain for domain in self.DOMAINS if domain not in domains]
+            unexpected = [domain for domain in domains if domain not in self.DOMAINS]
             if missing:
                 raise BenchmarkError(f"{name}: missing domain folder(s) {', '.join(missing)} in {folder}; add them")
-            if stray:
+            if unexpected:
                 raise BenchmarkError(
-                    f"{name}: unexpected folder(s) {', '.join(stray)} in {folder} would be domains; move them away"
+                    f"{name}: unexpected folder(s) {', '.join(unexpected)} in {folder} would be domains; move them away"
                 )
-        elif len(found) < 2:
-            raise BenchmarkError(f"{name}: {folder} holds {len(found)} domain folder(s), but it takes at least two")
-        self.domains = found
-        self.datasets: list[FolderEnvironment] = [FolderEnvironment(folder / domain) for domain in found]
+        elif len(domains) < 2:
+            raise BenchmarkError(f"{name}: {folder} holds {len(domains)} domain folder(s), but it takes at least two")
+        self.domains = domains
+        self.datasets: list[FolderEnvironment] = [FolderEnvironment(folder / domain) for domain in domains]
         self.classes = self.datasets[0].classes
         for environment in self.datasets[1:]:
             _check_same_classes(name, self.datasets[0], environment)
@@ -118,7 +118,7 @@ class ImageFolderDomains(MultipleDomainDataset):
 
     @classmethod
     def layout(cls) -> str:
-        """How the data should lie, in words."""
+        """Returns the expected layout of the folders."""
         return "/".join(part for part in (cls.FOLDER, "<domain>", "<class>", "<image>") if part)
 
     @property

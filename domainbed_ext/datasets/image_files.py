@@ -17,7 +17,7 @@ from domainbed_ext.errors import BenchmarkError
 RULES = 2
 """Counts up whenever the pixels of any file change, so that what was cached before is decoded again."""
 
-_TELL_SIZE = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "GIF")  # others may tell another size before they are decoded
+_TELL_SIZE = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "GIF")  # headers of other formats may have another size
 _PNG_MARKS = b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"  # one of them is in every PNG that has an orientation
 
 _TURNS = {
@@ -106,8 +106,8 @@ def unreadable(reasons: dict[str, str]) -> BenchmarkError:
     examples: dict[str, str] = {}
     for path, reason in reasons.items():
         examples.setdefault(reason, os.path.basename(path))
-    said = "; ".join(f"{name}: {reason}" for reason, name in examples.items())
-    return BenchmarkError(f"not a readable image: {', '.join(reasons)}; replace or delete such files ({said})")
+    listed = "; ".join(f"{name}: {reason}" for reason, name in examples.items())
+    return BenchmarkError(f"not a readable image: {', '.join(reasons)}; replace or delete such files ({listed})")
 
 
 @contextmanager
@@ -151,10 +151,10 @@ def _has_png_marks(file: IO[bytes] | None) -> bool:
 def _orientation(image: Image.Image) -> int:
     """By EXIF; 1, upright, if it says none, also where Pillow has turned the image already, as it does with TIFF."""
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # broken EXIF data are no reason to refuse an image
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _is_deep(image: Image.Image) -> bool:

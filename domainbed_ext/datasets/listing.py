@@ -129,7 +129,7 @@ def _walk(
 
 
 def _is_image_file(entry: os.DirEntry[str]) -> bool:
-    """Also if it is a dead link: that it cannot be read is told with all other files that cannot."""
+    """Also if it is a dead link, which is then reported with all other files that cannot be read."""
     return is_image(entry.name) and (entry.is_file() or entry.is_symlink())
 
 

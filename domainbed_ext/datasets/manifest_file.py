@@ -97,15 +97,15 @@ def _parquet(path: Path) -> Iterator[list[str]]:
 def _text_table(path: Path) -> Iterator[list[str]]:
     text = _decoded(path).replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
     header, _, rest = text.partition("\n")
-    if told := re.fullmatch(r'"?sep=(.)"?', header):  # a spreadsheet's own
-        separator, text = told[1], rest
+    if separator_line := re.fullmatch(r'"?sep=(.)"?', header):  # a spreadsheet's own
+        separator, text = separator_line[1], rest
     else:
         separator = max(_SEPARATORS, key=lambda each: _known_columns(next(csv.reader([header], delimiter=each), [])))
     return csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
 
 
 def _known_columns(header: Sequence[str]) -> tuple[int, int]:
-    """How much speaks for a header: columns that are known, and columns."""
+    """Rank of a header: the number of expected columns, then of all columns."""
     return len(set(COLUMNS) & {_plain(name) for name in header}), len(header)
 
 

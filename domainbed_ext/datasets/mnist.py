@@ -1,11 +1,11 @@
 """RotatedMNIST and ColoredMNIST: environments made of MNIST's 70,000 digits, each digit in one of them.
 
-The digits, train and test together, are shuffled and dealt out in turn. DomainBed draws the order, and the flips of
-ColoredMNIST, from torch's global generator under the run's `--seed`; its sweeps give every algorithm another
-seed, so each is trained and tested on other images. Here the draws, in DomainBed's order, are from a generator of
-their own with seed 0: one data set for all, and the one that a DomainBed run with `--seed 0` has.
+The digits, train and test together, are shuffled and dealt to the environments in turn. DomainBed draws the order, and
+the flips of ColoredMNIST, from torch's global generator under the run's `--seed`. Its sweeps give every algorithm
+another seed, so each is trained and tested on other images. Here the draws, in DomainBed's order, come from a separate
+generator with seed 0: one data set for all, which is that of a DomainBed run with `--seed 0`.
 
-Nothing is downloaded. The IDX files lie as torchvision lays them out, in `<data_dir>/MNIST/raw`;
+Nothing is downloaded. The IDX files are where torchvision puts them, in `<data_dir>/MNIST/raw`;
 `python -m domainbed_ext.prepare MNIST` puts them there. No images are augmented, as in DomainBed.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-SEED = 0  # of the order and the flips; each data set is one, so this is no option
+SEED = 0  # of the order and the flips; no option, so that there is one data set of each name
 _LABEL_FLIPS = 0.25  # share of ColoredMNIST's labels that are wrong, so that colour can beat shape
 
 
@@ -33,14 +33,14 @@ def read_mnist(root: Path | str | None, train: bool) -> "tuple[Tensor, Tensor]":
     """Reads MNIST's IDX files.
 
     Args:
-        root: the folder that holds `MNIST/raw`.
-        train: the training digits, or else the test digits.
+        root: Folder that holds `MNIST/raw`.
+        train: Whether to read the training digits, and not the test digits.
 
     Returns:
         Images [n, 28, 28] (uint8) and digits [n] (int64).
 
     Raises:
-        BenchmarkError: files are missing or broken.
+        BenchmarkError: Files are missing or broken.
     """
     # Here, for torch takes seconds that only these data sets need.
     from torchvision.datasets import MNIST
@@ -66,12 +66,12 @@ def read_mnist(root: Path | str | None, train: bool) -> "tuple[Tensor, Tensor]":
 
 
 class RotatedEnvironment(Environment):
-    """Digits turned by an angle.
+    """Digits rotated by an angle.
 
     Args:
-        name: the angle.
-        images: [n, 28, 28], 0 to 255.
-        targets: the digit of each.
+        name: Angle in degrees.
+        images: Images [n, 28, 28], 0 to 255.
+        targets: Digits of the images.
     """
 
     def __init__(self, name: str, images: NDArray[np.uint8], targets: Sequence[int]) -> None:
@@ -79,11 +79,11 @@ class RotatedEnvironment(Environment):
 
     def load(self, index: int) -> Image.Image:
         """The image [28, 28], RGB with three equal channels."""
-        turned = Image.fromarray(self.images[index]).rotate(int(self.name), Image.Resampling.BILINEAR)
-        return turned.convert("RGB")
+        rotated = Image.fromarray(self.images[index]).rotate(int(self.name), Image.Resampling.BILINEAR)
+        return rotated.convert("RGB")
 
     def content(self) -> Iterator[bytes]:
-        """The pixels that are turned."""
+        """The pixels before rotation."""
         yield self.images.tobytes()
 
 
@@ -91,10 +91,10 @@ class ColoredEnvironment(Environment):
     """Digits in red or green.
 
     Args:
-        name: of the environment.
-        images: [n, 28, 28], 0 to 255.
-        targets: the label of each.
-        colours: of each, 0 for red and 1 for green.
+        name: Name of the environment.
+        images: Images [n, 28, 28], 0 to 255.
+        targets: Labels of the images.
+        colours: Colours of the images, 0 for red and 1 for green.
     """
 
     def __init__(self, name: str, images: NDArray[np.uint8], targets: Sequence[int], colours: Sequence[int]) -> None:
@@ -113,10 +113,10 @@ class ColoredEnvironment(Environment):
 
 
 class _DealtMNIST(MultipleDomainDataset):
-    """MNIST, shuffled and dealt to the environments. Subclasses make one of its hand.
+    """MNIST, shuffled and dealt to the environments. Subclasses make an environment of its digits.
 
     Raises:
-        BenchmarkError: no `--data_dir`, or files that are missing or broken.
+        BenchmarkError: `--data_dir` is not given, or files are missing or broken.
     """
 
     AUGMENTATION = "none"
@@ -144,7 +144,7 @@ class _DealtMNIST(MultipleDomainDataset):
 
 @register_dataset("RotatedMNIST")
 class RotatedMNIST(_DealtMNIST):
-    """Rotated MNIST (Ghifary et al., 2015): digits turned by 0 to 75 degrees, 10 classes."""
+    """Rotated MNIST (Ghifary et al., 2015): digits rotated by 0 to 75 degrees, 10 classes."""
 
     ENVIRONMENTS = ("0", "15", "30", "45", "60", "75")
     INPUT_SHAPE = (1, 28, 28)
@@ -153,7 +153,7 @@ class RotatedMNIST(_DealtMNIST):
     def make_environment(
         self, index: int, images: NDArray[np.uint8], digits: "Tensor", generator: "torch.Generator"
     ) -> Environment:
-        """Digits turned by the environment's angle, when they are loaded."""
+        """Digits that are rotated by the environment's angle when they are loaded."""
         return RotatedEnvironment(self.ENVIRONMENTS[index], images, digits.tolist())
 
 

@@ -1,4 +1,4 @@
-"""The data sets by name. Each declares itself at its class, by `register_dataset`."""
+"""The registry of data sets. Each registers itself at its class, by `register_dataset`."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -22,7 +22,7 @@ DATASETS: "Registry[type[MultipleDomainDataset]]" = Registry(
 
 
 def register_dataset(name: str) -> Callable[[D], D]:
-    """Makes a class a data set, for `--dataset` and sweeps. What else there is to say of it are its class attributes.
+    """Registers a class as a data set, for `--dataset` and sweeps. Its class attributes say the rest.
 
     Args:
         name: Name in commands and records.
@@ -44,15 +44,12 @@ def register_dataset(name: str) -> Callable[[D], D]:
 
 
 def get_dataset_class(name: str) -> "type[MultipleDomainDataset]":
-    """The data set of a name.
+    """Returns the class of a data set.
 
     Args:
         name: Name in any spelling.
 
-    Returns:
-        Its class.
-
     Raises:
-        BenchmarkError: Unknown, naming the nearest; or of an entry point that cannot be imported.
+        BenchmarkError: The name is unknown, or of an entry point that cannot be imported.
     """
     return DATASETS.find(name)

@@ -1,4 +1,4 @@
-"""What tells a run's facts from those of another, or from what is here now, in words.
+"""Differences between the facts of two runs, or of a run and the present, in words.
 
 Arguments, hyperparameters and weights are a run's identity, which names its folder. What else its numbers follow from
 is in its records: the data, versions, the precision that "auto" came to, the backbone's weights as they were loaded,
@@ -27,16 +27,16 @@ class Kind(str, Enum):
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[Kind, str]:
-    """Compares facts, wherever either's data and weights lie. What only one of them says is no difference.
+    """Compares facts, wherever data and weights are stored. What only one of them has is no difference.
 
     Args:
-        then: Facts as a record or a checkpoint has them, see `run_setup.facts`.
+        then: Facts of a record or a checkpoint, see `runs.setup.facts`.
         now: Facts of a run that starts, or a part of them.
 
     Returns:
         By kind, the difference in words; empty if there is none.
     """
-    told = {
+    words_of = {
         Kind.ARGUMENTS: _arguments(then, now),
         Kind.DATA: _data(then, now),
         Kind.WEIGHTS: _weights(then, now),
@@ -44,11 +44,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[Kind, s
         Kind.PRECISION: changed(_part(then, "precision"), _part(now, "precision")),
         Kind.SOURCES: _sources(then, now),
     }
-    return {kind: words for kind, words in told.items() if words}
+    return {kind: words for kind, words in words_of.items() if words}
 
 
 def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What two mappings both have and differ in: "torch 2.13.0 then, 2.14.1 now"; empty if nothing."""
+    """The values of common keys that differ: "torch 2.13.0 then, 2.14.1 now"; empty if nothing."""
     names = [name for name in then if name in now and then[name] != now[name]]
     return "; ".join(
         [f"{name} {then[name]} then, {now[name]} now" for name in names[:_NAMED]]
@@ -59,10 +59,10 @@ def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def environments_that_differ(
     names: Sequence[str], digests: Sequence[str], other_names: Sequence[str], other_digests: Sequence[str]
 ) -> str:
-    """What two data sets of one name differ in.
+    """Returns the differences between two data sets of one name.
 
     Args:
-        names: Labels of the one's environments.
+        names: Labels of the first one's environments.
         digests: Its `data_digest`.
         other_names: Labels of the other's environments.
         other_digests: The other's `data_digest`.
@@ -86,16 +86,16 @@ def _part(facts: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def _arguments(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     from domainbed_ext.runs.arguments import PLACES  # here, for it brings torch, which readers of records do without
 
-    def said(facts: Mapping[str, Any]) -> dict[str, Any]:
+    def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
         args = {name: value for name, value in facts.get("args", {}).items() if name not in PLACES}
         hparams = {
             name: value for name, value in facts.get("hparams", {}).items() if name not in ("weights", "precision")
         }
-        # A hyperparameter's final value stands for the argument that set it. As JSON, for the other is from a file.
+        # A hyperparameter's final value replaces the argument that set it. As JSON, like the facts from a file.
         both: dict[str, Any] = json.loads(strict_json.dumps({**args, **hparams}))
         return both
 
-    return changed(said(then), said(now))
+    return changed(identity(then), identity(now))
 
 
 def _data(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -111,14 +111,14 @@ def _data(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Of a file its content counts, of "pretrained" and "none" the word; and what was loaded, where both say it."""
-    if "hparams" in then and "hparams" in now and _said_weights(then) != _said_weights(now):
+    """Compares the content of files, the words "pretrained" and "none", and what was loaded if both record it."""
+    if "hparams" in then and "hparams" in now and _weights_identity(then) != _weights_identity(now):
         return f"{then['hparams']['weights']} then, {now['hparams']['weights']} now"
     loaded = "backbone_digest"
     return "loaded from the same place, and others" if changed(_part(then, loaded), _part(now, loaded)) else ""
 
 
-def _said_weights(facts: Mapping[str, Any]) -> Any:
+def _weights_identity(facts: Mapping[str, Any]) -> Any:
     return facts.get("weights_digest") or facts["hparams"].get("weights")
 
 

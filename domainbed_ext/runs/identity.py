@@ -1,4 +1,4 @@
-"""What a run computes, and the name that follows from it: the same wherever it runs and its data lie."""
+"""What a run computes, and its folder's name, which follows from that: wherever it runs and its data are."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -27,51 +27,51 @@ _ARGUMENTS = (
 
 
 class Computations:
-    """What runs compute, for as many as there are: hyperparameters are resolved and weights are read once."""
+    """What runs compute; the same hyperparameters are resolved, and the same weights are read, only once."""
 
     def __init__(self) -> None:
         self._resolve = cache(hparams_registry.resolve)
         self._weights = cache(_weights)
 
     def of(self, args: RunArguments) -> Computation:
-        """What a run computes.
+        """Returns what a run computes.
 
         Args:
-            args: Arguments of the run; not checked: a run that cannot be needs no name.
+            args: Arguments of the run; not checked.
 
         Raises:
-            BenchmarkError: an unknown name, or weights that are not there to be told from others.
+            BenchmarkError: A name is unknown, or the weights file is missing, whose content is part of the identity.
         """
         args = args.complete()
         hparams = hparams_of(args, self._resolve)
         weights = self._weights(hparams.pop("weights"), hparams["backbone"])
         hparams["backbone"] = _one_spelling(hparams["backbone"])
-        return {"args": _said(asdict(args), args.dataset), "hparams": hparams, "weights": weights}
+        return {"args": _arguments(asdict(args), args.dataset), "hparams": hparams, "weights": weights}
 
 
 def hparams_of(args: RunArguments, resolve: Resolve = hparams_registry.resolve) -> dict[str, Any]:
-    """The hyperparameters that a run ends up with.
+    """Returns the final hyperparameters of a run.
 
     Args:
         args: Arguments of the run, with its protocol's choices.
-        resolve: Function that resolves them; what it returns is not changed.
+        resolve: Function that resolves them, e.g. a cached one.
     """
     return dict(resolve(**{name: getattr(args, name) for name in _RESOLVED}))
 
 
 def name(computation: Computation) -> str:
-    """Of the folder of a run that computes this: 32 hexadecimal digits, as DomainBed's names have."""
+    """Returns the name of the run's folder: 32 hexadecimal digits, as DomainBed's names."""
     text = strict_json.dumps(computation, sort_keys=True)
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
 
 def contradicts(computation: Computation, record: Mapping[str, Any]) -> bool:
-    """Whether a record, ours or upstream DomainBed's, is of another computation.
+    """Returns whether a record, of this package or of upstream DomainBed, is of another computation.
 
     Args:
-        computation: what a run computes.
-        record: of a run that may be another. What it does not say contradicts nothing: upstream's runs have no
-            protocol, and our first ones no digest of their weights.
+        computation: What a run computes.
+        record: Record of a run. What it lacks contradicts nothing: upstream's runs have no protocol, and early runs
+            of this package no digest of their weights.
     """
     from domainbed_ext.models import backbones
 
@@ -80,20 +80,20 @@ def contradicts(computation: Computation, record: Mapping[str, Any]) -> bool:
     if "backbone" in hparams:
         hparams["backbone"] = _one_spelling(hparams["backbone"])
     weights = record.get("weights_digest") or (weights if weights in backbones.NO_FILE else None)
-    said = {name: value for name, value in _said(args, computation["args"]["dataset"]).items() if value is not None}
+    recorded = _arguments(args, computation["args"]["dataset"])
     return (
-        any(computation["args"][name] != value for name, value in said.items())
+        any(computation["args"][name] != value for name, value in recorded.items() if value is not None)
         or any(computation["hparams"].get(name, value) != value for name, value in hparams.items())
         or weights not in (None, computation["weights"])
     )
 
 
-def _said(args: Mapping[str, Any], dataset: str) -> dict[str, Any]:
-    """The arguments that belong to a computation; of those that were not given, the data set's."""
-    known = get_dataset_class(dataset)
-    defaults = {"steps": known.N_STEPS, "checkpoint_freq": known.CHECKPOINT_FREQ}
-    said = {name: args.get(name) for name in _ARGUMENTS}
-    return said | {name: value for name, value in defaults.items() if said[name] is None}
+def _arguments(args: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """The arguments that belong to a computation, with the data set's defaults."""
+    kind = get_dataset_class(dataset)
+    defaults = {"steps": kind.N_STEPS, "checkpoint_freq": kind.CHECKPOINT_FREQ}
+    values = {name: args.get(name) for name in _ARGUMENTS}
+    return values | {name: value for name, value in defaults.items() if values[name] is None}
 
 
 def _one_spelling(backbone: str) -> str:
@@ -110,7 +110,7 @@ def _weights(weights: str, backbone: str) -> str:
         if weights in backbones.NO_FILE:
             return weights
         raise BenchmarkError(
-            f"no weights file {Path(weights).expanduser()}: runs are told apart by what is in it; give --weights a "
-            ".safetensors file, or leave it out for timm's own"
+            f"no weights file {Path(weights).expanduser()}: the names of runs depend on its content; give "
+            "--weights a .safetensors file, or leave it out for timm's own"
         )
     return digest

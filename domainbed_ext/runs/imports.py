@@ -1,7 +1,7 @@
-"""`--import`: files and modules of the user's that register methods and data sets.
+"""`--import`: users' files and modules that register methods and data sets.
 
-Whoever looks up the names in a run's arguments calls `load` before. So a run imports them wherever its launcher has it
-run. Records hold the digest of what was imported.
+A run, like every command, calls `load` before it looks up names. So the workers of all launchers import the same.
+Records hold the digest of what was imported.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.system import option_values
 
-_loaded: dict[str, str] = {}  # digest of each module that was imported, as of then
+_loaded: dict[str, str] = {}  # digest of the source of each module when it was imported
 
 
 def add_option(parser: argparse._ActionsContainer) -> None:
@@ -32,21 +32,21 @@ def add_option(parser: argparse._ActionsContainer) -> None:
         action="extend",
         nargs="+",
         metavar="MODULE_OR_FILE",
-        help="Python files or modules with methods and data sets of your own, which register themselves",
+        help="Python files or modules that register your own methods and data sets",
     )
 
 
 def load(imports: Iterable[str] | None) -> dict[str, str]:
-    """Imports files and modules, each once a process; a file again after it has changed.
+    """Imports files and modules, once per process; a file is imported again after it has changed.
 
     Args:
         imports: Values of `--import`; None if it was not given.
 
     Returns:
-        Name of each file or module, and the digest of its source as it was imported.
+        Digest of the imported source by name of the file or module.
 
     Raises:
-        BenchmarkError: There is none, it raises an error, or it registers nothing.
+        BenchmarkError: A file or module is missing, raises an error, or registers nothing.
     """
     return dict(_load_file(text) if _is_file(text) else _load_module(text) for text in imports or ())
 
@@ -63,12 +63,12 @@ def _load_file(text: str) -> tuple[str, str]:
         raise BenchmarkError(
             f"--import {text}: cannot read that file ({error.strerror}): give a Python file, or the name of a module"
         ) from error
-    name, found = path.stem, source_digest(source)
-    if _loaded.get(name) == found and _origin(name) == path.resolve():
-        return path.name, found
+    name, content = path.stem, source_digest(source)
+    if _loaded.get(name) == content and _origin(name) == path.resolve():
+        return path.name, content
     if (other := _origin(name)) not in (None, path.resolve()):
         raise BenchmarkError(f"--import {text}: there is another module {name} ({other}): rename the file")
-    # As a script's: modules beside it are found, and processes that prepare images find it by its name.
+    # As for a script: it can import modules beside it, and worker processes of a run can import it by its name.
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
 
@@ -80,13 +80,13 @@ def _load_file(text: str) -> tuple[str, str]:
         exec(code, module.__dict__)
 
     _execute(text, name, execute, str(path))
-    _loaded[name] = found
-    return path.name, found
+    _loaded[name] = content
+    return path.name, content
 
 
 def _load_module(text: str) -> tuple[str, str]:
     if text not in _loaded:
-        if os.getcwd() not in map(os.path.abspath, sys.path):  # as `python -m` has it, but no console script
+        if os.getcwd() not in map(os.path.abspath, sys.path):  # which `python -m` adds, and console scripts do not
             sys.path.append(os.getcwd())
         if text in sys.modules:
             importlib.import_module(text)
@@ -111,7 +111,7 @@ def _origin(name: str) -> Path | None:
 
 
 def _execute(text: str, name: str, execute: Callable[[], object], path: str | None) -> None:
-    """Imports a module. If that fails, it is as if it had never begun."""
+    """Imports a module. If that fails, nothing of it stays registered."""
     methods, datasets = METHODS.registered(), DATASETS.registered()
     try:
         execute()
@@ -122,7 +122,7 @@ def _execute(text: str, name: str, execute: Callable[[], object], path: str | No
         missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
         if missing and f"{name}.".startswith(f"{missing}.") and path is None:
             raise BenchmarkError(
-                f"--import {text}: there is no module {missing}: give one that this Python finds, or a Python file"
+                f"--import {text}: there is no module {missing}: give an installed module, or a Python file"
             ) from error
         raise BenchmarkError(f"--import {text}: {_reason(error)} ({_place(error, path)}): fix it") from error
     if (METHODS.registered(), DATASETS.registered()) == (methods, datasets):
@@ -140,7 +140,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _place(error: BaseException, path: str | None) -> str:
-    """File and line of an error: in the imported file, if it passed through there."""
+    """File and line of an error, in the imported file if possible."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename} line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -151,5 +151,5 @@ def _place(error: BaseException, path: str | None) -> str:
 
 
 def source_digest(source: bytes) -> str:
-    """The digest of a source file, for records."""
+    """Returns the digest of a source file, for records."""
     return hashlib.blake2b(source, digest_size=8).hexdigest()

@@ -23,24 +23,24 @@ from domainbed_ext.runs.imports import source_digest
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of every package that the numbers depend on, and of the rules by which image files are read."""
+    """Versions of Python, of the packages that numbers depend on, and of the rules for reading image files."""
     packages = (domainbed_ext, torch, torchvision, timm, np, safetensors, PIL)
-    found = {package.__name__: package.__version__ for package in packages}
-    return {"python": platform.python_version(), **found, "image rules": str(RULES)}
+    installed = {package.__name__: package.__version__ for package in packages}
+    return {"python": platform.python_version(), **installed, "image rules": str(RULES)}
 
 
-def own_sources(made: type, base: type) -> dict[str, str]:
-    """Digests of the source files of a class that is not of this package, and of its bases that are not.
+def own_sources(kind: type, base: type) -> dict[str, str]:
+    """Digests of the source files of a user's class and its bases, without those of this package.
 
     Args:
-        made: Class of a method or a data set.
-        base: What all such classes inherit from.
+        kind: Class of a method or a data set.
+        base: Base class of all such classes.
 
     Returns:
-        Class name to digest; without classes whose source is not in a file.
+        Digest by class name; without classes whose source is not in a file.
     """
     digests = {}
-    for each in made.__mro__:
+    for each in kind.__mro__:
         if issubclass(each, base) and each.__module__.partition(".")[0] != domainbed_ext.__name__:
             with contextlib.suppress(OSError, TypeError):  # typed at a prompt, say
                 digests[each.__name__] = source_digest(Path(inspect.getsourcefile(each) or "").read_bytes())
@@ -77,8 +77,8 @@ def provenance(module: str, argv: Sequence[str]) -> dict[str, Any]:
     """All of it, for a JSON file beside results.
 
     Args:
-        module: what was run with `python -m`.
-        argv: its arguments.
+        module: Module that was run with `python -m`.
+        argv: Command-line arguments.
 
     Returns:
         "command", "date" (UTC, to the second), "machine" and "versions".

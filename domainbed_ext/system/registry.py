@@ -1,4 +1,4 @@
-"""Things of one kind by name: built-in ones, those that users register, and those of other packages' entry points."""
+"""A registry of things by name: built-in ones, users' own, and those of other packages' entry points."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
@@ -13,17 +13,17 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class Registry(MutableMapping[str, T]):
-    """Things of one kind by name; each is a class, or is about one.
+    """Things of one kind by name; each is a class or describes one.
 
-    Built-in ones are imported at the first look, those of entry points when they are asked for. An entry point that
-    cannot be imported is a warning, and an error only for who asks for it.
+    Built-in ones are imported at the first access, entry points when they are looked up. An entry point that cannot be
+    imported is a warning, or an error if it was looked up by its name.
 
     Args:
-        kind: Word for one thing, as errors have it, e.g. "algorithm".
+        kind: Word for a thing in errors, e.g. "algorithm".
         group: Entry point group by which other packages add theirs.
         built_in: Modules that register the built-in ones.
-        make: Function that makes a thing from a name and a class.
-        spellings: Function that gives the other names of a thing.
+        make: Function that makes a thing of a name and a class.
+        spellings: Function that returns the other names of a thing.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Registry(MutableMapping[str, T]):
 
         Args:
             name: Name.
-            thing: What is found under it.
-            owner: Class that it is about, as "module:Class". Its name may be registered again, as notebooks do.
+            thing: Thing of that name.
+            owner: Class of the thing, as "module:Class", which may be registered again, e.g. from a notebook.
 
         Raises:
             BenchmarkError: The name cannot be one, or is taken.
         """
         if owner.partition(".")[0] != _PACKAGE:
-            self._import_built_in()  # their names are taken, whoever comes first
+            self._import_built_in()  # so that their names are taken, whatever is imported first
         if not isinstance(name, str) or not name or set(name) & set("@,/\\ \t\n"):
             raise BenchmarkError(f"{name!r} cannot name {self._one}: give a word without spaces, commas, slashes and @")
         for each in (name, *self._spellings(thing)):
@@ -64,43 +64,43 @@ class Registry(MutableMapping[str, T]):
         self._things[name], self._owners[name] = thing, owner
 
     def canonical(self, name: str) -> str:
-        """The name under which a thing is registered.
+        """Returns the name under which a thing is registered.
 
         Args:
-            name: The same; or in other case, without hyphens; or another name of the thing.
+            name: That name or another one of the thing. Case, hyphens and spaces do not count.
 
         Raises:
-            BenchmarkError: Unknown, naming the nearest; or of an entry point that cannot be imported.
+            BenchmarkError: The name is unknown, or of an entry point that cannot be imported.
         """
         self._import_built_in()
-        known = self._registered(name)
-        if known is None:
+        registered = self._registered(name)
+        if registered is None:
             if name in self._entry_points():
                 self._import(name)
             else:
-                self._import_all()  # an entry point may be a module that registers things under their own names
-            known = self._registered(name)
-        if known is None:
+                self._import_all()  # an entry point may be a module that registers other names
+            registered = self._registered(name)
+        if registered is None:
             synonyms = {other: each for each, thing in self._things.items() for other in self._spellings(thing)}
             raise unknown(self.kind, name, self, synonyms)
-        return known
+        return registered
 
     def find(self, name: str) -> T:
-        """What is registered under a name, or another spelling of it; raises what `canonical` does."""
+        """Returns the thing of a name; raises what `canonical` does."""
         return self._things[self.canonical(name)]
 
     def registered(self) -> dict[str, T]:
-        """What is registered by now, without what entry points would add."""
+        """Returns the registered things by name, without those of entry points that were not looked up."""
         self._import_built_in()
         return dict(self._things)
 
     def restore(self, things: dict[str, T]) -> None:
-        """Goes back to what `registered` gave: what was added since is forgotten."""
+        """Restores what `registered` returned."""
         self._things = dict(things)
         self._owners = {name: owner for name, owner in self._owners.items() if name in things}
 
     def importable(self) -> Iterator[tuple[str, T]]:
-        """All names and things, those of entry points too; what cannot be imported is left out with a warning."""
+        """Yields all names and things, with those of entry points; prints a warning for what cannot be imported."""
         self._import_built_in()
         self._import_all()
         yield from list(self._things.items())
@@ -135,7 +135,7 @@ class Registry(MutableMapping[str, T]):
         return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
 
     def _registered(self, name: str) -> str | None:
-        """The name under which what is called so is registered by now."""
+        """The registered name for a spelling; None if there is none yet."""
         if name in self._things:
             return name
         plain = _plain(name)
@@ -155,12 +155,12 @@ class Registry(MutableMapping[str, T]):
         return self._points
 
     def _import(self, name: str) -> None:
-        """Imports what an entry point names: a class, or a module that registers some."""
+        """Imports an entry point: a class, or a module that registers some."""
         point = self._entry_points()[name]
         try:
-            found = point.load()
-            if isinstance(found, type) and path_of(found) not in self._owners.values():
-                self.register(name, self._make(name, found), path_of(found))
+            target = point.load()
+            if isinstance(target, type) and path_of(target) not in self._owners.values():
+                self.register(name, self._make(name, target), path_of(target))
         except Exception as error:
             whose = point.dist.name if point.dist else point.value
             reason = str(error) if isinstance(error, BenchmarkError) else f"{type(error).__name__}: {error}"
@@ -178,7 +178,7 @@ class Registry(MutableMapping[str, T]):
 
 
 def path_of(owner: Any) -> str:
-    """A class as "module:Class", which finds it again."""
+    """Returns a class as "module:Class"."""
     return f"{owner.__module__}:{owner.__qualname__}"
 
 
