@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from domainbed_ext.system import lazy
-from domainbed_ext.system.commands import refuse_what_is_none
+from domainbed_ext.system.commands import is_started_by_script, refuse_what_is_none
 
 if TYPE_CHECKING:
     from domainbed_ext.algorithms import ALGORITHMS, Algorithm, register_algorithm
@@ -30,7 +30,7 @@ __getattr__ = lazy.attributes(
 )
 
 refuse_what_is_none()
-if sys.argv[:1] == ["-m"]:  # one of the commands starts, and takes seconds to import: Ctrl-C then is no error
+if sys.argv[:1] == ["-m"] or is_started_by_script(sys.argv):  # a command starts: Ctrl-C in its imports is no error
     from domainbed_ext.system.command_line import interrupt_quietly
 
     interrupt_quietly()

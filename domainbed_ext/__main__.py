@@ -1,24 +1,49 @@
-"""Lists the commands: `python -m domainbed_ext`."""
+"""Runs a command by its name, or lists all: `python -m domainbed_ext` and the console script `domainbed-ext`."""
 
+import sys
 from collections.abc import Sequence
 
-from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.system.command_line import CommandLine, as_command
-from domainbed_ext.system.commands import COMMANDS, PACKAGE, listing
+from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.system.command_line import as_command
+from domainbed_ext.system.commands import COMMANDS, list_commands, load, suggest, typed
 from domainbed_ext.system.exit_codes import ExitCode
 
 
-@as_command()
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: `python -m domainbed_ext`, which does nothing but say what does."""
-    parser = CommandLine(prog=f"python -m {PACKAGE}", usage=f"python -m {PACKAGE}.COMMAND", add_help=False)
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("words", nargs="*")
-    args, _ = parser.parse_known_args(argv)
-    if args.words and args.words[0] in COMMANDS:
-        raise BenchmarkError(f"a command is a module: write python -m {PACKAGE}.{args.words[0]}")
-    print(listing())
-    return ExitCode.DONE if args.help else ExitCode.BAD_INPUT
+    """The command: `python -m domainbed_ext` and `domainbed-ext`.
+
+    Args:
+        argv: Name of a command and its arguments; None for those of the process, which then ends.
+
+    Returns:
+        The exit code: that of the command, or 2 without one.
+
+    Raises:
+        BenchmarkError: There is no such command, or what the command raises.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words or words[0] not in COMMANDS:
+        return _show_commands(argv)
+    if argv is None:
+        sys.argv.pop(1)  # what is left are the command's arguments
+    code: int = load(words[0])(None if argv is None else words[1:])
+    return code
+
+
+@as_command()
+def _show_commands(argv: Sequence[str] | None) -> int:
+    word = next(iter(sys.argv[1:] if argv is None else argv), None)
+    if word == "--version":
+        from domainbed_ext import __version__
+
+        print(f"domainbed_ext {__version__}")
+    elif word in (None, "-h", "--help"):
+        print(list_commands())
+    elif meant := suggest(word):
+        raise BenchmarkError(f"unknown command {word!r}: did you mean {typed(meant)}?")
+    else:
+        raise unknown("command", word, COMMANDS)
+    return ExitCode.DONE if word else ExitCode.BAD_INPUT
 
 
 if __name__ == "__main__":

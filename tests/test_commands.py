@@ -1,6 +1,5 @@
 """Commands end with the right exit code; other modules refuse to run and name the command."""
 
-import importlib
 import pkgutil
 import subprocess
 import sys
@@ -55,10 +54,12 @@ def test_every_module_of_vitlorafa_too():
     ("name", "hint"),
     [
         ("status", "run python -m domainbed_ext.sweep status"),
+        ("sweep.launch", "run python -m domainbed_ext.sweep launch"),
         ("validate", "run python -m domainbed_ext.sweep validate"),
         ("profile", "run python -m domainbed_ext.train --profile"),
         ("cache.command", "run python -m domainbed_ext.cache"),
         ("sweeps", "run python -m domainbed_ext.sweep"),
+        ("trian", "run python -m domainbed_ext.train"),
         ("zzz", "python -m domainbed_ext lists the commands"),
     ],
 )
@@ -87,7 +88,9 @@ def test_the_module_that_is_run_is_read_from_the_command_line(argv, original, na
         (["domainbed_ext.sweep.status", "--watch"], 2, "error: domainbed_ext.sweep.status is not a command: run"),
         (["domainbed_ext"], 2, "python -m domainbed_ext.sweep "),
         (["domainbed_ext", "--help"], 0, "python -m domainbed_ext.evaluate "),
-        (["domainbed_ext", "sweep", "launch"], 2, "error: a command is a module: write python -m domainbed_ext.sweep"),
+        (["domainbed_ext", "sweep", "lunch"], 2, "error: unknown sub-command 'lunch': did you mean 'launch'?"),
+        (["domainbed_ext", "launch"], 2, "did you mean python -m domainbed_ext.sweep launch?"),
+        (["domainbed_ext", "sweeps"], 2, "error: unknown command 'sweeps': did you mean 'sweep'?"),
         (["vitlorafa"], 2, "python -m vitlorafa.bench"),
         (["vitlorafa.inject"], 2, "error: vitlorafa.inject is not a command"),
     ],
@@ -100,11 +103,34 @@ def test_it_is_so_in_a_process(words, code, said):
 
 def test_every_command_that_is_listed_has_a_main_that_ends_the_process():
     for name in commands.COMMANDS:
-        module = importlib.import_module(f"domainbed_ext.{name}")
-        if not hasattr(module, "main"):
-            module = importlib.import_module(f"domainbed_ext.{name}.{'__main__' if name == 'bench' else 'command'}")
-        assert module.main.__wrapped__, name
-        assert f"domainbed_ext.{name}" in commands.listing()
+        assert commands.load(name).__wrapped__, name
+        assert f"domainbed_ext.{name}" in commands.list_commands()
+
+
+@pytest.mark.parametrize(
+    ("program", "name"), [("/usr/bin/domainbed-ext", "domainbed-ext sweep"), ("-m", "python -m domainbed_ext.sweep")]
+)
+def test_help_and_errors_name_the_command_as_it_was_started(program, name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [program])
+    with pytest.raises(BenchmarkError, match=f"see {name} launch --help"):
+        main(["sweep", "launch", "--stepz", "3"])
+    for words, usage in (([], f"usage: {name} COMMAND"), (["status"], f"usage: {name} status")):
+        with pytest.raises(SystemExit):
+            main(["sweep", *words, "--help"])
+        text = capsys.readouterr().out
+        assert text.startswith(usage) and f"\n  {name} status --sweep" in text
+    assert main([]) == exit_codes.ExitCode.BAD_INPUT
+    assert f"  {name} " in capsys.readouterr().out
+
+
+def test_a_command_that_is_run_by_its_name_reads_the_rest_of_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["domainbed-ext", "sweep", "launch", "--n_trials", "x"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == exit_codes.ExitCode.BAD_INPUT
+    assert capsys.readouterr().err.startswith(
+        "error: argument --n_trials: 'x' is not a whole number; see domainbed-ext"
+    )
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,22 @@ def test_the_quickstart_is_found_without_a_checkout(wheel, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
+def test_the_console_script_runs_commands_without_a_checkout(wheel, tmp_path):
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path)]
+    subprocess.run([*pip, wheel.filename], check=True)
+    script = [sys.executable, str(tmp_path / "bin" / "domainbed-ext")]
+    for words, code, text in (
+        ([], 2, "domainbed-ext sweep "),
+        (["train", "--help"], 0, "usage: domainbed-ext train"),
+        (["sweep", "launch", "--dry_run"], 0, "60 runs in runs/quickstart: 60 not launched"),
+    ):
+        process = subprocess.run(
+            [*script, *words], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}
+        )
+        assert (process.returncode, process.stderr) == (code, "") and text in process.stdout
+
+
 def test_the_adapters_need_nothing_of_the_benchmark():
     blocked = ["pandas", "sklearn", "domainbed_ext", "matplotlib", "rich", "yaml"]
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import vitlorafa"

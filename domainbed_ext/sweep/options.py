@@ -16,6 +16,7 @@ from domainbed_ext.runs import arguments as run_options
 from domainbed_ext.sweep.definition import QUICKSTART
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import CommandLine
+from domainbed_ext.system.commands import typed
 
 PROGRAM = "python -m domainbed_ext.sweep"
 
@@ -248,7 +249,7 @@ def _overview() -> str:
     examples = [_example(name, *command.examples[0]) for name, command in _SUB_COMMANDS.items()]
     return "\n".join(
         [
-            f"usage: {PROGRAM} COMMAND [options]",
+            f"usage: {typed('sweep')} COMMAND [options]",
             "\nMany runs: launches them, shows their progress, and prints their tables.",
             "\ncommands (COMMAND --help lists the options of each):",
             *commands,
@@ -264,7 +265,7 @@ def _command_help(name: str) -> str:
     command = _SUB_COMMANDS[name]
     examples = "\n".join(["examples:", *(_example(name, *example) for example in command.examples)])
     table = f"\n\noptions of launchers, for --launcher_options:\n{_launcher_table()}"
-    shown = argparse.ArgumentParser(
+    shown = CommandLine(
         prog=f"{PROGRAM} {name}",
         usage="%(prog)s [options]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
@@ -277,7 +278,7 @@ def _command_help(name: str) -> str:
 
 
 def _example(name: str, options: str, remark: str) -> str:
-    line = f"  {PROGRAM} {name} {options}".rstrip()
+    line = f"  {typed('sweep')} {name} {options}".rstrip()
     return f"{line:<72}  # {remark}" if remark else line
 
 

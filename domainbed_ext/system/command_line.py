@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.system.commands import as_typed
 from domainbed_ext.system.exit_codes import STOPPED, ExitCode
 from domainbed_ext.system.streams import Unwritten, unfailing
 
@@ -19,11 +20,12 @@ START_AGAIN = "run the same command again"  # of a command that saves nothing un
 class CommandLine(argparse.ArgumentParser):
     """A parser whose errors are sentences like all others, without the usage before them.
 
-    A word that begins with a dash and a digit, such as -1e-3 or DomainBed's environment -90%, is a value.
+    Its program has the name by which the process was started. A word that begins with a dash and a digit, such as -1e-3
+    or DomainBed's environment -90%, is a value.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, prog: str | None = None, **kwargs: Any) -> None:
+        super().__init__(None if prog is None else as_typed(prog), **kwargs)
         self._negative_number_matcher = re.compile(r"-\.?\d|-(inf|nan)$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:

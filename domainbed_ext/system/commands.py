@@ -1,37 +1,104 @@
-"""The commands, and what `python -m` answers where a module of the package is none."""
+"""The commands: how they are started, and the refusal of `python -m` for any other module of the package."""
 
 import difflib
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
 
 PACKAGE = "domainbed_ext"
+SCRIPT = "domainbed-ext"
+_MODULE_PREFIX = f"python -m {PACKAGE}."
+
+
+class CommandEntry(NamedTuple):
+    """A command.
+
+    Attributes:
+        module: Module below the package that has its `main`.
+        summary: What it does, in a line.
+    """
+
+    module: str
+    summary: str
+
+
 COMMANDS = {
-    "sweep": "launch many runs, watch them, retry and cancel them, estimate their cost",
-    "train": "one run",
-    "collect_results": "tables, plots and a page from a folder of runs",
-    "evaluate": "recompute a run's recorded accuracies from what it saved",
-    "prepare": "download, unpack and check data sets",
-    "cache": "list, build and remove decoded images",
-    "bench": "measure how fast runs and sweeps are on this machine",
-    "pretrain": "regenerate the embedded backbone",
-    "upstream": "run the scripts of a DomainBed checkout with these methods",
+    "sweep": CommandEntry("sweep.command", "launch many runs, show their progress, estimate their cost"),
+    "train": CommandEntry("train", "train one run"),
+    "collect_results": CommandEntry("collect_results", "make tables, plots and a page from a folder of runs"),
+    "evaluate": CommandEntry("evaluate", "recompute a run's recorded accuracies from what it saved"),
+    "prepare": CommandEntry("prepare.command", "download, unpack and check data sets"),
+    "cache": CommandEntry("cache.command", "list, build and remove decoded images"),
+    "bench": CommandEntry("bench.__main__", "measure how fast runs and sweeps are on this machine"),
+    "pretrain": CommandEntry("pretrain", "regenerate the embedded backbone"),
+    "upstream": CommandEntry("upstream", "run the scripts of a DomainBed checkout with these methods"),
 }
 _STARTED_BY_OTHERS = ("launchers.slurm_task", "bench.plain")  # by a job of Slurm's, and by `bench`
 _INSTEAD = {
-    **dict.fromkeys(("status", "states", "estimate"), "sweep status"),
-    **dict.fromkeys(("validate", "cost"), "sweep validate"),
-    **dict.fromkeys(("launch", "launching", "launches", "launchers", "jobs"), "sweep launch"),
-    **dict.fromkeys(("retry", "cancel", "delete_incomplete"), "sweep"),
-    **dict.fromkeys(("tables", "plots", "page", "paper"), "collect_results"),
+    **{name: f"sweep {name}" for name in ("launch", "retry", "status", "validate", "cancel", "delete_incomplete")},
+    **dict.fromkeys(("states", "progress"), "sweep status"),
+    **dict.fromkeys(("check", "cost"), "sweep validate"),
+    **dict.fromkeys(("launchers", "jobs"), "sweep launch"),
+    **dict.fromkeys(("tables", "plots", "page", "paper", "report"), "collect_results"),
     "profile": "train --profile",
-}  # what people mean by the names of other modules
+}  # commands that people mean by other names
 
 
-def listing() -> str:
+def typed(command: str) -> str:
+    """A command as it is typed: with the console script where that started this process, else with `python -m`.
+
+    Args:
+        command: Name of the command, perhaps with its arguments.
+    """
+    return f"{SCRIPT} {command}" if is_started_by_script(sys.argv) else f"{_MODULE_PREFIX}{command}"
+
+
+def as_typed(program: str) -> str:
+    """The name of a program as `typed` has it.
+
+    Args:
+        program: Name of a program; of a command of this package as `python -m` takes it.
+    """
+    return typed(program.removeprefix(_MODULE_PREFIX)) if program.startswith(_MODULE_PREFIX) else program
+
+
+def is_started_by_script(argv: Sequence[str]) -> bool:
+    """Whether the console script started this process.
+
+    Args:
+        argv: The process's `sys.argv`.
+    """
+    return bool(argv) and Path(argv[0]).stem == SCRIPT
+
+
+def load(name: str) -> Any:
+    """The `main` of a command, which is imported now.
+
+    Args:
+        name: Name of the command.
+    """
+    return import_module(f"{PACKAGE}.{COMMANDS[name].module}").main
+
+
+def list_commands() -> str:
     """All commands, a line each."""
     width = max(map(len, COMMANDS))
-    lines = [f"  python -m {PACKAGE}.{name:{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["commands (--help says more of each):", *lines])
+    lines = [f"  {typed(f'{name:{width}}')}  {entry.summary}" for name, entry in COMMANDS.items()]
+    return "\n".join(["commands (--help lists the options of each):", *lines])
+
+
+def suggest(name: str) -> str | None:
+    """The command that is meant by another name.
+
+    Args:
+        name: Name that is no command.
+
+    Returns:
+        The command, perhaps with an argument; None if no other name is known.
+    """
+    return _INSTEAD.get(name)
 
 
 def refusal(name: str) -> str | None:
@@ -46,12 +113,10 @@ def refusal(name: str) -> str | None:
     package, _, module = name.partition(".")
     if package != PACKAGE or module in ("", "__main__", *COMMANDS, *_STARTED_BY_OTHERS):
         return None
-    first = module.partition(".")[0]
-    meant = _INSTEAD.get(module) or (first if first in COMMANDS else None)
-    if meant is None:
-        near = difflib.get_close_matches(first, COMMANDS, n=1)
-        meant = near[0] if near else None
-    hint = f"run python -m {PACKAGE}.{meant}" if meant else f"python -m {PACKAGE} lists the commands"
+    first, last = module.partition(".")[0], module.rpartition(".")[2]
+    near = difflib.get_close_matches(first, COMMANDS, n=1)  # the very name, where it is a command
+    meant = suggest(last) or suggest(first) or (near[0] if near else None)
+    hint = f"run {_MODULE_PREFIX}{meant}" if meant else f"python -m {PACKAGE} lists the commands"
     return f"{name} is not a command: {hint}"
 
 
