@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from domainbed_ext.launchers.command import Command
 from domainbed_ext.protocols import (
     LEAVE_ONE_OUT,
     SINGLE_SOURCE,
+    Names,
     check_evaluate,
     left_out_environments,
     source_environments,
@@ -40,6 +41,7 @@ class Job:
         sweep_dir: Folder of the sweep.
         extra_args: Arguments that change no number, e.g. the worker count.
         computation: What the run computes, wherever its files are: its identity.
+        test_names: Names of the test environments, as their folders have them.
         adopted: Name of a folder that holds this run under DomainBed's name; None if there is none.
     """
 
@@ -47,6 +49,7 @@ class Job:
     sweep_dir: Path
     extra_args: dict[str, Any]
     computation: Computation
+    test_names: tuple[str, ...] = ()
     adopted: str | None = None
 
     @cached_property
@@ -119,7 +122,8 @@ def make_jobs(args: SweepArguments) -> list[Job]:
     if args.protocol in (None, LEAVE_ONE_OUT) and not args.single_test_envs:
         numbers["evaluate"] = "all"  # the runs that leave one environment out are chosen by those that leave out two
     extra = {name: getattr(args, name) for name in EXTRA}
-    combinations = _test_envs(args)
+    environments = {dataset: names_in_dataset(dataset, args.data_dir) for dataset in args.datasets}
+    combinations = _test_envs(args, environments)
     computations = Computations()
     jobs = []
     for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), args.datasets, args.algorithms):
@@ -140,7 +144,8 @@ def make_jobs(args: SweepArguments) -> list[Job]:
                 train_args |= {name: value for name, value in optional.items() if value is not None}
                 train_args |= numbers
                 computation = computations.of(RunArguments(**train_args))
-                jobs.append(Job(train_args, args.output_dir, extra, computation))
+                test_names = tuple(environments[dataset][i][-1] for i in test_envs)
+                jobs.append(Job(train_args, args.output_dir, extra, computation, test_names))
     return _adopt(jobs, names_in(args.output_dir))
 
 
@@ -179,9 +184,8 @@ def _is_of(job: Job, name: str) -> bool:
     return record is None or not identity.contradicts(job.computation, record)  # it may have stopped before its first
 
 
-def _test_envs(args: SweepArguments) -> dict[str, list[list[int]]]:
+def _test_envs(args: SweepArguments, names: Mapping[str, Names]) -> dict[str, list[list[int]]]:
     """By data set, the test environments of every run."""
-    names = {dataset: names_in_dataset(dataset, args.data_dir) for dataset in args.datasets}
     if args.protocol == SINGLE_SOURCE:
         source_envs = None if args.source_envs is None else [str(name) for name in args.source_envs]
         return {

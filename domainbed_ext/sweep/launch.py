@@ -14,6 +14,7 @@ from domainbed_ext.launchers.launch import Launch
 from domainbed_ext.runs.folder import State
 from domainbed_ext.runs.provenance import provenance
 from domainbed_ext.sweep.arguments import SweepArguments
+from domainbed_ext.sweep.by_name import link_by_name
 from domainbed_ext.sweep.check import check_duplicates, check_runs
 from domainbed_ext.sweep.fill_cache import fill_cache
 from domainbed_ext.sweep.finished import compare_finished
@@ -73,6 +74,7 @@ def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool]) ->
     if jobs and not (args.skip_confirmation or confirm(f"Launch {format_runs(len(jobs))}?")):
         print("Nothing launched.")
         return 0
+    link_by_name([status.job for status in statuses], args.output_dir)
     outcome = None
     if jobs:
         if launcher.RUNS_HERE or args.duplicates == "refuse":  # elsewhere each run warns

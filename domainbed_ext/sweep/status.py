@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.live import Live
 
 from domainbed_ext.runs.folder import State
+from domainbed_ext.sweep import by_name
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.sweep.jobs import make_jobs
 from domainbed_ext.sweep.states import RunStatus, mixed_runs_warning, read_statuses
@@ -36,6 +37,8 @@ def run(args: SweepArguments) -> int:
     else:
         if code := show(lambda: read_statuses(jobs, sweep_dir), sweep_dir, args.watch):
             return code
+        if (sweep_dir / by_name.FOLDER).is_dir():
+            print(f"runs by readable names: {sweep_dir / by_name.FOLDER}")
         if warning := mixed_runs_warning(jobs, sweep_dir):
             print(warning)
     statuses = read_statuses(jobs, sweep_dir)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from domainbed_ext.runs.folder import State
+from domainbed_ext.sweep.by_name import readable_name
 from domainbed_ext.sweep.states import RunStatus, describe_states, format_runs
 from domainbed_ext.sweep.time_left import estimate_time_left
 from domainbed_ext.system import strict_json
@@ -51,6 +52,7 @@ def _fields(status: RunStatus) -> dict[str, Any]:
     return {
         **{name: job.train_args[name] for name in names},
         "run": job.name,
+        "name": readable_name(job),
         "state": status.state.value,
         "diverged": status.diverged,
         "share": status.share,

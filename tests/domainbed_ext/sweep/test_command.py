@@ -220,6 +220,29 @@ def test_bad_input_is_told_before_anything_runs(tmp_path, more, sentence):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_mistakes_in_the_arguments_are_found_without_loading_torch(tmp_path):
+    definition = write(tmp_path, "steps: many")
+    lines = [
+        *("launch --n_trials x", "launch --stepz 3", "lunch", "launch --algorithms LoRB", "status --datasets PCAS"),
+        *(f"validate --sweep {definition}", "launch --sweep nothing", "launch --launcher_options 3", "retry --watch"),
+    ]
+    code = (
+        "import shlex, sys\n"
+        "from domainbed_ext.errors import BenchmarkError\n"
+        "from domainbed_ext.sweep.command import main\n"
+        "for line in sys.argv[1:]:\n"
+        "    try:\n"
+        "        main(shlex.split(line))\n"
+        "    except BenchmarkError:\n"
+        "        if 'torch' in sys.modules:\n"
+        "            sys.exit(f'{line} loads torch')\n"
+        "    else:\n"
+        "        sys.exit(f'{line} is no mistake')\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
 def test_an_unwritable_output_dir_gets_a_sentence(tmp_path):
     (tmp_path / "sweep").write_text("a file")
     with pytest.raises(BenchmarkError, match="cannot write to .* give another --output_dir"):

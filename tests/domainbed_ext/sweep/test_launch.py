@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,8 @@ def test_launch_takes_what_is_not_done(tmp_path, engine, capsys):
     assert "8 runs in" in said.out and "4 not launched, 1 running, 1 interrupted, 1 failed, 1 done" in said.out
     assert said.err == ""  # a pipe gets no progress bar
     assert engine.collected == [str(tmp_path / "sweep")]
+    links = {os.readlink(path) for path in (tmp_path / "sweep" / "by_name").iterdir()}
+    assert links == {f"../{job.name}" for job in jobs}
 
 
 def test_a_launcher_is_told_all_that_concerns_it(tmp_path, engine):

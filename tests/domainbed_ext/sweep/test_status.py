@@ -202,6 +202,13 @@ def test_status_is_plain_text_where_nobody_watches(tmp_path, capsys):
     assert f"{jobs[1]} 5 min {jobs[1].name}" in lines
 
 
+def test_status_tells_where_runs_have_readable_names(tmp_path, capsys):
+    for name_is_there in (False, True):
+        assert sweep.main(words(tmp_path, command="status")) == 0
+        assert (f"runs by readable names: {tmp_path / 'sweep' / 'by_name'}" in capsys.readouterr().out) == name_is_there
+        (tmp_path / "sweep" / "by_name").mkdir(parents=True, exist_ok=True)
+
+
 def test_bars_can_be_written_in_any_encoding(tmp_path):
     jobs = a_sweep(tmp_path)
     console = Console(file=io.StringIO(), width=200)
@@ -233,6 +240,7 @@ def test_status_for_scripts(tmp_path, capsys):
     assert runs[0]["state"] == "done" and (runs[0]["share"], runs[0]["seconds"]) == (1.0, 100.0)
     assert runs[3]["error"] == "the disk is full" and runs[3]["log"].endswith("err.txt")
     assert (runs[4]["host"], runs[4]["attempts"], runs[4]["test_envs"]) == ("far", 1, [0])
+    assert runs[0]["name"] == "DigitsShift_LP_test-blended_trial0_hparams0"
     assert runs[6]["launch"] == str(launch.path) and runs[7]["launch"] is None
 
 
