@@ -24,7 +24,8 @@ WITHOUT_TORCH = (
     ),
     *(f"domainbed_ext.{name}" for name in ("hparams_registry", "protocols", "seeds", "sweep")),
     *(f"domainbed_ext.runs.{name}" for name in ("arguments", "folder", "identity", "imports")),
-    *(f"domainbed_ext.sweep.{name}" for name in ("arguments", "jobs", "states", "status")),
+    *(f"domainbed_ext.sweep.{name}" for name in ("arguments", "cancel", "command", "delete_incomplete", "jobs")),
+    *(f"domainbed_ext.sweep.{name}" for name in ("states", "status")),
 )
 
 
