@@ -13,6 +13,8 @@ import pytest
 
 import vitlorafa
 from domainbed_ext import collect_results, evaluate, launchers
+from domainbed_ext.algorithms import ALGORITHMS
+from domainbed_ext.algorithms.registry import describe
 from domainbed_ext.bench import __main__ as bench
 from domainbed_ext.cache import command as cache
 from domainbed_ext.prepare import command as prepare
@@ -148,6 +150,13 @@ def test_its_costs_of_many_runs_are_the_measured_ones():
             f"{row['over the work (%)']} % | {largest[0]:.0f}, {largest[1]:.0f} MiB | {files[0]:.0f}, {files[1]:.0f} |"
         )
     assert rows and [line for line in shown if line.startswith("|")][2:] == rows
+
+
+def test_the_glossary_has_every_method_with_its_label():
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").split("## Adapters")[0]
+    shown = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, flags=re.MULTILINE)
+    ours = [describe(name) for name in ALGORITHMS if describe(name).path.startswith("domainbed_ext.")]
+    assert sorted(shown) == sorted((method.name, method.label) for method in ours)
 
 
 def test_tests_that_are_named_exist():
