@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart bench test test-oldest test-avx2 test-engines check docs format clean
+.PHONY: help quickstart bench test test-slow test-oldest test-avx2 test-engines check docs format clean
 
 help:
 	@echo "make quickstart    set up, run the quickstart sweep and print its tables (about three minutes on two cores)"
 	@echo "make bench         set up, measure time and memory of training steps; BENCH='--help' lists the options"
-	@echo "make test          set up, run the tests"
+	@echo "make test          set up, run the tests that take less than five seconds each; show the slowest ten"
+	@echo "make test-slow     set up, run the other tests"
 	@echo "make test-oldest   set up .venv-oldest with the oldest supported versions, run the tests on them"
 	@echo "make test-avx2     set up, run the tests marked numbers as on an x86 processor without AVX-512"
 	@echo "make test-engines  set up, run the tests on Slurm, if it is installed, and on a local Ray"
@@ -26,6 +27,9 @@ bench: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $$(nproc 2>/dev/null || echo 2)
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow -n $$(nproc 2>/dev/null || echo 2)
 
 test-oldest:
 	$(PYTHON) .ci/oldest.py > .oldest.txt

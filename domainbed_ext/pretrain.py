@@ -1,8 +1,8 @@
-"""Makes the packaged backbone's weights: `python -m domainbed_ext.pretrain`.
+"""Regenerates the weights of the embedded backbone: `python -m domainbed_ext.pretrain`.
 
-Trains `vit_pico_patch8_32` to name drawn glyphs and shapes (`datasets/glyphs.py`), without any image of the
-benchmark, and writes it without its head, in half precision, with a JSON of how it was made. Equal seed, thread
-count and library versions give equal bytes.
+Trains `vit_pico_patch8_32` to classify drawn glyphs and shapes (`models/glyphs.py`), without any image of the
+benchmark. Writes its weights without the head, in half precision, and a JSON file with the settings. The same seed,
+thread count and library versions give the same bytes on one machine.
 
     python -m domainbed_ext.pretrain --out weights.safetensors --steps 2000 --threads 1
 """
@@ -47,18 +47,18 @@ _PLAIN_START = 0.6  # share of the steps over which styled images replace white 
 
 
 def pretrain(steps: int, batch_size: int, lr: float, seed: int, shown: Bar) -> tuple[VisionTransformer, float]:
-    """Trains the backbone on freshly drawn images, each seen once, to name the glyph and to find its ink.
+    """Trains the backbone on freshly drawn images, each seen once, to classify the glyph and to find its ink.
 
     The class alone teaches a transformer without convolutions too slowly on a CPU. So the patch tokens also
-    predict which of their pixels are ink, through a linear layer that is then thrown away, and the first images
+    predict which of their pixels are ink, through a linear layer that is then discarded, and the first images
     are mostly white on black.
 
     Args:
-        steps: number of AdamW steps; the rate rises over the first tenth and falls by a cosine to zero.
-        batch_size: images per step.
-        lr: highest learning rate.
-        seed: of the initial weights and of the images.
-        shown: where the steps are shown.
+        steps: Number of AdamW steps; the rate rises over the first tenth and falls by a cosine to zero.
+        batch_size: Images per step.
+        lr: Highest learning rate.
+        seed: Seed of the initial weights and of the images.
+        shown: Progress bar.
 
     Returns:
         The model, with its glyph head, and its accuracy on other drawn images, all styled (0 to 1).
@@ -109,12 +109,12 @@ def pretrain(steps: int, batch_size: int, lr: float, seed: int, shown: Bar) -> t
 @threadpool_limits.wrap(limits=1)  # these problems are small: threads only wait for each other
 @torch.inference_mode()
 def linear_probe(model: VisionTransformer) -> dict[str, dict[str, float]]:
-    """What the frozen features are worth on DigitsShift, leaving out one environment at a time.
+    """Accuracy of linear probes of the frozen features on DigitsShift, leaving out one environment at a time.
 
-    For the record only: nothing in the training looks at it.
+    For the record only: the training does not use it.
 
     Args:
-        model: the backbone; its head is not used.
+        model: Backbone; its head is not used.
 
     Returns:
         For each environment left out, the accuracy (0 to 1) of a logistic regression trained on four fifths of
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        argv: its arguments; those of the process if None.
+        argv: Arguments; None for those of the process.
     """
     description, _, example = (__doc__ or "").partition("\n\n    ")
     parser = CommandLine(
@@ -152,14 +152,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out",
         type=option_values.tensors_path,
         default=WEIGHTS,
-        help="weights to write; a .json goes beside them (default: the packaged file)",
+        help="file for the weights; a .json file is written beside it (default: the packaged file)",
     )
     for name, kind, default, meaning in (
         ("steps", option_values.whole(1), 2000, "training steps"),
         ("batch_size", option_values.whole(1), 64, "images per step"),
         ("lr", option_values.number(above=0), 1e-3, "highest learning rate"),
-        ("seed", option_values.seed, 0, "of weights and images"),
-        ("threads", option_values.whole(1), 1, "processor threads"),
+        ("seed", option_values.seed, 0, "seed of weights and images"),
+        ("threads", option_values.whole(1), 1, "CPU threads"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} (default: %(default)s)")
     args = parser.parse_args(argv)

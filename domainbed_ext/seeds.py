@@ -1,15 +1,15 @@
-"""DomainBed's seeds and splits: every random choice of a run follows from a few small integers."""
+"""DomainBed's seeds: every random choice of a run follows from a few small integers."""
 
 import hashlib
 from typing import Any
 
 
 def seed_hash(*args: Any) -> int:
-    """A seed in [0, 2³¹) from the `repr` of its arguments, as DomainBed makes it.
+    """A seed in [0, 2³¹) from the `repr` of its arguments, as DomainBed computes it.
 
     Args:
-        *args: plain Python values. A NumPy scalar has another `repr` than the number it stands for, and so
-            another seed: convert it first.
+        *args: Plain Python values. Convert NumPy scalars first: their `repr` differs from that of the same Python
+            number, and so does the seed.
 
     Returns:
         `md5(str(args)) mod 2³¹`.

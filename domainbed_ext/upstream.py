@@ -1,9 +1,9 @@
-"""The bridge to a checkout of facebookresearch/DomainBed: its own scripts, with our algorithms among its own.
+"""The bridge to a checkout of facebookresearch/DomainBed: runs its scripts with our algorithms registered.
 
 python -m domainbed_ext.upstream --checkout DomainBed train --algorithm BOnly --dataset PACS --data_dir D ...
 
-Nothing in the checkout is changed. What upstream has no hook for is replaced in its modules once they are
-imported; every such place is in `register`.
+The checkout is not changed. Where upstream has no hook, its modules are patched once they are imported: `register`
+lists every patch.
 """
 
 import argparse
@@ -38,10 +38,12 @@ VARIABLE = "DOMAINBED_CHECKOUT"
 CLONE = "git clone https://github.com/facebookresearch/DomainBed"
 
 DESCRIPTION = f"""\
-Runs a script of a DomainBed checkout, with its own arguments, on its own algorithms and BA, BOnly, AOnly, LP and
-FullFT. A name may fix hyperparameters, as in BOnly@rank=16; --hparams takes ours (rank, backbone, weights, ...).
+Runs a script of a DomainBed checkout, with the script's arguments, on DomainBed's algorithms and BA (LoRA),
+BOnly (LoRA-FA), AOnly (LoRA-FB), LP and FullFT. A name may fix hyperparameters, as in BOnly@rank=16; --hparams
+accepts those of our methods too (rank, backbone, weights, ...).
 
-The checkout is --checkout, else the environment variable {VARIABLE}, else whatever `import domainbed` finds."""
+The checkout is that of --checkout, else of the environment variable {VARIABLE}, else the importable package
+`domainbed`."""
 
 EXAMPLES = """\
 examples:
@@ -53,29 +55,29 @@ examples:
   python -m domainbed_ext.upstream sweep launch --datasets PACS --algorithms ERM BA BOnly --data_dir data \\
       --output_dir runs/upstream --command_launcher local --single_test_envs --skip_confirmation
   python -m domainbed_ext.upstream collect_results --input_dir runs/upstream
-  python -m domainbed_ext.upstream train --help        # that script's own arguments
+  python -m domainbed_ext.upstream train --help        # the arguments of that script
 
-what is not as in a plain `python -m domainbed.scripts.SCRIPT`:
-  the commands of a sweep come back here, so that its runs know our algorithms too
-  `wilds` need not be installed, unless for its data sets
-  a batch larger than a split is an error; upstream's loader waits for ever
+differences from `python -m domainbed.scripts.SCRIPT`:
+  the runs of a sweep are started by this command, so that they know our algorithms too
+  `wilds` is needed only for its own data sets
+  a batch larger than a split is an error; upstream's loader waits forever
   hyperparameters are plain Python numbers, so that model.pkl loads with torch's weights_only
-  images reach our algorithms at their backbone's size and statistics; with --hparams
-    '{"input_stats": "imagenet"}' they keep the values that upstream gave them
+  our algorithms get images of their backbone's input size and input statistics; with --hparams
+    '{"input_stats": "imagenet"}' images keep the statistics that upstream normalised them with
 """
 
 
 def find_checkout(given: Path | str | None = None) -> Path:
-    """The folder of the checkout that is to be used.
+    """The folder of the checkout.
 
     Args:
-        given: it; None for the environment variable's, or the one that is importable.
+        given: Folder; None for the environment variable's, or that of an importable `domainbed`.
 
     Returns:
         The folder that holds `domainbed/`.
 
     Raises:
-        BenchmarkError: there is none, or it is something else.
+        BenchmarkError: If there is no checkout, or the folder is something else.
     """
     given = given or os.environ.get(VARIABLE)
     if given:
@@ -84,7 +86,7 @@ def find_checkout(given: Path | str | None = None) -> Path:
         spec = importlib.util.find_spec("domainbed")
         places = list(spec.submodule_search_locations or ()) if spec else []
         if not places:
-            raise BenchmarkError(f"no DomainBed checkout: `{CLONE}`, then give it with --checkout DIR or {VARIABLE}")
+            raise BenchmarkError(f"no DomainBed checkout: `{CLONE}`, then then give it by --checkout DIR or {VARIABLE}")
         root = Path(places[0]).resolve().parent
     for file in ("domainbed/algorithms.py", "domainbed/hparams_registry.py", "domainbed/scripts/train.py"):
         if not (root / file).is_file():
@@ -98,21 +100,22 @@ def register(checkout: Path | str | None = None) -> Path:
     """Imports upstream and puts our algorithms into its registries; twice does no more than once.
 
     Args:
-        checkout: its folder; see `find_checkout`.
+        checkout: Folder of the checkout; see `find_checkout`.
 
     Returns:
         The checkout's folder.
 
     Raises:
-        BenchmarkError: no checkout, another one already imported, or a package missing that upstream needs.
+        BenchmarkError: If there is no checkout, another one is already imported, or a package that DomainBed needs is
+            missing.
     """
     root = find_checkout(checkout)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    _stand_in_for_wilds()
+    _replace_wilds()
     algorithms = _import("domainbed.algorithms")
     if not Path(algorithms.__file__ or "").resolve().is_relative_to(root):
-        raise BenchmarkError(f"domainbed is already imported, from {algorithms.__file__}: use one checkout a process")
+        raise BenchmarkError(f"domainbed is already imported, from {algorithms.__file__}: use one checkout per process")
     for name, ours in ALGORITHMS.items():
         if name not in vars(algorithms):  # ERM is upstream's own
             setattr(algorithms, name, type(name, (Bridged, ours), {"__doc__": ours.__doc__}))
@@ -139,8 +142,8 @@ def _replace(module: ModuleType, name: str, make: Callable[[Any], Any]) -> None:
         setattr(module, name, replacement)
 
 
-def _stand_in_for_wilds() -> None:
-    """Lets `domainbed.datasets`, which imports two classes of wilds, be imported without it."""
+def _replace_wilds() -> None:
+    """Lets `domainbed.datasets`, which imports two classes of wilds, be imported without that package."""
     missing = {"wilds.datasets.camelyon17_dataset": "Camelyon17Dataset", "wilds.datasets.fmow_dataset": "FMoWDataset"}
     try:
         for module in missing:
@@ -157,14 +160,14 @@ def _no_wilds(*args: Any, **kwargs: Any) -> None:
 
 
 class _Fit:
-    """Images as upstream hands them over → as a backbone wants them.
+    """Converts images from what upstream passes to what the backbone expects.
 
     Upstream normalises what it resizes to 224 px with ImageNet's statistics; its 28 px images are in [0, 1], with
     one channel or two (red and green).
 
     Args:
         given: (channels, height, width) of upstream's data set.
-        wanted: of the backbone.
+        wanted: Input size and input statistics of the backbone.
         stats: "backbone", or "imagenet" to keep the values as they are; see `backbones.INPUT_STATS`.
     """
 
@@ -194,12 +197,12 @@ class _Fit:
 
 
 class Bridged(Algorithm):
-    """An algorithm of ours under upstream's scripts: images of any shape become its backbone's."""
+    """One of our algorithms under upstream's scripts: images of any shape are converted for its backbone."""
 
     def __init__(
         self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: dict[str, Any]
     ) -> None:
-        hparams_registry.check(hparams)  # upstream takes --hparams as they come
+        hparams_registry.check(hparams)  # upstream does not check --hparams
         stats = hparams.get("input_stats", "backbone")
         if stats not in backbones.INPUT_STATS:
             raise unknown("input_stats", str(stats), backbones.INPUT_STATS)
@@ -209,9 +212,9 @@ class Bridged(Algorithm):
 
 
 def _registered(name: str) -> type[Bridged] | None:
-    """Our class of a name, with or without fixed hyperparameters; None for one of upstream's."""
-    found = vars(sys.modules["domainbed.algorithms"]).get(name.partition("@")[0])
-    return found if isinstance(found, type) and issubclass(found, Bridged) else None
+    """Our algorithm of a name, with or without fixed hyperparameters; None for one of upstream's."""
+    algorithm = vars(sys.modules["domainbed.algorithms"]).get(name.partition("@")[0])
+    return algorithm if isinstance(algorithm, type) and issubclass(algorithm, Bridged) else None
 
 
 def _get_algorithm_class(upstreams: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -243,7 +246,7 @@ def _hparams(upstreams: Callable[..., dict[str, Any]]) -> Callable[..., dict[str
 
 
 def _infinite_data_loader(upstreams: Any) -> type:
-    """Upstream's training loader, which says so where it would wait for a batch that never fills."""
+    """Upstream's training loader, with an error where it would wait for a batch that never fills."""
 
     class InfiniteDataLoader(upstreams):
         def __init__(self, dataset: Any, weights: Any, batch_size: int, num_workers: int) -> None:
@@ -258,10 +261,10 @@ def _infinite_data_loader(upstreams: Any) -> type:
 
 
 def set_workers(count: int) -> None:
-    """Sets how many processes each of upstream's loaders has, for every data set.
+    """Sets the number of processes of each of upstream's loaders, for every data set.
 
     Args:
-        count: 0 loads in the run's own process.
+        count: Number of processes; 0 loads in the process of the run.
     """
     for each in vars(_import("domainbed.datasets")).values():
         if isinstance(each, type) and "N_WORKERS" in vars(each):
@@ -270,10 +273,10 @@ def set_workers(count: int) -> None:
 
 @contextmanager
 def rerouted(train: Sequence[str]) -> Iterator[None]:
-    """Has upstream's launchers start runs by another command than `python -m domainbed.scripts.train`.
+    """Makes upstream's launchers start runs by another command than `python -m domainbed.scripts.train`.
 
     Args:
-        train: the words that stand in its place.
+        train: Words of the other command.
     """
     launchers = _import("domainbed.command_launchers")
     registry, old, new = launchers.REGISTRY, "python -m domainbed.scripts.train ", f"{shlex.join(train)} "
@@ -292,13 +295,13 @@ def run(script: str, arguments: Sequence[str]) -> None:
     """Runs one of upstream's scripts in this process; `register` comes first.
 
     Args:
-        script: one of `SCRIPTS`.
-        arguments: the script's.
+        script: One of `SCRIPTS`.
+        arguments: Arguments of the script.
 
     Raises:
-        BenchmarkError: a mistake in the input; the run's err.txt has it too.
+        BenchmarkError: If the input has a mistake; it is in the run's err.txt too.
     """
-    # The scripts put a Tee in the place of the standard streams, and leave it there.
+    # The scripts replace the standard streams by a Tee, and leave it there.
     kept = sys.argv, sys.stdout, sys.stderr
     sys.argv = [script, *arguments]
     try:
@@ -326,10 +329,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--workers",
         type=option_values.whole(0),
         metavar="N",
-        help="processes of each loader (upstream's 8); 0: none",
+        help="processes of each loader (default: upstream's 8); 0: none",
     )
     parser.add_argument("script", help=", ".join(SCRIPTS))
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
     return parser
 
 

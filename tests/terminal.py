@@ -2,11 +2,9 @@
 
 import contextlib
 import fcntl
-import multiprocessing
 import os
 import pty
 import re
-import runpy
 import signal
 import struct
 import subprocess
@@ -18,14 +16,12 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 
+from tests.forked import CONTEXT, become
+
 ROOT = Path(__file__).parents[1]
 COLUMNS = 120
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 PATIENCE = 120  # seconds; a test that waits for longer has failed
-
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.domainbed_ext.fault_injection", "tests.terminal"])
 
 
 def sit_down(tty, module, words, out, variables):
@@ -37,11 +33,7 @@ def sit_down(tty, module, words, out, variables):
         os.dup2(file, number)
     os.closerange(terminal, terminal + 1)
     sys.stdin, sys.stdout, sys.stderr = map(_opened, range(3), "rww")
-    os.environ.clear()
-    os.environ.update(variables)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["-m", *words]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    become(["-m", module, *words], variables)
 
 
 def _take_terminal():

@@ -21,6 +21,7 @@ from domainbed_ext.prepare import command as prepare
 from domainbed_ext.runs import arguments as options
 from domainbed_ext.sweep import options as sweep_options
 from domainbed_ext.sweep.arguments import parse
+from tests import forked
 from vitlorafa.bench import __main__ as adapters_bench
 
 ROOT = Path(__file__).parents[1]
@@ -39,13 +40,7 @@ def run(code, tmp_path, *words, exit_code=0):
 
 
 def run_python(tmp_path, *words, exit_code=0):
-    process = subprocess.run(
-        [sys.executable, *words],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    process = forked.run([sys.executable, *words], cwd=tmp_path, text=True)
     assert process.returncode == exit_code, process.stderr
     return process.stderr if exit_code else process.stdout
 
@@ -79,7 +74,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_a_method_in_a_script_of_your_own_runs(tmp_path):
     words = "--algorithm Norms --steps 1 --train_eval_share 0.05 --output_dir out --test_envs 3"
     run(SCRIPT, tmp_path, *words.split())
@@ -89,7 +83,6 @@ def test_a_method_in_a_script_of_your_own_runs(tmp_path):
     assert run(SCRIPT, tmp_path, "--algorithm", "Norm", exit_code=2).startswith("error: unknown algorithm 'Norm'")
 
 
-@pytest.mark.slow
 def test_a_data_set_of_your_own_is_one(tmp_path):
     from tests.domainbed_ext.conftest import make_domains
 
@@ -98,7 +91,6 @@ def test_a_data_set_of_your_own_is_one(tmp_path):
     assert said == "('A', 'Sp', 'Su', 'W') 4\n"
 
 
-@pytest.mark.slow
 def test_an_adapter_of_a_wrapped_model_is_saved(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), re.DOTALL)
     load = "vitlorafa.load_adapter(timm.create_model('test_vit', num_classes=7), 'my_adapter')\n"
@@ -106,7 +98,6 @@ def test_an_adapter_of_a_wrapped_model_is_saved(tmp_path):
     assert (tmp_path / "my_adapter" / "adapter.json").exists()
 
 
-@pytest.mark.slow
 def test_a_saved_adapter_is_loaded_elsewhere(tmp_path):
     save = (
         "import timm\nfrom vitlorafa import AdapterConfig, inject, save_adapter\n"

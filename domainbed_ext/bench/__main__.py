@@ -16,12 +16,12 @@ PARTS = {
 }
 
 EXAMPLES = """examples:
-  python -m domainbed_ext.bench stages --data_dir D            # images a second, from the file to the optimizer
-  python -m domainbed_ext.bench run --data_dir D               # a whole run, against the plain way
-  python -m domainbed_ext.bench run --data_dir D --checkout C  # and against upstream DomainBed
-  python -m domainbed_ext.bench accuracy --data_dir D          # whether the fast ways end where the exact one does
-  python -m domainbed_ext.bench gpu --data_dir D               # ViT-Ti, S and B and a run on a GPU, if there is one
-  python -m domainbed_ext.bench side_by_side --data_dir D --at_once 1 2 4  # how many runs fill a GPU, or the cores
+  python -m domainbed_ext.bench stages --data_dir D            # images per second, from the file to the optimizer
+  python -m domainbed_ext.bench run --data_dir D               # a whole run, compared with the plain implementation
+  python -m domainbed_ext.bench run --data_dir D --checkout C  # and with upstream DomainBed
+  python -m domainbed_ext.bench accuracy --data_dir D          # whether the fast ways reach the same accuracy
+  python -m domainbed_ext.bench gpu --data_dir D               # ViT-Ti, S and B and a run on a GPU, if available
+  python -m domainbed_ext.bench side_by_side --data_dir D --at_once 1 2 4  # how many parallel runs saturate a device
   python -m domainbed_ext.bench sweep --command_launcher local --runs 200
 """
 
@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = CommandLine(
         prog="python -m domainbed_ext.bench",
-        description="Measures what the benchmark itself costs, in turns with what it is compared with.",
+        description="Measures the cost of the benchmark itself, interleaved with what it is compared with.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -40,106 +40,186 @@ def make_parser() -> argparse.ArgumentParser:
         type=option_values.path,
         default="results/bench",
         metavar="DIR",
-        help="of the tables (%(default)s)",
+        help="folder for the tables (default: %(default)s)",
     )
     data = CommandLine(add_help=False)
-    data.add_argument("--dataset", default="PACS", metavar="NAME", help="of image folders (%(default)s)")
-    data.add_argument("--data_dir", type=option_values.path, required=True, metavar="DIR", help="folder that holds it")
-    data.add_argument("--backbone", default="vit_tiny_patch16_224", metavar="NAME", help="(%(default)s)")
+    data.add_argument(
+        "--dataset", default="PACS", metavar="NAME", help="data set of image folders (default: %(default)s)"
+    )
+    data.add_argument(
+        "--data_dir", type=option_values.path, required=True, metavar="DIR", help="folder that contains the data set"
+    )
+    data.add_argument("--backbone", default="vit_tiny_patch16_224", metavar="NAME", help="default: %(default)s")
     data.add_argument(
         "--weights",
         type=option_values.tensors_path,
         default="pretrained",
         metavar="FILE",
-        help="as of a run (%(default)s)",
+        help="weights of the backbone, as in a run (default: %(default)s)",
     )
-    data.add_argument("--cache_dir", type=option_values.tensors_path, metavar="DIR", help="as of a run")
+    data.add_argument("--cache_dir", type=option_values.tensors_path, metavar="DIR", help="image cache, as in a run")
 
     commands = parser.add_subparsers(dest="what", required=True, metavar="|".join(PARTS))
-    some = commands.add_parser("stages", parents=[place, data], help="images a second of each stage, on one core")
-    some.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
+    some = commands.add_parser("stages", parents=[place, data], help="images per second of each stage, on one core")
     some.add_argument(
-        "--images", type=option_values.whole(1), default=128, metavar="N", help="of a round (%(default)s)"
+        "--hparams",
+        default=json.dumps({"batch_size": 8, "targets": "all"}),
+        metavar="JSON",
+        help="default: %(default)s",
     )
-    some.add_argument("--rounds", type=option_values.whole(1), default=9, metavar="N", help="(%(default)s)")
+    some.add_argument(
+        "--images",
+        type=option_values.whole(1),
+        default=128,
+        metavar="N",
+        help="images per round (default: %(default)s)",
+    )
+    some.add_argument("--rounds", type=option_values.whole(1), default=9, metavar="N", help="default: %(default)s")
 
-    run = commands.add_parser("run", parents=[place, data], help="a whole run, against the plain way and upstream")
-    run.add_argument("--checkout", type=option_values.path, metavar="DIR", help="of upstream DomainBed")
-    run.add_argument("--algorithm", default="FullFT", metavar="NAME", help="(%(default)s)")
-    run.add_argument("--hparams", default=json.dumps({"batch_size": 16}), metavar="JSON", help="(%(default)s)")
-    run.add_argument("--steps", type=option_values.whole(1), default=41, metavar="N", help="(%(default)s)")
-    run.add_argument("--checkpoint_freq", type=option_values.whole(0), default=20, metavar="N", help="(%(default)s)")
+    run = commands.add_parser(
+        "run", parents=[place, data], help="a whole run, compared with the plain implementation and upstream DomainBed"
+    )
+    run.add_argument("--checkout", type=option_values.path, metavar="DIR", help="checkout of upstream DomainBed")
+    run.add_argument("--algorithm", default="FullFT", metavar="NAME", help="default: %(default)s")
+    run.add_argument("--hparams", default=json.dumps({"batch_size": 16}), metavar="JSON", help="default: %(default)s")
+    run.add_argument("--steps", type=option_values.whole(1), default=41, metavar="N", help="default: %(default)s")
     run.add_argument(
-        "--per_class", type=option_values.whole(0), default=30, metavar="N", help="images a class and domain; 0: all"
+        "--checkpoint_freq", type=option_values.whole(0), default=20, metavar="N", help="default: %(default)s"
     )
-    run.add_argument("--rounds", type=option_values.whole(1), default=3, metavar="N", help="(%(default)s)")
+    run.add_argument(
+        "--per_class",
+        type=option_values.whole(0),
+        default=30,
+        metavar="N",
+        help="images per class and domain; 0: all (default: %(default)s)",
+    )
+    run.add_argument("--rounds", type=option_values.whole(1), default=3, metavar="N", help="default: %(default)s")
 
-    same = commands.add_parser("accuracy", parents=[place, data], help="whether the fast ways end where the exact does")
+    same = commands.add_parser(
+        "accuracy",
+        parents=[place, data],
+        help="whether the fast implementations reach the same accuracy as the exact one",
+    )
     same.add_argument(
         "--compare",
         nargs="+",
         choices=accuracy.COMPARISONS,
         default=accuracy.COMPARISONS,
         metavar="NAME",
-        help="all that differs from the plain way in float32, its images alone in bf16, training on resized images "
-        f"({' '.join(accuracy.COMPARISONS)})",
+        help="all: everything that differs from the plain implementation in float32; images: only the images, in bf16; "
+        "resized: training on resized images (default: all three)",
     )
-    same.add_argument("--algorithm", default="BOnly", metavar="NAME", help="(%(default)s)")
-    same.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
-    same.add_argument("--test_env", type=option_values.whole(0), default=0, metavar="N", help="held out (%(default)s)")
-    same.add_argument("--steps", type=option_values.whole(1), default=60, metavar="N", help="(%(default)s)")
-    same.add_argument("--trials", type=option_values.whole(1), default=3, metavar="N", help="(%(default)s)")
+    same.add_argument("--algorithm", default="BOnly", metavar="NAME", help="default: %(default)s")
+    same.add_argument(
+        "--hparams",
+        default=json.dumps({"batch_size": 8, "targets": "all"}),
+        metavar="JSON",
+        help="default: %(default)s",
+    )
+    same.add_argument(
+        "--test_env",
+        type=option_values.whole(0),
+        default=0,
+        metavar="N",
+        help="test environment (default: %(default)s)",
+    )
+    same.add_argument("--steps", type=option_values.whole(1), default=60, metavar="N", help="default: %(default)s")
+    same.add_argument("--trials", type=option_values.whole(1), default=3, metavar="N", help="default: %(default)s")
     same.add_argument(
         "--first_trial",
         type=option_values.whole(0),
         default=0,
         metavar="N",
-        help="to add to earlier ones (%(default)s)",
+        help="number of the first trial (default: %(default)s)",
     )
     same.add_argument(
-        "--per_class", type=option_values.whole(0), default=100, metavar="N", help="images a class and domain; 0: all"
+        "--per_class",
+        type=option_values.whole(0),
+        default=100,
+        metavar="N",
+        help="images per class and domain; 0: all (default: %(default)s)",
     )
 
-    cuda = commands.add_parser("gpu", parents=[place], help="ViT-Ti, S and B on a GPU, and a run")
+    cuda = commands.add_parser("gpu", parents=[place], help="ViT-Ti, ViT-S and ViT-B on a GPU, and a whole run")
     cuda.add_argument(
-        "--batch_sizes", type=option_values.whole(1), nargs="+", default=[32, 96], metavar="N", help="of training"
+        "--batch_sizes",
+        type=option_values.whole(1),
+        nargs="+",
+        default=[32, 96],
+        metavar="N",
+        help="images per training step (default: 32 96)",
     )
     cuda.add_argument(
-        "--images", type=option_values.whole(1), default=256, metavar="N", help="of an evaluation batch (%(default)s)"
+        "--images",
+        type=option_values.whole(1),
+        default=256,
+        metavar="N",
+        help="images per evaluation batch (default: %(default)s)",
     )
-    cuda.add_argument("--image_size", type=option_values.whole(1), default=224, metavar="PIXELS", help="(%(default)s)")
-    cuda.add_argument("--rounds", type=option_values.whole(1), default=20, metavar="N", help="(%(default)s)")
+    cuda.add_argument(
+        "--image_size", type=option_values.whole(1), default=224, metavar="PIXELS", help="default: %(default)s"
+    )
+    cuda.add_argument("--rounds", type=option_values.whole(1), default=20, metavar="N", help="default: %(default)s")
     cuda.add_argument(
         "--data_dir",
         type=option_values.path,
         metavar="DIR",
-        help="folder that holds PACS; then a run of it is timed too",
+        help="folder that contains PACS; if given, a run on it is timed too",
     )
-    cuda.add_argument("--cache_dir", type=option_values.tensors_path, metavar="DIR", help="as of a run")
+    cuda.add_argument("--cache_dir", type=option_values.tensors_path, metavar="DIR", help="image cache, as in a run")
     cuda.add_argument(
-        "--steps", type=option_values.whole(1), default=5000, metavar="N", help="of the run (%(default)s)"
+        "--steps",
+        type=option_values.whole(1),
+        default=5000,
+        metavar="N",
+        help="steps of the run (default: %(default)s)",
     )
     cuda.set_defaults(dataset="PACS", algorithm="BOnly", backbone="vit_base_patch16_224", weights="none", hparams="{}")
 
-    several = commands.add_parser("side_by_side", parents=[place, data], help="runs at once, against one alone")
+    several = commands.add_parser(
+        "side_by_side", parents=[place, data], help="parallel runs, compared with a single one"
+    )
     several.add_argument(
-        "--at_once", type=option_values.whole(1), nargs="+", default=[1, 2], metavar="N", help="(%(default)s)"
+        "--at_once", type=option_values.whole(1), nargs="+", default=[1, 2], metavar="N", help="default: %(default)s"
     )
-    several.add_argument("--algorithm", default="BOnly", metavar="NAME", help="(%(default)s)")
-    several.add_argument("--hparams", default=json.dumps({"batch_size": 8, "targets": "all"}), metavar="JSON")
-    several.add_argument("--steps", type=option_values.whole(1), default=40, metavar="N", help="(%(default)s)")
-    several.add_argument("--rounds", type=option_values.whole(1), default=3, metavar="N", help="(%(default)s)")
+    several.add_argument("--algorithm", default="BOnly", metavar="NAME", help="default: %(default)s")
+    several.add_argument(
+        "--hparams",
+        default=json.dumps({"batch_size": 8, "targets": "all"}),
+        metavar="JSON",
+        help="default: %(default)s",
+    )
+    several.add_argument("--steps", type=option_values.whole(1), default=40, metavar="N", help="default: %(default)s")
+    several.add_argument("--rounds", type=option_values.whole(1), default=3, metavar="N", help="default: %(default)s")
 
-    sweep = commands.add_parser("sweep", parents=[place], help="what many short runs cost over their own work")
+    sweep = commands.add_parser("sweep", parents=[place], help="overhead of a sweep of many short runs")
     sweep.add_argument(
-        "--runs", type=option_values.whole(1), default=200, metavar="N", help="in steps of 20 (%(default)s)"
+        "--runs",
+        type=option_values.whole(1),
+        default=200,
+        metavar="N",
+        help="number of runs, a multiple of 20 (default: %(default)s)",
     )
-    sweep.add_argument("--steps", type=option_values.whole(1), default=120, metavar="N", help="of a run (%(default)s)")
     sweep.add_argument(
-        "--command_launcher", default="local", metavar="NAME", help=f"{', '.join(LAUNCHERS)} (%(default)s)"
+        "--steps",
+        type=option_values.whole(1),
+        default=120,
+        metavar="N",
+        help="steps of each run (default: %(default)s)",
     )
-    sweep.add_argument("--launcher_options", default="{}", metavar="JSON", help="of the launcher")
-    sweep.add_argument("--jobs", type=option_values.whole(0), default=0, metavar="N", help="runs at once (one a core)")
+    sweep.add_argument(
+        "--command_launcher", default="local", metavar="NAME", help=f"{', '.join(LAUNCHERS)} (default: %(default)s)"
+    )
+    sweep.add_argument(
+        "--launcher_options", default="{}", metavar="JSON", help="options of the launcher (default: %(default)s)"
+    )
+    sweep.add_argument(
+        "--jobs",
+        type=option_values.whole(0),
+        default=0,
+        metavar="N",
+        help="runs at the same time (default: one per core)",
+    )
     return parser
 
 

@@ -1,8 +1,8 @@
-"""Whether the fast ways end where the exact one does: the same runs, trial by trial, each way.
+"""Whether the fast implementations reach the accuracy of the exact one: the same runs, trial by trial.
 
-The exact way is `domainbed_ext.bench.plain`: float32, images decoded each time, torchvision's augmentation. Its random
-numbers are others, so a run of it differs from ours as a run of another seed does; what is compared are means. Ours in
-float32 and in bf16 share theirs.
+The exact one is `domainbed_ext.bench.plain`: float32, images decoded each time, torchvision's augmentation. It draws
+other random numbers, so its runs differ from ours as runs of other seeds do: compare means. Ours in float32 and in bf16
+draw the same ones.
 """
 
 import json
@@ -26,14 +26,14 @@ SMALL = 160  # px, at which PACS's images of 227 px are scaled down by `--traini
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
-    """Trains every trial each way, prints a table and writes it, anew after each trial.
+    """Trains every trial with each implementation; prints and rewrites the table after each trial.
 
     Args:
-        args: of `python -m domainbed_ext.bench`.
-        output_dir: of the table.
+        args: Arguments of `python -m domainbed_ext.bench`.
+        output_dir: Folder for the table.
 
     Raises:
-        BenchmarkError: one of the runs failed.
+        BenchmarkError: If one of the runs failed.
     """
     ways = {name: _ways(json.loads(args.hparams))[name] for name in args.compare}
     with (
@@ -54,7 +54,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
 def _report(comparison: str, names: Sequence[str], found: np.ndarray, args: Namespace, output_dir: Path) -> None:
     """Writes the table of the trials so far; `found`: [trials, ways, 2] in %."""
     of = f"{args.dataset} ({how_many(args.per_class)})"
-    title = f"Accuracy by way on {of}, {args.algorithm}, {args.backbone}, {args.steps} steps, in %"
+    title = f"Accuracy by implementation on {of}, {args.algorithm}, {args.backbone}, {args.steps} steps, in %"
     differences = found - found[:, :1]
     rows: list[dict[str, Any]] = []
     for way, name in enumerate(names):

@@ -1,6 +1,6 @@
-"""What a GPU does: images a second and the share of its products' rate, for ViT-Ti, ViT-S and ViT-B at 224 px.
+"""Images per second on a GPU, and the share of its matmul rate, for ViT-Ti, ViT-S and ViT-B at 224 px.
 
-Given data also how long a whole run takes, and how much of that the GPU waits for images.
+Given a data set also the time of a whole run, and how much of it the GPU waits for images.
 """
 
 import sys
@@ -26,14 +26,14 @@ METHODS = ("BOnly", "BA", "LP", "FullFT")
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
-    """Times training steps and evaluation batches of random weights and images; says so where there is no GPU.
+    """Times training steps and evaluation batches with random weights and images. Without a GPU it only prints a line.
 
     Args:
-        args: of `python -m domainbed_ext.bench`.
-        output_dir: of the tables.
+        args: Arguments of `python -m domainbed_ext.bench`.
+        output_dir: Folder for the tables.
     """
     if not torch.cuda.is_available():
-        print("no CUDA device here: nothing measured")
+        print("no CUDA device here: nothing is measured")
         return
     rows = [row for backbone in BACKBONES for method in METHODS for row in rates(backbone, method, args)]
     report.write("gpu", "Training steps and evaluation on one GPU, bf16, random weights", rows, output_dir)
@@ -45,9 +45,10 @@ def rates(backbone: str, method: str, args: Namespace) -> list[dict[str, Any]]:
     """The rows of a backbone and a method, on whatever device there is.
 
     Args:
-        backbone: name of a timm model.
-        method: name of an algorithm.
-        args: of `python -m domainbed_ext.bench`; its `batch_sizes` of training, `images` of evaluation and `rounds`.
+        backbone: Name of a timm model.
+        method: Name of an algorithm.
+        args: Arguments of `python -m domainbed_ext.bench`, of which it reads `batch_sizes`, `images`, `image_size` and
+            `rounds`.
     """
     hparams = {**resolve(method, "PACS"), "backbone": backbone, "weights": "none"}
     size = args.image_size
@@ -63,7 +64,7 @@ def rates(backbone: str, method: str, args: Namespace) -> list[dict[str, Any]]:
         x, y = batch(count)
         function = partial(_train, algorithm, x, y) if stage == "training" else partial(_look, algorithm, x)
         seconds = timing.interleaved({stage: function}, args.rounds)[stage]
-        floor = counted["evaluate"] if stage == "evaluation" else counted["forward"] + counted["backward"]
+        bound = counted["evaluate"] if stage == "evaluation" else counted["forward"] + counted["backward"]
         rows.append(
             {
                 "backbone": backbone,
@@ -71,8 +72,8 @@ def rates(backbone: str, method: str, args: Namespace) -> list[dict[str, Any]]:
                 "stage": f"{stage}, batch {count}",
                 "images/s": round(count / median(seconds), 1),
                 "fastest": round(count / min(seconds), 1),
-                "TFLOP/s": round(floor * count / median(seconds) / 1e12, 2),
-                "of a large product's rate": round(floor * count / median(seconds) / rate, 2),
+                "TFLOP/s": round(bound * count / median(seconds) / 1e12, 2),
+                "of a large matmul's rate": round(bound * count / median(seconds) / rate, 2),
             }
         )
     return rows
@@ -84,11 +85,11 @@ def whole_run(args: Namespace, output_dir: Path) -> None:
     Its images are put into the cache before. It is profiled, which costs it some of its overlap.
 
     Args:
-        args: of `python -m domainbed_ext.bench`.
-        output_dir: of the table.
+        args: Arguments of `python -m domainbed_ext.bench`.
+        output_dir: Folder for the table.
 
     Raises:
-        BenchmarkError: the run failed.
+        BenchmarkError: If the run failed.
     """
     words = [sys.executable, "-m", "domainbed_ext.train", *subprocesses.arguments(args)]
     words += ["--protocol", "single_source", "--source_envs", "0", "--profile", "--skip_model_save"]
@@ -106,7 +107,7 @@ def whole_run(args: Namespace, output_dir: Path) -> None:
         "seconds, start to end": round(seconds, 1),
         "of them in stages": round(inside, 1),
         **{f"{name}, %": round(100 * stage["seconds"] / inside, 1) for name, stage in stages.items()},
-        "of the floor": round(sum(stage["floor"] for stage in stages.values()) / inside, 2),
+        "of the lower bound": round(sum(stage["floor"] for stage in stages.values()) / inside, 2),
         "peak GB": round(record["mem_gb"], 1),
     }
     title = f"A run on one environment of {args.dataset}, {args.algorithm}, {args.backbone}, {args.steps} steps"

@@ -39,8 +39,8 @@ def transforms(inputs: Inputs, augmented: bool) -> v2.Compose:
     """DomainBed's, on PIL images.
 
     Args:
-        inputs: what the backbone is fed.
-        augmented: as training images are, or only resized.
+        inputs: The backbone's input size and input statistics.
+        augmented: Whether images are augmented as for training, or only resized.
     """
     changes: list[v2.Transform] = [v2.Resize(inputs.size)]
     if augmented:
@@ -59,13 +59,13 @@ def run(args: RunArguments, workers: int = _WORKERS) -> RunFolder:
 
     Args:
         args: Arguments of the run; the data set is one of image folders.
-        workers: processes of each loader; 0 for none.
+        workers: Number of processes of each loader; 0 for none.
 
     Returns:
         The run's folder, with its records.
 
     Raises:
-        BenchmarkError: a mistake in the input.
+        BenchmarkError: If the input has a mistake.
     """
     setup = set_up(replace(args, precision="bf16" if args.precision == "bf16" else "float32"))
     compute_exactly(setup.args)

@@ -1,4 +1,4 @@
-"""Tables of measurements: printed, and kept as CSV and Markdown under the machine's name."""
+"""Tables of measurements: printed, and written as CSV and Markdown with the machine in their names."""
 
 import re
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ def write(name: str, title: str, rows: Sequence[Row], output_dir: Path, notes: S
     """Prints a table and writes `<name>_<machine>.csv` and `.md`.
 
     Args:
-        name: of the files; characters that names do without become "_".
-        title: what the table shows, in one sentence.
-        rows: of the table, all with the same keys, its columns.
-        output_dir: made if it is not there.
-        notes: sentences below it.
+        name: Name of the files; characters other than letters and digits become "_".
+        title: Sentence that says what the table shows.
+        rows: Rows, all with the same keys, which are the columns.
+        output_dir: Folder for the files; it is created if it does not exist.
+        notes: Sentences below the table.
     """
     used = ", ".join(f"{package} {versions()[package]}" for package in ("torch", "torchvision", "timm"))
     today = datetime.now(timezone.utc).date().isoformat()

@@ -1,7 +1,7 @@
-"""A whole run, ours against the plain way (`domainbed_ext.bench.plain`) and, given a checkout, upstream DomainBed.
+"""A whole run, compared with the plain implementation (`domainbed_ext.bench.plain`) and, given a checkout, DomainBed.
 
-The same data set, backbone, method, steps and checkpoints, each a process of its own from start to end, in turns. A
-part of the data set is linked into a temporary folder, for the plain ways evaluate all of it again and again.
+The same data set, backbone, method, steps and checkpoints, each in its own process from start to end, interleaved. They
+use a part of the data set, linked into a temporary folder: the others evaluate all of it at every checkpoint.
 """
 
 import json
@@ -21,11 +21,11 @@ def measure(args: Namespace, output_dir: Path) -> None:
     """Times the runs, prints a table and writes it.
 
     Args:
-        args: of `python -m domainbed_ext.bench`.
-        output_dir: of the table.
+        args: Arguments of `python -m domainbed_ext.bench`.
+        output_dir: Folder for the table.
 
     Raises:
-        BenchmarkError: one of the runs failed.
+        BenchmarkError: If one of the runs failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         data = link_part(args.dataset, args.data_dir, args.per_class, Path(folder, "data"))
@@ -37,7 +37,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
 
 
 def _report(seconds: dict[str, list[float]], args: Namespace, output_dir: Path) -> None:
-    """Writes the table of the rounds so far, for they take long."""
+    """Writes the table after each round: rounds take long."""
     slowest = "upstream" if "upstream" in seconds else "plain"
     rows = [
         {
@@ -53,16 +53,16 @@ def _report(seconds: dict[str, list[float]], args: Namespace, output_dir: Path) 
     ]
     of = f"{args.dataset} ({how_many(args.per_class)})"
     title = f"A whole run on {of}, {args.algorithm}, {args.backbone}, {args.steps} steps"
-    said = (
+    note = (
         f"Hyperparameters {args.hparams}; evaluated every {args.checkpoint_freq} steps and at the last; "
-        f"{available_cores()} threads each; {len(seconds['plain'])} round(s) in turns, process start to end."
+        f"{available_cores()} threads each; {len(seconds['plain'])} interleaved round(s), process start to end."
     )
     against = "upstream_" if args.checkout else ""
-    report.write(f"run_{against}{args.algorithm}", title, rows, output_dir, (said,))
+    report.write(f"run_{against}{args.algorithm}", title, rows, output_dir, (note,))
 
 
 def _commands(args: Namespace, data: Path, folder: Path) -> dict[str, list[str]]:
-    """What is compared, by name."""
+    """The commands that are compared, by name."""
     cores = available_cores()
     hparams = {"backbone": args.backbone, "weights": args.weights, **json.loads(args.hparams)}
     shared = ["--dataset", args.dataset, "--data_dir", str(data), "--algorithm", args.algorithm, "--test_envs", "0"]
@@ -84,7 +84,7 @@ def _commands(args: Namespace, data: Path, folder: Path) -> dict[str, list[str]]
 
 
 def _run(name: str, words: list[str]) -> None:
-    """From nothing: a folder with a finished run would take no time, and nor does a cache that was filled."""
+    """Runs a command without the folder of a finished run and, as the first of a sweep, without a cache."""
     remove(Path(words[words.index("--output_dir") + 1]))
     if "first" in name:
         remove(Path(words[-1]))

@@ -1,4 +1,4 @@
-"""Runs side by side on one device, each a process of its own, against one alone: how many fill it."""
+"""Parallel runs on one device, each in its own process, compared with a single one: how many saturate it."""
 
 import sys
 import tempfile
@@ -13,14 +13,14 @@ from domainbed_ext.bench import report, subprocesses, timing
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
-    """Times some runs at once, of one trial each, prints a table and writes it.
+    """Times parallel runs, of one trial each, prints a table and writes it.
 
     Args:
-        args: of `python -m domainbed_ext.bench`.
-        output_dir: of the table.
+        args: Arguments of `python -m domainbed_ext.bench`.
+        output_dir: Folder for the table.
 
     Raises:
-        BenchmarkError: one of the runs failed.
+        BenchmarkError: If one of the runs failed.
     """
     words = [sys.executable, "-m", "domainbed_ext.train", *subprocesses.arguments(args)]
     words += ["--checkpoint_freq", "0", "--train_eval_share", "0.05", "--skip_model_save", "--save_minutes", "0"]
@@ -48,6 +48,6 @@ def measure(args: Namespace, output_dir: Path) -> None:
         }
         for name, times in seconds.items()
     ]
-    title = f"Runs side by side on {args.dataset}, {args.algorithm}, {args.backbone}, {args.steps} steps"
-    notes = (f"Hyperparameters {args.hparams}; one thread each; {args.rounds} round(s) in turns, start to end.",)
+    title = f"Parallel runs on {args.dataset}, {args.algorithm}, {args.backbone}, {args.steps} steps"
+    notes = (f"Hyperparameters {args.hparams}; one thread each; {args.rounds} interleaved round(s), start to end.",)
     report.write("side_by_side", title, rows, output_dir, notes)

@@ -1,4 +1,4 @@
-"""A part of an image data set, as links to its files: for measurements that the whole would make too long."""
+"""A part of an image data set, as links to its files: for measurements that would take too long on all of it."""
 
 from pathlib import Path
 
@@ -11,20 +11,20 @@ def link_part(dataset: str, data_dir: str, per_class: int, folder: Path) -> Path
     """Links the first images of every class and domain.
 
     Args:
-        dataset: name of a data set of image folders.
-        data_dir: that holds it.
-        per_class: images of each class in each domain; 0 for all.
-        folder: to put the links in.
+        dataset: Name of a data set of image folders.
+        data_dir: Folder that contains it.
+        per_class: Number of images of each class in each domain; 0 for all.
+        folder: Folder for the links.
 
     Returns:
-        What to give as `--data_dir`.
+        The `--data_dir` of the links.
 
     Raises:
-        BenchmarkError: no such data set, or none of image folders.
+        BenchmarkError: If there is no such data set, or it does not consist of image folders.
     """
     known = get_dataset_class(dataset)
     if not issubclass(known, ImageFolderDomains):
-        raise BenchmarkError(f"{dataset} is no data set of image folders: give one that is, e.g. PACS")
+        raise BenchmarkError(f"{dataset} does not consist of image folders: choose a data set that does, e.g. PACS")
     for environment in known(data_dir, [], {}).datasets:
         assert isinstance(environment, FolderEnvironment)
         taken: dict[int, int] = {}

@@ -1,7 +1,7 @@
-"""Images a second of each stage of a run, from the file to the optimizer, on one core or one GPU.
+"""Images per second of each stage of a run, from the file to the optimizer, on one core or one GPU.
 
-The plain way is DomainBed's: a JPEG decoded by PIL each time, torchvision's transforms on it, float32. The floor of a
-stage is what its matrix products alone take (`domainbed_ext.runs.profile`).
+The plain implementation is DomainBed's: PIL decodes the JPEG each time, torchvision transforms it, and the model
+computes in float32. The lower bound of a stage is the time of its matmuls (`domainbed_ext.runs.profile`).
 """
 
 from argparse import Namespace
@@ -30,15 +30,15 @@ def measure(args: Namespace, output_dir: Path) -> None:
     """Times the stages on a data set of image folders, prints a table and writes it.
 
     Args:
-        args: of `python -m domainbed_ext.bench`.
-        output_dir: of the table.
+        args: Arguments of `python -m domainbed_ext.bench`.
+        output_dir: Folder for the table.
     """
     setup = setup_of(args, "BOnly")
     compute_exactly(setup.args)
     rows = [*_images(setup, args), *_models(args)]
     notes = (
-        "× plain: images a second over those of the plain way in the same group, the median of the rounds' ratios.",
-        "of the floor: the share of the floor's rate, which its matrix products alone would have.",
+        "× plain: rate relative to the plain implementation of the same stage, the median of the rounds' ratios.",
+        "of the lower bound: share of the rate that the stage would have if only its matmuls took time.",
     )
     title = f"Stages of a run on {args.dataset}, {setup.hparams['backbone']}, {setup.args.threads} thread(s)"
     report.write("stages", title, rows, output_dir, notes)
@@ -48,9 +48,9 @@ def setup_of(args: Namespace, algorithm: str, precision: str | None = None) -> S
     """A run's parts.
 
     Args:
-        args: of `python -m domainbed_ext.bench`.
-        algorithm: its name.
-        precision: in place of the usual one.
+        args: Arguments of `python -m domainbed_ext.bench`.
+        algorithm: Name of the algorithm.
+        precision: Precision; None for the default.
     """
     more = ["--precision", precision] if precision else []
     return set_up(parse(arguments(args, "--algorithm", algorithm, *more)))
@@ -100,7 +100,7 @@ def _images(setup: Setup, args: Namespace) -> list[dict[str, Any]]:
 
 
 def _models(args: Namespace) -> list[dict[str, Any]]:
-    """Training steps and evaluation batches, ours against float32 the plain way."""
+    """Training steps and evaluation batches, compared with the plain implementation in float32."""
     rows = []
     for method in METHODS:
         setups = {"plain: float32": setup_of(args, method, "float32"), "ours": setup_of(args, method)}
@@ -110,7 +110,7 @@ def _models(args: Namespace) -> list[dict[str, Any]]:
         y = torch.arange(size, device=x.device) % setups["ours"].dataset.num_classes
         ours = algorithms["ours"]
         counted, rate = operations(ours, [(x, y)]), product_rate(ours)
-        floors = {"training step": counted["forward"] + counted["backward"], "evaluation": counted["evaluate"]}
+        bounds = {"training step": counted["forward"] + counted["backward"], "evaluation": counted["evaluate"]}
 
         def look(algorithm: Any, x: Tensor = x) -> None:
             algorithm.eval()
@@ -121,7 +121,7 @@ def _models(args: Namespace) -> list[dict[str, Any]]:
             functions = {name: lambda a=each, work=work: work(a) for name, each in algorithms.items()}
             seconds = timing.interleaved(functions, args.rounds)
             for name in functions:
-                share = floors[stage] * size / rate / median(seconds[name]) if name == "ours" else None
+                share = bounds[stage] * size / rate / median(seconds[name]) if name == "ours" else None
                 faster = 1 / timing.ratio(seconds, name, "plain: float32")
                 rows.append(row(f"{stage}, {method}", name, seconds[name], size, faster, share))
     return rows
@@ -133,12 +133,12 @@ def row(
     """A row of the table.
 
     Args:
-        group: of what is compared.
-        name: of the way.
-        seconds: of its calls.
-        images: of a call.
-        faster: images a second over those of the plain way.
-        share: of the floor's rate.
+        group: Name of the stage.
+        name: Name of the implementation.
+        seconds: Seconds of each call.
+        images: Images per call.
+        faster: Rate relative to the plain implementation.
+        share: Share of the rate that the matmul lower bound allows; None where it is not known.
     """
     return {
         "stage": group,
@@ -147,5 +147,5 @@ def row(
         "fastest": round(images / min(seconds), 1),
         "ms an image": round(1000 * median(seconds) / images, 3),
         "× plain": round(faster, 2),
-        "of the floor": None if share is None else round(share, 2),
+        "of the lower bound": None if share is None else round(share, 2),
     }

@@ -1,4 +1,4 @@
-"""Commands that are measured, each a process of its own."""
+"""Commands that are measured, each in its own process."""
 
 import subprocess
 from argparse import Namespace
@@ -13,24 +13,24 @@ def arguments(args: Namespace, *words: str) -> list[str]:
     """The arguments of `domainbed_ext.train` that a measurement was given.
 
     Args:
-        args: of `python -m domainbed_ext.bench`.
-        words: further ones, which override those.
+        args: Arguments of `python -m domainbed_ext.bench`.
+        words: Further arguments, which override those.
     """
     given = {name: value for name in _OF_A_RUN if (value := getattr(args, name, None)) is not None}
     return [*(word for name, value in given.items() for word in (f"--{name}", str(value))), *words]
 
 
 def run(name: str, words: Sequence[str]) -> None:
-    """Runs a command, silently.
+    """Runs a command without showing its output.
 
     Args:
-        name: of what is measured.
-        words: of the command.
+        name: Name of the measurement, for the error.
+        words: Command.
 
     Raises:
-        BenchmarkError: it failed; tells its last word.
+        BenchmarkError: If it failed; the message has the last line of its standard error.
     """
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise BenchmarkError(f"the run {name!r} failed ({last}): {' '.join(words)}")

@@ -1,11 +1,11 @@
-"""A sweep of many short runs: what it costs over its runs' own work, and whether memory or open files grow.
+"""A sweep of many short runs: its overhead over the runs' own work, and whether memory or open files grow.
 
-The floor is the runs' own work and nothing else: the time from a run's first step to its last record, by its own
-clock, divided by the number of runs at once. What comes on top:
+The lower bound is the runs' own work: the time from a run's first step to its last record, by its own clock, divided by
+the number of parallel runs. The overhead:
 
-  starting   of the launcher and its workers: importing torch and timm, once a worker
-  setting up of a run: reading the data set, building the model (within the run)
-  the rest   claiming, writing, handing over from one run to the next, waiting for the last
+  start      of the launcher and its workers: importing torch and timm, once per worker
+  set-up     of each run: reading the data set, building the model
+  the rest   claims, files, the time between two runs, waiting for the last run
 """
 
 import contextlib
@@ -32,19 +32,19 @@ from domainbed_ext.system.files import write_atomically
 from domainbed_ext.system.machine import available_cores
 from vitlorafa.bench.machine import file_name
 
-TICK = 2.0  # seconds from one look at the processes to the next
+TICK = 2.0  # seconds between two samples
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Look:
-    """At the processes of a sweep.
+class Sample:
+    """A sample of the processes of a sweep.
 
     Attributes:
-        done: runs that are.
-        largest_mib: resident memory of the largest.
-        all_mib: of all.
-        files: open in all of them.
+        done: Number of runs that are done.
+        largest_mib: Resident memory of the largest process.
+        all_mib: Resident memory of all processes.
+        files: Number of open files of all processes.
     """
 
     done: int
@@ -57,17 +57,17 @@ def measure(args: Namespace, output_dir: Path) -> None:
     """Runs the sweep in a folder that is removed afterwards, prints a table and writes it.
 
     Args:
-        args: of `python -m domainbed_ext.bench`.
-        output_dir: of the table.
+        args: Arguments of `python -m domainbed_ext.bench`.
+        output_dir: Folder for the table.
 
     Raises:
-        BenchmarkError: a run is not done at the end.
+        BenchmarkError: If a run is not done at the end.
     """
     with tempfile.TemporaryDirectory() as folder:
         words = _words(args, folder)
         sweep = jobs.make_jobs(definitions.parse(["launch", *words]))
         start = time.monotonic()
-        looks = _watch(["launch", *words], Path(folder), len(sweep))
+        samples = _watch(["launch", *words], Path(folder), len(sweep))
         seconds = time.monotonic() - start
         statuses = states.read_statuses(sweep, Path(folder))
         missing = [status for status in statuses if status.state is not State.DONE]
@@ -79,7 +79,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
         setting_up = sum(attempt.set_up for attempt in found if attempt)
         tries = sum(attempt.number for attempt in found if attempt)
     slots = args.jobs or available_cores()
-    half = [look for look in looks if look.done >= len(statuses) / 2]
+    half = [sample for sample in samples if sample.done >= len(statuses) / 2]
     row = {
         "launcher": args.command_launcher,
         "runs": len(statuses),
@@ -91,9 +91,9 @@ def measure(args: Namespace, output_dir: Path) -> None:
         "set-up a run (s)": round(setting_up / len(statuses), 2),
         "over the work (%)": round(100 * (slots * seconds / (inside - setting_up) - 1), 1),
         "outside the runs (%)": round(100 * (slots * seconds / inside - 1), 1),
-        **_growth("largest process MiB", [look.largest_mib for look in half]),
-        **_growth("all processes MiB", [look.all_mib for look in half]),
-        **_growth("open files", [look.files for look in half]),
+        **_growth("largest process MiB", [sample.largest_mib for sample in half]),
+        **_growth("all processes MiB", [sample.all_mib for sample in half]),
+        **_growth("open files", [sample.files for sample in half]),
     }
     table = pd.DataFrame([row])
     print(table.T.to_string(header=False))
@@ -104,7 +104,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
 
 
 def _growth(what: str, values: Sequence[float]) -> dict[str, float]:
-    """The highest in the third and in the last quarter of a sweep, when everything is warm."""
+    """The highest in the third and in the last quarter of a sweep, when caches are warm."""
     middle = len(values) // 2
     return {
         f"{what}, third quarter": round(max(values[:middle], default=float("nan"))),
@@ -121,23 +121,23 @@ def _words(args: Namespace, folder: str) -> list[str]:
     ]
 
 
-def _watch(words: Sequence[str], folder: Path, runs: int) -> list[Look]:
-    """Runs a sweep's command, looking at its processes until it has ended, and an engine that it hands runs to too."""
-    looks: list[Look] = []
+def _watch(words: Sequence[str], folder: Path, runs: int) -> list[Sample]:
+    """Runs a sweep's command, sampling its processes until it has ended and an engine that it gives runs to has too."""
+    samples: list[Sample] = []
     with subprocess.Popen([sys.executable, "-m", "domainbed_ext.sweep", *words], stdout=subprocess.DEVNULL) as process:
         try:
-            while process.poll() is None or (not process.returncode and looks[-1].done < runs):
+            while process.poll() is None or (not process.returncode and samples[-1].done < runs):
                 time.sleep(TICK)
                 with contextlib.suppress(psutil.Error):
-                    looks.append(_look(folder))
-        except KeyboardInterrupt:  # the sweep has heard it too, and writes to a folder that is about to go
+                    samples.append(_sample(folder))
+        except KeyboardInterrupt:  # the sweep stops too, and still writes to a folder that is about to be removed
             process.wait()
             raise
-    return looks
+    return samples
 
 
-def _look(folder: Path) -> Look:
-    """At all processes that name the sweep's folder, and those that they started."""
+def _sample(folder: Path) -> Sample:
+    """Samples all processes that name the sweep's folder, and their children."""
     named = [
         each
         for each in psutil.process_iter(["cmdline"])
@@ -146,4 +146,4 @@ def _look(folder: Path) -> Look:
     family = list({each for root in named for each in (root, *root.children(recursive=True))})
     sizes = sorted(each.memory_info().rss / _MIB for each in family)
     files = sum(each.num_fds() for each in family)
-    return Look(sum(1 for _ in folder.glob("*/done")), sizes[-1] if sizes else 0.0, sum(sizes), files)
+    return Sample(sum(1 for _ in folder.glob("*/done")), sizes[-1] if sizes else 0.0, sum(sizes), files)

@@ -1,4 +1,4 @@
-"""Times things in turns, so that what a machine does beside falls on all of them alike."""
+"""Interleaved timing, so that other load on the machine affects all functions alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,16 +13,16 @@ def interleaved(
     warm_up: bool = True,
     after: Callable[[dict[str, list[float]]], object] = lambda seconds: None,
 ) -> dict[str, list[float]]:
-    """Calls every function once a round.
+    """Calls every function once per round.
 
     Args:
-        functions: by name.
-        rounds: that count.
-        warm_up: go round once before.
-        after: told what is known after each round that counts, to keep it if the next is not finished.
+        functions: Functions by name.
+        rounds: Number of timed rounds.
+        warm_up: Whether an untimed round comes first.
+        after: Function that receives the results so far after each timed round, e.g. to save them.
 
     Returns:
-        Of each the seconds of its calls.
+        The seconds of each function's calls.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     with bar("measuring", (rounds + warm_up) * len(functions), "calls") as shown:

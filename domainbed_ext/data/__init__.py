@@ -1,9 +1,9 @@
 """From an environment to batches.
 
 splits         `in`, `out` and `uda`, as DomainBed makes them
-augmentation   what training images undergo
-loader         minibatches, and the stream of what is evaluated
-duplicates     images that a data set holds more than once
+augmentation   of training images
+loader         minibatches, and batches for evaluation
+duplicates     images that a data set contains more than once
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What images undergo before a backbone sees them: crops, mirroring and colour jitter, on 8-bit arrays.
+"""Image augmentation: crops, mirroring and colour jitter, on 8-bit arrays.
 
 The distributions are those of DomainBed's `torchvision.transforms` on PIL images (domainbed/datasets.py,
 `MultipleEnvironmentImageFolder`); the values differ by rounding. It is fast because colours stay in one float32 array
@@ -35,9 +35,9 @@ def domainbed(images: Sequence[Pixels], size: tuple[int, int], generator: np.ran
     """DomainBed's training transform: a random resized crop, mirroring, colour jitter in random order, grey.
 
     Args:
-        images: of any sizes.
+        images: Images of any sizes.
         size: (height, width) of the result.
-        generator: gives `len(images)` rows of numbers.
+        generator: Generator that `len(images)` rows of random numbers are drawn from.
 
     Returns:
         uint8 [n, 3, height, width].
@@ -64,9 +64,9 @@ def crop(images: Sequence[Pixels], size: tuple[int, int], generator: np.random.G
     """The random resized crop alone, for images whose mirror image is another class (digits).
 
     Args:
-        images: of any sizes.
+        images: Images of any sizes.
         size: (height, width) of the result.
-        generator: gives `len(images)` rows of numbers.
+        generator: Generator that `len(images)` rows of random numbers are drawn from.
 
     Returns:
         uint8 [n, 3, height, width].
@@ -75,12 +75,12 @@ def crop(images: Sequence[Pixels], size: tuple[int, int], generator: np.random.G
 
 
 def none(images: Sequence[Pixels], size: tuple[int, int], generator: np.random.Generator) -> Tensor:
-    """DomainBed's evaluation transform: PIL's bilinear resize, bit by bit, which does not keep the aspect.
+    """DomainBed's evaluation transform: PIL's bilinear resize, with bit-identical pixels; the aspect ratio is not kept.
 
     Args:
-        images: of any sizes; those of the right size stay what they are.
+        images: Images of any sizes; those of the right size are not changed.
         size: (height, width) of the result.
-        generator: draws nothing.
+        generator: Generator, which is not used.
 
     Returns:
         uint8 [n, 3, height, width].
@@ -100,8 +100,8 @@ def crop_boxes(draws: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[
     """Where `torchvision.transforms.RandomResizedCrop` cuts: area and aspect are drawn until such a crop fits.
 
     Args:
-        draws: uniform in [0, 1), [n, 2·TRIES + 2]: area and aspect of every try, then top and left.
-        sizes: height and width of every image, [n, 2].
+        draws: Random numbers, uniform in [0, 1), [n, 2·TRIES + 2]: area and aspect of every try, then top and left.
+        sizes: Height and width of every image, [n, 2].
 
     Returns:
         Top, left, height and width, [n, 4]. Where no try fits: of the largest central crop of an aspect in `ASPECT`.
@@ -144,7 +144,7 @@ class Colours:
     a factor up to 1 cannot. Unlike PIL, nothing is rounded until `write`.
 
     Args:
-        pixels: uint8 [3, height, width].
+        pixels: Image, uint8 [3, height, width].
     """
 
     def __init__(self, pixels: Tensor) -> None:

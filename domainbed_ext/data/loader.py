@@ -1,7 +1,7 @@
-"""From an environment to a batch: splits, training minibatches and the stream of what is evaluated.
+"""From an environment to batches: training minibatches, and batches of the splits that are evaluated.
 
 Every random draw is a function of (seed, environment, step), not of a generator's history. So a batch is the
-same whoever makes it, in this process or in a worker, and a run can go on from any step.
+same whichever process draws it, and a run can resume from any step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,14 +27,14 @@ EVALUATION_BATCH = 64  # images; fixed, since another batch shape may round diff
 
 
 class Source(Protocol):
-    """What a model is fed, by index."""
+    """The model's inputs, by index."""
 
     def batch(self, keys: Sequence[int], generator: np.random.Generator) -> Tensor:
         """Some images' tensors, on the CPU.
 
         Args:
-            keys: indices within the environment.
-            generator: of what is drawn.
+            keys: Indices within the environment.
+            generator: Generator of random augmentations.
 
         Returns:
             [len(keys), ...].
@@ -46,14 +46,14 @@ class Minibatches(Dataset[list[Minibatch]]):
     """Step t's minibatches, one a training environment, as a pure function of (seed, t).
 
     Args:
-        splits: the `in` split of every training environment, in index order.
-        sources: of each, what its images become.
-        batch_size: images an environment and step.
-        seed: of the run.
-        balanced: draw every class of an environment equally often (`class_balanced`).
+        splits: The `in` split of every training environment, in index order.
+        sources: The inputs of each training environment.
+        batch_size: Images per environment and step.
+        seed: Seed of the run.
+        balanced: Whether every class of an environment is drawn equally often (`class_balanced`).
         sampling: "replacement" draws independently, as in DomainBed; "epochs" takes every image once, in random
             order, before any again. Balanced epochs are those of each class: the classes take turns in random order.
-        stage: told when images are prepared.
+        stage: Timer of the stages of a run.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class Evaluated(NamedTuple):
     """A split that is evaluated.
 
     Attributes:
-        split: its images.
-        source: what they become.
-        seed: of what is drawn; None if nothing is.
+        split: Images that are evaluated.
+        source: Inputs made of them.
+        seed: Seed of random augmentations; None if there are none.
     """
 
     split: Split
@@ -134,13 +134,13 @@ class Evaluated(NamedTuple):
 
 
 class EvaluationBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """The images of several splits as one row of batches, so that none but the last is short.
+    """The images of several splits as one sequence of batches, of which only the last may be short.
 
-    Items are (images, labels, the number of the split that each image is of).
+    Items are (images, labels, the index of the split of each image).
 
     Args:
-        parts: the splits, in the order in which they come.
-        batch_size: images a batch.
+        parts: The splits, in order.
+        batch_size: Images per batch.
     """
 
     def __init__(self, parts: Sequence[Evaluated], batch_size: int) -> None:
@@ -175,21 +175,21 @@ def stream(
     """Batches in order.
 
     Args:
-        batches: where they come from.
-        order: which, e.g. `range(0, 300)`.
-        workers: processes that prepare them, all environments together; 0 prepares them in this one. The result is the
-            same.
-        ready: done to each batch in this process, e.g. to take it to a device.
-        pinned: put them where a GPU fetches them by itself.
-        stage: opened around waiting for a batch, and making it ready.
+        batches: Data set whose items are batches.
+        order: Indices of the batches, e.g. `range(0, 300)`.
+        workers: Number of processes that prepare batches, for all environments together; 0 prepares them in this
+            process. The result is the same.
+        ready: Function that is applied to each batch in this process, e.g. one that copies it to a device.
+        pinned: Whether batches are in pinned memory, from which a GPU copies by itself.
+        stage: Timer of the stages of a run.
 
     Returns:
-        An iterator over what `ready` makes of them.
+        An iterator over the results of `ready`.
 
     Raises:
-        BenchmarkError: what a worker raised, its sentence alone.
+        BenchmarkError: If a worker raised one; the message is the same.
     """
-    # Ctrl-C is the run's to handle: workers that it ended would make a failure of an interruption.
+    # The run handles Ctrl-C: workers that it ended would turn an interruption into a failure.
     loaded = DataLoader(
         batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pinned, worker_init_fn=be_deaf
     )

@@ -31,9 +31,9 @@ def split(keys: list[int], n: int, seed: int) -> tuple[list[int], list[int]]:
     """Shuffles `keys` and cuts the first `n` off, as DomainBed splits an environment.
 
     Args:
-        keys: what to split, e.g. `list(range(len(environment)))`.
-        n: size of the first part.
-        seed: of the shuffle.
+        keys: Indices to split, e.g. `list(range(len(environment)))`.
+        n: Size of the first part.
+        seed: Seed of the shuffle.
 
     Returns:
         The first `n` shuffled keys, and the rest.
@@ -48,10 +48,10 @@ def holdout_split(size: int, fraction: float, trial_seed: int, environment: int)
     """The `out` (holdout) and `in` splits of one environment.
 
     Args:
-        size: number of samples in the environment.
-        fraction: share that is held out, 0.2 in DomainBed.
-        trial_seed: number of the trial.
-        environment: index of the environment.
+        size: Number of samples in the environment.
+        fraction: Share that is held out, 0.2 in DomainBed.
+        trial_seed: Number of the trial.
+        environment: Index of the environment.
 
     Returns:
         Indices of `out`, `int(size * fraction)` of them, and of `in`.
@@ -98,5 +98,5 @@ def make_splits(
 
 
 def environment_of(split: str) -> int:
-    """The index of the environment that a split, e.g. "env0_in", is of."""
+    """The index of a split's environment: 0 for "env0_in"."""
     return int(split.removeprefix("env").partition("_")[0])

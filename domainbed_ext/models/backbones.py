@@ -90,7 +90,7 @@ def loaded_digest(backbone: nn.Module) -> str:
     """What tells a backbone's parameters and buffers from others', whatever they were loaded from.
 
     Args:
-        backbone: timm model, adapted or not. Its head, which starts at random, does not count.
+        backbone: Model of timm's, with adapters or without. Its head, which starts at random, does not count.
 
     Returns:
         16 hexadecimal digits.

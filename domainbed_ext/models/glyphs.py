@@ -1,4 +1,4 @@
-"""Drawn pretraining images: glyphs and shapes in every style, an endless supply from a seed.
+"""Drawn pretraining images: glyphs and shapes in every style, an unlimited number from a seed.
 
 A class is a character; its variants are the fonts that matplotlib ships (DejaVu, STIX, Computer Modern) at
 several weights. Each image takes one variant, bends and places it, and draws it as fill or outline, sharp or
@@ -42,9 +42,9 @@ class Bank:
     """Rendered glyphs.
 
     Attributes:
-        masks: ink from 0 to 1, half precision, [m, 1, 48, 48], sorted by class.
-        first: index of the first mask of each class, [classes].
-        count: number of masks of each class, [classes].
+        masks: Ink from 0 to 1, half precision, [m, 1, 48, 48], sorted by class.
+        first: Index of the first mask of each class, [classes].
+        count: Number of masks of each class, [classes].
     """
 
     masks: Tensor
@@ -68,7 +68,7 @@ def render() -> Bank:
         The bank, with at least three masks per class.
 
     Raises:
-        BenchmarkError: matplotlib is too old to have all the fonts; another set would give other weights.
+        BenchmarkError: If this matplotlib lacks fonts; other fonts would give other weights.
     """
     if missing := missing_fonts():
         raise BenchmarkError(
@@ -121,10 +121,10 @@ def draw(bank: Bank, n: int, generator: torch.Generator, styled: float = 1.0) ->
     """Draws a batch.
 
     Args:
-        bank: the rendered glyphs.
-        n: number of images.
-        generator: the only source of randomness, on the CPU.
-        styled: share of images in any style; the others are white on black.
+        bank: Rendered glyphs.
+        n: Number of images.
+        generator: Source of all randomness, on the CPU.
+        styled: Share of images in any style; the others are white on black.
 
     Returns:
         Images [n, 3, 32, 32] in [0, 1], the ink alone [n, 1, 32, 32] in [0, 1], and the classes [n].

@@ -37,7 +37,7 @@ def resize(model: Any, name: str, size: tuple[int, int]) -> None:
     """Prepares a model for a size of images, where it has a way to.
 
     Args:
-        model: timm model, of another size or this one.
+        model: Model of timm's, built for any image size.
         name: Its name, for messages.
         size: Height and width of images.
     """

@@ -1,4 +1,4 @@
-"""What a backbone is fed: the size of its images and the statistics they are normalised by."""
+"""The backbone's input: image size, and the statistics that images are normalised with."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a backbone is fed.
+    """The backbone's input size and input statistics.
 
     Attributes:
-        size: (height, width) in pixels.
-        mean: per channel, of values in [0, 1].
-        std: per channel.
+        size: Height and width in pixels.
+        mean: Mean of each channel, of values in [0, 1].
+        std: Standard deviation of each channel.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -31,17 +31,17 @@ class Inputs:
         return (len(self.mean), *self.size)
 
     def to_timm(self) -> dict[str, Any]:
-        """The same in the words of timm's `pretrained_cfg`; images are resized bilinearly."""
+        """The same as entries of timm's `pretrained_cfg`; images are resized bilinearly."""
         return {"input_size": self.shape, "mean": self.mean, "std": self.std, "interpolation": "bilinear"}
 
     def ready(self, images: Tensor) -> Tensor:
-        """Takes images from bytes to numbers, on their device; what is no image any more, such as features, stays.
+        """Normalises images on their device; features and other inputs that are not bytes are returned unchanged.
 
         Args:
-            images: uint8 [n, channels, height, width], or of another dtype.
+            images: Images, uint8 [n, channels, height, width], or a tensor of another dtype.
 
         Returns:
-            float32 of the same shape, from bytes: values in [0, 1], less the mean, over the standard deviation.
+            For bytes float32 of the same shape: values in [0, 1], minus the mean, divided by the standard deviation.
         """
         if images.dtype != torch.uint8:
             return images

@@ -1,4 +1,4 @@
-"""In which number format the products of a run are computed."""
+"""The number format that a run's matmuls are computed in."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,13 +9,13 @@ from vitlorafa import cpu_has
 
 
 def resolve(precision: str, device: torch.device) -> str:
-    """What "auto" means here: bf16 where the processor multiplies it natively, else float32.
+    """What "auto" means on a device: bf16 where it multiplies bf16 natively, else float32.
 
     A CPU without AVX512-BF16 or AMX emulates bf16 more slowly than it computes float32.
 
     Args:
-        precision: one of `protocols.PRECISIONS`.
-        device: where the run computes.
+        precision: One of `protocols.PRECISIONS`.
+        device: Device that the run computes on.
 
     Returns:
         "bf16" or "float32".
@@ -31,7 +31,7 @@ def _cpu_has_bf16() -> bool:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if capabilities:
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return cpu_has("avx512_bf16")  # torch 2.6 and before have no public word
+    return cpu_has("avx512_bf16")  # torch 2.6 and older cannot tell
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
@@ -39,7 +39,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
     Args:
         precision: "bf16" or "float32".
-        device: where.
+        device: Device that the model is on.
 
     Returns:
         torch's autocast, switched off for float32.

@@ -68,7 +68,7 @@ def load(model: Any, name: str, path: Path) -> None:
     """Loads a file strictly, but for the head.
 
     Args:
-        model: timm model of the size of images that it will get.
+        model: Model of timm's, already of the image size that it will get.
         name: Its name, for messages.
         path: File, or a folder that holds one.
 

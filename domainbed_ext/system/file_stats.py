@@ -1,4 +1,4 @@
-"""Stats of many files: one system call a file, many at once where they go over a network."""
+"""Stats of many files: one system call per file, in parallel on network file systems."""
 
 import os
 import time
@@ -14,7 +14,7 @@ T = TypeVar("T")
 UNKNOWN = -1  # in place of a stat
 THREADS = 16
 _CHUNK = 256  # files
-_SLOW = 1e-4  # seconds: a stat that takes longer goes over a network, where many at once are quicker
+_SLOW = 1e-4  # seconds: a stat that takes longer is one of a network file system, where parallel calls are faster
 
 
 def stats(paths: Sequence[str]) -> NDArray[np.int64]:
@@ -24,7 +24,7 @@ def stats(paths: Sequence[str]) -> NDArray[np.int64]:
         paths: Paths of the files.
 
     Returns:
-        int64 [files, 4], times in ns; a row of `UNKNOWN` for a file that is not there.
+        int64 [files, 4], times in ns; a row of `UNKNOWN` for a missing file.
     """
     start = time.perf_counter()
     first = _stats(paths[:_CHUNK])
@@ -41,7 +41,7 @@ def in_chunks(function: Callable[[Sequence[str]], T], paths: Sequence[str], thre
         threads: Number of threads that call it.
 
     Returns:
-        What it returns for each chunk, in order.
+        Its results for the chunks, in order.
     """
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     if threads < 2:

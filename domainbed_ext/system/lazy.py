@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for: with some comes torch, which takes seconds."""
+"""Attributes of a package that are imported on first use: some need torch, which takes seconds to import."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -10,10 +10,10 @@ def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
 
     Args:
         package: Name of the package.
-        modules: Each name that it exports, and the module that has it.
+        modules: Names that it exports, each with the module that defines it.
 
     Returns:
-        Function of a name, which imports the module and returns what is called so there.
+        Function that imports the module of a name and returns its attribute.
     """
 
     def get(name: str) -> Any:

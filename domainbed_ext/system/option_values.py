@@ -1,4 +1,4 @@
-"""What the values of options may be: types for argparse, whose errors say what is wrong and where values start."""
+"""Types of options for argparse. Their errors say what is wrong, and which values are valid."""
 
 import math
 import os
@@ -28,9 +28,9 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
         except ValueError:
             value = _integral(text)
         if value < least:
-            raise ArgumentTypeError(f"{text} is too small, it starts at {least}")
+            raise ArgumentTypeError(f"{text} is too small, give {least} or more")
         if most is not None and value > most:
-            raise ArgumentTypeError(f"{text} is too large, it ends at {most}")
+            raise ArgumentTypeError(f"{text} is too large, give {most} or less")
         return value
 
     return read
@@ -53,7 +53,7 @@ def number(least: float = -math.inf, above: float = -math.inf) -> Callable[[str]
     def read(text: str) -> float:
         value = _finite(text)
         if value < least:
-            raise ArgumentTypeError(f"{text} is too small, it starts at {least:g}")
+            raise ArgumentTypeError(f"{text} is too small, give {least:g} or more")
         if not value > above:
             raise ArgumentTypeError(f"{text} is too small, give a number above {above:g}")
         return value
@@ -62,11 +62,11 @@ def number(least: float = -math.inf, above: float = -math.inf) -> Callable[[str]
 
 
 def share(with_0: bool = False, with_1: bool = False) -> Callable[[str], float]:
-    """The type of an option that is a share of something.
+    """The type of an option that is a share, from 0 to 1.
 
     Args:
-        with_0: Whether it may be nothing.
-        with_1: Whether it may be all.
+        with_0: Whether 0 is valid.
+        with_1: Whether 1 is valid.
 
     Returns:
         The type.
@@ -133,21 +133,21 @@ def tensors_path(text: str) -> str:
         found.encode("utf-8")
     except UnicodeEncodeError:
         raise ArgumentTypeError(
-            f"{found} has a name that is not UTF-8, under which safetensors cannot read: give another"
+            f"{found} has a name that is not UTF-8, which safetensors cannot open: rename it"
         ) from None
     return found
 
 
 def expanded(what: str, text: str, kind: Callable[[str], str] = tensors_path) -> str:
-    """A path that is no option of its own, as an option's type has it.
+    """Checks and expands a path that is not the value of an option, as an option's type would.
 
     Args:
-        what: Where it was given, for the error.
+        what: Option or place that it comes from, for the error.
         text: Path.
         kind: Type, `path` or `tensors_path`.
 
     Raises:
-        BenchmarkError: It cannot be such a path.
+        BenchmarkError: If it is not a valid path.
     """
     try:
         return kind(text)

@@ -1,7 +1,7 @@
-"""Processes that leave Ctrl-C, and the end of a terminal, to the one that started them.
+"""Helper processes, which leave Ctrl-C and the closing of a terminal to the process that started them.
 
-A terminal sends these to every process of a command. One that only helps would end with a traceback of its own, and
-the command could no longer end in order.
+A terminal sends these to every process of a command. A helper that they ended would print a traceback, and the command
+could not stop in order.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ _DEAF_TO = {signal.SIGINT, signal.SIGHUP}
 
 
 def be_deaf(*_: object) -> None:
-    """Has this process ignore what is the other's to handle."""
+    """Makes this process ignore the signals that the other one handles."""
     for number in _DEAF_TO:
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Helper(SpawnProcess):
     def start(self) -> None:
-        with _blocked():  # until it can say so itself
+        with _blocked():  # until the helper ignores them itself
             super().start()
 
     def run(self) -> None:
@@ -46,7 +46,7 @@ class _Context(SpawnContext):
 
 
 HELPERS = _Context()
-"""What starts them: spawned rather than forked, for a forked torch with threads or CUDA may hang."""
+"""Starts helpers. They are spawned rather than forked: a forked torch with threads or CUDA may hang."""
 
 
 @contextlib.contextmanager
@@ -60,17 +60,17 @@ def _blocked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def several(processes: int, at_once: int = 1) -> Iterator[Map]:
-    """Some processes that read images. What they are at is not waited for where the context is left by an exception.
+    """Processes that read images. If an exception leaves the context, their current work is not waited for.
 
     Args:
-        processes: How many; fewer than 2 are this one.
-        at_once: Number of things that one is given at once.
+        processes: Number of processes; with fewer than 2 this process does the work.
+        at_once: Number of items that a process receives at once.
 
     Yields:
-        `map`, done by them.
+        A `map` that they execute.
 
     Raises:
-        BenchmarkError: One of them was killed.
+        BenchmarkError: If one of them was killed.
     """
     if processes < 2:
         yield map
@@ -81,7 +81,7 @@ def several(processes: int, at_once: int = 1) -> Iterator[Map]:
             yield partial(pool.map, chunksize=at_once)
         except BrokenProcessPool as error:
             raise BenchmarkError(
-                "a process that reads images was killed, most likely for memory: use fewer of them"
+                "a process that reads images was killed, most likely because memory ran out: use fewer of them"
             ) from error
         except BaseException:
             ours.send(None)
@@ -91,7 +91,7 @@ def several(processes: int, at_once: int = 1) -> Iterator[Map]:
 
 
 def _leave_with(pipe: Connection) -> None:
-    """Ends this process when the one that started it ends or asks for it; else it would wait for work for ever."""
+    """Ends this process when the one that started it ends or asks for it; otherwise it would wait for work forever."""
     parent = parent_process()
     assert parent
 

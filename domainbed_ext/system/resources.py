@@ -1,4 +1,4 @@
-"""Where the sweep definitions and reference tables are: in a checkout, or inside the installed package."""
+"""The folders of sweep definitions and reference tables: in a checkout, or inside the installed package."""
 
 from pathlib import Path
 

@@ -1,12 +1,12 @@
-"""The stages of a run, for `train --profile`: who measures them is passed down as a `Stage`."""
+"""Timing of the stages of a run, for `train --profile`: functions receive the timer as a `Stage`."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 Stage = Callable[[str], AbstractContextManager[None]]
-"""Opened around a stage of a run, by its name; within another, that one's clock stands still."""
+"""Context around a stage of a run, by its name; the clock of an outer stage stops meanwhile."""
 
 
 def unmeasured(name: str) -> AbstractContextManager[None]:
-    """The stage of a run that nobody profiles."""
+    """The `Stage` of a run that is not profiled."""
     return nullcontext()

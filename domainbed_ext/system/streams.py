@@ -1,6 +1,6 @@
 """Standard output and error that printing cannot fail on: any encoding, a closed pipe (`| head`), a full disk.
 
-Results are files. What a console cannot show, or nobody reads, must not cost them.
+Results are files: a console that cannot show a character, or a pipe that nobody reads, must not lose them.
 """
 
 import codecs
@@ -17,7 +17,7 @@ _ERRORS = "domainbed_ext.spelled"
 
 
 def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands for characters that an encoding does not have; of file names that are no text the bytes they have."""
+    """Replaces characters that an encoding lacks; bytes in file names that are not text are kept."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     parts = error.object[error.start : error.end]
@@ -33,7 +33,7 @@ class Unwritten(Exception):  # noqa: N818  (what was computed is not in error)
 
 
 class _Sink(io.RawIOBase):
-    """A file descriptor whose errors are kept in place of being raised; after the first nothing more is written.
+    """A file descriptor whose errors are stored instead of raised; after the first, nothing more is written.
 
     Args:
         descriptor: Open for writing.
@@ -63,10 +63,10 @@ class _Sink(io.RawIOBase):
 
 @contextlib.contextmanager
 def unfailing() -> Iterator[None]:
-    """Lets printing succeed while the context lasts, come what may.
+    """Lets printing succeed while the context lasts, whatever happens to the streams.
 
     Raises:
-        Unwritten: At the end, if standard output could not be written for another reason than that nobody reads it.
+        Unwritten: At the end, if standard output could not be written for another reason than a closed pipe.
     """
     kept = sys.stdout, sys.stderr
     sinks = [_replace("stdout"), _replace("stderr")]
@@ -79,13 +79,15 @@ def unfailing() -> Iterator[None]:
         sys.stdout, sys.stderr = kept
     error = sinks[0].error if sinks[0] else None
     if error is not None and error.errno != errno.EPIPE:
-        raise Unwritten(f"standard output could not be written ({error.strerror}); files that were named are there")
+        raise Unwritten(
+            f"standard output could not be written ({error.strerror}); the files that were named have been written"
+        )
 
 
 def _replace(name: str) -> _Sink | None:
-    """Puts a stream that cannot fail in the place of a standard one."""
+    """Replaces a standard stream by one that cannot fail."""
     stream: IO[str] | None = getattr(sys, name)
-    if stream is None:  # closed by whoever started us
+    if stream is None:  # closed by the parent process
         setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         return None
     if not isinstance(stream, io.TextIOWrapper):  # a caller's own

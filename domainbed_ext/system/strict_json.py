@@ -1,4 +1,4 @@
-"""JSON that every reader takes: a number that is not finite, which JSON does not have, is null."""
+"""JSON that every reader accepts: numbers that are not finite, which JSON lacks, become null."""
 
 import json
 import math
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def dumps(value: Any, *, indent: int | None = None, sort_keys: bool = False, ensure_ascii: bool = True) -> str:
-    """Plain values as JSON.
+    """Writes plain values as JSON.
 
     Args:
-        value: Dicts, lists, tuples, text, numbers, booleans and None, as deep as they may be.
-        indent: Spaces by level; None for one line.
+        value: Dicts, lists, tuples, text, numbers, booleans and None, nested to any depth.
+        indent: Spaces per level; None for one line.
         sort_keys: Whether keys are in alphabetical order.
-        ensure_ascii: Whether other characters are written by their number.
+        ensure_ascii: Whether other characters than ASCII's are escaped.
 
     Returns:
         JSON.

@@ -1,7 +1,7 @@
 """Reads YAML as people write it, by the core schema of YAML 1.2.
 
-`1e-3` is a number, `NO`, `on` and `2024-01-01` are text, `010` is ten, and a key that is given twice is an error.
-PyYAML reads version 1.1, in which none of this holds.
+`1e-3` is a number, `NO`, `on` and `2024-01-01` are text, `010` is ten, and a duplicate key is an error.
+PyYAML reads YAML 1.1, where all of these differ.
 """
 
 import re
@@ -37,7 +37,7 @@ def read_mapping(text: str) -> list[Entry] | None:
         Its entries, in order; None if it is something else.
 
     Raises:
-        yaml.YAMLError: It is not YAML, or gives a key twice.
+        yaml.YAMLError: If it is not YAML, or has a duplicate key.
     """
     loader = _Loader(text)
     try:
@@ -59,7 +59,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's; filled below)
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:
-        """Refuses a key that is given twice."""
+        """Refuses a duplicate key."""
         node: MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:

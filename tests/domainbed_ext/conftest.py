@@ -11,6 +11,8 @@ from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.runs import imports
 from domainbed_ext.runs.arguments import RunArguments
+from domainbed_ext.system import processes
+from tests import forked
 
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "house")
@@ -60,3 +62,9 @@ def registries(monkeypatch):
         registry.restore(things)
     for name in [name for name in sys.modules if name not in modules and name.startswith(("mine", "their"))]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def warm_workers(monkeypatch):
+    """Workers of launchers have torch from the start, which otherwise takes each of them four seconds to import."""
+    monkeypatch.setattr(type(processes.HELPERS), "Process", forked.Helper)

@@ -1,11 +1,10 @@
 """Runs in processes of their own that can be killed, and what is left of them afterwards.
 
-The processes are forked from a server that has imported everything once: a kill costs no import.
+A kill costs no import: see `tests.forked`.
 """
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import shlex
@@ -17,9 +16,7 @@ from domainbed_ext import train
 from domainbed_ext.algorithms.lora import BA
 from domainbed_ext.runs import arguments as options
 from domainbed_ext.system import interrupts
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.domainbed_ext.fault_injection"])
+from tests.forked import CONTEXT
 
 SHORT = (
     "--algorithm BA --steps 12 --checkpoint_freq 4 --save_steps 1 --train_eval_share 0.05 --holdout_fraction 0.1 "

@@ -29,7 +29,6 @@ WITHOUT_TORCH = (
 )
 
 
-@pytest.mark.slow
 def test_no_torch_is_loaded():
     check = (
         "import importlib, sys\n"

@@ -60,7 +60,7 @@ def test_text_keeps_the_bytes_of_names(tmp_path):
 
 @pytest.mark.parametrize("name", ["output_dir", "cache_dir", "weights"])
 def test_where_tensors_lie_the_name_must_be_utf_8(tmp_path, name):
-    with pytest.raises(BenchmarkError, match=f"--{name}: .*not UTF-8, under which safetensors cannot read"):
+    with pytest.raises(BenchmarkError, match=f"--{name}: .*not UTF-8.*safetensors"):
         options.parse([f"--{name}", str(tmp_path / LATIN)])
     assert options.parse(["--data_dir", str(tmp_path / LATIN)])
 

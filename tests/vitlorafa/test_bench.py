@@ -373,6 +373,7 @@ def test_weighing_leaves_nothing_behind():
     assert len(seen) == 2 and not any(ref() is not None for ref in seen)
 
 
+@pytest.mark.slow
 def test_a_console_without_a_character_or_a_closed_pipe_ends_in_no_traceback():
     words = ["--dry_run", "--models", "vit_tiny_patch16_224", "--depth", "1"]
     process = subprocess.Popen(

@@ -57,11 +57,11 @@ def test_where_the_cache_lies_unless_told(monkeypatch, tmp_path):
         (["build", "--dataset", "PACSS", "--data_dir", "x"], "did you mean 'PACS'"),
         (
             ["build", "--dataset", "PACS", "--data_dir", "x", "--image_size", "0"],
-            "--image_size: 0 is too small, it starts at 1",
+            "--image_size: 0 is too small, give 1 or more",
         ),
         (
             ["build", "--dataset", "PACS", "--data_dir", "x", "--workers", "0"],
-            "--workers: 0 is too small, it starts at 1",
+            "--workers: 0 is too small, give 1 or more",
         ),
         (["list", "--cache_gb", "0"], "--cache_gb: 0 is too small, give a number above 0"),
         (["remove"], "or --all"),

@@ -53,7 +53,7 @@ def none_left():
 # Runs
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_runs_go_side_by_side_and_a_failure_costs_only_itself(tmp_path):
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "done").touch()
@@ -82,7 +82,7 @@ def test_any_other_command_goes_to_the_shell(tmp_path):
     assert (tmp_path / "words").read_text().strip() == "2"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_a_run_whose_worker_alone_is_asked_to_stop_goes_on(tmp_path):
     stopped = []
 
@@ -97,10 +97,10 @@ def test_a_run_whose_worker_alone_is_asked_to_stop_goes_on(tmp_path):
     assert read_latest(tmp_path / "run").number == 2
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_two_launches_share_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(queue, "INTERVAL", 0.2)
-    commands = [train_command(tmp_path / str(i)) for i in range(6)]
+    commands = [train_command(tmp_path / str(i)) for i in range(4)]
     codes = [None, None]
 
     def one(number):
@@ -111,9 +111,9 @@ def test_two_launches_share_the_work(tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert codes == [[0] * 6] * 2
-    assert [read_latest(tmp_path / str(i)).number for i in range(6)] == [1] * 6
-    owners = {read_latest(tmp_path / str(i)).owner["pid"] for i in range(6)}
+    assert codes == [[0] * 4] * 2
+    assert [read_latest(tmp_path / str(i)).number for i in range(4)] == [1] * 4
+    owners = {read_latest(tmp_path / str(i)).owner["pid"] for i in range(4)}
     assert len(owners) == 2
 
 
@@ -263,7 +263,7 @@ def test_when_the_launcher_is_killed_its_runs_leave_with_a_checkpoint(tmp_path):
     assert list(run.glob("checkpoint_*"))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_an_interrupt_waits_for_the_checkpoints(tmp_path, unignored):
     run = tmp_path / "run"
 
@@ -286,7 +286,7 @@ def test_a_command_that_takes_too_much_memory_is_stopped_and_said_so(tmp_path, c
     assert "MB of memory, above memory_gb=0.3" in capfd.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_a_run_that_takes_too_much_memory_has_failed_and_can_go_on(tmp_path, monkeypatch):
     """It is told to stop after its first step, in a worker that is not fresh, and again in one that is."""
     run = tmp_path / "run"

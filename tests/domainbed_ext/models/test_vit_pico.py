@@ -102,7 +102,7 @@ def test_pretraining_repeats_to_the_byte(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("argument", ["--steps", "--batch_size", "--threads"])
 def test_pretraining_refuses_nothing_to_do(argument, tmp_path):
-    with pytest.raises(BenchmarkError, match="too small, it starts at 1"):
+    with pytest.raises(BenchmarkError, match="too small, give 1 or more"):
         pretrain.main([argument, "0", "--out", str(tmp_path / "x.safetensors")])
 
 

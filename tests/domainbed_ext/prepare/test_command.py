@@ -276,7 +276,7 @@ def test_a_folder_of_domains_of_ones_own_can_be_verified(tmp_path):
         (["PACS", "--data_dir", "d", "--archive", "nothing.zip"], "no file or folder nothing.zip"),
         (["PACS", "--data_dir", "d", "--archive", "a.zip", "--verify"], "leave out --archive"),
         (["PACS", "--data_dir", "d", "--verify"], "PACS: no folder d/PACS"),
-        (["PACS", "--data_dir", "d", "--workers", "0"], "--workers: 0 is too small, it starts at 1"),
+        (["PACS", "--data_dir", "d", "--workers", "0"], "--workers: 0 is too small, give 1 or more"),
     ],
 )
 def test_a_mistake_gets_a_sentence(argv, sentence, tmp_path, monkeypatch):

@@ -78,8 +78,8 @@ def test_a_definition_may_hold_a_launchers_options(tmp_path):
     [
         (["--launcher_options", "{partition: gpu}"], "--launcher_options is not JSON"),
         (["--launcher_options", "3"], "--launcher_options is not a JSON object but 3"),
-        (["--jobs_per_gpu", "0"], "--jobs_per_gpu: 0 is too small, it starts at 1"),
-        (["--jobs", "-1"], "--jobs: -1 is too small, it starts at 0"),
+        (["--jobs_per_gpu", "0"], "--jobs_per_gpu: 0 is too small, give 1 or more"),
+        (["--jobs", "-1"], "--jobs: -1 is too small, give 0 or more"),
     ],
 )
 def test_malformed_launching_gets_a_sentence(tmp_path, more, sentence):
@@ -173,7 +173,7 @@ def write(tmp_path, text):
         ("{datasets: [PACS], algorithms: [BA]}", "--output_dir is missing"),
         (
             "{datasets: [PACS], algorithms: [BA], output_dir: o, n_hparams: 0}",
-            "--n_hparams: 0 is too small, it starts at 1",
+            "--n_hparams: 0 is too small, give 1 or more",
         ),
         ("{datasets: [PACS], algorithms: [BA], output_dir: o, n_hparams_from: 20}", "this sweep has no run"),
         (

@@ -269,7 +269,7 @@ def test_provenance_is_of_all_launches(tmp_path, engine):
     assert [launch["command"].split()[:4] for launch in told] == [["python", "-m", "domainbed_ext.sweep", "launch"]] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_a_sweep_runs_ends_in_tables_and_goes_on_with_what_is_missing(tmp_path, capsys):
     argv = words(tmp_path, "--jobs", "1")
     assert sweep.main(argv) == 0

@@ -56,23 +56,23 @@ def test_every_option_of_every_command_says_what_its_values_may_be(command):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--save_steps -1", "--save_steps: -1 is too small, it starts at 0"),
-        ("--save_minutes -0.5", "--save_minutes: -0.5 is too small, it starts at 0"),
+        ("--save_steps -1", "--save_steps: -1 is too small, give 0 or more"),
+        ("--save_minutes -0.5", "--save_minutes: -0.5 is too small, give 0 or more"),
         ("--save_minutes nan", "--save_minutes: nan is not a finite number"),
         ("--save_minutes -1e-3", "--save_minutes: -1e-3 is too small"),
         ("--time_limit -1", "--time_limit: -1 is too small, give a number above 0"),
         ("--time_limit 0", "--time_limit: 0 is too small, give a number above 0"),
         ("--time_limit -inf", "--time_limit: -inf is not a finite number"),
         ("--cache_gb nan", "--cache_gb: nan is not a finite number"),
-        ("--seed -5", "--seed: -5 is too small, it starts at 0"),
-        ("--seed 4294967296", "--seed: 4294967296 is too large, it ends at 4294967295"),
-        ("--test_envs -1", "--test_envs: -1 is too small, it starts at 0"),
-        ("--steps 0", "--steps: 0 is too small, it starts at 1"),
+        ("--seed -5", "--seed: -5 is too small, give 0 or more"),
+        ("--seed 4294967296", "--seed: 4294967296 is too large, give 4294967295 or less"),
+        ("--test_envs -1", "--test_envs: -1 is too small, give 0 or more"),
+        ("--steps 0", "--steps: 0 is too small, give 1 or more"),
         ("--steps 2.5", "--steps: '2.5' is not a whole number"),
         ("--steps many", "--steps: 'many' is not a whole number"),
-        ("--threads 0", "--threads: 0 is too small, it starts at 1"),
-        ("--workers -1", "--workers: -1 is too small, it starts at 0"),
-        ("--checkpoint_freq -1", "--checkpoint_freq: -1 is too small, it starts at 0"),
+        ("--threads 0", "--threads: 0 is too small, give 1 or more"),
+        ("--workers -1", "--workers: -1 is too small, give 0 or more"),
+        ("--checkpoint_freq -1", "--checkpoint_freq: -1 is too small, give 0 or more"),
         ("--holdout_fraction 1", "--holdout_fraction: 1 is out of range, give a share above 0 and below 1"),
         ("--holdout_fraction nan", "--holdout_fraction: nan is not a finite number"),
         ("--train_eval_share 0", "--train_eval_share: 0 is out of range, give a share above 0 and up to 1"),
@@ -94,7 +94,7 @@ def test_numbers_are_read_as_people_write_them():
 
 @pytest.mark.parametrize(("name", "value"), [("jobs", "-1"), ("jobs_per_gpu", "0"), ("n_trials", "0"), ("steps", "0")])
 def test_a_sweeps_options_are_checked_alike(name, value):
-    with pytest.raises(BenchmarkError, match=f"--{name}: {value} is too small, it starts at [01]"):
+    with pytest.raises(BenchmarkError, match=f"--{name}: {value} is too small, give [01] or more"):
         parse(["launch", f"--{name}", value])
 
 

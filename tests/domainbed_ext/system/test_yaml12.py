@@ -80,7 +80,7 @@ def test_pairs_may_be_turned_off(tmp_path):
         ("source_envs: []", "line 3: source_envs is an empty list"),
         ("source_envs: ['--dry_run']", "line 3: source_envs takes values, not an option such as --dry_run"),
         ("backbone: --dry_run", "unknown backbone '--dry_run'"),
-        ("steps: -5", "argument --steps: -5 is too small, it starts at 1"),
+        ("steps: -5", "argument --steps: -5 is too small, give 1 or more"),
         ("hparams: {lr: .nan}", "hyperparameter lr in --hparams is nan: give a finite number"),
         ("hparams: {lr: .inf}", "hyperparameter lr in --hparams is inf: give a finite number"),
         ("1: 2", "unknown option in .*mine.yaml line 3: '1'"),
