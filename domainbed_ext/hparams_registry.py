@@ -132,6 +132,10 @@ def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ig
         if name not in hparams:
             if name in ignored:
                 continue
+            if owners := _algorithms_with(name):
+                raise BenchmarkError(
+                    f"unknown hyperparameter in {source}: {name!r} is one of {', '.join(owners)}: leave it out"
+                )
             synonyms = _synonyms()
             raise unknown(f"hyperparameter in {source}:", name, {*hparams, *ignored} - synonyms.keys(), synonyms)
         current = hparams[name]
@@ -144,6 +148,11 @@ def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ig
         if isinstance(value, float) and not math.isfinite(value):
             raise BenchmarkError(f"hyperparameter {name} in {source} is {value}: give a finite number")
         hparams[name] = value
+
+
+def _algorithms_with(name: str) -> list[str]:
+    methods = METHODS.registered().values()
+    return [method.name for method in methods if method.canonical_hyperparameter(name) in method.hyperparameters]
 
 
 def _synonyms() -> dict[str, str]:

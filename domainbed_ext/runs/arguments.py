@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from domainbed_ext import protocols
-from domainbed_ext.algorithms.registry import ALGORITHMS
+from domainbed_ext.algorithms.registry import listing
 from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE
 from domainbed_ext.data import duplicates
 from domainbed_ext.datasets.registry import DATASETS
@@ -292,7 +292,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data_dir", type=option_values.path, metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (%(default)s)")
-    parser.add_argument("--algorithm", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16 (%(default)s)")
+    parser.add_argument("--algorithm", metavar="NAME", help=f"{listing()}, or NAME@rank=16 (%(default)s)")
     parser.add_argument("--task", metavar="NAME", help="%(default)s")
     parser.add_argument("--hparams", metavar="JSON", help="hyperparameters, over the defaults or the random draw")
     for name, meaning in (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from domainbed_ext import launchers
-from domainbed_ext.algorithms.registry import ALGORITHMS
+from domainbed_ext.algorithms.registry import listing
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import unknown
 from domainbed_ext.runs import arguments as run_options
@@ -31,7 +31,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         f"files ({QUICKSTART}, unless --datasets or --algorithms is given)",
     )
     group.add_argument("--datasets", nargs="+", metavar="NAME", help=", ".join(DATASETS))
-    group.add_argument("--algorithms", nargs="+", metavar="NAME", help=f"{', '.join(ALGORITHMS)}, or NAME@rank=16")
+    group.add_argument("--algorithms", nargs="+", metavar="NAME", help=f"{listing()}, or NAME@rank=16")
     group.add_argument(
         "--task",
         default="domain_generalization",

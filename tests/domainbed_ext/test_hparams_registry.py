@@ -85,8 +85,11 @@ def test_a_name_fixes_hyperparameters():
         ("BOnly@rnk=16", "unknown hyperparameter.*'rnk': did you mean 'rank'"),
         ("BOnly@16", "'16' is not hyperparameter=value"),
         ("BOnly@rank=many", "rank in the name .* should be of type int, not 'many'"),
-        ("LP@rank=8", "unknown hyperparameter"),
-        ("BA@gradient_correction=true", "unknown hyperparameter"),
+        ("LP@r=8", "unknown hyperparameter in the name .*: 'r' is one of BA, BOnly, AOnly: leave it out"),
+        (
+            "BA@gradient_correction=true",
+            "unknown hyperparameter in the name .*: 'gradient_correction' is one of BOnly, AO",
+        ),
         ("BOnly@gradient_correction=1", "gradient_correction in the name .* should be of type bool, not 1"),
     ],
 )
@@ -123,3 +126,33 @@ def test_one_hparams_serves_algorithms_that_differ():
 def test_an_unknown_precision_gets_the_nearest():
     with pytest.raises(BenchmarkError, match="unknown precision 'fp32': did you mean 'float32'"):
         hparams_registry.check({**resolve("LP", "PACS"), "precision": "fp32"})
+
+
+def test_what_overrides_what():
+    def rank_and_rate(name, hparams=None, **options):
+        final = resolve(name, "PACS", 1, hparams=hparams, **options)
+        return final["rank"], final["lr"], final["backbone"], final["precision"]
+
+    drawn = rank_and_rate("BOnly")
+    assert rank_and_rate("BOnly", backbone="test_vit", precision="bf16") == (*drawn[:2], "test_vit", "bf16")
+    given = '{"r": 3, "learning_rate": 0.5, "backbone": "vit_tiny_patch16_224"}'
+    options = {"backbone": "test_vit", "precision": None}
+    assert rank_and_rate("BOnly", given, **options) == (3, 0.5, "vit_tiny_patch16_224", drawn[3])
+    assert rank_and_rate("BOnly@rank=5", given, **options) == (5, 0.5, "vit_tiny_patch16_224", drawn[3])
+
+
+@pytest.mark.parametrize(
+    ("hparams", "expected"),
+    [
+        ('{"target_modules": ["q", "fc1"]}', {"targets": "q,fc1"}),
+        ('{"target_modules": "all-linear", "lora_dropout": 0.5}', {"targets": "all", "adapter_dropout": 0.5}),
+        ('{"lora_alpha": 4, "wd": 0.5, "bs": 2}', {"alpha": 4, "weight_decay": 0.5, "batch_size": 2}),
+    ],
+)
+def test_pefts_names_have_one_spelling(hparams, expected):
+    assert resolve("BA", "PACS", hparams=hparams) == {**resolve("BA", "PACS"), **expected}
+
+
+def test_a_hyperparameter_is_given_by_one_name():
+    with pytest.raises(BenchmarkError, match="--hparams gives lr twice, as learning_rate and as lr"):
+        resolve("BA", "PACS", hparams='{"learning_rate": 0.1, "lr": 0.2}')

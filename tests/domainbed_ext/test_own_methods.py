@@ -5,7 +5,8 @@ import pytest
 from domainbed_ext import evaluate, train
 from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.runs import arguments
+from domainbed_ext.launchers import execute
+from domainbed_ext.runs import arguments, imports
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.sweep import jobs as sweep_jobs
@@ -77,6 +78,15 @@ def test_the_file_is_recorded_and_status_warns_when_it_has_changed(tmp_path, own
     assert sweep.main(status) == 0
     warning = "warning: 1 of 1 finished runs are of other source files (the source file of Mine has changed)"
     assert warning in capsys.readouterr().err
+
+
+def test_a_worker_of_any_launcher_imports_it_from_its_command(tmp_path, registries, monkeypatch):
+    job = make_jobs(tmp_path, "--steps", "1")[0]
+    assert " --import mine.py " in job.command.text  # which Slurm's and Ray's tasks run
+    del METHODS["Mine"]  # as in a process that starts
+    monkeypatch.setattr(imports, "_loaded", {})
+    assert execute.run(job.command) == 0
+    assert list(job.folder.first_record()["sources"]) == ["Mine"]
 
 
 def test_what_is_wrong_with_it_ends_a_sweep_before_any_run(tmp_path, own_file):

@@ -1,0 +1,28 @@
+"""What has changed between two runs, in words."""
+
+import pytest
+
+from domainbed_ext.runs.differences import Kind, differences
+
+THEN = {"imports": {"mine.py": "a", "their.py": "b"}, "sources": {"Mine": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (THEN, None),
+        ({"imports": {"mine.py": "x"}, "sources": {"Mine": "x"}}, "the source file of Mine has changed"),
+        ({"imports": {"their.py": "x"}, "sources": {"Mine": "a"}}, "their.py has changed"),
+        ({"imports": {"other.py": "x"}, "sources": {}}, None),
+        (
+            {"imports": {"mine.py": "x", "their.py": "y"}, "sources": {"Mine": "x"}},
+            "the source file of Mine has changed; their.py has changed",
+        ),
+    ],
+)
+def test_changed_files_of_an_own_method_are_named_once(now, words):
+    assert differences(THEN, now).get(Kind.SOURCES) == words
+
+
+def test_files_of_others_do_not_matter_to_a_built_in_method():
+    assert differences({"imports": {"mine.py": "a"}, "sources": {}}, {"imports": {"mine.py": "x"}, "sources": {}}) == {}
