@@ -65,6 +65,8 @@ def images(name):
 
 @pytest.fixture(params=ADAPTED)
 def name(request):
+    if not timm.is_model(request.param):
+        pytest.skip("newer than this timm")
     return request.param
 
 
