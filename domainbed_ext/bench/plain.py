@@ -27,7 +27,7 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.runs.arguments import RunArguments, parse
 from domainbed_ext.runs.folder import RunFolder
-from domainbed_ext.runs.setup import Setup, compute_exactly, facts, set_up
+from domainbed_ext.runs.setup import Setup, collect_facts, compute_exactly, set_up
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.command_line import as_command
 
@@ -73,7 +73,7 @@ def run(args: RunArguments, workers: int = _WORKERS) -> RunFolder:
     folder = RunFolder(args.output_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.start()
-    about, losses = facts(setup, algorithm), []
+    about, losses = collect_facts(setup, algorithm), []
     training = [_training(setup, env, workers) for env in setup.train_envs]
     evaluation = {name: _loader(setup, name, workers) for name in setup.splits}
     for step in range(setup.steps):

@@ -82,6 +82,17 @@ class MultipleDomainDataset:
     def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
         self.input_shape = self.INPUT_SHAPE
 
+    @classmethod
+    def check_data_dir(cls, root: Path | str | None) -> None:
+        """Refuses a `--data_dir` that cannot hold the images, before anything is read or loaded.
+
+        Args:
+            root: Value of `--data_dir`; None if it is not given.
+
+        Raises:
+            BenchmarkError: The images are not there.
+        """
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""

@@ -90,12 +90,7 @@ class ImageFolderDomains(MultipleDomainDataset):
 
     def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
         super().__init__(root, test_envs, hparams)
-        name = type(self).__name__
-        if root is None:
-            raise BenchmarkError(f"{name} needs its images: add --data_dir with the folder that holds {self.layout()}")
-        folder = Path(root).expanduser() / self.FOLDER
-        if not folder.is_dir():
-            raise BenchmarkError(f"{name}: no folder {folder}; --data_dir should hold {self.layout()}")
+        name, folder = type(self).__name__, self._folder(root)
         domains, hidden = split_folders(folder)
         if self.DOMAINS:
             missing = [domain for domain in self.DOMAINS if domain not in domains]
@@ -115,6 +110,25 @@ class ImageFolderDomains(MultipleDomainDataset):
             _check_same_classes(name, self.datasets[0], environment)
         _warn_of_unused(name, folder, [path for environment in self.datasets for path in environment.unused])
         _warn_of_hidden(name, folder, hidden + [path for environment in self.datasets for path in environment.hidden])
+
+    @classmethod
+    def check_data_dir(cls, root: Path | str | None) -> None:
+        """Refuses a `--data_dir` in which there is no folder of the data set."""
+        cls._folder(root)
+
+    @classmethod
+    def _folder(cls, root: Path | str | None) -> Path:
+        """The folder of the domains."""
+        name = cls.__name__
+        if root is None:
+            raise BenchmarkError(f"{name} needs its images: add --data_dir with the folder that holds {cls.layout()}")
+        folder = Path(root).expanduser() / cls.FOLDER
+        if not folder.is_dir():
+            given = Path(root).expanduser().absolute()
+            is_data_set = bool(cls.DOMAINS) and given.name == cls.FOLDER and (given / cls.DOMAINS[0]).is_dir()
+            hint = f": did you mean --data_dir {given.parent}?" if is_data_set else ""
+            raise BenchmarkError(f"{name}: no folder {folder}; --data_dir should hold {cls.layout()}{hint}")
+        return folder
 
     @classmethod
     def layout(cls) -> str:

@@ -33,11 +33,7 @@ class Manifest(MultipleDomainDataset):
 
     def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
         super().__init__(root, test_envs, hparams)
-        if root is None:
-            raise BenchmarkError(
-                f"Manifest needs its list of images: add --data_dir with a {KINDS} of the columns {', '.join(COLUMNS)}"
-            )
-        path = Path(root).expanduser()
+        path = self._file(root)
         rows = read_manifest(path)
         rows_of: dict[str, list[Row]] = {}
         for row in rows:
@@ -59,6 +55,19 @@ class Manifest(MultipleDomainDataset):
             self.datasets.append(FileEnvironment(domain, files, [index[row.label] for row in rows_of[domain]]))
         if missing:
             raise _not_there(path, missing)
+
+    @classmethod
+    def check_data_dir(cls, root: Path | str | None) -> None:
+        """Refuses a missing `--data_dir`."""
+        cls._file(root)
+
+    @staticmethod
+    def _file(root: Path | str | None) -> Path:
+        if root is None:
+            raise BenchmarkError(
+                f"Manifest needs its list of images: add --data_dir with a {KINDS} of the columns {', '.join(COLUMNS)}"
+            )
+        return Path(root).expanduser()
 
     @property
     def environments(self) -> tuple[str, ...]:

@@ -49,7 +49,10 @@ def die_with_parent() -> None:
 
 def _run_here(argv: Sequence[str], folder: RunFolder, progress: Callable[[float], None]) -> int:
     from domainbed_ext import train
-    from domainbed_ext.runs import arguments
+    from domainbed_ext.runs import (
+        arguments,
+        training,  # noqa: F401  (torch and all that a run takes, for `_pass_over_imports`)
+    )
 
     def report(share: float) -> None:
         with contextlib.suppress(Exception):

@@ -1,11 +1,11 @@
 """The arguments of a run, and its command line; the part of both that sweeps share."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from domainbed_ext import protocols
+from domainbed_ext import hparams_registry, protocols
 from domainbed_ext.algorithms.registry import listing
 from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE
 from domainbed_ext.data import duplicates
@@ -34,6 +34,7 @@ NUMBERS = (
 PLACES = (
     *("imports", "data_dir", "output_dir", "weights", "cache_dir", "cache_gb", "workers", "verify_images", "profile"),
     *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates"),
+    "evaluate_first_step",  # counts by the `checkpoint_freq` that follows from it
 )
 
 # What a sweep passes on to its runs beside their identity.
@@ -101,6 +102,7 @@ class RunArguments(SharedArguments):
     uda_holdout_fraction: float = 0.0
     skip_model_save: bool = False
     save_model_every_checkpoint: bool = False
+    evaluate_first_step: bool = False
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "RunArguments":
@@ -123,6 +125,10 @@ class RunArguments(SharedArguments):
         return CompleteArguments(**{**asdict(self), "workers": workers, **chosen, **given})
 
 
+Resolve = Callable[..., Mapping[str, Any]]
+"""Function that resolves hyperparameters: `hparams_registry.resolve`, or one that remembers its results."""
+
+
 @dataclass(frozen=True)
 class CompleteArguments(RunArguments):
     """The arguments of a run with its protocol's choices filled in."""
@@ -137,6 +143,15 @@ class CompleteArguments(RunArguments):
     train_eval_share: float = 1.0
     threads: int = 1
     workers: int = 0
+
+    def resolve_hparams(self, resolve: Resolve = hparams_registry.resolve) -> dict[str, Any]:
+        """Resolves the hyperparameters that the run ends up with.
+
+        Args:
+            resolve: Function that resolves them; what it returns is not changed.
+        """
+        names = ("algorithm", "dataset", "hparams_seed", "trial_seed", "hparams", *hparams_registry.OPTIONS)
+        return dict(resolve(**{name: getattr(self, name) for name in names}))
 
 
 def add_number_options(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +217,9 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="evaluate every N steps and at the last; 0: at the last alone",
     )
-    group.add_argument("--backbone", metavar="NAME", help="any timm model, e.g. vit_tiny_patch16_224")
+    group.add_argument(
+        "--backbone", metavar="NAME", help=f"any timm model, e.g. vit_tiny_patch16_224 ({_list_default_backbones()})"
+    )
     group.add_argument(
         "--weights",
         type=option_values.tensors_path,
@@ -216,6 +233,16 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CPU threads of a run (1: runs go side by side instead); another number rounds differently",
     )
+
+
+def _list_default_backbones() -> str:
+    """The defaults, and the data sets of those that are not the default of most: "a; of X and Y b"."""
+    datasets_of: dict[str, list[str]] = {}
+    for dataset in DATASETS:
+        backbone = hparams_registry.default_hparams(RunArguments.algorithm, dataset)["backbone"]
+        datasets_of.setdefault(backbone, []).append(dataset)
+    most, *others = sorted(datasets_of, key=lambda backbone: -len(datasets_of[backbone]))
+    return "; ".join([most, *(f"of {', '.join(datasets_of[backbone])}: {backbone}" for backbone in others)])
 
 
 def add_image_options(parser: argparse._ActionsContainer) -> None:
@@ -321,6 +348,12 @@ def make_parser() -> argparse.ArgumentParser:
         type=option_values.share(with_0=True),
         metavar="SHARE",
         help="of a test environment, kept from `in`",
+    )
+    parser.add_argument(
+        "--evaluate_first_step",
+        action="store_true",
+        help="evaluate after the first step too, as DomainBed does; a run whose --steps is at most the default of "
+        "--checkpoint_freq is else evaluated at the last step alone (sweeps and --protocol domainbed set this)",
     )
     parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
     parser.add_argument("--save_model_every_checkpoint", action="store_true", help="save it at every evaluation too")

@@ -1,8 +1,8 @@
 """Differences between the facts of two runs, or of a run and the present, in words.
 
-Arguments, hyperparameters and weights are a run's identity, which names its folder. What else its numbers follow from
-is in its records: the data, versions, the precision that "auto" came to, the backbone's weights as they were loaded,
-and source files of the user's.
+Arguments, hyperparameters and weights are a run's identity, which names its folder. Whatever else its numbers depend on
+is in its records: the data, versions, the precision that "auto" resolved to, the backbone's weights as they were
+loaded, and the user's source files.
 """
 
 import json
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from domainbed_ext.runs.arguments import PLACES
 from domainbed_ext.system import strict_json
 
 _NAMED = 3  # of many differences
@@ -30,7 +31,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[Kind, s
     """Compares facts, wherever data and weights are stored. What only one of them has is no difference.
 
     Args:
-        then: Facts of a record or a checkpoint, see `runs.setup.facts`.
+        then: Facts of a record or a checkpoint, see `setup.collect_facts`.
         now: Facts of a run that starts, or a part of them.
 
     Returns:
@@ -84,8 +85,6 @@ def _part(facts: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _arguments(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    from domainbed_ext.runs.arguments import PLACES  # here, for it brings torch, which readers of records do without
-
     def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
         args = {name: value for name, value in facts.get("args", {}).items() if name not in PLACES}
         hparams = {
@@ -115,7 +114,7 @@ def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if "hparams" in then and "hparams" in now and _weights_identity(then) != _weights_identity(now):
         return f"{then['hparams']['weights']} then, {now['hparams']['weights']} now"
     loaded = "backbone_digest"
-    return "loaded from the same place, and others" if changed(_part(then, loaded), _part(now, loaded)) else ""
+    return "loaded from the same place, but different" if changed(_part(then, loaded), _part(now, loaded)) else ""
 
 
 def _weights_identity(facts: Mapping[str, Any]) -> Any:

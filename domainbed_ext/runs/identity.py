@@ -1,7 +1,7 @@
 """What a run computes, and its folder's name, which follows from that: wherever it runs and its data are."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -16,9 +16,6 @@ from domainbed_ext.system import strict_json
 Computation = dict[str, Any]
 """All that a run's numbers follow from, but for versions and machine: "args", "hparams" and "weights"."""
 
-Resolve = Callable[..., Mapping[str, Any]]
-
-_RESOLVED = ("algorithm", "dataset", "hparams_seed", "trial_seed", "hparams", *hparams_registry.OPTIONS)
 _ARGUMENTS = (
     *("dataset", "algorithm", "task", "test_envs", "trial_seed", "hparams_seed", "seed", "steps"),
     *("holdout_fraction", "uda_holdout_fraction"),
@@ -43,20 +40,10 @@ class Computations:
             BenchmarkError: A name is unknown, or the weights file is missing, whose content is part of the identity.
         """
         args = args.complete()
-        hparams = hparams_of(args, self._resolve)
+        hparams = args.resolve_hparams(self._resolve)
         weights = self._weights(hparams.pop("weights"), hparams["backbone"])
         hparams["backbone"] = _one_spelling(hparams["backbone"])
         return {"args": _arguments(asdict(args), args.dataset), "hparams": hparams, "weights": weights}
-
-
-def hparams_of(args: RunArguments, resolve: Resolve = hparams_registry.resolve) -> dict[str, Any]:
-    """Returns the final hyperparameters of a run.
-
-    Args:
-        args: Arguments of the run, with its protocol's choices.
-        resolve: Function that resolves them, e.g. a cached one.
-    """
-    return dict(resolve(**{name: getattr(args, name) for name in _RESOLVED}))
 
 
 def name(computation: Computation) -> str:

@@ -22,7 +22,7 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.runs.arguments import CompleteArguments, RunArguments
-from domainbed_ext.runs.identity import hparams_of
+from domainbed_ext.runs.environments import environment_names, list_environments
 from domainbed_ext.runs.imports import load
 from domainbed_ext.runs.provenance import machine, own_sources, versions
 from vitlorafa import count_parameters
@@ -110,12 +110,12 @@ class Setup:
         return min(sizes) / int(self.hparams["batch_size"])
 
 
-def facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
+def collect_facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
     """What every record of a run says of it.
 
     Args:
-        setup: the run's parts.
-        algorithm: that is trained; None makes it.
+        setup: Parts of the run.
+        algorithm: Algorithm that is trained; None makes it.
     """
     algorithm = algorithm or setup.make_algorithm()
     trainable, total = count_parameters(algorithm)
@@ -166,7 +166,7 @@ def set_up(args: RunArguments, recorded_hparams: Mapping[str, Any] | None = None
     args = args.complete(workers=WORKERS if torch.cuda.is_available() else 0)
     load(args.imports)
     args = replace(args, algorithm=canonical_name(args.algorithm), dataset=DATASETS.canonical(args.dataset))
-    hparams = hparams_of(args) | dict(recorded_hparams or {})
+    hparams = args.resolve_hparams() | dict(recorded_hparams or {})
     hparams_registry.check(hparams)
     if args.task != "domain_generalization":
         raise BenchmarkError(f"--task {args.task}: no algorithm here uses unlabelled images; leave --task out")
@@ -202,5 +202,5 @@ def _make_dataset(args: CompleteArguments, hparams: dict[str, Any]) -> MultipleD
     test_envs = [0] if args.test_envs is None else args.test_envs
     indices = [env for env in test_envs if isinstance(env, int)]
     if len(indices) < len(test_envs):
-        indices = protocols.find_test_envs(args.dataset, names_in_dataset(args.dataset, args.data_dir), test_envs)
+        indices = protocols.find_test_envs(args.dataset, list_environments(args.dataset, args.data_dir), test_envs)
     return DATASETS[args.dataset](args.data_dir, indices, hparams)

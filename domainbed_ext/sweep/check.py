@@ -11,7 +11,6 @@ from domainbed_ext.data import duplicates
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.runs import checkpoint
-from domainbed_ext.runs.identity import hparams_of
 from domainbed_ext.runs.setup import Setup, set_up
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import format_runs
@@ -128,7 +127,7 @@ def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) 
 def setup_like(setup: Setup, job: Job) -> Setup:
     """The setup of a run, from that of another run on the same data set; the splits are still the other's."""
     args = job.args.complete()
-    hparams = hparams_of(args)
+    hparams = args.resolve_hparams()
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
     return replace(setup, args=args, hparams=hparams, inputs=inputs)
 

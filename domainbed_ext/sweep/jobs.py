@@ -23,6 +23,7 @@ from domainbed_ext.protocols import (
 )
 from domainbed_ext.runs import arguments, identity
 from domainbed_ext.runs.arguments import EXTRA, NUMBERS, RunArguments
+from domainbed_ext.runs.environments import list_environments
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.identity import Computation, Computations
 from domainbed_ext.seeds import seed_hash
@@ -74,6 +75,8 @@ class Job:
         """The command line of `domainbed_ext.train`."""
         argv = []
         values_of = {**self.train_args, **self.extra_args, "output_dir": str(self.folder.path)}
+        if "steps" in self.train_args and "checkpoint_freq" not in self.train_args:
+            values_of["evaluate_first_step"] = True  # which a short run by itself leaves out
         for name, value in sorted(values_of.items()):
             if value is None or value is False:
                 continue

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs.folder import State
-from domainbed_ext.runs.messages import result
+from domainbed_ext.runs.formatting import format_result
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import RunStatus, format_runs, read_statuses
 from domainbed_ext.sweep.time_left import estimate_time_left
@@ -82,7 +82,7 @@ def describe_end(job: Job) -> str:
     took = f" in {format_duration(seconds)}" if seconds else ""
     if state is State.DONE:
         try:
-            return f"{job}: done{took}, {result(folder.records())}"
+            return f"{job}: done{took}, {format_result(folder.records())}"
         except (BenchmarkError, OSError) as error:
             return f"{job}: done{took}, but its records cannot be read ({error})"
     if state is State.FAILED:

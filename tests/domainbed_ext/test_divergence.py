@@ -15,7 +15,7 @@ from domainbed_ext.collect_results import main as collect_results
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import accuracy, best_step
 from domainbed_ext.runs import arguments as options
-from domainbed_ext.runs import checkpoint
+from domainbed_ext.runs import checkpoint, training
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.sweep import status_view
@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_finite_is_null_with_a_flag_and_warned_of_once(make_a
     assert [record["loss"] is None for record in records] == [False, False, True, True]
     said = capsys.readouterr()
     assert said.err.count("warning: the run diverged at step 3: loss is") == 1
-    assert "(the run diverged), which training-domain validation selects" in said.out
+    assert "(the run diverged), selected by training-domain validation" in said.out
     assert (folder.path / "err.txt").read_text().count("--stop_on_nan") == 1
 
 
@@ -138,7 +138,7 @@ def test_outputs_that_are_not_finite_stop_a_run_too(make_args, monkeypatch):
 
 def test_a_run_that_diverged_resumes_as_such(make_args, diverging, monkeypatch):
     diverging(1)
-    step = train.Training._step
+    step = training.Training._step
 
     def interrupted_at_3(self, stream):
         if self.steps_done == 3:
@@ -146,7 +146,7 @@ def test_a_run_that_diverged_resumes_as_such(make_args, diverging, monkeypatch):
         step(self, stream)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Training, "_step", interrupted_at_3)
+        patch.setattr(training.Training, "_step", interrupted_at_3)
         folder, code = run(args_of(make_args))
     assert code == 75 and folder.diverged
     (path,) = folder.path.glob("checkpoint_*")
@@ -160,7 +160,7 @@ def test_a_run_that_diverged_resumes_as_such(make_args, diverging, monkeypatch):
 def test_a_run_that_diverged_does_not_resume_if_told_to_stop(make_args, diverging, monkeypatch):
     diverging(1)
     with monkeypatch.context() as patch:
-        patch.setattr(train.Training, "_save_if_due", lambda self: (_ for _ in ()).throw(Interrupted("stopped")))
+        patch.setattr(training.Training, "_save_if_due", lambda self: (_ for _ in ()).throw(Interrupted("stopped")))
         run(args_of(make_args, hparams='{"batch_size": 4}'))
         run(args_of(make_args, hparams='{"batch_size": 4}'))
     folder, code = run(args_of(make_args, stop_on_nan=True))

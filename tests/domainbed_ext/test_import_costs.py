@@ -22,8 +22,8 @@ WITHOUT_TORCH = (
         f"domainbed_ext.{name}"
         for name in ("algorithms", "collect_results", "data", "datasets", "errors", "model_selection")
     ),
-    *(f"domainbed_ext.{name}" for name in ("hparams_registry", "protocols", "seeds", "sweep")),
-    *(f"domainbed_ext.runs.{name}" for name in ("arguments", "folder", "identity", "imports")),
+    *(f"domainbed_ext.{name}" for name in ("evaluate", "hparams_registry", "protocols", "seeds", "sweep", "train")),
+    *(f"domainbed_ext.runs.{name}" for name in ("arguments", "differences", "folder", "identity", "imports")),
     *(f"domainbed_ext.sweep.{name}" for name in ("arguments", "cancel", "command", "delete_incomplete", "jobs")),
     *(f"domainbed_ext.sweep.{name}" for name in ("states", "status")),
 )

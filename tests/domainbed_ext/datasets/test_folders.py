@@ -87,6 +87,14 @@ def test_a_spoilt_folder_gets_a_sentence(pacs_like, spoil, sentence):
         PACS(pacs_like, [0], {})
 
 
+def test_a_data_set_given_in_place_of_the_folder_that_holds_it_gets_that_folder(pacs_like):
+    with pytest.raises(BenchmarkError, match=f"PACS: no folder .*did you mean --data_dir {pacs_like}[?]"):
+        PACS(pacs_like / "PACS", [0], {})
+    with pytest.raises(BenchmarkError) as error:
+        PACS.check_data_dir(pacs_like / "PACS" / "sketch")
+    assert "did you mean" not in str(error.value)
+
+
 def test_a_text_file_named_jpg_gets_a_sentence(pacs_like):
     text_as_image(pacs_like / "PACS" / "cartoon")
     with pytest.raises(BenchmarkError, match=r"not a readable image: .*cartoon/dog/aaa.jpg"):

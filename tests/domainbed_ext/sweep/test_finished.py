@@ -9,7 +9,7 @@ from domainbed_ext import algorithms, train
 from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
-from domainbed_ext.runs import checkpoint, provenance
+from domainbed_ext.runs import checkpoint, provenance, training
 from domainbed_ext.runs import setup as run_setup
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep import command as sweep
@@ -40,7 +40,7 @@ def make_jobs(*args, **options):
 def done(job, **changes):
     """A finished run with the record that it would have, but for changes; None takes a fact out."""
     standing.done(job)
-    facts = {**run_setup.facts(run_setup.set_up(job.args)), "step": 1, **changes}
+    facts = {**run_setup.collect_facts(run_setup.set_up(job.args)), "step": 1, **changes}
     facts |= {name: 0.5 for i in range(len(DOMAINS)) for name in (f"env{i}_in_acc", f"env{i}_out_acc")}
     record = {name: value for name, value in facts.items() if value is not None}
     (job.folder.path / "results.jsonl").write_text(json.dumps(record) + "\n")
@@ -213,9 +213,9 @@ def test_what_was_loaded_is_recorded_and_other_weights_of_the_same_name_are_told
     assert train.run(args) == 0
     recorded = RunFolder(args.output_dir).first_record()["backbone_digest"]
     setup = run_setup.set_up(make_args(algorithm="BA", steps=1, seed=7))
-    assert run_setup.facts(setup)["backbone_digest"] == recorded  # the head starts at random, and is not loaded
+    assert run_setup.collect_facts(setup)["backbone_digest"] == recorded  # the head starts at random, and is not loaded
     random = run_setup.set_up(make_args(weights="none"))
-    assert run_setup.facts(random)["backbone_digest"] is None
+    assert run_setup.collect_facts(random)["backbone_digest"] is None
     create = backbones.create
 
     def other(*args, **options):
@@ -224,13 +224,15 @@ def test_what_was_loaded_is_recorded_and_other_weights_of_the_same_name_are_told
         return model
 
     monkeypatch.setattr(backbones, "create", other)
-    with pytest.raises(BenchmarkError, match="holds a finished run of other weights .loaded from the same place"):
+    with pytest.raises(
+        BenchmarkError, match="holds a finished run of other weights .loaded from the same place, but diff"
+    ):
         train.run(args)
 
 
 def test_a_checkpoint_of_other_data_is_not_resumed(tmp_path, data, capsys):
     job = make_jobs(tmp_path, data)[0]
-    facts = run_setup.facts(run_setup.set_up(job.args))
+    facts = run_setup.collect_facts(run_setup.set_up(job.args))
     job.folder.path.mkdir(parents=True)
     checkpoint.save(job.folder.path, 1, {"facts": facts})
     replace(data)
@@ -242,7 +244,7 @@ def test_a_checkpoint_of_other_data_is_not_resumed(tmp_path, data, capsys):
 def test_a_checkpoint_that_does_not_say_of_which_data_is_resumed_with_a_warning(tmp_path, data, capsys):
     job = make_jobs(tmp_path, data)[0]
     with job.folder.claim() as claim:
-        train.Training(run_setup.set_up(job.args), job.folder, claim, lambda: None)._save()
+        training.Training(run_setup.set_up(job.args), job.folder, claim, lambda: None)._save()
     state, _ = checkpoint.load(job.folder.path)
     del state["facts"]["data_digest"]
     checkpoint.save(job.folder.path, 0, state)

@@ -201,7 +201,7 @@ def test_the_identity_is_of_what_a_run_would_compute(tmp_path, words):
         assert job.computation["args"] == {name: getattr(setup.args, name) for name in job.computation["args"]} | {
             "steps": setup.steps, "checkpoint_freq": setup.checkpoint_freq,
         }  # fmt: skip
-        assert not identity.contradicts(job.computation, run_setup.facts(setup))
+        assert not identity.contradicts(job.computation, run_setup.collect_facts(setup))
 
 
 def held_out(tmp_path, *words):
@@ -316,6 +316,6 @@ def test_of_two_environments_each_is_left_out_alone_with_a_warning(tmp_path, cap
 
 
 def test_of_one_environment_none_can_be_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs_module, "names_in_dataset", lambda *_: [("day", "day")])
+    monkeypatch.setattr(jobs_module, "list_environments", lambda *_: [("day", "day")])
     with pytest.raises(BenchmarkError, match="ImageFolderDomains has 1 environment.*at least two"):
         sweep_jobs.make_jobs(parse(two_domains(tmp_path, "launch")))

@@ -1,0 +1,232 @@
+"""The training of a run, from its first step or its last checkpoint to its last step."""
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import cuda, manual_seed
+
+from domainbed_ext.divergence import Watch
+from domainbed_ext.model_selection import better
+from domainbed_ext.runs import checkpoint, formatting
+from domainbed_ext.runs.differences import differences
+from domainbed_ext.runs.feed import Feed
+from domainbed_ext.runs.folder import RunFolder
+from domainbed_ext.runs.remaining_time import RemainingTime
+from domainbed_ext.runs.setup import Setup, collect_facts, compute_exactly
+from domainbed_ext.seeds import seed_hash
+from domainbed_ext.system.attempts import Claim
+from domainbed_ext.system.files import replace_atomically
+from domainbed_ext.system.interrupts import Interrupted, Stop
+from domainbed_ext.system.progress import Bar, bar, format_duration
+
+_LONG = 60.0  # seconds of evaluation that are worth a line
+
+Progress = Callable[[float], None]
+"""Function that is told the share of the steps that are done."""
+
+
+class Training:
+    """The steps of a run that are still to be done, from the first or from the last checkpoint.
+
+    Args:
+        setup: Parts of the run.
+        folder: Folder of the run.
+        claim: Claim on the folder.
+        stop: Function that is called wherever the run can stop; raises if it is to.
+    """
+
+    def __init__(self, setup: Setup, folder: RunFolder, claim: Claim, stop: Stop) -> None:
+        self.setup, self.folder, self.claim, self.stop = setup, folder, claim, stop
+        compute_exactly(setup.args)
+        self.algorithm = setup.make_algorithm()
+        self.facts = collect_facts(setup, self.algorithm)
+        self.feed = Feed(setup, self.algorithm, stop)
+        if setup.args.profile:
+            self.feed.measure()
+        self.steps_done = 0
+        self.best: float | None = None
+        self.watch = Watch(setup.args.stop_on_nan)
+        self.values: dict[str, list[float]] = defaultdict(list)  # since the last record
+        self.saved_at = (time.monotonic(), 0)
+        self._is_evaluation_announced = False
+        self.time = RemainingTime(setup)
+        self._resume()
+
+    def finish(self, progress: Progress) -> None:
+        """Does the remaining steps.
+
+        Args:
+            progress: Function that is told the share of the steps that are done.
+
+        Raises:
+            Interrupted: The run was asked to stop; it resumes from a checkpoint.
+            Lost: Another process has the claim by now.
+        """
+        setup = self.setup
+        self.watch.check()
+        self.claim.begin_steps()
+        stream = self.feed.training(range(self.steps_done, setup.steps))
+        self.stop.at_once = False  # from here on there is something to save
+        with bar(f"{setup.args.dataset} {setup.args.algorithm}", setup.steps, "steps") as steps:
+            steps.start_from(self.steps_done)
+            try:
+                self._evaluate_if_due()
+                while self.steps_done < setup.steps:
+                    self.stop()
+                    self._step(stream)
+                    self._report(progress, steps)
+                    self._save_if_due()
+                    if self._evaluate_if_due():
+                        self._report(progress, steps)
+                        steps.start_from(self.steps_done)  # evaluating is not among the rate of steps
+            except Interrupted:
+                self._save()
+                raise
+
+    def _report(self, progress: Progress, steps: Bar) -> None:
+        """Reports the progress to the claim, the bar and the caller."""
+        self.time.note_evaluation(self.feed.seconds_an_image)
+        self.claim.left = steps.seconds_left = self.time.estimate(self.steps_done)
+        share = self.steps_done / self.setup.steps
+        if share != self.claim.share:
+            self.claim.share = share
+            steps.reach(self.steps_done)
+            progress(share)
+
+    def _step(self, stream: Any) -> None:
+        start = time.perf_counter()
+        batches = next(stream)
+        manual_seed(seed_hash(self.setup.args.seed, "update", self.steps_done))  # for step t needs no history (dropout)
+        values = self.algorithm.update(batches)
+        self._look(self.steps_done, values)
+        self.watch.check()
+        for name, value in values.items():
+            self.values[name].append(value)
+        self.values["step_time"].append(seconds := time.perf_counter() - start)
+        self.time.note_step(seconds)
+        self.steps_done += 1
+
+    def _evaluate_if_due(self) -> bool:
+        """Evaluates, records and saves after a step that is due, also where an earlier attempt was stopped at it.
+
+        Returns:
+            Whether it was due.
+        """
+        setup, step = self.setup, self.steps_done - 1
+        last = step == setup.steps - 1
+        if step < 0 or not (last or (setup.checkpoint_freq and step % setup.checkpoint_freq == 0)):
+            return False
+        if not self.values:  # the record was written before the checkpoint
+            return False
+        self._announce_evaluation()
+        accuracies = self.feed.accuracies(step, setup.validation_splits)
+        val_acc = float(np.mean(list(accuracies.values())))
+        # Every figure is read from the best step or from the last, which lean evaluation relies on.
+        new_best = better(val_acc, self.best)
+        if new_best or last or setup.args.evaluate == "all":
+            accuracies |= self.feed.accuracies(step, setup.other_splits)
+        self.claim.check()
+        self._look(step, accuracies)
+        with self.feed.stage("write"):
+            self._record(step, accuracies)
+            self._save_model(step, {"selected": new_best, "last": last and not new_best})
+        if new_best:
+            self.best = val_acc
+        self.values.clear()
+        self.watch.check()
+        if last and self.feed.profile:
+            print(self.feed.profile.table())
+        return True
+
+    def _announce_evaluation(self) -> None:
+        """Prints once how long evaluation takes, as soon as that is known and if it is long."""
+        seconds = self.time.estimate_evaluation(self.steps_done - 1)
+        if seconds is None or self._is_evaluation_announced:
+            return
+        self._is_evaluation_announced = True
+        if seconds >= _LONG:
+            count = self.time.count_images(self.steps_done - 1)
+            print(f"evaluating the remaining {count:,} images will take about {format_duration(seconds)}")
+
+    def _look(self, step: int, values: Mapping[str, float]) -> None:
+        if self.watch.look(step, values):
+            self.folder.diverge(step)
+
+    def _record(self, step: int, accuracies: dict[str, float]) -> None:
+        record = {
+            **self.facts,
+            **{name: float(np.mean(history)) for name, history in self.values.items()},
+            **accuracies,
+            **self.watch.fields,
+            "step": step,
+            "epoch": step / self.setup.steps_per_epoch,
+            "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
+        }
+        self.folder.append(record | ({"profile": self.feed.profile.summary()} if self.feed.profile else {}))
+        print(formatting.format_record(record, self.setup.steps, self.claim.seconds))
+
+    def _save_model(self, step: int, places: dict[str, bool]) -> None:
+        """Writes what was trained to the places that are marked."""
+        if self.setup.args.skip_model_save:
+            return
+        places[f"step_{step}"] = self.setup.args.save_model_every_checkpoint
+        for place in (place for place, wanted in places.items() if wanted):
+            replace_atomically(self.folder.path / place, self.algorithm.save)
+
+    def _resume(self) -> None:
+        """Resumes from the last checkpoint that can be read, if it is of this computation; else starts."""
+        state, complaints = checkpoint.load(self.folder.path)
+        for complaint in complaints:
+            print(f"warning: {complaint}", file=sys.stderr)
+        if state is not None and (different := differences(state["facts"], self.facts)):
+            _ = self.feed.images.evaluation  # an error if images are broken now: the checkpoint is kept until then
+            listed = ", ".join(f"{kind.value} ({words})" for kind, words in different.items())
+            print(f"warning: the checkpoint is of other {listed}: the run starts again", file=sys.stderr)
+            state = None
+        if state is not None and "data_digest" not in state["facts"]:
+            print("warning: the checkpoint does not record its data: taken as the data here", file=sys.stderr)
+        if state is None:
+            self.folder.start()
+            print(formatting.format_header(self.facts, self.setup))
+            return
+        self.folder.start(state["lines"])
+        self.algorithm.load_training_state(state["algorithm"])
+        checkpoint.set_random_states(state["random"])
+        self.steps_done, self.best = state["steps_done"], state["best"]
+        if (step := state.get("diverged")) is not None:
+            self.watch.step = step
+            self.folder.diverge(step)
+        self.values.update(state["values"])
+        self.saved_at = (time.monotonic(), self.steps_done)
+        print(f"resumes after {self.steps_done} of {self.setup.steps} steps (attempt {self.claim.number})")
+
+    def _save_if_due(self) -> None:
+        args, (then, step) = self.setup.args, self.saved_at
+        minutes = (time.monotonic() - then) / 60
+        if (args.save_minutes and minutes >= args.save_minutes) or (
+            args.save_steps and self.steps_done - step >= args.save_steps
+        ):
+            self._save()
+
+    def _save(self) -> None:
+        """Writes a checkpoint; where there is no room for one, the run continues without."""
+        self.claim.check()
+        state = {
+            "facts": self.facts,
+            "steps_done": self.steps_done,
+            "best": self.best,
+            "diverged": self.watch.step,
+            "values": dict(self.values),
+            "lines": self.folder.lines(),
+            "random": checkpoint.random_states(),
+            "algorithm": self.algorithm.training_state(),
+        }
+        try:
+            checkpoint.save(self.folder.path, self.steps_done, state)
+        except OSError as error:
+            print(f"warning: no checkpoint after step {self.steps_done} ({error}): the run continues", file=sys.stderr)
+        self.saved_at = (time.monotonic(), self.steps_done)

@@ -1,0 +1,40 @@
+import pytest
+
+from domainbed_ext.runs import setup as run_setup
+from domainbed_ext.runs.remaining_time import FORWARD, RemainingTime
+
+VALIDATION, OTHERS = 267, 90 + 360 + 3 * 36  # images of DigitsShift: `out` of three, and all else at a tenth
+
+
+@pytest.fixture
+def time(make_args):
+    setup = run_setup.set_up(make_args(steps=100, checkpoint_freq=20, hparams='{"batch_size": 10}', evaluate="lean"))
+    return RemainingTime(setup)
+
+
+def test_nothing_is_known_before_a_step_that_does_not_warm_up(time):
+    assert (time.validation, time.others) == (VALIDATION, OTHERS)
+    assert time.estimate(0) is None
+    time.note_step(50.0)
+    time.note_evaluation(0.1)
+    assert time.estimate(1) is None
+
+
+def test_steps_and_evaluations_that_are_to_come_are_counted_by_their_own_times(time):
+    time.note_step(50.0)
+    time.note_step(2.0)
+    time.note_step(4.0)
+    time.note_evaluation(0.1)
+    # Evaluates after steps 0, 20, 40, 60, 80 and 99; the last one all of it.
+    assert time.estimate(3) == pytest.approx(97 * 3.0 + 0.1 * (5 * VALIDATION + OTHERS))
+    assert time.estimate(20) == pytest.approx(80 * 3.0 + 0.1 * (5 * VALIDATION + OTHERS))
+    assert time.estimate(21) == pytest.approx(79 * 3.0 + 0.1 * (4 * VALIDATION + OTHERS))
+    assert time.estimate(99) == pytest.approx(3.0 + 0.1 * (VALIDATION + OTHERS))
+    assert time.estimate(100) == 0
+
+
+def test_before_the_first_evaluation_a_step_tells_about_one(time):
+    time.note_step(50.0)
+    time.note_step(3.0)
+    image = 3.0 / 30 * FORWARD
+    assert time.estimate(2) == pytest.approx(98 * 3.0 + image * (5 * VALIDATION + OTHERS))
