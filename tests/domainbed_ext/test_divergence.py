@@ -103,7 +103,7 @@ def test_a_model_whose_outputs_are_not_finite_classifies_nothing(make_args, monk
     records = folder.records()
     assert math.isnan(accuracy(records[-1], 1, "out")) and best_step(records)["step"] < 3
     record, reproduced = evaluate.evaluate(folder, "last")
-    assert all(math.isnan(each.now) for each in reproduced) and not evaluate.difference(record, reproduced)
+    assert all(math.isnan(each.now) for each in reproduced) and not evaluate.describe_difference(record, reproduced)
 
 
 def test_infinite_logits_of_classes_that_are_ruled_out_are_no_divergence(make_args, monkeypatch):

@@ -9,7 +9,8 @@ from domainbed_ext import train
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs.arguments import RunArguments, parse
 from domainbed_ext.runs.folder import RunFolder
-from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep.arguments import parse as parse_sweep
+from domainbed_ext.sweep.jobs import make_jobs
 
 MISTAKES = [
     ("--stepps 3", "--stepps"),
@@ -101,7 +102,7 @@ def test_a_run_of_a_sweep_keeps_the_evaluation_of_its_first_step(tmp_path, capsy
     words += " --train_eval_share 0.05 --output_dir"
 
     def first(*more):
-        return sweep.make_jobs(sweep.parse(["launch", *words.split(), str(tmp_path), *more]))[0]
+        return make_jobs(parse_sweep(["launch", *words.split(), str(tmp_path), *more]))[0]
 
     job = first("--steps", "2")
     assert parse(job.argv).evaluate_first_step and "evaluate_first_step" not in job.computation["args"]

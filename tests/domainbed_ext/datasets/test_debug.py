@@ -33,7 +33,8 @@ def test_the_global_generator_is_left_alone():
 @pytest.mark.parametrize("name", ["Debug28", "Debug224"])
 def test_the_default_batch_fits(make_args, name):
     assert (
-        train.set_up(make_args(dataset=name, backbone="vit_tiny_patch16_224", weights="none")).dataset.num_classes == 2
+        run_setup.set_up(make_args(dataset=name, backbone="vit_tiny_patch16_224", weights="none")).dataset.num_classes
+        == 2
     )
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from domainbed_ext import train
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.datasets.manifest import Manifest
 from domainbed_ext.datasets.manifest_file import read_manifest
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.runs import setup as run_setup
 from tests.domainbed_ext.conftest import CLASSES, PACS_DOMAINS
 
 
@@ -64,7 +64,7 @@ def test_a_run(manifest, make_args):
     args = make_args(
         dataset="Manifest", data_dir=str(manifest()), backbone="vit_tiny_patch16_224", weights="none", hparams=hparams
     )
-    assert train.set_up(args).dataset.environments == PACS_DOMAINS
+    assert run_setup.set_up(args).dataset.environments == PACS_DOMAINS
 
 
 def test_parquet(manifest, pacs_like, monkeypatch):

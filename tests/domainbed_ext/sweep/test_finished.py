@@ -205,7 +205,7 @@ def test_a_finished_run_of_other_versions_is_done(half_done, capsys):
     assert train.run(half_done[0].args, print) == 0
     said = capsys.readouterr()
     assert "is done already" in said.out and "of other versions (torch 1.0 then" in said.err
-    assert "does not record of which data it is" in said.err
+    assert "does not record its data" in said.err
 
 
 def test_what_was_loaded_is_recorded_and_other_weights_of_the_same_name_are_told(make_args, monkeypatch):
@@ -250,5 +250,5 @@ def test_a_checkpoint_that_does_not_say_of_which_data_is_resumed_with_a_warning(
     checkpoint.save(job.folder.path, 0, state)
     assert train.run(job.args) == 0
     said = capsys.readouterr().err
-    assert "the checkpoint does not record of which data it is: taken as of the data here" in said
-    assert "starting again" not in said
+    assert "the checkpoint does not record its data: taken as the data here" in said
+    assert "starts again" not in said
