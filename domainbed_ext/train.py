@@ -14,13 +14,13 @@ from dataclasses import replace
 from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.registry import canonical_name
 from domainbed_ext.data import duplicates
+from domainbed_ext.datasets.environment_names import declared_environments
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.divergence import Diverged
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.protocols import DOMAINBED, find_test_envs
 from domainbed_ext.runs.arguments import RunArguments, parse
 from domainbed_ext.runs.differences import Kind, differences
-from domainbed_ext.runs.environments import declared_environments
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.runs.imports import load
 from domainbed_ext.system.attempts import Claim, Lost, Taken

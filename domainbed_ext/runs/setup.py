@@ -15,14 +15,13 @@ from domainbed_ext.algorithms.registry import canonical_name, get_algorithm_clas
 from domainbed_ext.data.splits import Split, environment_of, make_splits
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.digest import digest
-from domainbed_ext.datasets.environment_names import environment_names, names_in_dataset
+from domainbed_ext.datasets.environment_names import list_environments, names_in
 from domainbed_ext.datasets.image_files import unreadable
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.runs.arguments import CompleteArguments, RunArguments
-from domainbed_ext.runs.environments import environment_names, list_environments
 from domainbed_ext.runs.imports import load
 from domainbed_ext.runs.provenance import machine, own_sources, versions
 from vitlorafa import count_parameters
@@ -173,7 +172,7 @@ def set_up(args: RunArguments, recorded_hparams: Mapping[str, Any] | None = None
 
     dataset = _make_dataset(args, hparams)
     test_envs, source_envs = protocols.environments_of_a_run(
-        args.protocol, args.dataset, environment_names(dataset), args.test_envs, args.source_envs
+        args.protocol, args.dataset, names_in(dataset), args.test_envs, args.source_envs
     )
     args = replace(args, test_envs=test_envs, source_envs=source_envs)
     protocols.check_evaluate(args.evaluate, source_envs is None and len(test_envs) > 1)

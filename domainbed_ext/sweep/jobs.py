@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext.datasets.environment_names import names_in_dataset
+from domainbed_ext.datasets.environment_names import list_environments
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.launchers.command import Command
 from domainbed_ext.protocols import (
@@ -23,7 +23,6 @@ from domainbed_ext.protocols import (
 )
 from domainbed_ext.runs import arguments, identity
 from domainbed_ext.runs.arguments import EXTRA, NUMBERS, RunArguments
-from domainbed_ext.runs.environments import list_environments
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.identity import Computation, Computations
 from domainbed_ext.seeds import seed_hash
@@ -125,7 +124,7 @@ def make_jobs(args: SweepArguments) -> list[Job]:
     if args.protocol in (None, LEAVE_ONE_OUT) and not args.single_test_envs:
         numbers["evaluate"] = "all"  # the runs that leave one environment out are chosen by those that leave out two
     extra = {name: getattr(args, name) for name in EXTRA}
-    environments = {dataset: names_in_dataset(dataset, args.data_dir) for dataset in args.datasets}
+    environments = {dataset: list_environments(dataset, args.data_dir) for dataset in args.datasets}
     combinations = _test_envs(args, environments)
     computations = Computations()
     jobs = []

@@ -4,6 +4,7 @@ import torch
 
 from domainbed_ext import train
 from domainbed_ext.datasets import DATASETS
+from domainbed_ext.runs import setup as run_setup
 
 
 @pytest.mark.parametrize(("name", "side"), [("Debug28", 28), ("Debug224", 224)])
