@@ -19,7 +19,7 @@ from domainbed_ext.bench import report, subprocesses
 from domainbed_ext.bench.small_data import how_many, link_part
 from domainbed_ext.model_selection import target_accuracy, validation_accuracy
 from domainbed_ext.runs.folder import RunFolder
-from domainbed_ext.system.machine import available_cores
+from domainbed_ext.system.machine import count_available_cores
 from domainbed_ext.system.progress import bar
 
 SMALL = 160  # px, at which PACS's images of 227 px are scaled down by `--training_images resized`
@@ -103,7 +103,7 @@ def _accuracies(
     command += ["--test_envs", str(args.test_env), "--trial_seed", str(trial), "--seed", str(trial)]
     command += ["--checkpoint_freq", "0", "--cache_dir", str(folder / "cache"), "--skip_model_save"]
     command += ["--train_eval_share", "0.01"]  # of which nothing is read
-    command += ["--threads", str(available_cores()), *words[1:], "--output_dir", str(place)]
+    command += ["--threads", str(count_available_cores()), *words[1:], "--output_dir", str(place)]
     subprocesses.run(name, command)
     record = RunFolder(place).records()[-1]
     return validation_accuracy(record), target_accuracy(record, args.test_env)

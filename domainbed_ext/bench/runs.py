@@ -14,7 +14,7 @@ from statistics import median
 from domainbed_ext.bench import report, subprocesses, timing
 from domainbed_ext.bench.small_data import how_many, link_part
 from domainbed_ext.system.files import remove
-from domainbed_ext.system.machine import available_cores
+from domainbed_ext.system.machine import count_available_cores
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
@@ -55,7 +55,7 @@ def _report(seconds: dict[str, list[float]], args: Namespace, output_dir: Path) 
     title = f"A whole run on {of}, {args.algorithm}, {args.backbone}, {args.steps} steps"
     note = (
         f"Hyperparameters {args.hparams}; evaluated every {args.checkpoint_freq} steps and at the last; "
-        f"{available_cores()} threads each; {len(seconds['plain'])} interleaved round(s), process start to end."
+        f"{count_available_cores()} threads each; {len(seconds['plain'])} interleaved round(s), process start to end."
     )
     against = "upstream_" if args.checkout else ""
     report.write(f"run_{against}{args.algorithm}", title, rows, output_dir, (note,))
@@ -63,7 +63,7 @@ def _report(seconds: dict[str, list[float]], args: Namespace, output_dir: Path) 
 
 def _commands(args: Namespace, data: Path, folder: Path) -> dict[str, list[str]]:
     """The commands that are compared, by name."""
-    cores = available_cores()
+    cores = count_available_cores()
     hparams = {"backbone": args.backbone, "weights": args.weights, **json.loads(args.hparams)}
     shared = ["--dataset", args.dataset, "--data_dir", str(data), "--algorithm", args.algorithm, "--test_envs", "0"]
     shared += ["--steps", str(args.steps), "--checkpoint_freq", str(args.checkpoint_freq)]

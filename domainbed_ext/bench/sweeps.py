@@ -29,7 +29,7 @@ from domainbed_ext.sweep import arguments as definitions
 from domainbed_ext.sweep import jobs, states
 from domainbed_ext.system.attempts import read_latest
 from domainbed_ext.system.files import write_atomically
-from domainbed_ext.system.machine import available_cores
+from domainbed_ext.system.machine import count_available_cores
 from vitlorafa.bench.machine import file_name
 
 TICK = 2.0  # seconds between two samples
@@ -78,7 +78,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
         inside = sum(attempt.seconds for attempt in found if attempt)
         setting_up = sum(attempt.set_up for attempt in found if attempt)
         tries = sum(attempt.number for attempt in found if attempt)
-    slots = args.jobs or available_cores()
+    slots = args.jobs or count_available_cores()
     half = [sample for sample in samples if sample.done >= len(statuses) / 2]
     row = {
         "launcher": args.command_launcher,

@@ -8,15 +8,15 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE, Entries, default_folder
+from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE, Entries, find_default_folder
 from domainbed_ext.cache.fingerprint import remove_memos
 from domainbed_ext.cache.images import open_cached
-from domainbed_ext.cache.variants import Decoded, Resized, Shorter, shorter_side_for_crops
+from domainbed_ext.cache.variants import Decoded, Resized, Shorter, find_side_for_crops
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import CommandLine, as_command
 from domainbed_ext.system.console import output
-from domainbed_ext.system.machine import available_cores
+from domainbed_ext.system.machine import count_available_cores
 from domainbed_ext.system.sizes import GB, format_size
 
 _EXAMPLES = """examples:
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         BenchmarkError: It cannot be done; the message says why, and what to do.
     """
     args = make_parser().parse_args(argv)
-    folder = Path(args.cache_dir) if args.cache_dir else default_folder()
+    folder = Path(args.cache_dir) if args.cache_dir else find_default_folder()
     entries = Entries(folder, int(args.cache_gb * GB))
     {"list": _list, "build": _build, "remove": _remove}[args.command](entries, args)
     return 0
@@ -131,9 +131,9 @@ def _build(entries: Entries, args: argparse.Namespace) -> None:
     if not environments:
         raise BenchmarkError(f"{args.dataset} has no image files to decode: it needs no cache")
     size = args.image_size
-    training = Decoded() if args.training_images == "exact" else Shorter(shorter_side_for_crops(size))
+    training = Decoded() if args.training_images == "exact" else Shorter(find_side_for_crops(size))
     for variant in (Resized(size, size), training):
-        open_cached(args.dataset, environments, variant, entries, args.workers or available_cores())
+        open_cached(args.dataset, environments, variant, entries, args.workers or count_available_cores())
 
 
 def _remove(entries: Entries, args: argparse.Namespace) -> None:

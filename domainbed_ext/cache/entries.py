@@ -35,7 +35,7 @@ VARIABLE = "DOMAINBED_EXT_CACHE"
 _UNFINISHED, _LOCKS = ".unfinished", ".locks"
 
 
-def default_folder() -> Path:
+def find_default_folder() -> Path:
     """Returns the folder that DOMAINBED_EXT_CACHE names, else one in the user's cache folder."""
     if named := os.environ.get(VARIABLE):
         return Path(expanded(VARIABLE, named))
@@ -49,7 +49,7 @@ def default_folder() -> Path:
         ) from error
 
 
-def chosen_folder(cache_dir: str | None) -> Path | None:
+def choose_folder(cache_dir: str | None) -> Path | None:
     """Returns the folder that `--cache_dir` chooses; None if it asks for none.
 
     Args:
@@ -57,7 +57,7 @@ def chosen_folder(cache_dir: str | None) -> Path | None:
     """
     if cache_dir == NONE:
         return None
-    return Path(cache_dir) if cache_dir else default_folder()
+    return Path(cache_dir) if cache_dir else find_default_folder()
 
 
 class NoRoom(BenchmarkError):  # noqa: N818  (an error by its base)

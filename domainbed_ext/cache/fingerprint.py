@@ -31,7 +31,7 @@ def digest(paths: Sequence[str], folder: Path) -> str:
 
     Args:
         paths: Paths of the files. One that cannot be read counts as a content of its own.
-        folder: Folder of the cache, see `digests`.
+        folder: Folder of the cache, see `digest_each`.
 
     Returns:
         32 hexadecimal digits.
@@ -39,7 +39,7 @@ def digest(paths: Sequence[str], folder: Path) -> str:
     return hashlib.blake2b(_look_up(paths, folder).data, digest_size=_DIGEST).hexdigest()
 
 
-def digests(paths: Sequence[str], folder: Path) -> list[bytes]:
+def digest_each(paths: Sequence[str], folder: Path) -> list[bytes]:
     """Computes the digest of each file's content; empty for a file that cannot be read.
 
     Args:
@@ -50,7 +50,7 @@ def digests(paths: Sequence[str], folder: Path) -> list[bytes]:
 
 
 def read_digests(paths: Sequence[str]) -> list[bytes]:
-    """Computes what `digests` returns, from the files and without a memo.
+    """Computes what `digest_each` returns, from the files and without a memo.
 
     Args:
         paths: Paths of the files.

@@ -95,7 +95,7 @@ class Resized(Variant):
         return self.fixed
 
 
-def shorter_side_for_crops(side: int) -> int:
+def find_side_for_crops(side: int) -> int:
     """Computes the shorter side of images from which crops of `side` pixels are taken: 256 for 224, as usual.
 
     Crops of 70 % of the area are then enlarged by at most 4 % in each direction.

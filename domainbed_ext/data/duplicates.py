@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from domainbed_ext.cache import fingerprint as content
-from domainbed_ext.cache.entries import chosen_folder
+from domainbed_ext.cache.entries import choose_folder
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.folders import FileEnvironment
 from domainbed_ext.errors import BenchmarkError, warn_once
@@ -87,7 +87,7 @@ def check(name: str, dataset: MultipleDomainDataset, choice: str, cache_dir: str
     """
     environments = [each for each in dataset.datasets if isinstance(each, FileEnvironment)]
     if choice != "ignore" and environments:
-        report(name, find(environments, dataset.classes, chosen_folder(cache_dir)), choice)
+        report(name, find(environments, dataset.classes, choose_folder(cache_dir)), choice)
 
 
 def report(name: str, found: Duplicates, choice: str) -> None:
@@ -124,7 +124,7 @@ def find(environments: Sequence[FileEnvironment], classes: Sequence[str], cache:
     if cache is None:
         digests = _of_equal_size(paths)
     else:
-        digests = [digest for each in environments for digest in content.digests(each.paths, cache)]
+        digests = [digest for each in environments for digest in content.digest_each(each.paths, cache)]
     return group(digests, lambda i: Place(paths[i], domains[i], labels[i]))
 
 

@@ -67,7 +67,7 @@ class Launcher(ABC):
         """Lists name, default and meaning of each option."""
         return [] if self.OPTIONS is None else options.list_options(self.OPTIONS)
 
-    def runs_at_once(self, commands: Sequence[Command], parallel: int, values: Mapping[str, Any]) -> int | None:
+    def count_runs_at_once(self, commands: Sequence[Command], parallel: int, values: Mapping[str, Any]) -> int | None:
         """Tells how many runs go at once.
 
         Args:

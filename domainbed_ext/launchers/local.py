@@ -36,7 +36,7 @@ class Local(Launcher):
         slots = self._make_slots(commands, launch.parallel, limits)
         return run_all(commands, slots, launch.progress, lambda: launch.cancelled, limits)
 
-    def runs_at_once(self, commands: Sequence[Command], parallel: int, values: Mapping[str, Any]) -> int:
+    def count_runs_at_once(self, commands: Sequence[Command], parallel: int, values: Mapping[str, Any]) -> int:
         """Counts the slots."""
         return len(self._make_slots(commands, parallel, self.read_options(values)))
 

@@ -118,7 +118,7 @@ class _Pool:
                 return
             worker.become_idle()
             limits = self.limits
-            if is_stopping or worker.done >= limits.runs_per_worker or worker.growth() > limits.growth_gb * GB:
+            if is_stopping or worker.done >= limits.runs_per_worker or worker.measure_growth() > limits.growth_gb * GB:
                 self._wait_for_exit(number)
         except (EOFError, OSError):
             code = self._wait_for_exit(number) or ExitCode.FAILED

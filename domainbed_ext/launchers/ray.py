@@ -30,7 +30,7 @@ from domainbed_ext.launchers.stopping import PATIENCE, StopRequest, stop_request
 from domainbed_ext.system.attempts import read_latest
 from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.interrupts import GRACE
-from domainbed_ext.system.machine import available_cores
+from domainbed_ext.system.machine import count_available_cores
 
 TICK = 0.5  # seconds at most from one look at Ray to the next
 INTERVAL = 5.0  # seconds from one look at the runs' folders to the next
@@ -207,7 +207,7 @@ def _connected(address: str | None) -> Iterator[tuple[Any, bool]]:
     own_cluster: dict[str, Any] = {}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own_cluster = {"num_cpus": available_cores(), "include_dashboard": False, "object_store_memory": 2**27}
+        own_cluster = {"num_cpus": count_available_cores(), "include_dashboard": False, "object_store_memory": 2**27}
     before = signal.getsignal(signal.SIGTERM)
     # Ray's threads print to stdout what Ray's own processes say.
     with open(os.devnull, "w", encoding="utf-8", errors="replace") as nothing, contextlib.redirect_stdout(nothing):

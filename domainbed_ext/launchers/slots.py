@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from domainbed_ext.launchers.command import Command
-from domainbed_ext.system.machine import available_cores
+from domainbed_ext.system.machine import count_available_cores
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def make_slots(commands: Sequence[Command], parallel: int = 0, jobs_per_gpu: int
         slots = [Slot({"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]}) for i in range(count)]
     else:
         threads = max((command.threads for command in commands), default=1)
-        slots = [Slot()] * (parallel or max(1, available_cores() // threads))
+        slots = [Slot()] * (parallel or max(1, count_available_cores() // threads))
     return slots[: len(commands)]
 
 

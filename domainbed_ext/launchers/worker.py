@@ -82,8 +82,8 @@ class Worker:
         self.done += 1
         self._first_size = self._first_size or memory.measure(self.pid)
 
-    def growth(self) -> int:
-        """Bytes by which it has grown since its first command."""
+    def measure_growth(self) -> int:
+        """Measures the bytes by which it has grown since its first command."""
         return memory.measure(self.pid) - self._first_size if self.done > 1 else 0
 
     def stop(self, verdict: str | None = None, patience: float = 0.0) -> None:

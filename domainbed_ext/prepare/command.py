@@ -15,7 +15,7 @@ from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import CommandLine, as_command
 from domainbed_ext.system.console import output
 from domainbed_ext.system.locks import alone
-from domainbed_ext.system.machine import available_cores
+from domainbed_ext.system.machine import count_available_cores
 from domainbed_ext.system.sizes import format_size
 
 _EXAMPLES = """examples:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BenchmarkError(
                 f"cannot write to {place.data_dir} ({reason}): make room, or give another --data_dir"
             ) from error
-    return _report(place, args.decode, args.workers or available_cores(), args.duplicates)
+    return _report(place, args.decode, args.workers or count_available_cores(), args.duplicates)
 
 
 def _check(args: argparse.Namespace) -> str:
@@ -145,13 +145,13 @@ def _alone(place: Destination) -> Iterator[None]:
 
 
 def _report(place: Destination, decode: bool, workers: int, on_duplicates: str) -> int:
-    report = verify(place.name, place.data_dir, decode, workers)
-    output().print(report.table())
-    for path, reason in report.unreadable.items():
+    verification = verify(place.name, place.data_dir, decode, workers)
+    output().print(verification.make_table())
+    for path, reason in verification.unreadable.items():
         print(f"does not decode: {path} ({reason})")
-    duplicates.report(place.name, report.duplicates, on_duplicates)
-    if report.problems:
-        raise BenchmarkError(f"{place.target} is not as it should be: {'; '.join(report.problems)}")
+    duplicates.report(place.name, verification.duplicates, on_duplicates)
+    if verification.problems:
+        raise BenchmarkError(f"{place.target} is not as it should be: {'; '.join(verification.problems)}")
     if place.name != "MNIST":
         print(f"manifest: {place.target / MANIFEST}")
     return 0

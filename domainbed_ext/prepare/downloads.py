@@ -172,5 +172,5 @@ def count_images(counts: Counts, domain: str) -> int:
         counts: Counts of a data set.
         domain: Name of the domain.
     """
-    known = counts[domain]
-    return known if isinstance(known, int) else sum(known.values())
+    count = counts[domain]
+    return count if isinstance(count, int) else sum(count.values())

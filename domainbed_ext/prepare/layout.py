@@ -51,12 +51,12 @@ def find_files(roots: Sequence[Root], names: Sequence[str]) -> dict[str, Path]:
         The files by name, of those that exist.
     """
     wanted = set(names)
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for root in roots:
-        for folder, _, files in root.walk():
-            for name in wanted.intersection(files):
-                found.setdefault(name, folder / name)
-    return found
+        for folder, _, names_here in root.walk():
+            for name in wanted.intersection(names_here):
+                files.setdefault(name, folder / name)
+    return files
 
 
 def find_domain_folders(dataset: str, roots: Sequence[Root], domains: Sequence[str]) -> dict[str, Path]:
@@ -77,27 +77,27 @@ def find_domain_folders(dataset: str, roots: Sequence[Root], domains: Sequence[s
         BenchmarkError: A domain is missing, or there in two places.
     """
     wanted = {_plain(domain): domain for domain in domains}
-    found: dict[str, list[Path]] = {domain: [] for domain in domains}
+    candidates: dict[str, list[Path]] = {domain: [] for domain in domains}
     for root in roots:
         for folder, folders, _ in root.walk():
             name = re.split(r"\.(?:zip|tar|tgz)\b", root.name)[0] if folder == root.path else folder.name
             domain = wanted.get(_plain(name))
             if domain and any(list_images(folder / child) for child in folders):
-                found[domain].append(folder)
-    missing = [domain for domain, places in found.items() if not places]
+                candidates[domain].append(folder)
+    missing = [domain for domain, places in candidates.items() if not places]
     if missing:
         names = ", ".join(root.name for root in roots) or "nothing"
         raise BenchmarkError(
             f"{dataset}: no folder {', '.join(missing)} with folders of images in {names}: "
             f"give the archive that holds {'it' if len(missing) == 1 else 'them'} by --archive, too"
         )
-    for domain, places in found.items():
+    for domain, places in candidates.items():
         if len(places) > 1:
             raise BenchmarkError(
                 f"{dataset}: {domain} is there twice, as {places[0]} and {places[1]}: give only the right one by "
                 "--archive"
             )
-    return {domain: places[0] for domain, places in found.items()}
+    return {domain: places[0] for domain, places in candidates.items()}
 
 
 def _plain(name: str) -> str:

@@ -51,19 +51,19 @@ class Verification:
         """Number of all images."""
         return sum(sum(classes.values()) for classes in self.counts.values())
 
-    def table(self) -> Table:
+    def make_table(self) -> Table:
         """Makes a table of domains with their counts, the expected counts, and their sizes."""
         table = Table(title=self.name)
         for column in ("Domain", "Images", "Expected", "Classes", "Smallest", "Largest", "Size"):
             table.add_column(column, justify="left" if column == "Domain" else "right")
         for domain, classes in self.counts.items():
-            known = f"{count_images(self.expected, domain):,}" if self.expected else ""
+            expected = f"{count_images(self.expected, domain):,}" if self.expected else ""
             least, most = min(classes.values()), max(classes.values())
             images, size = sum(classes.values()), format_size(self.sizes[domain])
-            table.add_row(domain, f"{images:,}", known, f"{len(classes)}", f"{least:,}", f"{most:,}", size)
-        known = f"{sum(count_images(self.expected, domain) for domain in self.expected):,}" if self.expected else ""
+            table.add_row(domain, f"{images:,}", expected, f"{len(classes)}", f"{least:,}", f"{most:,}", size)
+        expected = f"{sum(count_images(self.expected, domain) for domain in self.expected):,}" if self.expected else ""
         table.add_section()
-        table.add_row("all", f"{self.images:,}", known, "", "", "", format_size(sum(self.sizes.values())))
+        table.add_row("all", f"{self.images:,}", expected, "", "", "", format_size(sum(self.sizes.values())))
         return table
 
 
@@ -97,30 +97,30 @@ def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Verificatio
     counts: dict[str, dict[str, int]] = {}
     for environment in dataset.datasets:
         counts[environment.name] = dict(Counter(environment.classes[label] for label in environment.targets))
-    report = Verification(name, counts, _nearest(name, counts), problems=_miscounts(name, counts))
+    verification = Verification(name, counts, _nearest(name, counts), problems=_miscounts(name, counts))
     with bar("reading", len(rows), "images") as shown:
         examined = examine_all([path for path, _, _ in rows], decode, workers, shown.advance)
-    report.duplicates = group(
-        [bytes.fromhex(found.sha256) for found in examined], lambda i: Place(rows[i][0], rows[i][2], rows[i][1])
+    verification.duplicates = group(
+        [bytes.fromhex(result.sha256) for result in examined], lambda i: Place(rows[i][0], rows[i][2], rows[i][1])
     )
     table = []
-    for (path, label, domain), found in zip(rows, examined, strict=True):
-        report.sizes[domain] = report.sizes.get(domain, 0) + found.size
-        if found.problem:
-            report.unreadable[path] = found.problem
-        table.append((Path(path).relative_to(folder).as_posix(), label, domain, str(found.size), found.sha256))
-    if report.unreadable:
-        report.problems.append(f"{len(report.unreadable)} image(s) do not decode: replace or delete them")
+    for (path, label, domain), result in zip(rows, examined, strict=True):
+        verification.sizes[domain] = verification.sizes.get(domain, 0) + result.size
+        if result.problem:
+            verification.unreadable[path] = result.problem
+        table.append((Path(path).relative_to(folder).as_posix(), label, domain, str(result.size), result.sha256))
+    if verification.unreadable:
+        verification.problems.append(f"{len(verification.unreadable)} image(s) do not decode: replace or delete them")
     changes = _changes(folder / MANIFEST, table)
     if changes:
-        report.problems.append(changes)
+        verification.problems.append(changes)
     elif odd := [name for name, *_ in table if not _is_utf8(name)]:
-        report.problems.append(
+        verification.problems.append(
             f"{len(odd)} image name(s) are not UTF-8, {odd[0]!a} first, so the manifest cannot list them: rename them"
         )
-    elif all(found.sha256 for found in examined):
+    elif all(result.sha256 for result in examined):
         _write_manifest(folder / MANIFEST, table)
-    return report
+    return verification
 
 
 def _is_utf8(name: str) -> bool:
@@ -143,37 +143,37 @@ def _verify_mnist(data_dir: Path) -> Verification:
 
 def _nearest(name: str, counts: dict[str, dict[str, int]]) -> Counts | None:
     versions = KNOWN.get(name, ())
-    return min(versions, key=lambda known: _distance(known, counts)) if versions else None
+    return min(versions, key=lambda expected: _distance(expected, counts)) if versions else None
 
 
-def _distance(known: Counts, counts: dict[str, dict[str, int]]) -> int:
+def _distance(expected: Counts, counts: dict[str, dict[str, int]]) -> int:
     return sum(
         sum(abs(count - counts[domain].get(name, 0)) for name, count in images.items())
         if isinstance(images, dict)
         else abs(images - sum(counts[domain].values()))
-        for domain, images in known.items()
+        for domain, images in expected.items()
     )
 
 
 def _miscounts(name: str, counts: dict[str, dict[str, int]]) -> list[str]:
     """Describes where the counts are not the expected ones."""
-    known = _nearest(name, counts)
-    if known is None:
+    expected = _nearest(name, counts)
+    if expected is None:
         return []
     problems = []
-    for domain, images in known.items():
-        found = counts[domain]
-        if len(found) != CLASSES[name]:
-            problems.append(f"{domain} has {len(found)} classes instead of {CLASSES[name]}")
+    for domain, images in expected.items():
+        actual = counts[domain]
+        if len(actual) != CLASSES[name]:
+            problems.append(f"{domain} has {len(actual)} classes instead of {CLASSES[name]}")
         if isinstance(images, dict):
-            names = sorted(images.keys() | found.keys())
-            pairs = [(f"{domain}/{label}", found.get(label, 0), images.get(label, 0)) for label in names]
+            names = sorted(images.keys() | actual.keys())
+            pairs = [(f"{domain}/{label}", actual.get(label, 0), images.get(label, 0)) for label in names]
         else:
-            pairs = [(domain, sum(found.values()), images)]
+            pairs = [(domain, sum(actual.values()), images)]
         problems += [
             f"{place} has {count:,} images instead of {right:,}" for place, count, right in pairs if count != right
         ]
-        if name == "DomainNet" and sum(found.values()) > count_images(known, domain):
+        if name == "DomainNet" and sum(actual.values()) > count_images(expected, domain):
             problems.append(
                 f"{domain} has duplicates (delete it, and give {domain}_train.txt and {domain}_test.txt too)"
             )

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from domainbed_ext.cache.entries import Entries, NoRoom, chosen_folder
+from domainbed_ext.cache.entries import Entries, NoRoom, choose_folder
 from domainbed_ext.cache.images import Advance, open_cached
-from domainbed_ext.cache.variants import Decoded, Resized, Shorter, Variant, shorter_side_for_crops
+from domainbed_ext.cache.variants import Decoded, Resized, Shorter, Variant, find_side_for_crops
 from domainbed_ext.data.augmentation import Augmentation, Pixels
 from domainbed_ext.datasets.base import Environment
 from domainbed_ext.datasets.folders import FileEnvironment
@@ -66,7 +66,7 @@ class Augmented:
 
 def entries(args: RunArguments) -> Entries | None:
     """The cache that a run's arguments name; None if they say "none"."""
-    folder = chosen_folder(args.cache_dir)
+    folder = choose_folder(args.cache_dir)
     return None if folder is None else Entries(folder, int(args.cache_gb * 10**9))
 
 
@@ -126,7 +126,7 @@ class RunImages:
         """What is augmented: as decoded, or (`--training_images resized`) a little larger than the backbone is fed."""
         if self.setup.args.training_images == "exact":
             return Decoded()
-        return Shorter(shorter_side_for_crops(min(self.setup.inputs.size)))
+        return Shorter(find_side_for_crops(min(self.setup.inputs.size)))
 
     @cached_property
     def decodes(self) -> bool:

@@ -111,7 +111,7 @@ def slots(args: SweepArguments, jobs: Sequence[Job]) -> int | None:
         jobs: Jobs that are to run.
     """
     commands = [job.command for job in jobs]
-    return get_launcher(args.command_launcher).runs_at_once(commands, args.jobs, args.launcher_options)
+    return get_launcher(args.command_launcher).count_runs_at_once(commands, args.jobs, args.launcher_options)
 
 
 def report(

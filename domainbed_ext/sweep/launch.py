@@ -32,7 +32,7 @@ from domainbed_ext.system import strict_json
 from domainbed_ext.system.console import confirm
 from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.files import write_atomically
-from domainbed_ext.system.machine import available_cores
+from domainbed_ext.system.machine import count_available_cores
 
 
 def run(args: SweepArguments) -> int:
@@ -80,7 +80,7 @@ def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool]) ->
         if launcher.RUNS_HERE or args.duplicates == "refuse":  # elsewhere each run warns
             check_duplicates(checked)
         if launcher.RUNS_HERE:  # others may run where this cache is not seen
-            fill_cache(jobs, checked, available_cores())
+            fill_cache(jobs, checked, count_available_cores())
         rest = [status for status in statuses if not is_wanted(status)]
         outcome = launch_jobs(jobs, args.command_launcher, args.typed, args.jobs, args.launcher_options, rest)
         if outcome.stopped is not None:

@@ -3,6 +3,6 @@
 import joblib
 
 
-def available_cores() -> int:
+def count_available_cores() -> int:
     """Counts the cores that this process may use; in a container or under Slurm the machine has more."""
     return int(joblib.cpu_count())

@@ -69,7 +69,7 @@ def runs_here(monkeypatch):
 
     monkeypatch.setattr(subprocesses, "run", run)
     for module in (accuracy, runs):
-        monkeypatch.setattr(module, "available_cores", lambda: 1)
+        monkeypatch.setattr(module, "count_available_cores", lambda: 1)
 
 
 SMALL = ["--backbone", "vit_pico_patch8_32", "--rounds", "1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from domainbed_ext.cache.command import main
-from domainbed_ext.cache.entries import Entries, default_folder
+from domainbed_ext.cache.entries import Entries, find_default_folder
 from domainbed_ext.errors import BenchmarkError
 from tests.domainbed_ext.conftest import PACS_DOMAINS, make_domains
 
@@ -37,17 +37,17 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
         main(["remove", "PACS", *place])
     monkeypatch.setenv("DOMAINBED_EXT_CACHE", str(tmp_path / "cache"))
     main(build)
-    assert len(Entries(default_folder(), 1).list()) == 8
+    assert len(Entries(find_default_folder(), 1).list()) == 8
     main(["remove", "--all"])
-    assert not [path for path in default_folder().rglob("*") if path.is_file()]
+    assert not [path for path in find_default_folder().rglob("*") if path.is_file()]
 
 
 def test_where_the_cache_lies_unless_told(monkeypatch, tmp_path):
     monkeypatch.delenv("DOMAINBED_EXT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "domainbed_ext"
+    assert find_default_folder() == tmp_path / "domainbed_ext"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder() == Path.home() / ".cache" / "domainbed_ext"
+    assert find_default_folder() == Path.home() / ".cache" / "domainbed_ext"
 
 
 @pytest.mark.parametrize(

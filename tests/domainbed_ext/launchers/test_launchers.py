@@ -391,7 +391,7 @@ def test_slots_go_round_the_visible_gpus(monkeypatch, visible, count, parallel, 
 
 def test_without_a_gpu_slots_share_the_cores(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr(slots, "available_cores", lambda: 8)
+    monkeypatch.setattr(slots, "count_available_cores", lambda: 8)
     narrow, wide = train_command("run"), train_command("run", threads=3)
     assert len(make_slots([narrow] * 10)) == 8
     assert len(make_slots([narrow, wide] * 10)) == 2
@@ -463,7 +463,7 @@ def test_a_launcher_is_registered_by_its_class_alone(monkeypatch):
         pass
 
     assert isinstance(get_launcher("again"), Again) and registered["again"].name == "again"
-    assert get_launcher("again").runs_at_once([Command("true")] * 5, 3, {}) == 3
+    assert get_launcher("again").count_runs_at_once([Command("true")] * 5, 3, {}) == 3
     with pytest.raises(BenchmarkError, match="option jobs_per_gpu of launcher again is 0"):
         launchers.check_options("again", {"jobs_per_gpu": 0})
 
