@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.base import Algorithm
-from domainbed_ext.algorithms.registry import ALGORITHMS, parse_name
+from domainbed_ext.algorithms.registry import METHODS, parse_name
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
@@ -116,8 +116,9 @@ def register(checkout: Path | str | None = None) -> Path:
     algorithms = _import("domainbed.algorithms")
     if not Path(algorithms.__file__ or "").resolve().is_relative_to(root):
         raise BenchmarkError(f"domainbed is already imported, from {algorithms.__file__}: use one checkout per process")
-    for name, ours in ALGORITHMS.items():
+    for name, method in METHODS.importable():
         if name not in vars(algorithms):  # ERM is upstream's own
+            ours = method.load()
             setattr(algorithms, name, type(name, (Bridged, ours), {"__doc__": ours.__doc__}))
             algorithms.ALGORITHMS.append(name)
     _replace(algorithms, "get_algorithm_class", _get_algorithm_class)
@@ -222,7 +223,8 @@ def _get_algorithm_class(upstreams: Callable[[str], Any]) -> Callable[[str], Any
         try:
             return _registered(name) or upstreams(name)
         except NotImplementedError:
-            raise unknown("algorithm", name, sys.modules["domainbed.algorithms"].ALGORITHMS) from None
+            names = sys.modules["domainbed.algorithms"].ALGORITHMS
+            raise unknown("algorithm", name, names, METHODS.synonyms()) from None
 
     return of
 

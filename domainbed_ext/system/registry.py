@@ -81,13 +81,16 @@ class Registry(MutableMapping[str, T]):
                 self._import_all()  # an entry point may be a module that registers other names
             registered = self._registered(name)
         if registered is None:
-            synonyms = {other: each for each, thing in self._things.items() for other in self._spellings(thing)}
-            raise unknown(self.kind, name, self, synonyms)
+            raise unknown(self.kind, name, self, self.synonyms())
         return registered
 
     def find(self, name: str) -> T:
         """Returns the thing of a name; raises what `canonical` does."""
         return self._things[self.canonical(name)]
+
+    def synonyms(self) -> dict[str, str]:
+        """Returns the registered name of each other name."""
+        return {other: name for name, thing in self.registered().items() for other in self._spellings(thing)}
 
     def registered(self) -> dict[str, T]:
         """Returns the registered things by name, without those of entry points that were not looked up."""

@@ -198,10 +198,16 @@ def upstream_jobs(args: argparse.Namespace) -> list[Any]:
     return [script.Job(train_args, args.output_dir) for train_args in listed]
 
 
+def our_jobs(args: argparse.Namespace) -> list[sweep_jobs.Job]:
+    """Ours, with upstream's tolerance of hyperparameters that nobody has."""
+    with mock.patch.object(hparams_registry, "names", return_value={"x"}):
+        return sweep_jobs.make_jobs(args)
+
+
 def compare_jobs(report: Report) -> None:
     for line, dataset in itertools.product(SWEEPS, known_to_both()):
         args = parse_sweep(line, dataset)
-        theirs, ours = upstream_jobs(args), sweep_jobs.make_jobs(args)
+        theirs, ours = upstream_jobs(args), our_jobs(args)
         report.check("jobs", f"{dataset} {line}: number", len(theirs), len(ours))
         for number, (job, mine) in enumerate(zip(theirs, ours, strict=False)):
             what = f"{dataset} {line}: job {number}"

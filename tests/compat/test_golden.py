@@ -9,7 +9,6 @@ import pytest
 from domainbed_ext.model_selection import get_selection_method
 from domainbed_ext.report.leave_one_out import averages_table, domain_table
 from domainbed_ext.report.results import Results
-from domainbed_ext.sweep import jobs as sweep_jobs
 from tests.compat import compare
 
 GOLDEN = json.loads(compare.GOLDEN.read_text())
@@ -33,5 +32,5 @@ def test_tables_are_upstreams(seed, name):
 
 @pytest.mark.parametrize("line", compare.SWEEPS)
 def test_jobs_have_upstreams_names_in_its_order(line):
-    jobs = sweep_jobs.make_jobs(compare.parse_sweep(line, "PACS"))
+    jobs = compare.our_jobs(compare.parse_sweep(line, "PACS"))
     assert [job.domainbed_hash for job in jobs] == GOLDEN["folders"]["PACS"][line]
