@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from domainbed_ext import register_algorithm
 from domainbed_ext.collect_results import collect, main
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import LEAVE_ONE_DOMAIN_OUT, ORACLE, TRAINING_DOMAIN
 from domainbed_ext.report.leave_one_out import averages_table, domain_table, generalisation_table
 from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
+from domainbed_ext.report.plots.panels import make_panels
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import render_latex
 
@@ -163,6 +165,25 @@ def test_labels():
         "CORAL",
         "CORAL (1 of 2 trials)",
     )
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_method_of_the_users_own_is_shown_as_it_declares_itself(tmp_path):
+    @register_algorithm("Mine", label="my method", order=0, colour="#123456")
+    class Mine:
+        """A method of a user."""
+
+    runs = {f"{name}{env}": run_records(name, env, 0, 0.5) for name in ("BA", "LP", "Mine@rank=2") for env in range(3)}
+    assert [row[0] for row in domain_table(toy(runs)).rows] == [
+        "BA (LoRA)",
+        "Mine@rank=2 (my method)",
+        "LP (linear probe)",
+    ]
+    (panel,) = make_panels(Results(named(runs)))
+    assert [(point.label, point.style.colour) for point in panel.points][1] == ("my method, rank 2", "#123456")
+    collect(write(tmp_path, runs), console=Console(quiet=True))
+    page = (tmp_path / "tables" / "index.html").read_text(encoding="utf-8")
+    assert '<i style="background: #123456"></i>Mine@rank=2 (my method)</span>' in page
 
 
 def test_parameters_may_differ_between_trials():

@@ -20,7 +20,7 @@ from domainbed_ext.report.page.chart import HEIGHT, WIDTH
 from domainbed_ext.report.page.runs import Run, chosen_steps, last_records, make_entries, runs_with_room
 from domainbed_ext.report.plots import plots
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.table import Origin, Table
+from domainbed_ext.report.tables.table import NEGATIVE, Origin, Table
 from domainbed_ext.system import strict_json
 
 ASSETS = Path(__file__).parent / "assets"
@@ -147,7 +147,7 @@ def _datasets(results: Results) -> list[str]:
 def _parts(cell: str) -> tuple[str, str]:
     """A cell's number and its error apart, which the page sets smaller."""
     number, sign, error = re.fullmatch(r"(.*?)(?:\s*(±|\+/-)\s*(\S+))?", cell, re.DOTALL).groups()  # type: ignore
-    return number, f"± {error}" if sign else ""
+    return NEGATIVE.sub("−", number), f"± {error}" if sign else ""
 
 
 def _plain(value: Any) -> str:

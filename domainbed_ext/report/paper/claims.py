@@ -33,9 +33,9 @@ class PaperClaim(NamedTuple):
 
 
 PAPER_CLAIMS = (
-    PaperClaim("B-only above A-only out of domain", "accuracy", strict=True, in_domain=False),
-    PaperClaim("B-only at least LoRA out of domain", "accuracy", strict=False, in_domain=False),
-    PaperClaim("one factor has a smaller gap than LoRA", "gap", strict=True, in_domain=True),
+    PaperClaim("LoRA-FA above LoRA-FB in out-of-domain accuracy", "accuracy", strict=True, in_domain=False),
+    PaperClaim("LoRA-FA at least as good as LoRA in out-of-domain accuracy", "accuracy", strict=False, in_domain=False),
+    PaperClaim("LoRA-FA and LoRA-FB have a smaller gap than LoRA", "gap", strict=True, in_domain=True),
 )
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 MISSING = "X"
 NOT_RECORDED = "-"
+NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")  # a sign, not a hyphen
 LATEX_ESCAPES = str.maketrans(
     {character: "\\" + character for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -167,7 +168,8 @@ def render_latex(tables: Iterable[Table]) -> str:
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX shows as it is."""
-    return re.sub(r" ?(\+/-|±) ?", r" $\\pm$ ", text.translate(LATEX_ESCAPES))
+    text = re.sub(r" ?(\+/-|±) ?", r" $\\pm$ ", text.translate(LATEX_ESCAPES))
+    return re.sub(NEGATIVE, "$-$", text)
 
 
 def escape_markdown(text: str) -> str:

@@ -101,6 +101,12 @@ def test_the_same_runs_give_the_same_page(html):
     assert not re.search(r"20\d\d-\d\d-\d\d", html)
 
 
+def test_negative_numbers_have_a_minus_sign():
+    html = html_of(single_source_run("LP", accuracies=(0.6, 0.9, 0.7, 0.5), train=0.8))
+    row = html[html.index("generalisation gap</h2>") :].partition("<tbody>")[2].partition("</tbody>")[0]
+    assert ">−10.0<" in row and not re.search(r">-\d", row)
+
+
 def test_runs_with_one_evaluation_and_of_upstream():
     (record,) = single_source_run("ERM", steps=(10,))
     record = {name: value for name, value in record.items() if name.startswith(("env", "step", "run", "args"))}

@@ -35,6 +35,15 @@ def test_second_is_underlined_in_latex_and_nowhere_else():
     assert "| x | **2.0** |\n| y | 1.0 |" in table.to_markdown()
 
 
+def test_latex_has_minus_signs_and_keeps_hyphens():
+    table = Table("t", ["a", "b"], [["LoRA-FA", "-0.5±0.2"], ["-90%", "-5.0 to -4.1"]], "In-domain 1-2.")
+    assert [line for line in table.to_latex().splitlines() if "&" in line][1:] == [
+        r"LoRA-FA & $-$0.5 $\pm$ 0.2 \\",
+        r"$-$90\% & $-$5.0 to $-$4.1 \\",
+    ]
+    assert "In-domain 1-2." in table.to_latex() and "| LoRA-FA | -0.5±0.2 |" in table.to_markdown()
+
+
 def test_csv_can_be_read_back():
     table = Table("t", ["a", "b"], [['x, "y"', "1.0±0.1"]], "c")
     assert list(csv.reader(io.StringIO(table.to_csv()))) == [["a", "b"], ['x, "y"', "1.0±0.1"]]

@@ -3,7 +3,7 @@
   const announce = (text) => { document.getElementById("announcement").textContent = text; };
 
   // Sorting. A cell's key is its leading number, or its text; what is missing goes last either way.
-  const numberOf = (text) => parseFloat(text.replace(/,/g, "").replace(/^[+]/, ""));
+  const numberOf = (text) => parseFloat(text.replace(/,/g, "").replace("−", "-").replace(/^[+]/, ""));
   for (const table of document.querySelectorAll("article table")) {
     const body = table.tBodies[0];
     const headers = [...table.tHead.rows[0].cells];
