@@ -304,10 +304,10 @@ def _leave_one_domain_out_at(records: Sequence[Record], test_env: int) -> Candid
         if len(record["args"]["test_envs"]) == 2:
             for val_env in set(record["args"]["test_envs"]) - {test_env}:
                 held_out[val_env] = accuracy(record, val_env, "in")
-    others = training_environments(single[0])
-    if not held_out.keys() >= set(others):
+    train_envs = training_environments(single[0])
+    if not held_out.keys() >= set(train_envs):
         return None
-    return Candidate(mean([held_out[env] for env in others]), single[0])
+    return Candidate(mean([held_out[env] for env in train_envs]), single[0])
 
 
 def _oracle(records: Sequence[Record], test_env: int) -> Candidate | None:

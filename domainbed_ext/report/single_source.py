@@ -163,7 +163,7 @@ class SingleSource(Figures):
 
 
 def accuracy_table(comparison: SourceComparison) -> Table:
-    """A row per algorithm, a column per environment and their mean out of domain, as in tables 11 and 12."""
+    """A row per algorithm, a column per environment and their out-of-domain mean, as in tables 11 and 12."""
     source = comparison.source
     return make_table(
         f"{comparison.dataset}, single source {source}: accuracy",

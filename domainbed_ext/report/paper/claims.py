@@ -132,16 +132,18 @@ def claims_table(results: Results) -> Table | None:
                 row += [verdict, f"{evidence.holds} of {evidence.of}", signed(evidence.difference), interval]
             else:
                 row += ["not run", NOT_RECORDED, NOT_RECORDED, NOT_RECORDED]
-            for printed_ones in (shared, paper.values()):
-                copied = _evidence(printed_ones, claim, one, other)
-                row.append(f"{copied.holds} of {copied.of} ({signed(copied.difference)})" if copied else NOT_RECORDED)
+            for printed_methods in (shared, paper.values()):
+                of_paper = _evidence(printed_methods, claim, one, other)
+                row.append(
+                    f"{of_paper.holds} of {of_paper.of} ({signed(of_paper.difference)})" if of_paper else NOT_RECORDED
+                )
             rows.append(row)
     sources = ", ".join(
         f"{dataset} ({', '.join(single.environments[dataset][source] for source in sources)})"
         for dataset, sources in single.sources.items()
     )
     return Table(
-        "The paper's claims, by our runs and by its own tables",
+        f"Claims of {CITATION}, checked on our runs and on their tables",
         [
             "Claim",
             "Comparison",

@@ -20,9 +20,9 @@ from domainbed_ext.system import resources
 
 CITATION = "Zhu et al. (2024)"
 FACTORS = ("BA", "BOnly", "AOnly")
-# The paper names no model but "a pre-trained ViT"; its 86.4M parameters are ViT-B/16's.
+# The paper names its model only as "a pre-trained ViT"; its 86.4M parameters are ViT-B/16's.
 BACKBONE = "vit_base_patch16_224"
-STEPS = {"TerraIncognita": 20_000}  # it states no others
+STEPS = {"TerraIncognita": 20_000}  # the only number that it states
 
 
 class Printed(NamedTuple):
@@ -191,7 +191,7 @@ def differences(results: Results, single: SingleSource, dataset: str) -> str:
 
 
 def tidy(results: Results) -> pd.DataFrame:
-    """Both sides in numbers: a row per data set, method, quantity and environment ("Avg": the mean out of domain)."""
+    """Both sides in numbers: a row per data set, method, quantity and environment ("Avg": the out-of-domain mean)."""
     rows: list[dict[str, object]] = []
     if (single := results.single_source) is None:
         return pd.DataFrame(rows)
@@ -246,7 +246,7 @@ def _table(each: Shared, quantity: Quantity, words: str) -> Table:
     numbers = {"accuracy": "12" if paper.dataset == "TerraIncognita" else "7 and 11", "gap": "13"}[quantity]
     what = "Accuracy" if quantity == "accuracy" else "Train accuracy minus accuracy"
     return Table(
-        f"{paper.dataset}, {'accuracy' if quantity == 'accuracy' else 'generalisation gap'} beside the paper's",
+        f"{paper.dataset}, {'accuracy' if quantity == 'accuracy' else 'generalisation gap'} beside {CITATION}",
         ["Algorithm", "Whose", *roles(paper.environments, paper.source), "OOD mean"],
         rows,
         f"{what} in %, trained on {paper.environments[paper.source]} alone, mean ± standard deviation over trials; "

@@ -1,6 +1,7 @@
 """A table as a grid of strings, and the forms it takes: terminal, Markdown, CSV and LaTeX.
 
-`columns` makes the tables of methods, `paper` those beside the paper's numbers; the HTML page has its own template.
+`columns` makes the tables of methods, `paper` those beside the numbers of Zhu et al. (2024). The HTML page has its own
+template of them.
 """
 
 import csv

@@ -134,7 +134,9 @@ def test_the_command(tmp_path, capsys):
     write_runs(tmp_path, paper_like(1, methods=methods))
     main(["--input_dir", str(tmp_path), "--paper"])
     printed_text = capsys.readouterr().out
-    assert "PACS, accuracy beside the paper's" in printed_text and "leans against it, one trial only" in printed_text
+    assert (
+        "PACS, accuracy beside Zhu et al. (2024)" in printed_text and "leans against it, one trial only" in printed_text
+    )
     assert {"paper.csv", "index.html"} <= {path.name for path in (tmp_path / "tables").iterdir()}
 
 
