@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from domainbed_ext.system import lazy
-from domainbed_ext.system.commands import is_started_by_script, refuse_what_is_none
+from domainbed_ext.system.commands import is_started_by_script, refuse_other_modules
 
 if TYPE_CHECKING:
     from domainbed_ext.algorithms import ALGORITHMS, Algorithm, register_algorithm
@@ -29,7 +29,7 @@ __getattr__ = lazy.attributes(
     },
 )
 
-refuse_what_is_none()
+refuse_other_modules()
 if sys.argv[:1] == ["-m"] or is_started_by_script(sys.argv):  # a command starts: Ctrl-C in its imports is no error
     from domainbed_ext.system.command_line import interrupt_quietly
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.system.command_line import as_command
-from domainbed_ext.system.commands import COMMANDS, list_commands, load, suggest, typed
+from domainbed_ext.system.commands import COMMANDS, format_command, list_commands, load_main, suggest
 from domainbed_ext.system.exit_codes import ExitCode
 
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _show_commands(argv)
     if argv is None:
         sys.argv.pop(1)  # what is left are the command's arguments
-    code: int = load(words[0])(None if argv is None else words[1:])
+    code: int = load_main(words[0])(None if argv is None else words[1:])
     return code
 
 
@@ -40,7 +40,7 @@ def _show_commands(argv: Sequence[str] | None) -> int:
     elif word in (None, "-h", "--help"):
         print(list_commands())
     elif meant := suggest(word):
-        raise BenchmarkError(f"unknown command {word!r}: did you mean {typed(meant)}?")
+        raise BenchmarkError(f"unknown command {word!r}: did you mean {format_command(meant)}?")
     else:
         raise unknown("command", word, COMMANDS)
     return ExitCode.DONE if word else ExitCode.BAD_INPUT

@@ -36,7 +36,7 @@ def test_every_module_that_does_nothing_as_a_command_says_so():
     assert len(found) > 100
     for name, path in found:
         of_a_command = path.name == "__main__.py" and name.endswith(".__main__")
-        refused = commands.refusal(name) is not None
+        refused = commands.explain_refusal(name) is not None
         assert refused is not does_something(path) or of_a_command, name
 
 
@@ -64,7 +64,7 @@ def test_every_module_of_vitlorafa_too():
     ],
 )
 def test_a_refusal_names_what_is_meant(name, hint):
-    assert commands.refusal(f"domainbed_ext.{name}") == f"domainbed_ext.{name} is not a command: {hint}"
+    assert commands.explain_refusal(f"domainbed_ext.{name}") == f"domainbed_ext.{name} is not a command: {hint}"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_refusal_names_what_is_meant(name, hint):
     ],
 )
 def test_the_module_that_is_run_is_read_from_the_command_line(argv, original, name):
-    assert commands.module_that_is_run(argv, original) == name
+    assert commands.find_module_to_run(argv, original) == name
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_it_is_so_in_a_process(words, code, said):
 
 def test_every_command_that_is_listed_has_a_main_that_ends_the_process():
     for name in commands.COMMANDS:
-        assert commands.load(name).__wrapped__, name
+        assert commands.load_main(name).__wrapped__, name
         assert f"domainbed_ext.{name}" in commands.list_commands()
 
 

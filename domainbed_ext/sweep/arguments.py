@@ -71,7 +71,7 @@ class SweepArguments(SharedArguments):
     json: bool
 
     @property
-    def typed(self) -> str:
+    def command_line(self) -> str:
         """The command as it was typed."""
         return shlex.join([*PROGRAM.split(), *self.words])
 

@@ -85,9 +85,9 @@ def _set_up(jobs: Sequence[Job]) -> dict[tuple[str, str], Setup]:
         for job in sorted(jobs, key=_batch_size, reverse=True):
             shown.advance()
             dataset = job.train_args["dataset"]
-            known = next((setup for kind, setup in setups.items() if kind[0] == dataset), None)
-            sources = set() if known is None else {(dataset, i) for i in _training_environments(job, known)}
-            if known is not None and job.kind in setups and sources <= trained_on:
+            earlier = next((setup for kind, setup in setups.items() if kind[0] == dataset), None)
+            sources = set() if earlier is None else {(dataset, i) for i in _training_environments(job, earlier)}
+            if earlier is not None and job.kind in setups and sources <= trained_on:
                 continue
             args = job.args
             setup = set_up(replace(args, verify_images=args.verify_images and dataset not in verified))
@@ -102,8 +102,8 @@ def _batch_size(job: Job) -> float:
     return size if isinstance(size, int) else float("inf")
 
 
-def _training_environments(job: Job, known: Setup) -> list[int]:
-    return [i for i in range(len(known.dataset)) if i not in job.train_args["test_envs"]]
+def _training_environments(job: Job, earlier: Setup) -> list[int]:
+    return [i for i in range(len(earlier.dataset)) if i not in job.train_args["test_envs"]]
 
 
 def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) -> dict[tuple[str, str], int]:
@@ -118,34 +118,34 @@ def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) 
     trained: dict[tuple[str, str], int] = {}
     with bar("checking", len(largest), "models") as shown:
         for job in largest.values():
-            algorithm = setup_like(setups[job.kind], job).make_algorithm()
-            trained[job.kind] = max(trained.get(job.kind, 0), _trained(algorithm))
+            algorithm = adapt_setup(setups[job.kind], job).make_algorithm()
+            trained[job.kind] = max(trained.get(job.kind, 0), _count_trained_bytes(algorithm))
             shown.advance()
     return trained
 
 
-def setup_like(setup: Setup, job: Job) -> Setup:
-    """The setup of a run, from that of another run on the same data set; the splits are still the other's."""
+def adapt_setup(setup: Setup, job: Job) -> Setup:
+    """Makes the setup of a run from that of another run on the same data set; the splits are still the other's."""
     args = job.args.complete()
     hparams = args.resolve_hparams()
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
     return replace(setup, args=args, hparams=hparams, inputs=inputs)
 
 
-def _trained(algorithm: Algorithm) -> int:
+def _count_trained_bytes(algorithm: Algorithm) -> int:
     return sum(p.numel() * p.element_size() for p in algorithm.parameters() if p.requires_grad)
 
 
-def records(setup: Setup) -> int:
-    """How many records a run writes."""
+def count_records(setup: Setup) -> int:
+    """Counts the records that a run writes."""
     if not setup.checkpoint_freq:
         return 1
     last = setup.steps - 1
     return last // setup.checkpoint_freq + 1 + (last % setup.checkpoint_freq > 0)
 
 
-def disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], parallel: int = 1) -> tuple[int, int]:
-    """Bytes that runs leave, or need while they run.
+def estimate_disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], parallel: int = 1) -> tuple[int, int]:
+    """Estimates the bytes that runs leave, or need while they run.
 
     Args:
         jobs: Jobs that are to run.
@@ -158,10 +158,10 @@ def disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], parallel:
     least = most = 0
     for job in jobs:
         kind = checked[job.kind]
-        text = records(kind.setup) * _RECORD + _LOGS
+        text = count_records(kind.setup) * _RECORD + _LOGS
         saved = 0 if job.extra_args["skip_model_save"] else kind.trained
         least += text + saved
-        most += text + saved * min(2, records(kind.setup))  # selected, and last where it is another
+        most += text + saved * min(2, count_records(kind.setup))  # selected, and last where it is another
     if any(job.extra_args["save_minutes"] or job.extra_args["save_steps"] for job in jobs):
         # Weights and Adam's two moments; while one is written those kept are still there.
         largest = max(kind.trained for kind in checked.values())
@@ -169,8 +169,8 @@ def disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], parallel:
     return least, most
 
 
-def free(sweep_dir: Path) -> int:
-    """Bytes that are free where a sweep's folder is, or will be."""
+def find_free_space(sweep_dir: Path) -> int:
+    """Finds the number of bytes that are free where a sweep's folder is, or will be."""
     place = sweep_dir.absolute()
     while not place.is_dir():
         place = place.parent
@@ -180,7 +180,7 @@ def free(sweep_dir: Path) -> int:
 def _check_room(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked]) -> None:
     if not jobs:
         return
-    (least, _), room = disk(jobs, checked), free(jobs[0].sweep_dir)
+    (least, _), room = estimate_disk(jobs, checked), find_free_space(jobs[0].sweep_dir)
     if least > room:
         raise BenchmarkError(
             f"{jobs[0].sweep_dir} has {format_size(room)} free, and {format_runs(len(jobs))} would save "

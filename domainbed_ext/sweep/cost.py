@@ -18,7 +18,7 @@ from domainbed_ext.launchers import get_launcher
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.setup import Setup, compute_exactly
 from domainbed_ext.sweep.arguments import SweepArguments
-from domainbed_ext.sweep.check import Checked, disk, free, records
+from domainbed_ext.sweep.check import Checked, count_records, estimate_disk, find_free_space
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.states import format_runs
 from domainbed_ext.system.progress import bar, format_duration
@@ -45,7 +45,7 @@ class Rates:
     image: float
 
 
-def measure(setup: Setup) -> Rates:
+def measure_rates(setup: Setup) -> Rates:
     """Times the start, some steps and a batch of evaluation; decodes each time, to leave nothing in the image cache."""
     setup = replace(setup, args=replace(setup.args, cache_dir="none"))
     compute_exactly(setup.args)
@@ -58,10 +58,10 @@ def measure(setup: Setup) -> Rates:
         if len(steps) > 1 and time.perf_counter() - began > ENOUGH:
             break
     name = setup.validation_splits[0]
-    some = replace(setup.splits[name], keys=setup.splits[name].keys[:EVALUATION_BATCH])
-    feed = Feed(replace(setup, splits={name: some}), algorithm)
+    batch = replace(setup.splits[name], keys=setup.splits[name].keys[:EVALUATION_BATCH])
+    feed = Feed(replace(setup, splits={name: batch}), algorithm)
     evaluation, _ = _timed(lambda: feed.accuracies(0, [name]))
-    return Rates(start, median(steps[1:]), evaluation / len(some))
+    return Rates(start, median(steps[1:]), evaluation / len(batch))
 
 
 def _timed(function: Callable[[], T]) -> tuple[float, T]:
@@ -70,8 +70,8 @@ def _timed(function: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - start, result
 
 
-def seconds(job: Job, setup: Setup, rates: Rates) -> float:
-    """The seconds that a run takes.
+def estimate_seconds(job: Job, setup: Setup, rates: Rates) -> float:
+    """Estimates the seconds that a run takes.
 
     Args:
         job: Job of the run.
@@ -81,7 +81,7 @@ def seconds(job: Job, setup: Setup, rates: Rates) -> float:
     # The time of a step is nearly proportional to its batch.
     step = rates.step * job.computation["hparams"]["batch_size"] / setup.hparams["batch_size"]
     validation, rest = _images(job, setup)
-    count = records(setup)
+    count = count_records(setup)
     full = count
     if setup.args.evaluate == "lean":
         # Of n numbers in random order, the k-th is a new best with probability 1/k; and the last record has all.
@@ -103,8 +103,8 @@ def _images(job: Job, setup: Setup) -> tuple[float, float]:
     return validation, rest
 
 
-def slots(args: SweepArguments, jobs: Sequence[Job]) -> int | None:
-    """How many runs go at once; None where a scheduler decides.
+def count_runs_at_once(args: SweepArguments, jobs: Sequence[Job]) -> int | None:
+    """Tells how many runs go at once; None where a scheduler decides.
 
     Args:
         args: Arguments of the sweep.
@@ -114,7 +114,7 @@ def slots(args: SweepArguments, jobs: Sequence[Job]) -> int | None:
     return get_launcher(args.command_launcher).count_runs_at_once(commands, args.jobs, args.launcher_options)
 
 
-def report(
+def estimate_cost(
     jobs: Sequence[Job],
     checked: dict[tuple[str, str], Checked],
     at_once: int | None,
@@ -142,11 +142,11 @@ def report(
         measured = {}
         for kind in of_kind:
             shown.note(f"{kind[1]} on {kind[0]}")
-            measured[kind] = measure(checked[kind].setup)
+            measured[kind] = measure_rates(checked[kind].setup)
             shown.advance()
     for (dataset, algorithm), members in of_kind.items():
         kind_checked, rates = checked[dataset, algorithm], measured[dataset, algorithm]
-        each = [seconds(job, kind_checked.setup, rates) for job in members]
+        each = [estimate_seconds(job, kind_checked.setup, rates) for job in members]
         taken += each
         saved = 0 if members[0].extra_args["skip_model_save"] else kind_checked.trained
         row = (
@@ -155,17 +155,18 @@ def report(
         )
         table.add_row(*map(Text, row))
     wall = "" if at_once is None else f": {format_duration(max(sum(taken) / at_once, *taken))} at {at_once} at once"
-    most, room = disk(jobs, checked, at_once or len(jobs))[1], free(jobs[0].sweep_dir)
+    most = estimate_disk(jobs, checked, at_once or len(jobs))[1]
+    room = find_free_space(jobs[0].sweep_dir)
     totals = (
-        f"{format_runs(len(jobs))}: {_hours(sum(taken), jobs)} at the speed just measured{wall}; "
+        f"{format_runs(len(jobs))}: {_format_core_time(sum(taken), jobs)} at the speed just measured{wall}; "
         f"up to {format_size(most)} on disk, of {format_size(room)} free"
     )
     return table, Text(totals)
 
 
-def _hours(seconds: float, jobs: Sequence[Job]) -> str:
+def _format_core_time(seconds: float, jobs: Sequence[Job]) -> str:
     cuda = torch.cuda.is_available()
     threads = max(job.computation["args"]["threads"] for job in jobs)
     hours = seconds / 3600 * (1 if cuda else threads)
-    what = f"GPU hours ({torch.cuda.get_device_name()})" if cuda else "core hours"
-    return f"{hours:.1f} {what}" if hours >= 1 else f"{hours:.2g} {what}"
+    device, what = (f" ({torch.cuda.get_device_name()})", "GPU") if cuda else ("", "core")
+    return f"{hours:.1f} {what} hours{device}" if hours >= 1 else f"{60 * hours:.2g} {what} minutes{device}"

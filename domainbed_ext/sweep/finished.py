@@ -1,7 +1,7 @@
-"""Whether a sweep's finished runs are of what is here now.
+"""Compares a sweep's finished runs with the data, versions and source files that are here now.
 
 A run's folder is named by its arguments, hyperparameters and weights file. The rest that its numbers follow from is
-compared with its first record: other data end the launch; other versions, another precision and changed source files
+compared with its first record: other data are refused; other versions, another precision and changed source files
 are accepted with a warning.
 """
 
@@ -35,7 +35,7 @@ _ACCEPTED = {
 }
 
 
-def compare_finished(statuses: Iterable[RunStatus]) -> None:
+def check_finished(statuses: Iterable[RunStatus]) -> None:
     """Refuses finished runs on other data than what is here, and prints a warning of what else has changed.
 
     Args:
@@ -44,11 +44,11 @@ def compare_finished(statuses: Iterable[RunStatus]) -> None:
     Raises:
         BenchmarkError: Finished runs are of other data.
     """
-    for warning in compare([status.job for status in statuses if status.state is State.DONE]):
+    for warning in compare_records([status.job for status in statuses if status.state is State.DONE]):
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def compare(jobs: Iterable[Job]) -> list[str]:
+def compare_records(jobs: Iterable[Job]) -> list[str]:
     """Compares finished runs with the data, versions, precision and source files that are here now.
 
     Args:
@@ -105,7 +105,11 @@ class _Here:
         self._data, self._sources = cache(_data), cache(_sources)
 
     def facts(self, job: Job) -> dict[str, Any]:
-        """As a record has them."""
+        """The facts by their names in a record.
+
+        Args:
+            job: Job of the run.
+        """
         dataset, algorithm, data_dir = (job.train_args[name] for name in ("dataset", "algorithm", "data_dir"))
         return {
             "versions": self._versions,

@@ -125,7 +125,7 @@ def make_jobs(args: SweepArguments) -> list[Job]:
         numbers["evaluate"] = "all"  # the runs that leave one environment out are chosen by those that leave out two
     extra = {name: getattr(args, name) for name in EXTRA}
     environments = {dataset: list_environments(dataset, args.data_dir) for dataset in args.datasets}
-    combinations = _test_envs(args, environments)
+    combinations = _choose_test_envs(args, environments)
     computations = Computations()
     jobs = []
     for trial_seed, dataset, algorithm in itertools.product(range(args.n_trials), args.datasets, args.algorithms):
@@ -148,11 +148,11 @@ def make_jobs(args: SweepArguments) -> list[Job]:
                 computation = computations.of(RunArguments(**train_args))
                 test_names = tuple(environments[dataset][i][-1] for i in test_envs)
                 jobs.append(Job(train_args, args.output_dir, extra, computation, test_names))
-    return _adopt(jobs, names_in(args.output_dir))
+    return _adopt(jobs, list_names(args.output_dir))
 
 
-def names_in(sweep_dir: Path) -> set[str]:
-    """The names of all that is in a sweep's folder, read at once.
+def list_names(sweep_dir: Path) -> set[str]:
+    """Lists the names of all that is in a sweep's folder, in one call.
 
     Raises:
         BenchmarkError: It cannot be read.
@@ -171,13 +171,13 @@ def _adopt(jobs: Iterable[Job], names: set[str]) -> list[Job]:
     """Gives each job without a folder the one of DomainBed's name, if that holds this run."""
     return [
         dataclasses.replace(job, adopted=old)
-        if names and job.name not in names and (old := job.domainbed_hash) in names and _is_of(job, old)
+        if names and job.name not in names and (old := job.domainbed_hash) in names and _holds_run(job, old)
         else job
         for job in jobs
     ]
 
 
-def _is_of(job: Job, name: str) -> bool:
+def _holds_run(job: Job, name: str) -> bool:
     """Whether the records in a folder of DomainBed's name, which does not tell all arguments, are a job's."""
     try:
         record = RunFolder(job.sweep_dir / name).first_record()
@@ -186,7 +186,7 @@ def _is_of(job: Job, name: str) -> bool:
     return record is None or not identity.contradicts(job.computation, record)  # it may have stopped before its first
 
 
-def _test_envs(args: SweepArguments, names: Mapping[str, Names]) -> dict[str, list[list[int]]]:
+def _choose_test_envs(args: SweepArguments, names: Mapping[str, Names]) -> dict[str, list[list[int]]]:
     """By data set, the test environments of every run."""
     if args.protocol == SINGLE_SOURCE:
         source_envs = None if args.source_envs is None else [str(name) for name in args.source_envs]

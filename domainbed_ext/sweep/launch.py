@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from domainbed_ext.errors import BenchmarkError, not_writable
-from domainbed_ext.launchers import check_options, get_launcher
+from domainbed_ext.launchers import Launcher, check_options, get_launcher
 from domainbed_ext.launchers.dummy import Dummy
 from domainbed_ext.launchers.launch import Launch
 from domainbed_ext.runs.folder import State
 from domainbed_ext.runs.provenance import provenance
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.sweep.by_name import link_by_name
-from domainbed_ext.sweep.check import check_duplicates, check_runs
+from domainbed_ext.sweep.check import Checked, check_duplicates, check_runs
 from domainbed_ext.sweep.fill_cache import fill_cache
-from domainbed_ext.sweep.finished import compare_finished
+from domainbed_ext.sweep.finished import check_finished
+from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.sweep.outcome import Outcome, launch_jobs
 from domainbed_ext.sweep.states import (
     RunStatus,
@@ -44,15 +45,16 @@ def run(args: SweepArguments) -> int:
     Returns:
         The exit code.
     """
-    return launch_runs(args, is_missing)
+    return launch_runs(args, is_missing, "Nothing is left to launch.")
 
 
-def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool]) -> int:
+def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool], if_none: str) -> int:
     """Runs some of a sweep's runs, and prints its tables.
 
     Args:
         args: Arguments of the sweep.
-        is_wanted: Whether to run a run of this status.
+        is_wanted: Function that tells whether to run a run, by its status.
+        if_none: What to print if there is none.
 
     Returns:
         The exit code.
@@ -61,9 +63,11 @@ def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool]) ->
         BenchmarkError: Something would stop a run.
     """
     statuses = print_states(args)
-    compare_finished(statuses)
+    check_finished(statuses)
     start = time.monotonic()
     jobs = [status.job for status in statuses if is_wanted(status)]
+    if not jobs:
+        print(if_none, flush=True)
     launcher = Dummy("dummy") if args.dry_run else get_launcher(args.command_launcher)
     check_options(args.command_launcher, args.launcher_options)
     checked = check_runs(jobs)
@@ -77,12 +81,9 @@ def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool]) ->
     link_by_name([status.job for status in statuses], args.output_dir)
     outcome = None
     if jobs:
-        if launcher.RUNS_HERE or args.duplicates == "refuse":  # elsewhere each run warns
-            check_duplicates(checked)
-        if launcher.RUNS_HERE:  # others may run where this cache is not seen
-            fill_cache(jobs, checked, count_available_cores())
+        _prepare_images(args, launcher, jobs, checked)
         rest = [status for status in statuses if not is_wanted(status)]
-        outcome = launch_jobs(jobs, args.command_launcher, args.typed, args.jobs, args.launcher_options, rest)
+        outcome = launch_jobs(jobs, args.command_launcher, args.command_line, args.jobs, args.launcher_options, rest)
         if outcome.stopped is not None:
             return _print_stopped(statuses, outcome.stopped)
     code = _collect(args, statuses)
@@ -90,6 +91,16 @@ def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool]) ->
         _write_provenance(args.output_dir / "tables" / "provenance.json", args.words, time.monotonic() - start)
         code = _print_outcome(outcome, args, len(statuses)) or code
     return code
+
+
+def _prepare_images(
+    args: SweepArguments, launcher: Launcher, jobs: Sequence[Job], checked: dict[tuple[str, str], Checked]
+) -> None:
+    """Looks for duplicates, and decodes what the runs share: only on this machine, which others may not share."""
+    if launcher.RUNS_HERE or args.duplicates == "refuse":  # elsewhere each run warns
+        check_duplicates(checked)
+    if launcher.RUNS_HERE:
+        fill_cache(jobs, checked, count_available_cores())
 
 
 def _print_outcome(outcome: Outcome, args: SweepArguments, count: int) -> int:

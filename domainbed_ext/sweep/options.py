@@ -16,7 +16,7 @@ from domainbed_ext.runs import arguments as run_options
 from domainbed_ext.sweep.definition import QUICKSTART
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import CommandLine
-from domainbed_ext.system.commands import typed
+from domainbed_ext.system.commands import format_command
 
 PROGRAM = "python -m domainbed_ext.sweep"
 
@@ -203,6 +203,13 @@ _SUB_COMMANDS = {
     ),
 }
 NAMES = tuple(_SUB_COMMANDS)
+_SYNONYMS = {
+    **dict.fromkeys(("run", "start", "resume", "continue"), "launch"),
+    **dict.fromkeys(("stop", "kill", "abort"), "cancel"),
+    **dict.fromkeys(("check", "cost", "estimate", "verify"), "validate"),
+    **dict.fromkeys(("watch", "progress", "list", "show"), "status"),
+    **dict.fromkeys(("delete", "clean", "remove"), "delete_incomplete"),
+}
 
 
 class SweepCommandLine(CommandLine):
@@ -239,7 +246,7 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
 def _sub_command(word: str) -> str:
     """The type of the sub-command."""
     if word not in _SUB_COMMANDS:
-        raise unknown("sub-command", word, _SUB_COMMANDS)
+        raise unknown("sub-command", word, _SUB_COMMANDS, _SYNONYMS)
     return word
 
 
@@ -249,7 +256,7 @@ def _overview() -> str:
     examples = [_example(name, *command.examples[0]) for name, command in _SUB_COMMANDS.items()]
     return "\n".join(
         [
-            f"usage: {typed('sweep')} COMMAND [options]",
+            f"usage: {format_command('sweep')} COMMAND [options]",
             "\nMany runs: launches them, shows their progress, and prints their tables.",
             "\ncommands (COMMAND --help lists the options of each):",
             *commands,
@@ -278,7 +285,7 @@ def _command_help(name: str) -> str:
 
 
 def _example(name: str, options: str, remark: str) -> str:
-    line = f"  {typed('sweep')} {name} {options}".rstrip()
+    line = f"  {format_command('sweep')} {name} {options}".rstrip()
     return f"{line:<72}  # {remark}" if remark else line
 
 

@@ -14,4 +14,4 @@ def run(args: SweepArguments) -> int:
     Returns:
         The exit code.
     """
-    return launch_runs(args, is_incomplete)
+    return launch_runs(args, is_incomplete, "No run failed or was interrupted: `launch` runs what is not launched.")

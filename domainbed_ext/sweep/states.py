@@ -12,7 +12,7 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers.launch import list_under_way, read_launch
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.sweep.arguments import SweepArguments
-from domainbed_ext.sweep.jobs import Job, make_jobs, names_in
+from domainbed_ext.sweep.jobs import Job, list_names, make_jobs
 from domainbed_ext.system import attempts
 from domainbed_ext.system.attempts import Attempt
 
@@ -85,7 +85,7 @@ def read_states(runs: Sequence[str], sweep_dir: Path) -> list[tuple[State, Attem
     Raises:
         BenchmarkError: A folder cannot be read.
     """
-    names, waits, now = names_in(sweep_dir), _waits(sweep_dir), attempts.read_clock(sweep_dir)
+    names, waits, now = list_names(sweep_dir), _waits(sweep_dir), attempts.read_clock(sweep_dir)
     states = []
     for run in runs:
         folder = RunFolder(sweep_dir / run)
@@ -148,7 +148,7 @@ def mixed_runs_warning(jobs: Sequence[Job], sweep_dir: Path) -> str | None:
         A sentence; None if its folder holds runs of these jobs only.
     """
     own_names = {job.name for job in jobs}
-    count = sum(_NAME.fullmatch(name) is not None for name in names_in(sweep_dir) - own_names)
+    count = sum(_NAME.fullmatch(name) is not None for name in list_names(sweep_dir) - own_names)
     if not count:
         return None
     return (

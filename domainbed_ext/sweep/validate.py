@@ -5,7 +5,7 @@ from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep import cost
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.sweep.check import check_duplicates, check_runs
-from domainbed_ext.sweep.finished import compare_finished
+from domainbed_ext.sweep.finished import check_finished
 from domainbed_ext.sweep.states import print_states
 from domainbed_ext.system.console import output
 
@@ -23,7 +23,7 @@ def run(args: SweepArguments) -> int:
         BenchmarkError: Something would stop a run.
     """
     statuses = print_states(args)
-    compare_finished(statuses)
+    check_finished(statuses)
     jobs = [status.job for status in statuses if status.state is not State.DONE]
     check_options(args.command_launcher, args.launcher_options)
     if not jobs:
@@ -35,5 +35,5 @@ def run(args: SweepArguments) -> int:
     print("Nothing found that would stop a run.", flush=True)
     if args.dry_run:
         return 0
-    output().print(*cost.report(jobs, checked, cost.slots(args, jobs)), sep="")
+    output().print(*cost.estimate_cost(jobs, checked, cost.count_runs_at_once(args, jobs)), sep="")
     return 0

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.system.commands import as_typed
+from domainbed_ext.system.commands import rename_program
 from domainbed_ext.system.exit_codes import STOPPED, ExitCode
 from domainbed_ext.system.streams import Unwritten, unfailing
 
@@ -25,7 +25,7 @@ class CommandLine(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str | None = None, **kwargs: Any) -> None:
-        super().__init__(None if prog is None else as_typed(prog), **kwargs)
+        super().__init__(None if prog is None else rename_program(prog), **kwargs)
         self._negative_number_matcher = re.compile(r"-\.?\d|-(inf|nan)$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:

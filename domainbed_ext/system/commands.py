@@ -1,4 +1,4 @@
-"""The commands: how they are started, and the refusal of `python -m` for any other module of the package."""
+"""The commands: how they are started, and the explain_refusal of `python -m` for any other module of the package."""
 
 import difflib
 import sys
@@ -46,8 +46,8 @@ _INSTEAD = {
 }  # commands that people mean by other names
 
 
-def typed(command: str) -> str:
-    """A command as it is typed: with the console script where that started this process, else with `python -m`.
+def format_command(command: str) -> str:
+    """Formats a command as it is typed: with the console script if that started this process, else with `python -m`.
 
     Args:
         command: Name of the command, perhaps with its arguments.
@@ -55,13 +55,13 @@ def typed(command: str) -> str:
     return f"{SCRIPT} {command}" if is_started_by_script(sys.argv) else f"{_MODULE_PREFIX}{command}"
 
 
-def as_typed(program: str) -> str:
+def rename_program(program: str) -> str:
     """The name of a program as `typed` has it.
 
     Args:
-        program: Name of a program; of a command of this package as `python -m` takes it.
+        program: Name of a program; that of a command of this package as `python -m` takes it.
     """
-    return typed(program.removeprefix(_MODULE_PREFIX)) if program.startswith(_MODULE_PREFIX) else program
+    return format_command(program.removeprefix(_MODULE_PREFIX)) if program.startswith(_MODULE_PREFIX) else program
 
 
 def is_started_by_script(argv: Sequence[str]) -> bool:
@@ -73,8 +73,8 @@ def is_started_by_script(argv: Sequence[str]) -> bool:
     return bool(argv) and Path(argv[0]).stem == SCRIPT
 
 
-def load(name: str) -> Any:
-    """The `main` of a command, which is imported now.
+def load_main(name: str) -> Any:
+    """Imports the `main` of a command.
 
     Args:
         name: Name of the command.
@@ -83,14 +83,14 @@ def load(name: str) -> Any:
 
 
 def list_commands() -> str:
-    """All commands, a line each."""
+    """Lists all commands, one per line."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {typed(f'{name:{width}}')}  {entry.summary}" for name, entry in COMMANDS.items()]
+    lines = [f"  {format_command(f'{name:{width}}')}  {entry.summary}" for name, entry in COMMANDS.items()]
     return "\n".join(["commands (--help lists the options of each):", *lines])
 
 
 def suggest(name: str) -> str | None:
-    """The command that is meant by another name.
+    """Suggests the command that is meant by another name.
 
     Args:
         name: Name that is no command.
@@ -101,8 +101,8 @@ def suggest(name: str) -> str | None:
     return _INSTEAD.get(name)
 
 
-def refusal(name: str) -> str | None:
-    """Why a module does nothing as a command.
+def explain_refusal(name: str) -> str | None:
+    """Explains why a module does nothing as a command.
 
     Args:
         name: Name that `python -m` was given.
@@ -120,8 +120,8 @@ def refusal(name: str) -> str | None:
     return f"{name} is not a command: {hint}"
 
 
-def module_that_is_run(argv: Sequence[str], original: Sequence[str]) -> str | None:
-    """The module that `python -m` is about to run, while the packages above it are imported.
+def find_module_to_run(argv: Sequence[str], original: Sequence[str]) -> str | None:
+    """Finds the module that `python -m` is about to run, while the packages above it are imported.
 
     Args:
         argv: The process's `sys.argv`, which begins with "-m" that long.
@@ -136,9 +136,9 @@ def module_that_is_run(argv: Sequence[str], original: Sequence[str]) -> str | No
     return word.partition("m")[2] if word.startswith("-") else word  # -mNAME
 
 
-def refuse_what_is_none() -> None:
+def refuse_other_modules() -> None:
     """Ends the process with exit code 2 if `python -m` is about to run a module that is not a command."""
-    name = module_that_is_run(sys.argv, sys.orig_argv)
-    if name is not None and (sentence := refusal(name)):
+    name = find_module_to_run(sys.argv, sys.orig_argv)
+    if name is not None and (sentence := explain_refusal(name)):
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)

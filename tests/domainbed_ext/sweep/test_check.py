@@ -137,9 +137,9 @@ def test_room_is_for_models_records_and_checkpoints(tmp_path):
     jobs = make_jobs(tmp_path, "--steps", "100", "--checkpoint_freq", "30")
     found = {jobs[0].kind: validate.Checked(SimpleNamespace(steps=100, checkpoint_freq=30), 1000)}
     text = 5 * validate._RECORD + validate._LOGS  # steps 0, 30, 60, 90, 99
-    assert validate.disk(jobs, found, 2) == (4 * text, 4 * text + 2 * 3 * 3 * 1000)
+    assert validate.estimate_disk(jobs, found, 2) == (4 * text, 4 * text + 2 * 3 * 3 * 1000)
     saving = [sweep_jobs.Job(j.train_args, j.sweep_dir, {**j.extra_args, "skip_model_save": False}, {}) for j in jobs]
-    assert validate.disk(saving, found) == (4 * (text + 1000), 4 * (text + 2000) + 3 * 3 * 1000)
+    assert validate.estimate_disk(saving, found) == (4 * (text + 1000), 4 * (text + 2000) + 3 * 3 * 1000)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_room_is_for_models_records_and_checkpoints(tmp_path):
 )
 def test_records_are_counted_as_a_run_writes_them(steps, freq, count):
     written = [step for step in range(steps) if step == steps - 1 or (freq and step % freq == 0)]
-    assert validate.records(SimpleNamespace(steps=steps, checkpoint_freq=freq)) == count == len(written)
+    assert validate.count_records(SimpleNamespace(steps=steps, checkpoint_freq=freq)) == count == len(written)
 
 
 @pytest.fixture
 def rates(monkeypatch):
-    monkeypatch.setattr(cost, "measure", lambda setup: cost.Rates(start=1.0, step=0.5, image=0.01))
+    monkeypatch.setattr(cost, "measure_rates", lambda setup: cost.Rates(start=1.0, step=0.5, image=0.01))
 
 
 def test_validate_says_what_it_will_cost_and_leaves_no_trace(tmp_path, capsys, rates):
@@ -161,7 +161,7 @@ def test_validate_says_what_it_will_cost_and_leaves_no_trace(tmp_path, capsys, r
     assert lines[:2] == [f"8 runs in {tmp_path / 'sweep'}: 8 not launched", "Nothing found that would stop a run."]
     # 1 s to start, 2 steps of 0.5 s, and one evaluation: 90 images of 3 holdouts, 5 % of 360 of the same 3, and 449.
     assert "DigitsShift LP 4 500 ms 10.0 ms 10 s 39 s 0 bytes" in lines
-    assert lines[-1].startswith("8 runs: 0.022 core hours at the speed just measured: 39 s at 2 at once; up to ")
+    assert lines[-1].startswith("8 runs: 1.3 core minutes at the speed just measured: 39 s at 2 at once; up to ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,7 +181,7 @@ def test_a_run_is_as_long_as_its_batches_and_evaluations(tmp_path):
 
     def seconds(*more):
         job = make_jobs(tmp_path, "--steps", "100", "--train_eval_share", "1", "--evaluate", "all", *more)[0]
-        return job, cost.seconds(job, run_setup.set_up(job.args), rates)
+        return job, cost.estimate_seconds(job, run_setup.set_up(job.args), rates)
 
     job, once = seconds()
     sizes = [len(environment) for environment in run_setup.set_up(job.args).dataset.datasets]
@@ -191,21 +191,21 @@ def test_a_run_is_as_long_as_its_batches_and_evaluations(tmp_path):
     _, lean = seconds("--checkpoint_freq", "10", "--evaluate", "lean")
     assert 1 + 50 + 0.01 * 2 * sum(sizes) < lean < 0.6 * often
     small, setup = make_jobs(tmp_path, "--hparams", '{"batch_size": 4}')[0], run_setup.set_up(job.args)
-    assert cost.seconds(small, setup, rates) == pytest.approx(once - 50 * 12 / 16)
+    assert cost.estimate_seconds(small, setup, rates) == pytest.approx(once - 50 * 12 / 16)
 
 
 def test_rates_are_measured_on_real_steps(tmp_path):
     job = make_jobs(tmp_path)[0]
-    rates = cost.measure(run_setup.set_up(job.args))
+    rates = cost.measure_rates(run_setup.set_up(job.args))
     assert 0 < rates.image < rates.step < 60 and rates.start > 0
 
 
 def test_an_engine_decides_how_many_runs_go_at_once(tmp_path):
     jobs = make_jobs(tmp_path)
     args = parse(words(tmp_path, "--command_launcher", "slurm"))
-    assert cost.slots(args, jobs) is None
-    assert cost.slots(replace(args, jobs=7), jobs) == 7
-    assert cost.slots(replace(args, command_launcher="local", jobs=3), jobs) == 3
+    assert cost.count_runs_at_once(args, jobs) is None
+    assert cost.count_runs_at_once(replace(args, jobs=7), jobs) == 7
+    assert cost.count_runs_at_once(replace(args, command_launcher="local", jobs=3), jobs) == 3
 
 
 def test_what_is_checked_is_json_free_of_paths(tmp_path):

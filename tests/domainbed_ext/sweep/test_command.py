@@ -131,9 +131,10 @@ def test_help_of_launch_names_the_launchers():
     assert all(name in text for name in launchers.LAUNCHERS) and launchers.GROUP in text
 
 
-def test_a_mistyped_command_is_named_with_the_nearest():
-    with pytest.raises(BenchmarkError, match="'lunch': did you mean 'launch'"):
-        parse(["lunch"])
+@pytest.mark.parametrize(("word", "command"), [("lunch", "launch"), ("stop", "cancel"), ("resume", "launch")])
+def test_a_command_of_another_name_is_suggested(word, command):
+    with pytest.raises(BenchmarkError, match=f"'{word}': did you mean '{command}'"):
+        parse([word])
 
 
 @pytest.mark.parametrize("option", ["--watch", "--json"])

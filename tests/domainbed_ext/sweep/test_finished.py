@@ -135,7 +135,7 @@ def test_records_without_a_digest_are_accepted_with_one_warning(tmp_path, data, 
 
 def test_data_that_are_not_at_hand_are_not_compared(tmp_path, half_done, data):
     jobs = [job for job in half_done[:2] if job.train_args.update(data_dir=str(tmp_path / "nowhere")) is None]
-    assert finished.compare(jobs) == []
+    assert finished.compare_records(jobs) == []
 
 
 def test_a_data_set_is_listed_once_for_all_runs_and_each_run_read_once(tmp_path, data, monkeypatch):
@@ -148,7 +148,7 @@ def test_a_data_set_is_listed_once_for_all_runs_and_each_run_read_once(tmp_path,
     digest, first_record = finished.digest, RunFolder.first_record
     monkeypatch.setattr(finished, "digest", lambda dataset: listed.append(dataset) or digest(dataset))
     monkeypatch.setattr(RunFolder, "first_record", lambda folder: read.append(folder.path) or first_record(folder))
-    assert finished.compare(jobs) == []
+    assert finished.compare_records(jobs) == []
     assert len(listed) == 1 and len(jobs) == 12 and sorted(read) == sorted(job.folder.path for job in jobs)
 
 

@@ -103,15 +103,16 @@ def test_a_launch_is_under_way_while_it_lasts(tmp_path, engine):
     assert list_under_way(tmp_path / "sweep") == []
 
 
-def test_retry_takes_what_failed_or_was_interrupted(tmp_path, engine):
+def test_retry_takes_what_failed_or_was_interrupted(tmp_path, engine, capsys):
     jobs = make_jobs(tmp_path)
     for make, job in zip((done, failed, interrupted), jobs, strict=False):
         make(job)
     assert sweep.main(words(tmp_path, command="retry")) == 0
     assert [str(job) for job in engine.given()] == [str(job) for job in jobs[1:3]]
     assert found(jobs)[3] is State.NOT_LAUNCHED
+    assert "`launch`" not in capsys.readouterr().out
     assert sweep.main(words(tmp_path, command="retry")) == 0
-    assert len(engine.calls) == 1  # nothing is left to retry
+    assert len(engine.calls) == 1 and "`launch` runs what is not launched" in capsys.readouterr().out
 
 
 def test_runs_that_wait_in_an_engine_are_left_to_it(tmp_path, engine, capsys):
