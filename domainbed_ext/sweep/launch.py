@@ -78,10 +78,11 @@ def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool], if
     if jobs and not (args.skip_confirmation or confirm(f"Launch {format_runs(len(jobs))}?")):
         print("Nothing launched.")
         return 0
+    if jobs:
+        _prepare_images(args, launcher, jobs, checked)
     link_by_name([status.job for status in statuses], args.output_dir)
     outcome = None
     if jobs:
-        _prepare_images(args, launcher, jobs, checked)
         rest = [status for status in statuses if not is_wanted(status)]
         outcome = launch_jobs(jobs, args.command_launcher, args.command_line, args.jobs, args.launcher_options, rest)
         if outcome.stopped is not None:
