@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from domainbed_ext.cache import fingerprint as content
+from domainbed_ext.cache import fingerprint
 from domainbed_ext.cache.entries import choose_folder
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.folders import FileEnvironment
@@ -124,7 +124,7 @@ def find(environments: Sequence[FileEnvironment], classes: Sequence[str], cache:
     if cache is None:
         digests = _of_equal_size(paths)
     else:
-        digests = [digest for each in environments for digest in content.digest_each(each.paths, cache)]
+        digests = [digest for each in environments for digest in fingerprint.digest_each(each.paths, cache)]
     return group(digests, lambda i: Place(paths[i], domains[i], labels[i]))
 
 
@@ -150,7 +150,7 @@ def _of_equal_size(paths: Sequence[str]) -> list[bytes]:
     _, inverse, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     alike = np.flatnonzero((counts[inverse] > 1) & (sizes != file_stats.UNKNOWN)).tolist()
     digests = [b""] * len(paths)
-    for index, digest in zip(alike, content.read_digests([paths[i] for i in alike]), strict=True):
+    for index, digest in zip(alike, fingerprint.read_digests([paths[i] for i in alike]), strict=True):
         digests[index] = digest
     return digests
 

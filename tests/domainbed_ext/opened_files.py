@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from domainbed_ext.cache import fingerprint as content
+from domainbed_ext.cache import fingerprint
 
 OPENED: list[str] = []
 sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "open" else None)
@@ -13,4 +13,4 @@ sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "op
 @pytest.fixture
 def settled(monkeypatch):
     """Images that were written just now are as good as old ones."""
-    monkeypatch.setattr(content, "SETTLED", 0.0)
+    monkeypatch.setattr(fingerprint, "SETTLED", 0.0)

@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
-from domainbed_ext.cache import decode, images, pixels
-from domainbed_ext.cache import fingerprint as content
+from domainbed_ext.cache import decode, fingerprint, images, pixels
 from domainbed_ext.cache.entries import Entries, NoRoom
 from domainbed_ext.cache.images import open_cached
 from domainbed_ext.cache.pixels import Damaged, Stored
@@ -138,27 +137,27 @@ def test_a_changed_image_is_another_entry(cache, environment, monkeypatch):
 
 def test_the_digest_reads_what_changed_and_nothing_else(environment, tmp_path, monkeypatch):
     folder, zoo = tmp_path / "cache", tmp_path / "zoo"
-    before = content.digest(environment.paths, folder)
+    before = fingerprint.digest(environment.paths, folder)
     assert len(opened(zoo)) == len(environment)
     Path(environment.paths[3]).touch()
-    assert content.digest(environment.paths, folder) == before and opened(zoo) == [environment.paths[3]]
-    assert content.digest(environment.paths[::-1], folder) != before
-    assert content.digest(environment.paths[:-1], folder) != before
+    assert fingerprint.digest(environment.paths, folder) == before and opened(zoo) == [environment.paths[3]]
+    assert fingerprint.digest(environment.paths[::-1], folder) != before
+    assert fingerprint.digest(environment.paths[:-1], folder) != before
     for memo in (folder / ".memos").iterdir():
         memo.write_bytes(b"torn")
-    assert content.digest(environment.paths, folder) == before
+    assert fingerprint.digest(environment.paths, folder) == before
     no_folder = Path(environment.paths[0])
-    assert content.digest(environment.paths, no_folder) == before
-    assert content.digest([*environment.paths, str(zoo / "gone")], folder) != before
+    assert fingerprint.digest(environment.paths, no_folder) == before
+    assert fingerprint.digest([*environment.paths, str(zoo / "gone")], folder) != before
     monkeypatch.setattr(file_stats, "_SLOW", -1.0)
     monkeypatch.setattr(file_stats, "_CHUNK", 2)  # as over a network, by threads
-    assert content.digest(environment.paths, folder) == before
+    assert fingerprint.digest(environment.paths, folder) == before
 
 
 def test_images_of_this_very_moment_are_read_again(environment, tmp_path, monkeypatch):
-    monkeypatch.setattr(content, "SETTLED", 3600.0)
+    monkeypatch.setattr(fingerprint, "SETTLED", 3600.0)
     for _ in range(2):
-        content.digest(environment.paths, tmp_path / "cache")
+        fingerprint.digest(environment.paths, tmp_path / "cache")
         assert len(opened(tmp_path / "zoo")) == len(environment)
 
 

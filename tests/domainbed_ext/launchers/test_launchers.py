@@ -83,7 +83,7 @@ def test_any_other_command_goes_to_the_shell(tmp_path):
 
 
 @pytest.mark.usefixtures("warm_workers")
-def test_a_run_whose_worker_alone_is_asked_to_stop_goes_on(tmp_path):
+def test_a_run_whose_worker_alone_is_asked_to_stop_resumes(tmp_path):
     stopped = []
 
     def stop_once(index, share):
@@ -128,7 +128,7 @@ def one_run(tmp_path, monkeypatch):
     )
 
 
-def test_a_run_that_another_is_at_waits_until_that_one_ends_it(one_run):
+def test_a_run_that_another_process_works_on_waits_until_that_one_ends_it(one_run):
     runs, folder = one_run
     with folder.claim() as claim:
         assert [runs.take(), runs.take()] == [1, None]
@@ -139,7 +139,7 @@ def test_a_run_that_another_is_at_waits_until_that_one_ends_it(one_run):
     assert runs.take() is None and runs.codes == {0: 0, 1: 0}
 
 
-def test_a_run_that_another_left_is_taken_over_and_one_that_failed_there_has_failed(one_run):
+def test_a_run_that_another_left_is_resumed_and_one_that_failed_there_has_failed(one_run):
     runs, folder = one_run
     with folder.claim():
         assert [runs.take(), runs.take()] == [1, None]
@@ -287,8 +287,8 @@ def test_a_command_that_takes_too_much_memory_is_stopped_and_said_so(tmp_path, c
 
 
 @pytest.mark.usefixtures("warm_workers")
-def test_a_run_that_takes_too_much_memory_has_failed_and_can_go_on(tmp_path, monkeypatch):
-    """It is told to stop after its first step, in a worker that is not fresh, and again in one that is."""
+def test_a_run_that_takes_too_much_memory_has_failed_and_can_resume(tmp_path, monkeypatch):
+    """It is asked to stop after its first step, in a worker that is not fresh, and again in one that is."""
     run = tmp_path / "run"
     monkeypatch.setattr(
         pool.memory, "measure_families", lambda pids: {p: 2_000_000_000 if has_begun() else 0 for p in pids}

@@ -118,7 +118,7 @@ def test_a_gpu_may_be_shared(tmp_path, cluster):
 
 
 @pytest.mark.ray
-def test_a_run_whose_process_is_killed_goes_on_and_its_process_is_warm(tmp_path, cluster, monkeypatch):
+def test_a_run_whose_process_is_killed_resumes_and_its_process_is_warm(tmp_path, cluster, monkeypatch):
     monkeypatch.setattr(launcher, "INTERVAL", 0.2)
     first, second = tmp_path / "first", tmp_path / "second"
 

@@ -1,4 +1,4 @@
-"""`prepare` on small archives in the shapes of the real ones; test_prepare_*.py have the rest."""
+"""`prepare` on small archives in the shapes of the real ones; the files beside this have the rest."""
 
 import gzip
 import json
@@ -11,8 +11,7 @@ import pytest
 
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.prepare import archives
-from domainbed_ext.prepare import assemble as gather
+from domainbed_ext.prepare import archives, assemble
 from domainbed_ext.prepare.command import main
 from domainbed_ext.prepare.downloads import CLASSES, DOWNLOADS, KNOWN, count_images
 from domainbed_ext.system.locks import alone
@@ -135,7 +134,7 @@ def stop(*args):
     raise KeyboardInterrupt
 
 
-def test_a_start_that_was_cut_short_leaves_nothing_that_counts_and_goes_on(small, tmp_path, monkeypatch):
+def test_a_start_that_was_interrupted_leaves_nothing_that_counts_and_resumes(small, tmp_path, monkeypatch):
     first = write_zip(tmp_path / "a.zip", tree(PACS[:2]))
     second = write_zip(tmp_path / "b.zip", tree(PACS[2:]))
     unpack = archives.unpack
@@ -145,16 +144,16 @@ def test_a_start_that_was_cut_short_leaves_nothing_that_counts_and_goes_on(small
         unpacked.append(archive.name)
         unpack(archive, folder, advance if len(unpacked) != 2 else stop)  # in the midst of the second
 
-    monkeypatch.setattr(gather, "unpack", spy)
+    monkeypatch.setattr(assemble, "unpack", spy)
     with pytest.raises(KeyboardInterrupt):
         prepare("PACS", tmp_path / "data", first, second)
     assert not (tmp_path / "data" / "PACS").exists()
-    follow = gather.follow
-    monkeypatch.setattr(gather, "follow", lambda plan, folder, advance: follow(plan, folder, stop))
+    follow = assemble.follow
+    monkeypatch.setattr(assemble, "follow", lambda plan, folder, advance: follow(plan, folder, stop))
     with pytest.raises(KeyboardInterrupt):
         prepare("PACS", tmp_path / "data", first, second)
     assert not (tmp_path / "data" / "PACS").exists()
-    monkeypatch.setattr(gather, "follow", follow)
+    monkeypatch.setattr(assemble, "follow", follow)
     assert prepare("PACS", tmp_path / "data", first, second) == 0
     assert unpacked == ["a.zip", "b.zip", "b.zip"]  # what was done is not done again
     assert listing(tmp_path / "data" / "PACS") == sorted(tree(PACS))

@@ -122,7 +122,7 @@ def test_a_second_start_resumes_where_the_first_was(server, tmp_path):
     assert server.asked[-1] == ("/file", "bytes=300-")
 
 
-def test_a_server_without_ranges_starts_anew(server, tmp_path):
+def test_a_server_without_ranges_starts_again(server, tmp_path):
     write_part(server, tmp_path, b"else" * 100)
     fetched(server, "/old", tmp_path)
 
@@ -138,7 +138,7 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
     assert len(server.asked) == 2
 
 
-def test_the_second_address_is_used_when_the_first_is_dead(server, tmp_path):
+def test_the_second_address_is_used_when_the_first_fails(server, tmp_path):
     source = Download("x.zip", (f"{server.url}/missing", f"{server.url}/file"))
     download(source, tmp_path / "x.zip", lambda *now: None)
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
@@ -205,7 +205,7 @@ def test_prepare_downloads_lays_out_and_verifies(server, tmp_path, monkeypatch, 
     assert capfd.readouterr().err == ""  # no progress bar in a pipe
 
 
-def test_a_dead_link_ends_in_a_sentence_with_the_command_to_go_on_with(server, tmp_path, monkeypatch):
+def test_a_dead_link_names_what_to_get_and_the_command_to_run_then(server, tmp_path, monkeypatch):
     monkeypatch.setitem(DOWNLOADS, "PACS", (Download("PACS.zip", (f"{server.url}/missing",), page="https://a.b/view"),))
     data = tmp_path / "my data"
     with pytest.raises(BenchmarkError) as caught:

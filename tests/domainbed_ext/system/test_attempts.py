@@ -78,7 +78,7 @@ def _hold(folder, ready):
         time.sleep(1000)
 
 
-def test_a_killed_owner_on_this_machine_is_known_dead_at_once(tmp_path):
+def test_a_killed_owner_on_this_machine_is_known_to_have_exited_at_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     process = context.Process(target=_hold, args=(tmp_path, ready))
@@ -117,7 +117,7 @@ def test_an_owner_elsewhere_lives_by_its_heartbeat(tmp_path, outlive_the_lease):
 
 
 @pytest.mark.parametrize("jump", [-1e6, 1e6])
-def test_a_clock_that_jumps_kills_no_owner_and_keeps_no_dead_one(tmp_path, short_lease, monkeypatch, jump):
+def test_a_clock_that_jumps_expires_no_claim_and_keeps_none_that_expired(tmp_path, short_lease, monkeypatch, jump):
     """Owner elsewhere; the clock that stamps files jumps between its heartbeat and our look."""
     with Claim(tmp_path) as claim:
         pass
@@ -135,7 +135,7 @@ def test_a_clock_that_jumps_kills_no_owner_and_keeps_no_dead_one(tmp_path, short
         assert later.number == 2
 
 
-def test_an_owner_that_was_taken_over_learns_it_before_it_writes(tmp_path):
+def test_an_owner_whose_claim_expired_learns_it_before_it_writes(tmp_path):
     with Claim(tmp_path) as slow:
         slow.check()
         (tmp_path / "attempt_2.json").write_text("{}")
@@ -143,7 +143,7 @@ def test_an_owner_that_was_taken_over_learns_it_before_it_writes(tmp_path):
             slow.check()
 
 
-def test_an_attempt_whose_file_is_torn_is_dead_after_its_lease(tmp_path, outlive_the_lease):
+def test_an_attempt_whose_file_is_torn_expires_after_its_lease(tmp_path, outlive_the_lease):
     (tmp_path / "attempt_4.json").write_text('{"owner": {"ho')
     assert read_latest(tmp_path).is_alive()
     with pytest.raises(Taken, match="another process works on"):
@@ -153,7 +153,7 @@ def test_an_attempt_whose_file_is_torn_is_dead_after_its_lease(tmp_path, outlive
         assert claim.number == 5
 
 
-def test_heartbeats_go_on_and_a_deleted_folder_does_not_come_back(tmp_path, short_lease):
+def test_heartbeats_continue_and_a_deleted_folder_does_not_come_back(tmp_path, short_lease):
     folder = tmp_path / "run"
     folder.mkdir()
     with Claim(folder) as claim:
