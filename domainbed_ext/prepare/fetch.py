@@ -52,7 +52,7 @@ def download(source: Download, path: Path, on_progress: OnProgress) -> None:
     Args:
         source: What to download.
         path: Path of the file.
-        on_progress: Callback.
+        on_progress: Callback with the bytes that have arrived.
 
     Raises:
         DownloadError: None of its addresses has it.
