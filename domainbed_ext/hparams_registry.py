@@ -238,5 +238,5 @@ def resolve(
         apply(checked, overrides, source, names() if shared else ())
         final |= {name: checked[name] for name in overrides if name in checked}
     if isinstance(final.get("weights"), str):
-        final["weights"] = option_values.expanded("weights", final["weights"])
+        final["weights"] = option_values.expand("weights", final["weights"])
     return final

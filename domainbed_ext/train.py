@@ -101,7 +101,7 @@ def _attempt(args: RunArguments, folder: RunFolder, claim: Claim, progress: Prog
         try:
             with bar("setting up"):
                 setup = set_up(args)
-                duplicates.check(setup.args.dataset, setup.dataset, args.duplicates, args.cache_dir)
+                duplicates.search(setup.args.dataset, setup.dataset, args.duplicates, args.cache_dir)
                 training = Training(setup, folder, claim, stop)
             training.finish(progress)
             claim.check()

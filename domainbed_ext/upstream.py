@@ -342,7 +342,7 @@ def _expanded(arguments: Sequence[str]) -> list[str]:
     """The script's arguments, with `~` and variables expanded in those that are paths."""
     before = ["", *arguments]
     return [
-        option_values.expanded(option, word, option_values.path)
+        option_values.expand(option, word, option_values.path)
         if option in ("--data_dir", "--output_dir", "--input_dir")
         else word
         for option, word in zip(before, arguments, strict=False)

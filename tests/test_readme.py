@@ -4,11 +4,12 @@ import csv
 import math
 import re
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -132,5 +133,5 @@ def test_its_pictures_and_make_targets_exist():
 def test_its_five_lines_adapt_a_model(tmp_path):
     code = README.split("```python\n")[1].split("```")[0]
     code = code.replace("pretrained=True", "pretrained=False").replace("vit_small_patch16_224", "test_vit")
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    forked.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     assert {path.suffix for path in (tmp_path / "my_adapter").iterdir()} == {".json", ".safetensors"}

@@ -56,7 +56,7 @@ class Algorithm(nn.Module):
         super().__init__()
         self.hparams = hparams
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = precision.resolve(hparams["precision"], self.device)
+        self.precision = precision.choose(hparams["precision"], self.device)
         self.backbone = backbones.create(
             hparams["backbone"], hparams["weights"], num_classes, image_size=hparams["image_size"]
         )

@@ -21,7 +21,7 @@ from domainbed_ext.system import strict_json
 from domainbed_ext.system.attempts import LEASE, Claim, read_clock, read_latest
 from domainbed_ext.system.files import replace_atomically
 from domainbed_ext.system.locks import alone
-from domainbed_ext.system.option_values import expanded
+from domainbed_ext.system.option_values import expand
 from domainbed_ext.system.sizes import GB, format_size
 
 RECORD = "entry.json"
@@ -38,7 +38,7 @@ _UNFINISHED, _LOCKS = ".unfinished", ".locks"
 def find_default_folder() -> Path:
     """Returns the folder that DOMAINBED_EXT_CACHE names, else one in the user's cache folder."""
     if named := os.environ.get(VARIABLE):
-        return Path(expanded(VARIABLE, named))
+        return Path(expand(VARIABLE, named))
     caches = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(caches) if caches else Path.home() / ".cache") / "domainbed_ext"

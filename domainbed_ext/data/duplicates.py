@@ -1,7 +1,7 @@
-"""Images that a data set holds more than once: files of the same bytes, or one file under several names.
+"""Images that a data set contains more than once: files of the same bytes, or one file under several names.
 
-One copy may be trained on while another is held out. Files are told apart by the digests of their content, which the
-image cache keeps, so that a file is read again only after it changed. Without a cache files of equal size are read.
+One copy may be trained on while another is held out. Files are compared by the digests of their content, which the
+image cache stores, so that a file is read again only after it changed. Without a cache, files of equal size are read.
 """
 
 from argparse import _ActionsContainer
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images that are there more than once; false if there are none, and text for a message if there are.
+    """Images that are contained more than once. False if there are none; `str` describes them for a message.
 
     Attributes:
         groups: The places of each such image.
@@ -69,12 +69,12 @@ def add_option(parser: _ActionsContainer) -> None:
         "--duplicates",
         choices=CHOICES,
         default="warn",
-        help="what to do where a data set holds an image more than once (%(default)s)",
+        help="what to do if a data set contains an image more than once (default: %(default)s)",
     )
 
 
-def check(name: str, dataset: MultipleDomainDataset, choice: str, cache_dir: str | None) -> None:
-    """Looks for duplicates in a data set, unless `--duplicates` is "ignore".
+def search(name: str, dataset: MultipleDomainDataset, choice: str, cache_dir: str | None) -> None:
+    """Warns of the duplicates in a data set, or refuses them, unless `--duplicates` is "ignore".
 
     Args:
         name: Name of the data set.
@@ -83,30 +83,30 @@ def check(name: str, dataset: MultipleDomainDataset, choice: str, cache_dir: str
         cache_dir: Value of `--cache_dir`.
 
     Raises:
-        BenchmarkError: There are some, and they are to be refused.
+        BenchmarkError: If there are some and they are refused.
     """
     environments = [each for each in dataset.datasets if isinstance(each, FileEnvironment)]
     if choice != "ignore" and environments:
-        report(name, find(environments, dataset.classes, choose_folder(cache_dir)), choice)
+        warn_or_refuse(name, find(environments, dataset.classes, choose_folder(cache_dir)), choice)
 
 
-def report(name: str, found: Duplicates, choice: str) -> None:
+def warn_or_refuse(name: str, duplicates: Duplicates, choice: str) -> None:
     """Warns of duplicates, or refuses them.
 
     Args:
         name: Name of the data set.
-        found: Its duplicates.
+        duplicates: Its duplicates.
         choice: One of `CHOICES`.
 
     Raises:
-        BenchmarkError: There are some, and they are to be refused.
+        BenchmarkError: If there are some and they are refused.
     """
-    if found and choice == "refuse":
-        raise BenchmarkError(f"{name} holds {found}: remove copies, or choose --duplicates warn")
-    if found and choice == "warn":
+    if duplicates and choice == "refuse":
+        raise BenchmarkError(f"{name} contains {duplicates}: remove copies, or choose --duplicates warn")
+    if duplicates and choice == "warn":
         warn_once(
-            f"{name} holds {found}: one copy may be trained on while another is held out; remove copies, or choose "
-            "--duplicates refuse, or ignore"
+            f"{name} contains {duplicates}: one copy may be trained on while another is held out; remove copies, or "
+            "choose --duplicates refuse, or ignore"
         )
 
 
@@ -133,7 +133,7 @@ def group(digests: Sequence[bytes], place: Callable[[int], Place]) -> Duplicates
 
     Args:
         digests: Digest of the content of each image; empty where it is not known.
-        place: Function that says where an image, given by its index, is.
+        place: Function that returns the place of an image, given its index.
     """
     first: dict[bytes, int] = {}
     groups: dict[bytes, list[Place]] = {}

@@ -1,1 +1,1 @@
-"""Backbones: by which names, from which weights, at which input size and in which precision."""
+"""Backbones: their names, weights, input sizes and precision."""

@@ -1,4 +1,4 @@
-"""The names of backbones as people have them: timm's own, the hub's, or a folder in timm's layout."""
+"""Names of backbones: timm's own, those of the Hugging Face hub, and folders in timm's layout."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ _ALIASES = {"hf_hub:": _HUB, "hf-hub://": _HUB, "https://huggingface.co/": _HUB}
 
 @dataclass(frozen=True)
 class BackboneName:
-    """A name, taken apart.
+    """A parsed name.
 
     Attributes:
         timm: Name that `timm.create_model` takes.
@@ -42,7 +42,7 @@ class BackboneName:
 
     @property
     def identity(self) -> str:
-        """What tells it from others wherever it lies: a folder's is its architecture and its config's digest."""
+        """Identifies the backbone in records: a folder by its architecture and its config's digest, not by its path."""
         if self.folder is None:
             return self.timm
         digest = hashlib.blake2b((self.folder / CONFIG).read_bytes(), digest_size=8).hexdigest()
@@ -53,10 +53,10 @@ def canonical(name: str) -> str:
     """One spelling of each name: `timm/NAME` and `hf-hub:timm/NAME` are NAME, a folder is `local-dir:` and its path.
 
     Args:
-        name: Name as people have it.
+        name: Name in any of these spellings.
 
     Returns:
-        Name as `timm.create_model` takes it. What is nothing of this kind stays as it is.
+        Name as `timm.create_model` takes it; an unknown name is returned unchanged.
     """
     for alias, scheme in _ALIASES.items():
         if name.startswith(alias):
@@ -66,7 +66,7 @@ def canonical(name: str) -> str:
         return bare
     if name.startswith(_HUB) or is_model(name.split(".")[0]):
         return name
-    path = Path(option_values.expanded("backbone", name.removeprefix(_FOLDER)))
+    path = Path(option_values.expand("backbone", name.removeprefix(_FOLDER)))
     return f"{_FOLDER}{path.absolute()}" if name.startswith(_FOLDER) or path.is_dir() else name
 
 
@@ -84,14 +84,14 @@ def identity(name: str) -> str:
 
 
 def parse(name: str) -> BackboneName:
-    """Takes a name apart.
+    """Parses a name.
 
     Args:
         name: `NAME`, `NAME.TAG`, `timm/NAME.TAG`, `hf-hub:OWNER/REPOSITORY`, `local-dir:FOLDER` or a folder with timm's
             `config.json`.
 
     Raises:
-        BenchmarkError: If timm has no such model (names the nearest one), or the config cannot be had or read.
+        BenchmarkError: If timm has no such model (names the nearest one), or the config cannot be downloaded or read.
     """
     name = canonical(name)
     if name.startswith(_FOLDER):

@@ -1,4 +1,4 @@
-"""What the hub's client says while it downloads: without a network it warns of each of a dozen tries."""
+"""Warnings of the hub's client: without a network it warns at each of a dozen attempts."""
 
 import logging
 from collections.abc import Iterator

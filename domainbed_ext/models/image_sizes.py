@@ -1,4 +1,4 @@
-"""Which sizes of images a backbone takes: found out on torch's meta device, where nothing is computed."""
+"""The image sizes that a backbone accepts: tried on torch's meta device, where nothing is computed."""
 
 from functools import cache
 from typing import Any
@@ -13,14 +13,14 @@ _STEPS = (4, 7, 8, 14, 16, 28, 32, 48, 64)  # sizes that patches and windows div
 
 
 def options(name: BackboneName, size: tuple[int, int]) -> dict[str, Any]:
-    """What `timm.create_model` needs beside a name for a size of images, where the model cannot be resized later.
+    """The arguments of `timm.create_model` for an image size, where the model cannot be resized later.
 
     Args:
         name: Name of the backbone.
         size: Height and width of images.
 
     Raises:
-        BenchmarkError: If the backbone does not take that size; the message names sizes that it takes.
+        BenchmarkError: If the backbone does not accept that size; the message names sizes that it accepts.
     """
     if size == name.input_size[1:]:
         return {}
@@ -34,7 +34,7 @@ def options(name: BackboneName, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def resize(model: Any, name: str, size: tuple[int, int]) -> None:
-    """Prepares a model for a size of images, where it has a way to.
+    """Prepares a model for an image size, where it has a method for that.
 
     Args:
         model: Model of timm's, built for any image size.
@@ -54,7 +54,7 @@ def resize(model: Any, name: str, size: tuple[int, int]) -> None:
 
 @cache
 def _try(name: str, size: tuple[int, int]) -> tuple[dict[str, Any], str]:
-    """Builds a backbone for a size and runs it; the options that it took, and why it fails, empty if it does not."""
+    """Builds a backbone for a size and runs it; returns its options, and why it fails (empty if it does not)."""
     made: dict[str, Any] = {}
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
@@ -74,7 +74,7 @@ def _try(name: str, size: tuple[int, int]) -> tuple[dict[str, Any], str]:
 
 
 def _others(name: BackboneName, size: tuple[int, int]) -> str:
-    """The nearest sizes below and above that a backbone takes, and its own."""
+    """The nearest smaller and larger sizes that a backbone accepts, and its own."""
     own = name.input_size[1:]
     side = max(size)
     steps = (*_STEPS, own[0] // 2)

@@ -8,7 +8,7 @@ import torch
 from vitlorafa import cpu_has
 
 
-def resolve(precision: str, device: torch.device) -> str:
+def choose(precision: str, device: torch.device) -> str:
     """What "auto" means on a device: bf16 where it multiplies bf16 natively, else float32.
 
     A CPU without AVX512-BF16 or AMX emulates bf16 more slowly than it computes float32.

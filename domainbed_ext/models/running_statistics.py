@@ -9,7 +9,7 @@ def norms(model: nn.Module) -> list[nn.Module]:
 
 
 def frozen(model: nn.Module) -> list[nn.Module]:
-    """Those whose weights are frozen, and those without weights where not all around them trains, as in a head."""
+    """The norms with frozen weights, and those without weights whose parent module is not all trained."""
     found = norms(model)
     parents = {child: parent for parent in model.modules() for child in parent.children()} if found else {}
     return [norm for norm in found if not _trains(norm, parents.get(norm, norm))]

@@ -1,4 +1,4 @@
-"""Tensors in files that the umask says who may read, as any other file."""
+"""Safetensors files with the permissions that the umask gives any other file."""
 
 import stat
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, which safetensors itself lets nobody but the owner read.
+    """Writes a safetensors file. The library itself would make it readable for its owner only.
 
     Args:
         tensors: Tensors by name, contiguous, none in the memory of another.
@@ -17,8 +17,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         metadata: Text by name, for the file's header.
 
     Raises:
-        OSError: It cannot be written.
-        SafetensorError: Likewise.
+        OSError: If it cannot be written.
+        SafetensorError: If it cannot be written.
     """
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)

@@ -1,7 +1,7 @@
-"""Weights in the layout of Hugging Face's transformers (ViT, DeiT, DINOv2 without and with registers) by timm's names.
+"""Converts weights from the layout of Hugging Face's transformers (ViT, DeiT, DINOv2 with registers or not) to timm's.
 
-transformers has q, k and v apart, timm stacks them. With registers, timm's position embedding is that of the patches
-alone, and the class token's is added to it. Another size of position embeddings is left to timm.
+transformers has separate q, k and v, timm stacks them. With registers, timm's position embedding is that of the patches
+alone, and the class token's is added to it. timm itself resamples position embeddings of another size.
 """
 
 import re

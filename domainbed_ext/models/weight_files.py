@@ -1,7 +1,7 @@
-"""A file's weights onto a timm model: wrappers' prefixes, other layouts, position embeddings of another size.
+"""Loads weights from a file into a timm model, whatever the prefixes, layout and size of position embeddings.
 
-Whatever is not loaded as it stands in the file is reported on stderr, and what does not fit is an error: no weight of a
-backbone keeps its random start.
+Every conversion is reported on stderr, and weights that do not fit are an error: no weight of a backbone keeps its
+random initialisation.
 """
 
 import importlib
@@ -27,7 +27,7 @@ _COUNTS = "num_batches_tracked"  # which older checkpoints of batch norm lack, a
 
 @dataclass(frozen=True)
 class _Reading:
-    """A way to understand a file.
+    """An interpretation of a file.
 
     Attributes:
         tensors: Tensors by the model's names.
@@ -41,7 +41,7 @@ class _Reading:
 
 
 def find(path: Path) -> Path:
-    """The weights file that a path means: itself, or the one in a folder.
+    """Finds the weights file of a path: the file itself, or the one in a folder.
 
     Raises:
         BenchmarkError: If there is none, or it is pickled.
@@ -50,7 +50,9 @@ def find(path: Path) -> Path:
         files = sorted(path.glob("*.safetensors"))
         file = path / FILE if path / FILE in files or len(files) != 1 else files[0]
         if len(files) > 1 and file not in files:
-            raise BenchmarkError(f"{path} holds several .safetensors files and no {FILE}: give --weights one of them")
+            raise BenchmarkError(
+                f"{path} holds several .safetensors files and no {FILE}: give one of them by --weights"
+            )
         pickled = sorted(path.glob("*.bin")) + sorted(path.glob("*.pt*"))
         path = file if file.exists() or not pickled else pickled[0]
     if not path.is_file():
@@ -65,7 +67,7 @@ def find(path: Path) -> Path:
 
 
 def load(model: Any, name: str, path: Path) -> None:
-    """Loads a file strictly, but for the head.
+    """Loads all weights of a file except the head's.
 
     Args:
         model: Model of timm's, already of the image size that it will get.
@@ -73,14 +75,14 @@ def load(model: Any, name: str, path: Path) -> None:
         path: File, or a folder that holds one.
 
     Raises:
-        BenchmarkError: If it cannot be read, or lacks a weight of the model or holds one that has no place in it; the
-            message names them.
+        BenchmarkError: If it cannot be read, lacks a weight of the model, or has one that the model lacks; the message
+            names them.
     """
     path = find(path)
     try:
         stored = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise BenchmarkError(f"{path} is not a whole .safetensors file ({error}): get it again") from error
+        raise BenchmarkError(f"{path} is not a complete .safetensors file ({error}): download it again") from error
     head = _head_names(model)
     wanted = {key: value for key, value in model.state_dict().items() if not key.startswith(head)}
     closest: list[str] | None = None
@@ -97,7 +99,7 @@ def load(model: Any, name: str, path: Path) -> None:
             closest = misfits
     assert closest is not None  # the file as it is comes first
     raise BenchmarkError(
-        f"{path} does not fit {name}: {_listed(closest)}; give the file of that architecture, or its --backbone"
+        f"{path} does not fit {name}: {_listed(closest)}; give a file of that architecture, or that file's --backbone"
     )
 
 
@@ -112,7 +114,7 @@ def resampled(before: dict[str, Tensor], after: dict[str, Tensor]) -> tuple[str,
 
 
 def _readings(stored: dict[str, Tensor], wanted: dict[str, Tensor], model: Any, path: Path) -> Iterator[_Reading]:
-    """The ways to understand a file, the likeliest first."""
+    """The interpretations of a file, the likeliest first."""
     plain = [_Reading(stored)]
     if prefix := _prefix(stored, wanted, path):
         inside = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}

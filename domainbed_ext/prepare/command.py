@@ -149,7 +149,7 @@ def _report(place: Destination, decode: bool, workers: int, on_duplicates: str) 
     output().print(verification.make_table())
     for path, reason in verification.unreadable.items():
         print(f"does not decode: {path} ({reason})")
-    duplicates.report(place.name, verification.duplicates, on_duplicates)
+    duplicates.warn_or_refuse(place.name, verification.duplicates, on_duplicates)
     if verification.problems:
         raise BenchmarkError(f"{place.target} is not as it should be: {'; '.join(verification.problems)}")
     if place.name != "MNIST":

@@ -70,7 +70,7 @@ def check_duplicates(checked: Mapping[tuple[str, str], Checked]) -> None:
         checked: Results of `check_runs`.
     """
     for setup in {dataset: each.setup for (dataset, _), each in checked.items()}.values():
-        duplicates.check(setup.args.dataset, setup.dataset, setup.args.duplicates, setup.args.cache_dir)
+        duplicates.search(setup.args.dataset, setup.dataset, setup.args.duplicates, setup.args.cache_dir)
 
 
 def _set_up(jobs: Sequence[Job]) -> dict[tuple[str, str], Setup]:

@@ -113,7 +113,7 @@ class _Here:
         dataset, algorithm, data_dir = (job.train_args[name] for name in ("dataset", "algorithm", "data_dir"))
         return {
             "versions": self._versions,
-            "precision": precision.resolve(job.computation["hparams"]["precision"], self._device),
+            "precision": precision.choose(job.computation["hparams"]["precision"], self._device),
             "imports": load(job.extra_args.get("imports")),
             "sources": self._sources(algorithm, dataset),
             **self._data(dataset, data_dir),

@@ -138,7 +138,7 @@ def tensors_path(text: str) -> str:
     return found
 
 
-def expanded(what: str, text: str, kind: Callable[[str], str] = tensors_path) -> str:
+def expand(what: str, text: str, kind: Callable[[str], str] = tensors_path) -> str:
     """Checks and expands a path that is not the value of an option, as an option's type would.
 
     Args:

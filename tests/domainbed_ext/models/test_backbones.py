@@ -126,7 +126,7 @@ def test_weights_that_do_not_fit_are_named(weights, change, sentence):
 
 
 def test_weights_of_another_architecture_get_a_sentence(weights):
-    with pytest.raises(BenchmarkError, match="does not fit vit_pico_patch8_32: .*; and [0-9]+ more; give the file"):
+    with pytest.raises(BenchmarkError, match="does not fit vit_pico_patch8_32: .*; and [0-9]+ more; give a file"):
         backbones.create("vit_pico_patch8_32", str(weights), 7)
 
 
@@ -134,7 +134,7 @@ def test_files_that_are_no_weights_get_a_sentence(tmp_path):
     with pytest.raises(BenchmarkError, match="no weights file"):
         backbones.create(NAME, str(tmp_path / "none.safetensors"), 7)
     (tmp_path / "torn.safetensors").write_bytes(b"\x08")
-    with pytest.raises(BenchmarkError, match="not a whole .safetensors file"):
+    with pytest.raises(BenchmarkError, match="not a complete .safetensors file"):
         backbones.create(NAME, str(tmp_path / "torn.safetensors"), 7)
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(BenchmarkError, match="not a .safetensors file: convert it"):
@@ -190,7 +190,7 @@ def test_the_real_vit_tiny_loads(shared_data):
 
 def test_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
     cpu = torch.device("cpu")
-    assert precision.resolve("float32", cpu) == "float32"
+    assert precision.choose("float32", cpu) == "float32"
     for capabilities, expected in (
         ({"avx512_bf16": True}, "bf16"),
         ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
@@ -198,4 +198,4 @@ def test_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
         ({"architecture": "aarch64", "neon": True, "bf16": True}, "float32"),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
-        assert precision.resolve("auto", cpu) == expected
+        assert precision.choose("auto", cpu) == expected

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from domainbed_ext.prepare import archives, assemble
 from domainbed_ext.prepare.command import main
 from domainbed_ext.prepare.downloads import CLASSES, DOWNLOADS, KNOWN, count_images
 from domainbed_ext.system.locks import alone
+from tests import forked
 from tests.domainbed_ext.conftest import make_domains
 from tests.domainbed_ext.datasets.test_mnist import write_mnist
 from tests.domainbed_ext.small_archives import (
@@ -306,7 +306,7 @@ def test_help_shows_examples(capsys):
 def test_the_command_ends_in_one_line(tmp_path):
     (tmp_path / "PACS.zip").write_text("hello")
     command = [sys.executable, "-m", "domainbed_ext.prepare", "PACS", "--data_dir", "d", "--archive", "PACS.zip"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = forked.run(command, cwd=tmp_path, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: PACS.zip is no zip or tar archive, or is cut off: download it again\n"
 

@@ -117,7 +117,7 @@ def test_the_largest_rank_is_tried(tmp_path, monkeypatch):
 
 def test_weights_that_do_not_fit_are_told(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"x")
-    with pytest.raises(BenchmarkError, match=r"broken.safetensors is not a whole .safetensors file"):
+    with pytest.raises(BenchmarkError, match=r"broken.safetensors is not a complete .safetensors file"):
         sweep.main(words(tmp_path, "--weights", str(tmp_path / "broken.safetensors"), command="validate"))
 
 
