@@ -7,9 +7,8 @@ archives have known sizes instead.
 
 from dataclasses import dataclass
 
-from torchvision.datasets import MNIST
-
 _LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
+_MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 _VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 
 Counts = dict[str, int | dict[str, int]]  # domain to its images, or to its classes and their images
@@ -105,7 +104,13 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
     ),
     "DomainNet": _domain_net(),
     "MNIST": tuple(
-        Download(name, tuple(mirror + name for mirror in MNIST.mirrors), md5) for name, md5 in MNIST.resources
+        Download(name, tuple(mirror + name for mirror in _MNIST), md5)
+        for name, md5 in (  # torchvision's, without importing it, for torch takes seconds
+            ("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+            ("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
+            ("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
+            ("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
+        )
     ),
 }
 

@@ -26,6 +26,7 @@ WITHOUT_TORCH = (
     *(f"domainbed_ext.runs.{name}" for name in ("arguments", "differences", "folder", "identity", "imports")),
     *(f"domainbed_ext.sweep.{name}" for name in ("arguments", "cancel", "command", "delete_incomplete", "jobs")),
     *(f"domainbed_ext.sweep.{name}" for name in ("states", "status")),
+    "domainbed_ext.prepare.command",
 )
 
 

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
+from torchvision.datasets import MNIST
 
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError
@@ -232,3 +233,7 @@ def test_what_is_given_and_what_came_is_not_fetched_again(server, tmp_path, monk
     rest = write_zip(tmp_path / "sketch.zip", tree(domains[1:]))
     assert main(["DomainNet", "--data_dir", str(tmp_path), "--archive", str(given), str(rest)]) == 0
     assert len(server.asked) == 4
+
+
+def test_files_of_mnist_are_torchvisions():
+    assert [(each.name, each.md5) for each in DOWNLOADS["MNIST"]] == MNIST.resources
