@@ -1,9 +1,9 @@
-"""The protocols by name, and what each chooses where there is more than one way to measure.
+"""The protocols by name, and how each measures where there is more than one way.
 
-leave_one_out   trains on all environments but one, which it is tested on; DomainBed's, in our choices (the default)
-single_source   trains on one environment and is tested on all others, as in Zhu et al., Asymmetry in Low-Rank
+leave_one_out   trains on all environments but one and tests on that one: DomainBed's, with our choices (the default)
+single_source   trains on one environment and tests on all others, as in Zhu et al., Asymmetry in Low-Rank
                 Adapters of Foundation Models (2024)
-domainbed       leave_one_out in upstream DomainBed's choices throughout
+domainbed       leave_one_out with upstream DomainBed's choices throughout
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "evaluate": ("all", "lean"),
 }
 
-# What holds where an option is not given. "lean" evaluates what the tables are made of, in a third of the time. What it
-# leaves out is for training curves, upstream's own collect_results and leave-one-domain-out cross-validation, so that
-# runs and sweeps that leave pairs of environments out evaluate all.
+# Values of options that are not given. "lean" evaluates what the tables need, in a third of the time. What it leaves
+# out is needed by training curves, upstream's own collect_results and leave-one-domain-out cross-validation: runs and
+# sweeps that hold pairs of environments out evaluate all.
 _OURS: dict[str, Any] = {
     "validation_images": "plain",
     "input_stats": "backbone",
@@ -42,7 +42,7 @@ _UPSTREAM: dict[str, Any] = {
 }
 PROTOCOLS: dict[str, dict[str, Any]] = {LEAVE_ONE_OUT: _OURS, SINGLE_SOURCE: _OURS, DOMAINBED: _UPSTREAM}
 
-# Indices of the paper's sources: LabelMe, cartoon, Clipart, location 38.
+# Indices of the sources in Zhu et al. 2024: LabelMe, cartoon, Clipart, location 38.
 _PAPER_SOURCES = {"VLCS": 1, "PACS": 1, "OfficeHome": 1, "TerraIncognita": 1}
 
 PRECISIONS = ("auto", "bf16", "float32")
@@ -50,16 +50,16 @@ PRECISIONS = ("auto", "bf16", "float32")
 _DEFAULT_TEST_ENVS = (0,)  # DomainBed's
 
 Names = Sequence[Sequence[str]]
-"""What the environments of a data set may be called, in index order: of each its label and its folder's name."""
+"""The names of a data set's environments in index order: the label and the folder's name of each."""
 
 
 def protocol_of(record: Mapping[str, Any]) -> str:
-    """The protocol of a record; upstream's records, and ours from before there was a choice, name none."""
+    """The protocol of a record; upstream's records, and our oldest, name none."""
     return record["args"].get("protocol") or LEAVE_ONE_OUT
 
 
 def choices(protocol: str | None, test_envs: Sequence[object] | None) -> dict[str, Any]:
-    """What a run does where its options say nothing.
+    """Returns the protocol's values of options that are not given.
 
     Args:
         protocol: Name of the protocol; None for leave_one_out.
@@ -78,19 +78,19 @@ def choices(protocol: str | None, test_envs: Sequence[object] | None) -> dict[st
 
 
 def check_evaluate(evaluate: str | None, pairs: bool) -> None:
-    """Refuses lean evaluation of what is there for leave-one-domain-out cross-validation.
+    """Refuses lean evaluation of runs that leave-one-domain-out cross-validation needs.
 
     Args:
-        evaluate: the option.
-        pairs: whether there are runs that leave several environments out.
+        evaluate: Value of `--evaluate`.
+        pairs: Whether there are runs that hold several environments out.
 
     Raises:
-        BenchmarkError: both.
+        BenchmarkError: The evaluation is lean and there are such runs.
     """
     if evaluate == "lean" and pairs:
         raise BenchmarkError(
-            "--evaluate lean leaves out what leave-one-domain-out cross-validation reads from runs with a pair of "
-            "test environments: add --single_test_envs, or leave lean out"
+            "--evaluate lean leaves out what leave-one-domain-out cross-validation needs of runs with a pair of test "
+            "environments: add --single_test_envs, or leave --evaluate out"
         )
 
 
@@ -98,12 +98,12 @@ def left_out_environments(count: int, single: bool) -> Iterator[list[int]]:
     """The sets of test environments of a leave-one-out sweep, in DomainBed's order.
 
     Args:
-        count: number of environments.
-        single: each alone; else every pair too, which leave-one-domain-out cross-validation needs. Of two environments
-            there is no pair that leaves one to train on.
+        count: Number of environments.
+        single: Whether each is held out alone; else every pair is too, which leave-one-domain-out cross-validation
+            needs. Of two environments, no pair leaves one to train on.
 
     Yields:
-        Indices.
+        Indices of the test environments.
     """
     for i in range(count):
         yield [i]
@@ -113,22 +113,22 @@ def left_out_environments(count: int, single: bool) -> Iterator[list[int]]:
 
 
 def source_environments(
-    given: Sequence[str] | None, datasets: Mapping[str, Names], defaults: Mapping[str, int] = _PAPER_SOURCES
+    source_envs: Sequence[str] | None, datasets: Mapping[str, Names], defaults: Mapping[str, int] = _PAPER_SOURCES
 ) -> dict[str, list[int]]:
-    """The environments that single-source runs are trained on.
+    """Finds the environments that single-source runs train on.
 
     Args:
-        given: labels, folders' names or indices; a data set takes those that are its own. None: of the paper's data
-            sets the paper's source, of any other each environment in turn.
-        datasets: data sets and their environments.
-        defaults: data sets and the index of the one source that is theirs.
+        source_envs: Labels, folders' names or indices; a data set takes those that are its own. None for the source
+            of Zhu et al. 2024 where a data set has one, else each environment in turn.
+        datasets: Names of the environments by data set.
+        defaults: Index of the default source by data set.
 
     Returns:
-        By data set, ascending indices.
+        Ascending indices by data set.
 
     Raises:
-        BenchmarkError: a name that no data set has, a data set that has none of the names, or has no environment to
-            be tested on.
+        BenchmarkError: No data set has a name, a data set has none of the names, or it has no environment to be tested
+            on.
     """
     for dataset, names in datasets.items():
         if len(names) < 2:
@@ -136,18 +136,18 @@ def source_environments(
                 f"{dataset} has {len(names)} environment(s), and --protocol {SINGLE_SOURCE} takes at least two: "
                 "one to train on, the others to test on"
             )
-    if given is None:
+    if source_envs is None:
         return {
             dataset: [defaults[dataset]] if dataset in defaults else list(range(len(names)))
             for dataset, names in datasets.items()
         }
-    known = {name for names in datasets.values() for environment in names for name in environment}
+    valid = {name for names in datasets.values() for environment in names for name in environment}
     sources: dict[str, set[int]] = {dataset: set() for dataset in datasets}
-    for name in given:
-        found = {dataset: index for dataset, names in datasets.items() if (index := _find(name, names)) is not None}
-        if not found:
-            raise unknown(f"environment of {', '.join(datasets)} in --source_envs:", name, known)
-        for dataset, index in found.items():
+    for name in source_envs:
+        matches = {dataset: index for dataset, names in datasets.items() if (index := _find(name, names)) is not None}
+        if not matches:
+            raise unknown(f"environment of {', '.join(datasets)} in --source_envs:", name, valid)
+        for dataset, index in matches.items():
             sources[dataset].add(index)
     for dataset, indices in sources.items():
         if not indices:
@@ -163,7 +163,7 @@ def environments_of_a_run(
     test_envs: Sequence[str | int] | None = None,
     source_envs: Sequence[str | int] | None = None,
 ) -> tuple[list[int], list[int] | None]:
-    """The test environments of one run, and its source.
+    """Finds the test environments of one run, and its source.
 
     Args:
         protocol: Name of the protocol.
@@ -182,7 +182,7 @@ def environments_of_a_run(
     tested = None if test_envs is None else find_test_envs(dataset, names, test_envs)
     if protocol != SINGLE_SOURCE:
         if source_envs is not None:
-            raise BenchmarkError(f"--source_envs is of --protocol {SINGLE_SOURCE}: add that, or leave it out")
+            raise BenchmarkError(f"--source_envs is an option of --protocol {SINGLE_SOURCE}: add that, or leave it out")
         return list(_DEFAULT_TEST_ENVS) if tested is None else tested, None
     if source_envs is not None:
         sources = source_environments([str(name) for name in source_envs], {dataset: names})[dataset]
@@ -204,7 +204,7 @@ def environments_of_a_run(
 
 
 def find_test_envs(dataset: str, names: Names, test_envs: Sequence[str | int]) -> list[int]:
-    """The indices of test environments. A number is an index, as in DomainBed, also where a label is a number.
+    """Finds the indices of test environments. A number is an index, as in DomainBed, even if a label is a number.
 
     Args:
         dataset: Name of the data set.
@@ -230,9 +230,9 @@ def find_test_envs(dataset: str, names: Names, test_envs: Sequence[str | int]) -
 
 
 def _find(name: str, names: Names) -> int | None:
-    """The index of an environment; a label or a folder's name comes before an index, as labels may be numbers."""
+    """The index of an environment; labels and folders' names come before indices, since labels may be numbers."""
     for index, environment in enumerate(names):
-        if name.lower() in [known.lower() for known in environment]:
+        if name.lower() in map(str.lower, environment):
             return index
     return int(name) if name.isdigit() and int(name) < len(names) else None
 

@@ -29,15 +29,15 @@ NUMBERS = (
 )
 
 
-# Arguments that say where and how a run computes what it does: they change no number, and so no identity. The file of
-# `--weights` counts by its content.
+# Arguments for where and how a run computes: they change no number, and so no identity. The file of `--weights` counts
+# by its content.
 PLACES = (
     *("imports", "data_dir", "output_dir", "weights", "cache_dir", "cache_gb", "workers", "verify_images", "profile"),
     *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates"),
     "evaluate_first_step",  # counts by the `checkpoint_freq` that follows from it
 )
 
-# What a sweep passes on to its runs beside their identity.
+# Arguments that a sweep passes on to its runs beside their identity.
 EXTRA = (
     *("imports", "cache_dir", "cache_gb", "workers", "verify_images", "profile", "skip_model_save"),
     *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates"),
@@ -48,8 +48,8 @@ EXTRA = (
 class SharedArguments:
     """The arguments that a run and a sweep share, with the values that they have where they are not given.
 
-    None is for what was not given: the protocol, the data set or the machine decides it. The command line says what
-    each argument means.
+    None stands for an argument that was not given: the protocol, the data set or the machine decides it. The command
+    line describes each argument.
     """
 
     imports: Sequence[str] | None = None
@@ -85,7 +85,7 @@ class SharedArguments:
 
 @dataclass(frozen=True)
 class RunArguments(SharedArguments):
-    """The arguments of a run as they were given; its records hold them, completed."""
+    """The arguments of a run as they were given; its records hold them completed."""
 
     data_dir: str | None = None
     dataset: str = "DigitsShift"
@@ -161,61 +161,62 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="train on all environments but one (leave_one_out, the default), or on one alone (single_source); "
-        "domainbed: leave_one_out with upstream DomainBed's choices, where those below are not given",
+        help="leave_one_out (default): train on all environments but the test ones; single_source: train on one and "
+        "test on the others; domainbed: leave_one_out with DomainBed's own choices for the options below",
     )
     group.add_argument(
         "--source_envs",
         nargs="+",
         metavar="NAME",
-        help="of single_source: names, labels or indices of the environments to train on (the paper's: LabelMe, "
-        "cartoon, Clipart, L38; of other data sets each in turn)",
+        help="with single_source: names, labels or indices of the environments to train on (default: those of Zhu et "
+        "al. 2024: LabelMe, cartoon, Clipart, L38; other data sets: each in turn)",
     )
-    group = parser.add_argument_group("what else changes the numbers, and is written in every record")
+    group = parser.add_argument_group("options that change the numbers", "recorded in every record")
     group.add_argument(
         "--validation_images",
         choices=CHOICES["validation_images"],
-        help="training environments are evaluated on plain images (default), or augmented ones as in DomainBed",
+        help="training environments are evaluated on plain images (default) or, as in DomainBed, on augmented ones",
     )
     group.add_argument(
         "--input_stats",
         choices=CHOICES["input_stats"],
-        help="images are normalised by the backbone's own mean and std (default), or ImageNet's as in DomainBed",
+        help="images are normalised by the backbone's own mean and std (default) or, as in DomainBed, by ImageNet's",
     )
     group.add_argument(
         "--sampling",
         choices=CHOICES["sampling"],
-        help="training images are drawn with replacement as in DomainBed (default), or in shuffled epochs",
+        help="training images are drawn with replacement, as in DomainBed (default), or in shuffled epochs",
     )
     group.add_argument(
         "--training_images",
         choices=CHOICES["training_images"],
-        help="what is augmented: images as they are (exact, the default), or ones scaled down, where larger, to an "
-        "eighth more than the backbone is fed (resized), which take less room in the cache",
+        help="images that are augmented: exact (default): as they are; resized: scaled down to 9/8 of the backbone's "
+        "input size where they are larger, which takes less room in the cache",
     )
     group.add_argument(
         "--test_on",
         choices=CHOICES["test_on"],
-        help="of a test environment, the 80 %% in its `in` split as in DomainBed (default), or all images",
+        help="images of a test environment that are tested on: the 80 %% in its `in` split, as in DomainBed (default), "
+        "or all",
     )
     group.add_argument(
         "--evaluate",
         choices=CHOICES["evaluate"],
-        help="at a checkpoint what selection needs: `out` of the training environments, the rest where their mean is a "
-        "new best and at the last step (lean, the default where no pairs are held out), or every split as in DomainBed "
-        "(all); the tables are the same",
+        help="splits that are evaluated. lean (default unless pairs of environments are held out): those that model "
+        "selection needs, and all others at each new best and at the last step; all: every split each time, as in "
+        "DomainBed. The tables are the same",
     )
     group.add_argument(
         "--train_eval_share",
         type=option_values.share(with_1=True),
         metavar="SHARE",
-        help="of each training environment's `in` split, on which train accuracy is measured (1)",
+        help="share of each training environment's `in` split on which train accuracy is measured (1)",
     )
     group.add_argument(
         "--checkpoint_freq",
         type=option_values.whole(0),
         metavar="N",
-        help="evaluate every N steps and at the last; 0: at the last alone",
+        help="evaluate every N steps and at the last step (default: the data set's); 0: at the last step alone",
     )
     group.add_argument(
         "--backbone", metavar="NAME", help=f"any timm model, e.g. vit_tiny_patch16_224 ({_list_default_backbones()})"
@@ -224,14 +225,16 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=option_values.tensors_path,
         metavar="FILE",
-        help="a .safetensors file, 'pretrained' (timm's own way) or 'none'",
+        help="weights of the backbone: a .safetensors file, 'pretrained' (downloaded by timm) or 'none'",
     )
-    group.add_argument("--precision", choices=PRECISIONS, help="auto: bf16 where the processor has it")
+    group.add_argument(
+        "--precision", choices=PRECISIONS, help="auto (default): bf16 if the processor supports it, else float32"
+    )
     group.add_argument(
         "--threads",
         type=option_values.whole(1),
         metavar="N",
-        help="CPU threads of a run (1: runs go side by side instead); another number rounds differently",
+        help="CPU threads of a run (1, since runs go side by side); another number rounds differently",
     )
 
 
@@ -246,38 +249,40 @@ def _list_default_backbones() -> str:
 
 
 def add_image_options(parser: argparse._ActionsContainer) -> None:
-    """Adds what runs and sweeps share of how images are checked before they are used."""
-    parser.add_argument("--verify_images", action="store_true", help="check every image file before the start")
+    """Adds the options of runs and sweeps for checking images before they are used."""
+    parser.add_argument("--verify_images", action="store_true", help="check every image file first")
     duplicates.add_option(parser)
 
 
 def add_speed_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what runs and sweeps share of how fast a run goes, at the same numbers."""
-    group = parser.add_argument_group("speed", "images are decoded once and kept (python -m domainbed_ext.cache list)")
+    """Adds the options of runs and sweeps for speed; they change no number."""
+    group = parser.add_argument_group("speed", "decoded images are cached: see python -m domainbed_ext.cache list")
     group.add_argument(
         "--cache_dir",
         type=option_values.tensors_path,
         metavar="DIR",
-        help=f"where ({VARIABLE}, else ~/.cache/domainbed_ext); 'none' decodes each time",
+        help=f"folder of the cache ({VARIABLE}, else ~/.cache/domainbed_ext); 'none': decode images each time",
     )
     group.add_argument(
         "--cache_gb",
         type=option_values.number(least=0),
         default=SharedArguments.cache_gb,
         metavar="GB",
-        help="that it may take (%(default)g)",
+        help="size that the cache may take (%(default)g)",
     )
     group.add_argument(
         "--workers",
         type=option_values.whole(0),
         metavar="N",
-        help="processes that prepare a run's images (4 beside a GPU, else none); 0: the run itself does",
+        help="processes that prepare a run's images (4 with a GPU, else 0); 0: the run itself prepares them",
     )
-    group.add_argument("--profile", action="store_true", help="time each stage, beside the floor of its products")
+    group.add_argument(
+        "--profile", action="store_true", help="time each stage, and compare it with the lower bound of its matmuls"
+    )
 
 
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what runs and sweeps share of how a run resumes after it was stopped."""
+    """Adds the options of runs and sweeps for stopping and resuming."""
     group = parser.add_argument_group("resuming", "a run that was stopped or killed resumes from its last checkpoint")
     group.add_argument(
         "--save_minutes",
@@ -291,27 +296,27 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
         type=option_values.whole(0),
         default=SharedArguments.save_steps,
         metavar="N",
-        help="and every N steps (0: never)",
+        help="write a checkpoint every N steps too (0: never)",
     )
     group.add_argument(
         "--time_limit",
         type=option_values.number(above=0),
         metavar="M",
-        help="minutes after which an attempt has failed (none)",
+        help="minutes after which an attempt fails (no limit)",
     )
     group.add_argument(
         "--stop_on_nan",
         action="store_true",
-        help="end a run as failed at the first step whose loss or outputs are not finite; without it the run "
-        "continues, and is counted as diverged",
+        help="fail at the first step whose loss or outputs are not finite; without it the run continues and is counted "
+        "as diverged",
     )
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line of a run: DomainBed's arguments, and those in `NUMBERS`."""
+    """Makes the command line of a run: DomainBed's options, and those of this package."""
     parser = CommandLine(
         prog="python -m domainbed_ext.train",
-        description="Trains one algorithm with some environments held out, as DomainBed does.",
+        description="Trains one algorithm and tests it on environments that were held out, as DomainBed does.",
         epilog="examples:\n  python -m domainbed_ext.train --dataset PACS --data_dir data --algorithm BOnly@rank=16 "
         "--test_envs 3 \\\n    --steps 300 --output_dir runs/sketch\n  python -m domainbed_ext.train --dataset PACS "
         "--data_dir data --protocol single_source --source_envs cartoon \\\n    --output_dir runs/cartoon",
@@ -321,14 +326,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (%(default)s)")
     parser.add_argument("--algorithm", metavar="NAME", help=f"{listing()}, or NAME@rank=16 (%(default)s)")
     parser.add_argument("--task", metavar="NAME", help="%(default)s")
-    parser.add_argument("--hparams", metavar="JSON", help="hyperparameters, over the defaults or the random draw")
+    parser.add_argument(
+        "--hparams", metavar="JSON", help="hyperparameters that override the defaults or the random draw"
+    )
     for name, meaning in (
-        ("hparams_seed", "0: the defaults (%(default)s)"),
-        ("trial_seed", "of splits and random hyperparameters"),
-        ("seed", "of everything else"),
+        ("hparams_seed", "seed of random hyperparameters; 0: the defaults (%(default)s)"),
+        ("trial_seed", "seed of splits and random hyperparameters (%(default)s)"),
+        ("seed", "seed of everything else (%(default)s)"),
     ):
         parser.add_argument(f"--{name}", type=option_values.seed, metavar="N", help=meaning)
-    parser.add_argument("--steps", type=option_values.whole(1), metavar="N", help="training steps (the data set's)")
+    parser.add_argument(
+        "--steps", type=option_values.whole(1), metavar="N", help="training steps (default: the data set's)"
+    )
     parser.add_argument(
         "--test_envs",
         type=option_values.name_or_index,
@@ -340,23 +349,30 @@ def make_parser() -> argparse.ArgumentParser:
         "--output_dir",
         type=option_values.tensors_path,
         metavar="DIR",
-        help="the run's folder (%(default)s)",
+        help="folder of the run (%(default)s)",
     )
-    parser.add_argument("--holdout_fraction", type=option_values.share(), metavar="SHARE", help="(%(default)s)")
+    parser.add_argument(
+        "--holdout_fraction",
+        type=option_values.share(),
+        metavar="SHARE",
+        help="share of each environment in its `out` split (%(default)s)",
+    )
     parser.add_argument(
         "--uda_holdout_fraction",
         type=option_values.share(with_0=True),
         metavar="SHARE",
-        help="of a test environment, kept from `in`",
+        help="share of a test environment that is kept from its `in` split (%(default)s)",
     )
     parser.add_argument(
         "--evaluate_first_step",
         action="store_true",
         help="evaluate after the first step too, as DomainBed does; a run whose --steps is at most the default of "
-        "--checkpoint_freq is else evaluated at the last step alone (sweeps and --protocol domainbed set this)",
+        "--checkpoint_freq is otherwise evaluated at the last step alone (sweeps and --protocol domainbed always do)",
     )
-    parser.add_argument("--skip_model_save", action="store_true", help="do not save what was trained")
-    parser.add_argument("--save_model_every_checkpoint", action="store_true", help="save it at every evaluation too")
+    parser.add_argument("--skip_model_save", action="store_true", help="do not save the trained model")
+    parser.add_argument(
+        "--save_model_every_checkpoint", action="store_true", help="save the model at every evaluation too"
+    )
     add_number_options(parser)
     add_image_options(parser)
     add_speed_options(parser)

@@ -1,7 +1,7 @@
-"""What a run needs to go on after it was stopped, in files that are whole or not there.
+"""Checkpoints: what a run needs to resume after it was stopped, in files that are complete or absent.
 
-A checkpoint is one file, `checkpoint_00000120.safetensors`: the tensors as they are, and in the file's metadata
-everything else as JSON, with a digest of both. The last two are kept, for the case that the newest cannot be read.
+A checkpoint is one file, `checkpoint_00000120.safetensors`: the tensors, and everything else as JSON in the file's
+metadata, with a digest of both. The last two are kept, in case the newest cannot be read.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ from domainbed_ext.system.files import replace_atomically
 from vitlorafa import tensor_bytes
 
 KEPT = 2
-_COMPLEX = (torch.complex32, torch.complex128)  # formats that safetensors lacks: saved as pairs of real numbers
+_COMPLEX = (torch.complex32, torch.complex128)  # types that safetensors lacks: saved as pairs of real numbers
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Writes a checkpoint and drops those that are no longer needed.
+    """Writes a checkpoint and deletes those that are no longer needed.
 
     Args:
-        folder: of the run.
-        step: number of steps that are done.
-        state: tensors, NumPy arrays and plain values in dicts, lists and tuples, as deep as it may be.
+        folder: Folder of the run.
+        step: Number of steps that are done.
+        state: Tensors, NumPy arrays and plain values in dicts, lists and tuples, nested to any depth.
 
     Raises:
-        OSError: it cannot be written, e.g. on a full disk; the ones before are still there.
+        OSError: It cannot be written, e.g. on a full disk; earlier checkpoints are kept.
     """
     tensors: dict[str, Tensor] = {}
     text = strict_json.dumps(_encode(state, tensors))
@@ -53,15 +53,15 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Reads the newest checkpoint that is whole, and deletes those that are not.
+    """Reads the newest checkpoint that is complete, and deletes those that are not.
 
     Args:
-        folder: of the run.
+        folder: Folder of the run.
 
     Returns:
-        The state that was saved, tensors on the CPU, None if there is none; and a sentence about each that is broken.
+        The state that was saved, with tensors on the CPU, or None if there is none; and a warning for each broken file.
     """
-    complaints: list[str] = []
+    warnings: list[str] = []
     for path in _paths(folder):
         try:
             with safe_open(path, framework="pt") as file:
@@ -69,12 +69,12 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
             if metadata["digest"] != _digest(metadata["state"], tensors):
                 raise ValueError("its content has changed")
-            return _decode(json.loads(metadata["state"]), tensors), complaints
+            return _decode(json.loads(metadata["state"]), tensors), warnings
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            complaints.append(f"{path.name} cannot be read ({error}): it is passed over")
+            warnings.append(f"{path.name} cannot be read ({error}): it is skipped")
             with contextlib.suppress(OSError):
                 path.unlink()
-    return None, complaints
+    return None, warnings
 
 
 def clear(folder: Path) -> None:
@@ -84,13 +84,13 @@ def clear(folder: Path) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of all random generators of this process."""
+    """Returns the states of all random generators of this process."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Puts all random generators of this process into states that `random_states` gave."""
+    """Sets all random generators of this process to states that `random_states` returned."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
@@ -99,7 +99,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """Of all checkpoints, the newest first."""
+    """The files of all checkpoints, the newest first."""
     return sorted(folder.glob("checkpoint_*.safetensors"), reverse=True)
 
 
@@ -112,11 +112,11 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """As JSON can hold it, keys that are not text and tuples included; tensors go to `tensors`, and leave a number."""
+    """A value as JSON can hold it, with tuples and any keys; tensors move to `tensors` and leave their number."""
     if isinstance(value, Tensor):
         if value.dtype in _COMPLEX:
             return {"complex": _encode(torch.view_as_real(value.detach().resolve_conj()), tensors)}
-        # A copy, for what shares memory cannot be saved, and a run goes on while it is written.
+        # A copy, since tensors that share memory cannot be saved.
         name = str(len(tensors))
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}

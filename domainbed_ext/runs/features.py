@@ -1,7 +1,7 @@
-"""Features of a frozen backbone: the same at every step and in every run, so computed once and kept in the cache.
+"""Features of a frozen backbone: the same at every step and in every run, so computed once and cached.
 
-A linear probe is evaluated on them, and trained too where its images are not augmented. They are always computed in the
-same batches, an environment's images in their order: what the cache has room for changes no bit of them.
+A linear probe is evaluated on them, and trained too if its images are not augmented. They are always computed in the
+same batches, an environment's images in their order, so that they do not depend on what the cache has room for.
 """
 
 import hashlib
@@ -33,34 +33,34 @@ _FILE = "features.safetensors"
 
 
 class Features:
-    """Features that stand for the images, as they are the same at every step.
+    """Features in place of images.
 
     Args:
-        features: [n, width], of every image of an environment.
+        features: Features [n, width] of every image of an environment.
     """
 
     def __init__(self, features: Tensor) -> None:
         self.features = features
 
     def batch(self, keys: Sequence[int], generator: np.random.Generator) -> Tensor:
-        """[len(keys), width]; draws nothing."""
+        """Returns features [len(keys), width]; draws nothing."""
         return self.features[torch.as_tensor(keys)]
 
 
 def features(
     algorithm: LP, images: Stored, inputs: Inputs, cache: Entries, stop: Callable[[], None] = lambda: None
 ) -> Tensor | None:
-    """The features of all images of an environment.
+    """Returns the features of all images of an environment, cached; those that are not are computed.
 
     Args:
-        algorithm: that `embeds`.
-        images: of the backbone's size, out of the cache.
-        inputs: what the backbone is fed.
-        cache: where features are kept.
-        stop: called between batches, and while another process computes them; may raise.
+        algorithm: Linear probe that `embeds`.
+        images: Cached images at the backbone's input size.
+        inputs: Size and statistics of the backbone's input.
+        cache: Cache that holds the features.
+        stop: Function that is called between batches, and while another process computes them; may raise.
 
     Returns:
-        [images, width] on the CPU; None where the cache has no room for them.
+        Features [images, width] on the CPU; None if the cache has no room for them.
     """
 
     def build(folder: Path) -> None:
@@ -84,7 +84,7 @@ def features(
 def compute(
     algorithm: LP, images: Images, inputs: Inputs, stop: Callable[[], None] = lambda: None, workers: int = 0
 ) -> Tensor:
-    """The features of all images of an environment, without the cache.
+    """Computes the features of all images of an environment, without the cache.
 
     Args:
         algorithm: Linear probe that `embeds`.
@@ -94,7 +94,7 @@ def compute(
         workers: Number of processes that read and decode images; 0 does so in this one. The result is the same.
 
     Returns:
-        [images, width] on the CPU.
+        Features [images, width] on the CPU.
     """
     algorithm.eval()
     rows = []
@@ -118,12 +118,12 @@ class _InOrder(Dataset[Tensor]):
 
     def __getitem__(self, batch: int) -> Tensor:
         keys = range(self.count)[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
-        return self.source.batch(keys, np.random.default_rng(0))  # of which nothing is drawn
+        return self.source.batch(keys, np.random.default_rng(0))  # nothing is drawn from it
 
 
 def _digest(algorithm: LP, images: Stored, inputs: Inputs) -> str:
-    """Of all that features follow from."""
-    said = {**versions(), **machine(), "backbone": algorithm.hparams["backbone"], "precision": algorithm.precision}
-    said |= {"images": images.folder.name, "inputs": repr(inputs), **rounding()}
-    said["weights"] = backbones.loaded_digest(algorithm.backbone)
-    return hashlib.blake2b(strict_json.dumps(said, sort_keys=True).encode("utf-8"), digest_size=8).hexdigest()
+    """The digest of all that features depend on."""
+    facts = {**versions(), **machine(), "backbone": algorithm.hparams["backbone"], "precision": algorithm.precision}
+    facts |= {"images": images.folder.name, "inputs": repr(inputs), **rounding()}
+    facts["weights"] = backbones.loaded_digest(algorithm.backbone)
+    return hashlib.blake2b(strict_json.dumps(facts, sort_keys=True).encode("utf-8"), digest_size=8).hexdigest()

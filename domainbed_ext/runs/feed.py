@@ -1,4 +1,4 @@
-"""What a run feeds its algorithm: minibatches to train on, and its splits' images as one row of large batches."""
+"""The input of an algorithm: minibatches to train on, and the images of splits in large batches."""
 
 import math
 import time
@@ -32,19 +32,19 @@ from domainbed_ext.system.stages import Stage, unmeasured
 
 
 class Feed:
-    """Between a run's images and its algorithm.
+    """Feeds the images of a run to its algorithm.
 
     Args:
-        setup: the run's parts.
-        algorithm: that is fed.
-        stop: called between batches that are evaluated, and while images are put into the cache; may raise.
+        setup: Parts of the run.
+        algorithm: Algorithm of the run.
+        stop: Function that is called between evaluated batches, and while images are cached; may raise.
 
     Attributes:
-        profile: the run's clocks and counters, if `measure` was called.
-        seconds_an_image: that evaluation takes; None as long as nothing was evaluated.
+        profile: Timers and counters of the run, if `measure` was called.
+        seconds_an_image: Time of evaluating an image; None before the first evaluation.
 
     Raises:
-        BenchmarkError: images that cannot be read, all of them named.
+        BenchmarkError: Images cannot be read; all of them are named.
     """
 
     profile: Profile | None = None
@@ -57,20 +57,20 @@ class Feed:
         self._pinned = algorithm.device.type == "cuda"
 
     def measure(self) -> None:
-        """Profiles from now on, after counting what a minibatch takes."""
+        """Profiles from now on, after counting the operations of a minibatch."""
         self.profile = Profile(self.algorithm, next(self.training(range(1))))
         self.algorithm.stage = self.profile.stage
 
     @property
     def stage(self) -> Stage:
-        """Opened around a stage of the run."""
+        """The context manager around a stage of the run."""
         return self.profile.stage if self.profile else unmeasured
 
     def training(self, steps: range) -> Iterator[list[Minibatch]]:
         """The minibatches of some steps, one a training environment, on the algorithm's device.
 
         Args:
-            steps: which, e.g. `range(0, 300)`.
+            steps: Indices of the steps, e.g. `range(0, 300)`.
 
         Returns:
             An iterator over the steps' lists of (images [batch_size, 3, height, width], labels [batch_size]).
@@ -95,25 +95,25 @@ class Feed:
         return stream(minibatches, steps, self.setup.args.workers, ready, self._pinned, self.stage)
 
     def accuracies(self, step: int, names: Iterable[str]) -> dict[str, float]:
-        """What a record holds of some splits.
+        """Computes the accuracies on some splits.
 
         Args:
-            step: of the record; augmented images differ from one evaluation to the next, as upstream's do.
-            names: of splits, e.g. "env0_in", in the order in which they are evaluated.
+            step: Step of the record; augmented images differ from one evaluation to the next, as upstream's do.
+            names: Names of splits, e.g. "env0_in", in the order of evaluation.
 
         Returns:
-            "env0_in_acc" and so on to the share of images that are classified right, in [0, 1]; NaN where logits are
-            NaN or infinite, by which nothing is classified.
+            Share of correctly classified images in [0, 1] by "env0_in_acc" and so on; NaN where logits are NaN or
+            infinite.
         """
         parts = {f"{name}_acc": self._evaluated(step, name) for name in names}
         rows: dict[object, dict[str, Evaluated]] = {}
-        for name, part in parts.items():  # what is drawn depends on its row, so nothing is there that may be features
+        for name, part in parts.items():  # random draws depend on the row, so what may be features has a row of its own
             rows.setdefault((part.seed is None, type(part.source)), {})[name] = part
         counts = {name: count for row in rows.values() for name, count in self._count_right(row).items()}
         return {name: counts[name] / len(part.split) for name, part in parts.items()}
 
     def _count_right(self, parts: dict[str, Evaluated]) -> dict[str, float]:
-        """How many images of each split are classified right; NaN where one has no highest logit."""
+        """The number of correctly classified images of each split; NaN if an image has no highest logit."""
         batches = EvaluationBatches(list(parts.values()), EVALUATION_BATCH)
 
         def ready(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,27 +137,27 @@ class Feed:
 
     def _evaluated(self, step: int, name: str) -> Evaluated:
         setup, split, env = self.setup, self.setup.evaluated(name), environment_of(name)
-        looked_at = env not in setup.train_envs or name.endswith("_uda")
-        if looked_at or setup.args.validation_images != "augmented":
+        is_plain = env not in setup.train_envs or name.endswith("_uda")
+        if is_plain or setup.args.validation_images != "augmented":
             return Evaluated(split, self._plain(env))
         return Evaluated(split, self._augmented(env), seed_hash(setup.args.seed, "evaluation", step, name))
 
     def _trained_on(self) -> list[Source]:
-        """Of every training environment what its images become, all of them images or all features."""
+        """The source of each training environment: images of all, or features of all."""
         envs = self.setup.train_envs
         return [self._augmented(env) for env in envs]
 
     def _augmented(self, env: int) -> Source:
-        """What images of an environment become in training."""
+        """The source of an environment's training images."""
         if self.setup.augmentation == "none":
             return self._plain(env)
         return Augmented(self.images.training[env], AUGMENTATIONS[self.setup.augmentation], self.setup.inputs.size)
 
     def _plain(self, env: int) -> Source:
-        """What images of an environment become where they are only looked at: features, if they stand for them.
+        """The source of an environment's images without augmentation: features if they can replace images.
 
-        Never for some environments alone: which images share a batch changes how what is made of them rounds, and
-        must not follow from what the cache has room for.
+        Never for some environments alone: which images share a batch changes rounding, and must not depend on what the
+        cache has room for.
         """
         return self._pixels(env) if self._probe is None else Features(self._features(env))
 
@@ -166,7 +166,7 @@ class Feed:
 
     @property
     def _probe(self) -> LP | None:
-        """The algorithm, if features stand for images that it only looks at."""
+        """The algorithm, if features can replace images that are not augmented."""
         return self.algorithm if isinstance(self.algorithm, LP) and self.algorithm.embeds else None
 
     def _all_features(self, env: int) -> Tensor:
@@ -178,7 +178,7 @@ class Feed:
         return kept
 
     def _make_features(self, env: int) -> Tensor | None:
-        """Those that the cache keeps; None where it has no room, or there is none."""
+        """The features from the cache; None if it has no room, or there is no cache."""
         probe, images = self._probe, self.images.evaluation[env]
         if probe is None or not isinstance(images, Stored) or (cache := entries(self.setup.args)) is None:
             return None
@@ -191,6 +191,6 @@ class Feed:
             self.profile.images.update(dict.fromkeys([*what, *decoded], sum(len(labels) for _, labels in of)))
 
     def _ready(self, images: Tensor, labels: Tensor) -> Minibatch:
-        """Takes them to the device, and images from bytes to numbers there."""
+        """Moves a minibatch to the device, and normalises its images there."""
         device = self.algorithm.device
         return self.setup.inputs.ready(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)

@@ -1,14 +1,14 @@
-"""A run's folder: the only code that knows what lies in it.
+"""The folder of a run: no other code knows its files.
 
-results.jsonl        one JSON record a line, keys sorted; only ever replaced as a whole
+results.jsonl        one JSON record per line, keys sorted; always replaced as a whole
 out.txt err.txt      what the run printed, in all its attempts
-done                 the run is whole (DomainBed's marker): written last, when all else is on disk
+done                 the run is finished (DomainBed's marker): written last, when everything else is on disk
 diverged             the first step with a loss or an output that is not finite, as JSON, if there is one
-failed               why it is not, as JSON: error (one sentence), log, exit_code, attempt
-attempt_2.json       who is or was at it (see `attempts`)
-checkpoint_*         from where it goes on (see `checkpoint`), until it is done
-selected/            what was trained, at the step that training-domain validation selects
-last/                the same at the last step, where that is another
+failed               why it failed, as JSON: error (one sentence), log, exit_code, attempt
+attempt_2.json       the process of each attempt (see `attempts`)
+checkpoint_*         where it resumes (see `checkpoint`), until it is done
+selected/            the trained model at the step that training-domain validation selects
+last/                the trained model at the last step, if that is another
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from domainbed_ext.system import strict_json
 from domainbed_ext.system.attempts import Attempt, Claim, read_latest
 from domainbed_ext.system.files import remove, write_atomically
 
-NEEDED = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")  # arguments that make a record one
+NEEDED = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")  # arguments that every record has
 
 
 class State(str, Enum):
-    """How far a run is."""
+    """The state of a run."""
 
     NOT_LAUNCHED = "not launched"
     QUEUED = "queued"  # waits in a launch (see `launches`); its folder alone does not say so
@@ -42,18 +42,18 @@ class State(str, Enum):
 
 
 class RunFolder:
-    """One run's folder."""
+    """The folder of one run."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
 
     @property
     def state(self) -> State:
-        """Read from the folder alone."""
+        """The state, read from the folder alone."""
         return self.look()[0]
 
     def look(self, now: float | None = None) -> tuple[State, Attempt | None]:
-        """The state, and the last attempt unless the run is done.
+        """Reads the state, and the last attempt unless the run is done.
 
         Args:
             now: of `attempts.clock`, for whoever looks at many.
@@ -70,11 +70,11 @@ class RunFolder:
         return State.FAILED if "failed" in names else State.INTERRUPTED, attempt
 
     def claim(self) -> Claim:
-        """Makes the folder and the next attempt at the run.
+        """Makes the folder and claims the next attempt at the run.
 
         Raises:
-            BenchmarkError: the place is not writable, or holds something that is not a run.
-            Taken: another process is at it.
+            BenchmarkError: The folder cannot be written, or is not that of a run.
+            Taken: Another process has the claim.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -83,13 +83,13 @@ class RunFolder:
             raise not_writable(self.path, error) from error
 
     def start(self, lines: Sequence[str] | None = None) -> None:
-        """Drops what an earlier attempt left and a run that starts, or goes on, makes again.
+        """Deletes what an earlier attempt left and a run that starts, or resumes, writes again.
 
         Args:
-            lines: of `results.jsonl`, of a run that goes on from where it had these; None for one that starts.
+            lines: Lines of `results.jsonl` at the checkpoint that the run resumes from; None if it starts.
 
         Raises:
-            BenchmarkError: the place is not writable, or holds something that is not a run.
+            BenchmarkError: The folder cannot be written, or is not that of a run.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -106,11 +106,11 @@ class RunFolder:
             raise not_writable(self.path, error) from error
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds a record to `results.jsonl`, on disk before it returns; nobody ever sees half of it."""
+        """Adds a record to `results.jsonl`; it is on disk when this returns, and never half written."""
         self._write_lines([*self.lines(), strict_json.dumps(record, sort_keys=True)])
 
     def lines(self) -> list[str]:
-        """Of `results.jsonl`, as they are."""
+        """The lines of `results.jsonl`."""
         path = self.path / "results.jsonl"
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
@@ -125,10 +125,10 @@ class RunFolder:
         """The records so far, each with the folder's name under "run".
 
         Raises:
-            BenchmarkError: a line is not a JSON record.
+            BenchmarkError: A line is not a JSON record.
         """
         records = []
-        shared: dict[str, Any] = {"run": self.path.name}  # what all records of a run repeat is held once
+        shared: dict[str, Any] = {"run": self.path.name}  # values that all records of a run repeat are kept once
         for number, line in enumerate((self.path / "results.jsonl").read_bytes().splitlines(), 1):
             record = self._record(line, number)
             for name, value in record.items():
@@ -141,7 +141,7 @@ class RunFolder:
         """The first record; None if there is none yet.
 
         Raises:
-            BenchmarkError: it cannot be read, or is no record.
+            BenchmarkError: It cannot be read, or is not a record.
         """
         try:
             with (self.path / "results.jsonl").open("rb") as file:
@@ -165,7 +165,7 @@ class RunFolder:
         return record
 
     def finish(self) -> None:
-        """Marks the run done; everything else of it must be on disk by now."""
+        """Marks the run done; everything else must be on disk by now."""
         write_atomically(self.path / "done", "done")
         _clear_checkpoints(self.path)
 
@@ -173,8 +173,8 @@ class RunFolder:
         """Marks the run failed.
 
         Args:
-            error: why, in one sentence.
-            exit_code: of the run; negative for the signal that killed it.
+            error: Reason in one sentence.
+            exit_code: Exit code of the run; negative for the signal that killed it.
         """
         attempt = read_latest(self.path)
         reason = {
@@ -188,7 +188,7 @@ class RunFolder:
             write_atomically(self.path / "failed", strict_json.dumps(reason, indent=2) + "\n")
 
     def diverge(self, step: int) -> None:
-        """Notes that the run diverged, for whoever looks at many folders."""
+        """Notes that the run diverged, for readers of many folders."""
         write_atomically(self.path / "diverged", strict_json.dumps({"step": step}) + "\n")
 
     @property
@@ -197,19 +197,19 @@ class RunFolder:
         return (self.path / "diverged").exists()
 
     def failure(self) -> str:
-        """Why the run failed, in one sentence."""
+        """Returns why the run failed, in one sentence."""
         try:
             return str(json.loads((self.path / "failed").read_text(encoding="utf-8"))["error"])
         except (OSError, ValueError, KeyError, TypeError):
             return f"{self.path} does not say why; its log is {self.path / 'err.txt'}"
 
     def log(self) -> AbstractContextManager[None]:
-        """Sends what is printed to `out.txt` and `err.txt` as well."""
+        """Copies what is printed to `out.txt` and `err.txt`."""
         return run_log.copied(self.path / "out.txt", self.path / "err.txt")
 
 
 def _clear_checkpoints(path: Path) -> None:
-    from domainbed_ext.runs import checkpoint  # with it comes torch, which takes seconds: readers of records do without
+    from domainbed_ext.runs import checkpoint  # loads torch, which takes seconds: readers of records do without
 
     checkpoint.clear(path)
 
@@ -217,20 +217,20 @@ def _clear_checkpoints(path: Path) -> None:
 def load_records(
     input_dir: Path | str, unfinished: bool = False, unreadable: list[str] | None = None
 ) -> list[dict[str, Any]]:
-    """The records of every run directly below a folder, in the order of the runs' names.
+    """Reads the records of every run directly below a folder, in the order of the runs' names.
 
     Args:
-        input_dir: a sweep's folder, ours or upstream DomainBed's.
-        unfinished: take runs without a `done` file too. DomainBed always does, so that half a run can enter
-            its tables.
-        unreadable: takes a sentence about every run whose records cannot be read, which is then left out.
+        input_dir: Folder of a sweep, ours or upstream DomainBed's.
+        unfinished: Whether runs without a `done` file count too. In DomainBed they do, so that half a run can enter its
+            tables.
+        unreadable: List that gets a sentence about every run whose records cannot be read, which is then left out.
 
     Returns:
-        The records, each with its run's folder name under "run".
+        Records, each with the name of its run's folder under "run".
 
     Raises:
-        BenchmarkError: no such folder, no (finished, readable) run in it, or a line that is not a record where
-            `unreadable` is None.
+        BenchmarkError: There is no such folder, no (finished, readable) run in it, or, if `unreadable` is None, a line
+            is not a record.
     """
     root = Path(input_dir)
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""The pixels that a run trains on and looks at: out of the cache where they can be kept, else decoded each time."""
+"""The pixels that a run trains on and evaluates: from the cache if they fit there, else decoded each time."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -31,8 +31,8 @@ class Uncached:
     """Images that are decoded each time.
 
     Args:
-        environment: whose images.
-        prepare: done to each, e.g. a resize.
+        environment: Environment of the images.
+        prepare: Function that is applied to each, e.g. a resize.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Uncached:
 
 
 class Augmented:
-    """Images at the size that a backbone is fed.
+    """Images at the backbone's input size.
 
     Args:
-        images: pixels.
-        augmentation: what they undergo; `AUGMENTATIONS["none"]` for plain ones.
-        size: (height, width) in pixels.
+        images: Pixels.
+        augmentation: Augmentation of them; `AUGMENTATIONS["none"]` for plain images.
+        size: Input size, (height, width) in pixels.
     """
 
     def __init__(self, images: Images, augmentation: Augmentation, size: tuple[int, int]) -> None:
@@ -65,7 +65,7 @@ class Augmented:
 
 
 def entries(args: RunArguments) -> Entries | None:
-    """The cache that a run's arguments name; None if they say "none"."""
+    """Opens the cache of a run's arguments; None if they say "none"."""
     folder = choose_folder(args.cache_dir)
     return None if folder is None else Entries(folder, int(args.cache_gb * 10**9))
 
@@ -73,20 +73,20 @@ def entries(args: RunArguments) -> Entries | None:
 def open_images(
     setup: Setup, variant: Variant, envs: Sequence[int], processes: int = 1, progress: Advance | None = None
 ) -> dict[int, Images]:
-    """Environments' pixels, out of the cache, where they are put if they were not there.
+    """Opens environments' pixels, from the cache, to which they are added if they were not there.
 
     Args:
-        setup: of a run.
-        variant: the size that they are wanted at.
-        envs: indices of the environments.
-        processes: that decode.
-        progress: see `open_cached`.
+        setup: Parts of a run.
+        variant: Size of the images.
+        envs: Indices of the environments.
+        processes: Number of processes that decode.
+        progress: Function that is told the progress, see `open_cached`.
 
     Returns:
-        By environment, its pixels. Those that are no files, or for which the cache has no room, are made at each use.
+        Pixels by environment. Those that are not files, or for which the cache has no room, are decoded at each use.
 
     Raises:
-        BenchmarkError: images that cannot be read, all of them named.
+        BenchmarkError: Images cannot be read; all of them are named.
     """
     environments = [setup.dataset[env] for env in envs]
     files = [environment for environment in environments if isinstance(environment, FileEnvironment)]
@@ -96,16 +96,16 @@ def open_images(
             stored = open_cached(setup.args.dataset, files, variant, cache, processes, progress)
             return dict(zip(envs, stored, strict=True))
         except NoRoom as error:
-            print(f"{error}; until then images are decoded each time", file=sys.stderr)
+            print(f"warning: {error}; until then images are decoded each time", file=sys.stderr)
     return {env: Uncached(environment, variant) for env, environment in zip(envs, environments, strict=True)}
 
 
 class RunImages:
-    """A run's pixels by environment, opened when the first is asked for.
+    """A run's pixels by environment, opened at first use.
 
     Args:
-        setup: the run's parts.
-        progress: told how far the cache is, see `open_cached`.
+        setup: Parts of the run.
+        progress: Function that is told the progress of caching, see `open_cached`.
     """
 
     def __init__(self, setup: Setup, progress: Advance | None = None) -> None:
@@ -113,17 +113,17 @@ class RunImages:
 
     @property
     def variants(self) -> dict[Variant, bool]:
-        """At which sizes it takes images, each with whether it is for looking at them, or for training."""
+        """The sizes at which the run takes images, each with whether it is for evaluation (else training)."""
         return {self.plain: True} | ({} if self.setup.augmentation == "none" else {self.original: False})
 
     @property
     def plain(self) -> Variant:
-        """What is looked at: as the backbone is fed."""
+        """The size of images that are evaluated: the backbone's input size."""
         return Resized(*self.setup.inputs.size)
 
     @property
     def original(self) -> Variant:
-        """What is augmented: as decoded, or (`--training_images resized`) a little larger than the backbone is fed."""
+        """The size of images that are augmented: as decoded, or 9/8 of the input size (`--training_images resized`)."""
         if self.setup.args.training_images == "exact":
             return Decoded()
         return Shorter(find_side_for_crops(min(self.setup.inputs.size)))
@@ -136,10 +136,10 @@ class RunImages:
 
     @cached_property
     def evaluation(self) -> dict[int, Images]:
-        """Every environment's images as the backbone is fed."""
+        """Every environment's images at the backbone's input size."""
         return open_images(self.setup, self.plain, range(len(self.setup.dataset)), progress=self.progress)
 
     @cached_property
     def training(self) -> dict[int, Images]:
-        """Every training environment's images as they are augmented."""
+        """Every training environment's images before augmentation."""
         return open_images(self.setup, self.original, self.setup.train_envs, progress=self.progress)

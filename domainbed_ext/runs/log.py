@@ -1,4 +1,4 @@
-"""What a run prints, copied to its log files as a terminal would be left showing it: no escape codes, no half lines."""
+"""Copies what a run prints to its log files, as a terminal would show it in the end: whole lines, no escape codes."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ def copied(out: Path, err: Path) -> Iterator[None]:
 
 
 def plain(line: str) -> str:
-    """A line without escape codes, and of what carriage returns write over each other the last.
+    """Returns a line without escape codes, with only the last of the texts that carriage returns overwrite.
 
     Args:
         line: Text without its newline.
@@ -41,7 +41,7 @@ class _LogFile:
     """A file of whole lines; the last is held back until it is whole, or the file is closed."""
 
     def __init__(self, path: Path) -> None:
-        # Names of files may hold what no encoding has.
+        # Names of files may hold characters that no encoding has.
         self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         self._rest = ""
 
@@ -71,16 +71,16 @@ class _Tee(io.TextIOBase):
 
     @property
     def rich_proxied_file(self) -> TextIO:
-        """What lies under it: where a console of rich draws that is made meanwhile. Else the two call each other."""
+        """The stream below, where a rich console that is made meanwhile draws. Else the two would call each other."""
         return getattr(self.stream, "rich_proxied_file", self.stream)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of what lies under it."""
+        """Encoding of the stream below."""
         return self.stream.encoding
 
     def write(self, text: str) -> int:
-        # Neither a log that cannot be written nor a console that cannot show the text may end a run that can go on.
+        # Neither a log that cannot be written nor a console that cannot show the text may end the run.
         with contextlib.suppress(OSError):
             self.file.write(text)
         with contextlib.suppress(OSError, UnicodeEncodeError):

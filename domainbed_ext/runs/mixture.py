@@ -11,23 +11,23 @@ Record = dict[str, Any]
 
 
 def check(records: Iterable[Record], input_dir: object) -> list[str]:
-    """Looks for runs that do not belong in one table.
+    """Checks that runs belong in one table.
 
     Args:
         records: Records of any number of runs, each with the name of its run under "run".
         input_dir: Folder of the runs.
 
     Returns:
-        Warnings about what is mixed and accepted.
+        Warnings about differences that are accepted.
 
     Raises:
-        BenchmarkError: Runs on a data set of one name are on different data.
+        BenchmarkError: Runs on one data set have different data.
     """
     runs = list({record["run"]: record for record in records}.values())
     _check_data(runs, input_dir)
     warnings = []
-    if silent := sum(not run.get("data_digest") for run in runs):
-        warnings.append(f"{silent} of {len(runs)} runs do not record on which data they are: taken as the same data")
+    if without := sum(not run.get("data_digest") for run in runs):
+        warnings.append(f"{without} of {len(runs)} runs do not record their data: taken as the same data")
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
         for label, value in _ingredients(run):
@@ -54,7 +54,7 @@ def _check_data(runs: Iterable[Record], input_dir: object) -> None:
 
 
 def _ingredients(run: Record) -> Iterator[tuple[str, str]]:
-    """What a run's numbers follow from beside its identity and its data: labels and values."""
+    """What a run's numbers depend on besides its identity and its data: labels and values."""
     args, hparams = run["args"], run.get("hparams") or {}
     for name, version in (run.get("versions") or {}).items():
         yield name, version

@@ -1,7 +1,7 @@
-"""Where a run's time goes, stage by stage, beside the floor that its matrix products set: `--profile`.
+"""Time of a run by stage, compared with the lower bound of its matmuls: `--profile`.
 
-The floor of a stage is the time that its matrix products alone would take at the rate at which this machine multiplies
-large matrices in the run's precision and threads, measured at the start; a stage without products has none.
+The lower bound of a stage is the time that its matmuls alone would take at the rate of large matmuls on this machine in
+the run's precision and threads, measured at the start; a stage without matmuls has none. Records call it "floor".
 """
 
 import copy
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 STAGES = ("data wait", "augment", "forward", "backward", "optimizer", "evaluate", "write")
-_ROWS, _TRIES = 4096, 7  # of the product that is timed
+_ROWS, _TRIES = 4096, 7  # of the matmul that is timed
 
 
 class Profile:
-    """The clocks and counters of a run.
+    """Timers and counters of a run.
 
     Args:
-        algorithm: that the run trains; a copy of it counts the operations.
-        minibatch: of every training environment, images [n, channels, height, width] and labels [n].
+        algorithm: Algorithm of the run; a copy of it counts the operations.
+        minibatch: Images [n, channels, height, width] and labels [n] of every training environment.
 
     Attributes:
-        images: how many were decoded, augmented, forwarded (in training), backwarded and evaluated.
-        seconds: by stage.
-        operations: floating-point operations of the products of one image, by stage.
-        rate: operations a second of a large product.
+        images: Number of images that were decoded, augmented, forwarded (in training), backwarded and evaluated.
+        seconds: Time by stage.
+        operations: Floating-point operations of the matmuls of one image, by stage.
+        rate: Operations per second of a large matmul.
     """
 
     def __init__(self, algorithm: "Algorithm", minibatch: list[tuple[Tensor, Tensor]]) -> None:
@@ -50,7 +50,7 @@ class Profile:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """A `Stage`. On a GPU it waits for what it started, which costs the run some of its overlap."""
+        """Times a stage. On a GPU it waits until the work is done, which costs some overlap."""
         self._credit()
         self._open.append(name)
         try:
@@ -66,21 +66,21 @@ class Profile:
             self.seconds[self._open[-1]] += now - self._since
         self._since = now
 
-    def floor(self, stage: str) -> float:
-        """Seconds that the products of a stage's images take at the measured rate."""
+    def lower_bound(self, stage: str) -> float:
+        """Seconds that the matmuls of a stage's images take at the measured rate."""
         counted = {"forward": "forwarded", "backward": "backwarded", "evaluate": "evaluated"}.get(stage)
         return self.images[counted] * self.operations[stage] / self.rate if counted else 0.0
 
     def summary(self) -> dict[str, Any]:
-        """What a record holds of it, up to now in this attempt.
+        """Summarises the attempt so far, for a record.
 
         Returns:
-            "gflop_per_s", "gflop_per_image" by stage, "images" by what was done to them, and "stages": of each
-            "seconds", "floor" (seconds) and, where there is a floor, "ratio".
+            "gflop_per_s", "gflop_per_image" by stage, "images" by what was done to them, and "stages": for each
+            "seconds", "floor" (the lower bound in seconds) and, if there is one, "ratio".
         """
         stages = {}
         for name in STAGES:
-            seconds, floor = self.seconds[name], self.floor(name)
+            seconds, floor = self.seconds[name], self.lower_bound(name)
             stages[name] = {"seconds": seconds, "floor": floor, **({"ratio": seconds / floor} if floor else {})}
         return {
             "gflop_per_s": self.rate / 1e9,
@@ -90,30 +90,30 @@ class Profile:
         }
 
     def table(self) -> str:
-        """The summary in words."""
-        found = self.summary()
-        lines = [f"{'stage':10} {'seconds':>9} {'floor':>9} {'ratio':>6}"]
-        stages = found["stages"]
+        """Formats the summary as a table."""
+        summary = self.summary()
+        lines = [f"{'stage':10} {'seconds':>9} {'bound':>9} {'ratio':>6}"]
+        stages = summary["stages"]
         stages["all"] = {key: sum(stage[key] for stage in stages.values()) for key in ("seconds", "floor")}
         if stages["all"]["floor"]:
             stages["all"]["ratio"] = stages["all"]["seconds"] / stages["all"]["floor"]
         for name, stage in stages.items():
             floor = f"{stage['floor']:9.2f} {stage['ratio']:6.2f}" if "ratio" in stage else f"{'':>9} {'':>6}"
             lines.append(f"{name:10} {stage['seconds']:9.2f} {floor}".rstrip())
-        counted = ", ".join(f"{count:,} {name}" for name, count in found["images"].items() if count)
-        lines.append(f"images: {counted}; products at {found['gflop_per_s']:.0f} GFLOP/s")
+        counted = ", ".join(f"{count:,} {name}" for name, count in summary["images"].items() if count)
+        lines.append(f"images: {counted}; matmuls at {summary['gflop_per_s']:.0f} GFLOP/s")
         return "\n".join(lines)
 
 
 def operations(algorithm: "Algorithm", minibatch: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Floating-point operations of the matrix products of one image, counted on a copy.
+    """Counts the floating-point operations of the matmuls of one image, on a copy of the algorithm.
 
     Args:
-        algorithm: any.
-        minibatch: of every training environment, images [n, ...] and labels [n].
+        algorithm: Any algorithm.
+        minibatch: Images [n, ...] and labels [n] of every training environment.
 
     Returns:
-        Of "forward", "backward" (whatever an update does beside) and "evaluate".
+        Operations of "forward", "backward" (everything else in an update) and "evaluate".
     """
     algorithm = copy.deepcopy(algorithm)
     images = torch.cat([x for x, _ in minibatch]).to(algorithm.device)
@@ -131,10 +131,10 @@ def operations(algorithm: "Algorithm", minibatch: list[tuple[Tensor, Tensor]]) -
 
 
 def product_rate(algorithm: "Algorithm") -> float:
-    """Operations a second of a product with the largest weight of any linear layer, the fastest of some.
+    """Measures operations per second of a matmul with the largest weight of any linear layer, the fastest of some.
 
     Args:
-        algorithm: whose precision and device are taken.
+        algorithm: Algorithm with the precision and the device of the run.
     """
     weights = [module.weight for module in algorithm.modules() if isinstance(module, nn.Linear)]
     outputs, inputs = max((weight.shape for weight in weights), key=lambda shape: shape.numel())
@@ -152,6 +152,6 @@ def product_rate(algorithm: "Algorithm") -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Waits until a GPU has done what it was told; a CPU has."""
+    """Waits until a GPU has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

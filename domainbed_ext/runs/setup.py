@@ -1,4 +1,4 @@
-"""A run's parts, made from its arguments and checked before any work is done."""
+"""The parts of a run, made from its arguments and checked before any work is done."""
 
 import random
 from collections.abc import Mapping
@@ -26,22 +26,22 @@ from domainbed_ext.runs.imports import load
 from domainbed_ext.runs.provenance import machine, own_sources, versions
 from vitlorafa import count_parameters
 
-WORKERS = 4  # beside a GPU, which one core does not keep busy
+WORKERS = 4  # with a GPU, which one core does not keep busy
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A run's parts.
+    """The parts of a run.
 
     Attributes:
         args: Arguments of the run, completed; environments are indices.
         test_envs: Indices of the environments that it is tested on.
-        hparams: final hyperparameters.
-        dataset: with all its environments.
-        inputs: what the backbone is fed.
-        splits: "env0_in", "env0_out", "env0_uda", ... to the samples; an empty split is left out.
-        steps: number of training steps.
-        checkpoint_freq: steps from one evaluation to the next; 0 for none but the last.
+        hparams: Final hyperparameters.
+        dataset: Data set with all its environments.
+        inputs: Size and statistics of the backbone's input.
+        splits: Samples of "env0_in", "env0_out", "env0_uda" and so on; an empty split is left out.
+        steps: Number of training steps.
+        checkpoint_freq: Number of steps from one evaluation to the next; 0 to evaluate at the last step alone.
     """
 
     args: CompleteArguments
@@ -69,10 +69,10 @@ class Setup:
         return [name for name in self.splits if name not in self.validation_splits]
 
     def evaluated(self, name: str) -> Split:
-        """What of a split its accuracy is measured on: of those that are trained on `--train_eval_share`.
+        """The samples of a split that its accuracy is measured on: of those that are trained on, `--train_eval_share`.
 
         Args:
-            name: of the split, e.g. "env0_in".
+            name: Name of the split, e.g. "env0_in".
         """
         split = self.splits[name]
         if environment_of(name) not in self.train_envs or not name.endswith("_in"):
@@ -87,7 +87,7 @@ class Setup:
 
     @property
     def augmentation(self) -> str:
-        """Name in `augmentation.AUGMENTATIONS` of what training images undergo."""
+        """Name in `augmentation.AUGMENTATIONS` of the augmentation of training images."""
         return self.dataset.AUGMENTATION if self.hparams["data_augmentation"] else "none"
 
     def make_algorithm(self) -> Algorithm:
@@ -96,7 +96,7 @@ class Setup:
             seed(self.args.seed)
         make = get_algorithm_class(self.args.algorithm)
         algorithm = make(self.inputs.shape, self.dataset.num_classes, len(self.train_envs), self.hparams)
-        # What is saved of it then says what images and classes it was trained on.
+        # So that a saved model says which images and classes it was trained on.
         backbone: Any = algorithm.backbone
         trained_on = self.inputs.to_timm() | {"label_names": list(map(str, self.dataset.classes))}
         backbone.pretrained_cfg = {**(getattr(backbone, "pretrained_cfg", None) or {}), **trained_on}
@@ -104,13 +104,13 @@ class Setup:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which the smallest training environment is seen once, as DomainBed counts epochs."""
+        """Number of steps in which the smallest training environment is seen once: DomainBed's epoch."""
         sizes = [len(self.splits[f"env{i}_in"]) for i in range(len(self.dataset))]
         return min(sizes) / int(self.hparams["batch_size"])
 
 
 def collect_facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:
-    """What every record of a run says of it.
+    """Collects what every record of a run holds about the run.
 
     Args:
         setup: Parts of the run.
@@ -140,7 +140,7 @@ def collect_facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str,
 
 
 def compute_exactly(args: CompleteArguments) -> None:
-    """Sets torch, for this process, so that the same arguments give the same numbers.
+    """Sets up torch in this process so that the same arguments give the same numbers.
 
     Args:
         args: Arguments of a run, completed.
@@ -154,13 +154,10 @@ def set_up(args: RunArguments, recorded_hparams: Mapping[str, Any] | None = None
 
     Args:
         args: Arguments of the run.
-        recorded_hparams: final hyperparameters of a run that was, over those that its arguments give now.
-
-    Returns:
-        The parts.
+        recorded_hparams: Recorded final hyperparameters of an earlier run, which override those of the arguments.
 
     Raises:
-        BenchmarkError: anything that would stop the run later, in one sentence.
+        BenchmarkError: Something would stop the run later.
     """
     args = args.complete(workers=WORKERS if torch.cuda.is_available() else 0)
     load(args.imports)

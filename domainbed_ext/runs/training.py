@@ -179,9 +179,9 @@ class Training:
 
     def _resume(self) -> None:
         """Resumes from the last checkpoint that can be read, if it is of this computation; else starts."""
-        state, complaints = checkpoint.load(self.folder.path)
-        for complaint in complaints:
-            print(f"warning: {complaint}", file=sys.stderr)
+        state, warnings = checkpoint.load(self.folder.path)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         if state is not None and (different := differences(state["facts"], self.facts)):
             _ = self.feed.images.evaluation  # an error if images are broken now: the checkpoint is kept until then
             listed = ", ".join(f"{kind.value} ({words})" for kind, words in different.items())

@@ -109,7 +109,10 @@ def test_test_environments_go_by_label_name_or_index():
         ),
         ({"test_envs": [3, "sketch"]}, "--test_envs names environment 3 S twice"),
         ({"names": TOY[:1], "source_envs": ["x"]}, "has 1 environment.s., and --protocol single_source takes at least"),
-        ({"protocol": "leave_one_out", "source_envs": ["A"]}, "--source_envs is of --protocol single_source: add that"),
+        (
+            {"protocol": "leave_one_out", "source_envs": ["A"]},
+            "--source_envs is an option of --protocol single_source: add that",
+        ),
     ],
 )
 def test_environments_that_make_no_run_get_a_sentence(given, sentence):

@@ -34,9 +34,7 @@ def test_runs_that_do_not_say_of_which_data_are_accepted_with_one_warning(tmp_pa
     silent = [{name: value for name, value in record.items() if name != "data_digest"} for record in run(source=2)]
     write_runs(tmp_path, [*run(), *silent])
     assert collect_results.main(["--input_dir", str(tmp_path)]) == 0
-    assert capsys.readouterr().err == (
-        "warning: 1 of 2 runs do not record on which data they are: taken as the same data\n"
-    )
+    assert capsys.readouterr().err == ("warning: 1 of 2 runs do not record their data: taken as the same data\n")
 
 
 @pytest.mark.parametrize(
