@@ -45,7 +45,7 @@ def test_a_console_of_any_encoding_costs_no_results(folder, settings):
     assert (process.returncode, process.stderr) == (0, b"")
     text = process.stdout.decode("cp1252")
     assert "BOnly" in text and "73.0 +/- 2.1" in text
-    assert re.search(r"In domain.*\n.*\n.*\d\.\d(±|\+/-)\d\.\d", text)
+    assert re.search(r"In-domain.*\n.*\n.*\d\.\d(±|\+/-)\d\.\d", text)
     assert {path.name for path in (folder / "tables").iterdir()} >= FILES
 
 
@@ -71,11 +71,11 @@ def test_tables_are_written_before_they_are_printed(folder, monkeypatch):
     def fail(*args):
         raise UnicodeEncodeError("ascii", "±", 0, 1, "it cannot be")
 
-    show = collect_results.tables.show
+    print_tables = collect_results.print_tables
     monkeypatch.setattr(
-        collect_results.tables,
-        "show",
-        lambda console, *more: (fail if console.file is sys.stdout else show)(console, *more),
+        collect_results,
+        "print_tables",
+        lambda console, *more: (fail if console.file is sys.stdout else print_tables)(console, *more),
     )
     with pytest.raises(UnicodeEncodeError):
         collect_results.collect(folder)
