@@ -99,8 +99,8 @@ def become(words, variables):
     if how == "-m":
         name, *arguments = rest
         sys.argv = ["-m", *arguments]
-        if not hasattr(sys.modules.get(name), "__path__"):
-            sys.modules.pop(name, None)  # or runpy warns that it is there
+        is_package = hasattr(sys.modules.get(name), "__path__")
+        sys.modules.pop(f"{name}.__main__" if is_package else name, None)  # or runpy warns that it is there
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     elif how == "-c":
         code, *arguments = rest

@@ -64,13 +64,16 @@ def test_train_hears_sigterm_on_a_terminal(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("command", ["train", "sweep"])
-def test_ctrl_c_while_a_command_is_imported_is_no_error(command):
+@pytest.mark.parametrize(
+    ("command", "option", "code", "sentence"),
+    [("pretrain", "--out", -signal.SIGINT, AGAIN), ("train", "--output_dir", 130, RESUME)],
+)
+def test_ctrl_c_while_torch_is_imported_is_no_error(tmp_path, command, option, code, sentence):
     def imports(terminal):
         return "libtorch" in Path(f"/proc/{terminal.process.pid}/maps").read_text()
 
-    ended = interrupted(f"domainbed_ext.{command}", at=imports, fresh=True)
-    assert_stopped(ended, -signal.SIGINT, AGAIN)
+    ended = interrupted(f"domainbed_ext.{command}", option, tmp_path / "out", at=imports, fresh=True)
+    assert_stopped(ended, code, sentence)
 
 
 SWEEP = ("--protocol", "single_source", "--source_envs", "plain", "--algorithms", "LP", "--jobs", "1")
@@ -251,4 +254,4 @@ def test_the_librarys_measurements_end_and_hear_ctrl_c(tmp_path):
     assert ended.code == 0 and "bench" not in ended.screen.splitlines()[0] and "written to " in ended.screen
     assert_clean(*(path for path in (tmp_path / "out").iterdir() if path.suffix != ".png"))
     stopped = interrupted(*words, "1000000", at=r"[1-9]\d*/\d+")
-    assert_stopped(stopped, 130, "interrupted: what was finished is in ")
+    assert_stopped(stopped, 130, "interrupted: finished measurements are in ")
