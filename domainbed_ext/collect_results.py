@@ -1,7 +1,7 @@
 """Tables, plots and an HTML page from a folder of runs: `python -m domainbed_ext.collect_results --input_dir DIR`.
 
-Prints DomainBed's tables, one of generalisation and those of single-source runs, and writes them as text, Markdown,
-CSV, LaTeX and one HTML page.
+Prints DomainBed's tables, a table of generalisation gaps and the tables of single-source runs, and writes them as text,
+Markdown, CSV, LaTeX and one HTML page.
 """
 
 import argparse
@@ -35,12 +35,12 @@ example:
 
 writes to OUTPUT_DIR:
   results.txt   results.md   results.tex   the tables
-  results.csv    every figure: a row per data set, algorithm, selection method, metric and environment
-  selected.csv   the run, step and hyperparameters that each figure comes from
+  results.csv    every number: a row per data set, algorithm, selection method, metric and environment
+  selected.csv   the run, step and hyperparameters behind each number
   index.html     one page of all results: sortable tables, plots, and the runs behind each number
   plot.png   plot.svg   in-domain against out-of-domain accuracy
-  gaps.svg   parameters.svg   training.svg   the other plots, where the runs allow them
-  paper.csv      with --paper: our figures and the paper's, in numbers
+  gaps.svg   parameters.svg   training.svg   the other plots, if the runs have the data for them
+  paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
 
 
@@ -63,7 +63,7 @@ def collect(
         selections: Names of selection methods; None for all, leave-one-domain-out only where there are runs for it.
         unfinished: Whether unfinished runs count too.
         console: Console to print on; None for standard output.
-        paper: Whether to add the tables of Zhu et al. (2024) beside ours, and what our runs say of its claims.
+        paper: Whether to compare single-source runs with the tables and claims of Zhu et al. 2024.
         unreadable: List that takes a sentence for each run that is left out.
 
     Returns:
@@ -125,15 +125,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--selection",
         nargs="+",
         metavar="NAME",
-        help=f"model selection methods, of {', '.join(SELECTION_METHODS)} (default: all, but "
-        "leave-one-domain-out only where there are runs with two test environments, which it needs)",
+        help=f"model selection methods: {', '.join(SELECTION_METHODS)} (default: all; "
+        "leave-one-domain-out only if there are runs with two test environments, which it needs)",
     )
     imports.add_option(parser)
     parser.add_argument("--unfinished", action="store_true", help="include unfinished runs")
     parser.add_argument(
         "--paper",
         action="store_true",
-        help="add the tables of Zhu et al. (2024) beside our single-source ones, and what our runs say of its claims",
+        help="compare single-source runs with the tables and claims of Zhu et al. 2024",
     )
     parser.add_argument("--latex", action="store_true", help="print the tables as a LaTeX document")
     return parser

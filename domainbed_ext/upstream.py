@@ -38,11 +38,11 @@ VARIABLE = "DOMAINBED_CHECKOUT"
 CLONE = "git clone https://github.com/facebookresearch/DomainBed"
 
 DESCRIPTION = f"""\
-Runs a script of a DomainBed checkout, with the script's arguments, on DomainBed's algorithms and BA (LoRA),
-BOnly (LoRA-FA), AOnly (LoRA-FB), LP and FullFT. A name may fix hyperparameters, as in BOnly@rank=16; --hparams
-accepts those of our methods too (rank, backbone, weights, ...).
+Runs a script of a DomainBed checkout with the script's own arguments. Its algorithms are DomainBed's and BA (LoRA),
+BOnly (LoRA-FA), AOnly (LoRA-FB), LP and FullFT. A name may fix hyperparameters, as in BOnly@rank=16. --hparams
+accepts the hyperparameters of these methods too (rank, backbone, weights, ...).
 
-The checkout is that of --checkout, else of the environment variable {VARIABLE}, else the importable package
+The checkout is --checkout, else the environment variable {VARIABLE}, else the importable package
 `domainbed`."""
 
 EXAMPLES = """\
@@ -58,11 +58,11 @@ examples:
   python -m domainbed_ext.upstream train --help        # the arguments of that script
 
 differences from `python -m domainbed.scripts.SCRIPT`:
-  the runs of a sweep are started by this command, so that they know our algorithms too
+  the runs of a sweep are started by this command, so that they know these methods too
   `wilds` is needed only for its own data sets
   a batch larger than a split is an error; upstream's loader waits forever
   hyperparameters are plain Python numbers, so that model.pkl loads with torch's weights_only
-  our algorithms get images of their backbone's input size and input statistics; with --hparams
+  these methods get images of their backbone's input size and input statistics; with --hparams
     '{"input_stats": "imagenet"}' images keep the statistics that upstream normalised them with
 """
 

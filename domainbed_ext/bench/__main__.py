@@ -19,8 +19,8 @@ EXAMPLES = """examples:
   python -m domainbed_ext.bench stages --data_dir D            # images per second, from the file to the optimizer
   python -m domainbed_ext.bench run --data_dir D               # a whole run, compared with the plain implementation
   python -m domainbed_ext.bench run --data_dir D --checkout C  # and with upstream DomainBed
-  python -m domainbed_ext.bench accuracy --data_dir D          # whether the fast ways reach the same accuracy
-  python -m domainbed_ext.bench gpu --data_dir D               # ViT-Ti, S and B and a run on a GPU, if available
+  python -m domainbed_ext.bench accuracy --data_dir D          # whether the fast versions reach the same accuracy
+  python -m domainbed_ext.bench gpu --data_dir D               # ViT-Ti, ViT-S, ViT-B and a whole run on a GPU
   python -m domainbed_ext.bench side_by_side --data_dir D --at_once 1 2 4  # how many parallel runs saturate a device
   python -m domainbed_ext.bench sweep --command_launcher local --runs 200
 """
@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = CommandLine(
         prog="python -m domainbed_ext.bench",
-        description="Measures the cost of the benchmark itself, interleaved with what it is compared with.",
+        description="Measures how fast the benchmark itself is. What is compared is timed in interleaved rounds.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -20,13 +20,13 @@ from domainbed_ext.system.machine import count_available_cores
 from domainbed_ext.system.sizes import GB, format_size
 
 _EXAMPLES = """examples:
-  python -m domainbed_ext.cache build --dataset PACS --data_dir data   # before a sweep, whose runs then decode nothing
+  python -m domainbed_ext.cache build --dataset PACS --data_dir data   # before a sweep: its runs then decode nothing
   python -m domainbed_ext.cache build --dataset DomainNet --data_dir data --training_images resized
   python -m domainbed_ext.cache list
-  python -m domainbed_ext.cache remove PACS                            # or PACS/sketch, or an entry that list shows
+  python -m domainbed_ext.cache remove PACS                            # or PACS/sketch, or an entry shown by list
   python -m domainbed_ext.cache remove --all
 
-An entry is identified by the content of its images: copies of a data set share it, and a changed image makes a new one.
+Entries are identified by the content of the images: copies of a data set share one, a changed image creates a new one.
 """
 
 
@@ -74,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--training_images",
         choices=("exact", "resized"),
         default="exact",
-        help="exact: kept at their own size; resized: shorter side 8/7 of the image size (%(default)s)",
+        help="exact: cached at their own size; resized: shorter side 8/7 of the image size (%(default)s)",
     )
     build.add_argument(
         "--workers", type=option_values.whole(1), metavar="N", help="processes that decode (one per core)"
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code 0.
 
     Raises:
-        BenchmarkError: It cannot be done; the message says why, and what to do.
+        BenchmarkError: The command cannot continue; the message says why, and what to do.
     """
     args = make_parser().parse_args(argv)
     folder = Path(args.cache_dir) if args.cache_dir else find_default_folder()
@@ -122,7 +122,7 @@ def _list(entries: Entries, args: argparse.Namespace) -> None:
 
 
 def _build(entries: Entries, args: argparse.Namespace) -> None:
-    # Imported here, for they import torch, which takes seconds.
+    # Imported here because they import torch, which takes seconds.
     from domainbed_ext.datasets.folders import FileEnvironment
     from domainbed_ext.datasets.registry import get_dataset_class
 

@@ -1,4 +1,4 @@
-"""A command of a launch, and what launchers need to know of it."""
+"""A command of a launch, and what launchers need to know about it."""
 
 import shlex
 import sys
@@ -11,12 +11,12 @@ from domainbed_ext.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Command:
-    """A shell command; `for_run` makes one of a run.
+    """A shell command; `for_run` makes the command of a run.
 
     Attributes:
         text: The command as it is typed.
-        argv: Arguments of `domainbed_ext.train`; None if it is no run.
-        output_dir: Folder of the run; None if it is no run.
+        argv: Arguments of `domainbed_ext.train`; None if the command is not a run.
+        output_dir: Folder of the run; None if the command is not a run.
         threads: CPU threads that it uses.
         minutes: Time limit in minutes; None for none.
     """
@@ -44,5 +44,5 @@ class Command:
 
     @property
     def folder(self) -> RunFolder | None:
-        """The run's folder; None if it is no run."""
+        """The run's folder; None if the command is not a run."""
         return None if self.output_dir is None else RunFolder(self.output_dir)

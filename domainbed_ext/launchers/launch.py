@@ -1,4 +1,4 @@
-"""Launches that are under way in a sweep: each is a folder in `launches/` that says which runs wait in it.
+"""Launches that are in progress in a sweep: each is a folder in `launches/` that says which runs wait in it.
 
 launch.json      launcher, command, date, names of the runs' folders, the number of the last attempt at each run that
                  was tried before, and whether the launch is detached

@@ -38,7 +38,7 @@ class Launcher(ABC):
 
         Args:
             commands: Commands of the launch.
-            launch: How they are to be run, and whom to tell how far they are.
+            launch: Launch, which says how to run them and receives their progress.
 
         Returns:
             Exit codes (see `ExitCode`) in the order of the commands: a negative one for the signal that killed

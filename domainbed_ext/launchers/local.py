@@ -20,7 +20,7 @@ from domainbed_ext.launchers.slots import Slot, make_slots
 class LocalOptions(Limits):
     """Options of launcher `local`."""
 
-    jobs_per_gpu: int = option(1, "runs side by side on each GPU that CUDA_VISIBLE_DEVICES leaves visible", above=0)
+    jobs_per_gpu: int = option(1, "parallel runs on each visible GPU (see CUDA_VISIBLE_DEVICES)", above=0)
 
 
 @register_launcher("local")

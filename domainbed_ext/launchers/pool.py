@@ -31,7 +31,7 @@ class Limits:
 
     memory_gb: float | None = option(None, "memory limit of a run in GB, all its processes together", above=0)
     runs_per_worker: int = option(100, "number of runs after which a worker is replaced", above=0)
-    growth_gb: float = option(2.0, "growth of a worker's memory over its runs, in GB, that replaces it", above=0)
+    growth_gb: float = option(2.0, "growth of a worker's memory in GB after which it is replaced", above=0)
 
 
 def run_all(

@@ -46,9 +46,9 @@ class RayOptions:
     )
     num_gpus: float | None = option(None, "GPUs per run (1 / jobs_per_gpu if the cluster has any, else 0)", least=0)
     num_cpus: float | None = option(None, "cores per run (its --threads)", least=0)
-    jobs_per_gpu: int = option(1, "runs side by side on each GPU", above=0)
+    jobs_per_gpu: int = option(1, "parallel runs on each GPU", above=0)
     max_retries: int = option(3, "number of restarts of a run whose process or machine is lost", least=0)
-    runs_per_worker: int = option(100, "number of runs after which a process of Ray is replaced", above=0)
+    runs_per_worker: int = option(100, "number of runs after which a Ray worker is replaced", above=0)
 
 
 @register_launcher("ray")

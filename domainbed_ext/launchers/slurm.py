@@ -50,13 +50,13 @@ _UNREACHABLE = re.compile(
 class SbatchOptions:
     """Options that are passed on to sbatch."""
 
-    partition: str | None = option(None, "partition that jobs wait in")
+    partition: str | None = option(None, "partition of the jobs")
     account: str | None = option(None, "account that is charged")
     qos: str | None = option(None, "quality of service")
     time: str | None = option(
-        None, "time limit of a job, in quotes: '4:00:00'; longer runs resume when it is started again"
+        None, "time limit of a job, in quotes: '4:00:00'; runs that need longer resume when it is requeued"
     )
-    gres: str | None = option(None, "resources of a job beside cores, e.g. gpu:1")
+    gres: str | None = option(None, "generic resources of a job, e.g. gpu:1")
     constraint: str | None = option(None, "features that a node must have")
     cpus_per_task: int | None = option(None, "cores per job", above=0)
     mem: str | None = option(None, "memory per job, e.g. 16G")
@@ -70,7 +70,9 @@ class SlurmOptions(LocalOptions, SbatchOptions):
     sbatch: str | None = option(None, "any other options of sbatch, e.g. {mail-type: END, exclusive: true}, or as text")
     setup: str | None = option(None, "shell commands before the runs, e.g. module load cuda")
     runs_per_job: int = option(1, "runs per job", above=0)
-    slots: int | None = option(None, "runs at once in a job (by its GPUs and jobs_per_gpu, or by its cores)", above=0)
+    slots: int | None = option(
+        None, "parallel runs in a job (default: from its GPUs and jobs_per_gpu, or its cores)", above=0
+    )
 
 
 @dataclass(frozen=True)

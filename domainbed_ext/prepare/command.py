@@ -25,11 +25,11 @@ _EXAMPLES = """examples:
   python -m domainbed_ext.prepare VLCS --data_dir data --verify --decode        # only verify it
   python -m domainbed_ext.prepare ImageFolderDomains --data_dir mine --verify   # a folder of domains of your own
 
-Verifying writes a manifest, which can be trained on:
+Verification writes a manifest that can be used for training:
   python -m domainbed_ext.train --dataset Manifest --data_dir data/PACS/manifest.csv ...
 
-If it is interrupted, run the same command again to resume. Images are hard links to the unpacked files, or copies;
-nothing that you give by --archive is changed.
+If it is interrupted, run the same command again to resume. Images are hard links to the unpacked files, or copies.
+Files given by --archive are not changed.
 """
 
 
@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Makes the parser of the command line."""
     parser = CommandLine(
         prog="python -m domainbed_ext.prepare",
-        description="Downloads a data set, or takes your archives; lays it out as DomainBed does; verifies it.",
+        description="Downloads a data set or unpacks your archives, arranges it in DomainBed's layout and verifies it.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,16 +56,16 @@ def make_parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="PATH",
-        help="zip, tar or tar.gz files, or unpacked folders; one with the name of a download replaces it, any other is "
-        "the whole data set",
+        help="zip, tar or tar.gz files, or unpacked folders; a file named as a download is used instead of it, any "
+        "other must hold the whole data set",
     )
-    parser.add_argument("--verify", action="store_true", help="only verify the data set, and write its manifest")
+    parser.add_argument("--verify", action="store_true", help="only verify the data set and write its manifest")
     parser.add_argument("--decode", action="store_true", help="decode every image too, and list those that fail")
     parser.add_argument(
         "--workers", type=option_values.whole(1), metavar="N", help="processes that read images (one per core)"
     )
     duplicates.add_option(parser)
-    parser.add_argument("--dry_run", action="store_true", help="print what would be done, and do nothing")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be done; change nothing")
     return parser
 
 
@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code 0.
 
     Raises:
-        BenchmarkError: It cannot be done, or the data set is there but is not what it should be; the message says
-            why, and what to do.
+        BenchmarkError: The command cannot continue, or the data set is not as it should be; the message says why, and
+            what to do.
     """
     args = make_parser().parse_args(argv)
     name = _check(args)

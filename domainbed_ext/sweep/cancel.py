@@ -1,4 +1,4 @@
-"""`sweep cancel`: ends the launches under way. Runs at work stop at a checkpoint, queued ones do not start."""
+"""`sweep cancel`: stops launches in progress. Running runs stop at a checkpoint, queued runs do not start."""
 
 import sys
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def run(args: SweepArguments) -> int:
             print(f"error: {what}: {error}", file=sys.stderr)
             code = ExitCode.BAD_INPUT
     if not any_under_way:
-        print(f"no launch is under way in {sweep_dir}")
+        print(f"no launch is in progress in {sweep_dir}")
     return code
 
 

@@ -16,7 +16,7 @@ SHARE = 20  # at most 1/SHARE of the time is spent on reading them
 
 
 class LaunchProgress:
-    """Shows how far each run is, as the launcher reports it.
+    """Shows the progress of each run, as the launcher reports it.
 
     Args:
         jobs: Jobs of the launch.
@@ -33,7 +33,7 @@ class LaunchProgress:
         self._next_reading = 0.0
 
     def __call__(self, index: int, share: float) -> None:
-        """Notes how far a run is.
+        """Notes the progress of a run.
 
         Args:
             index: Number of its job.

@@ -1,7 +1,7 @@
-"""The command line of `sweep`: its sub-commands, and the options that each of them shows in its help.
+"""The command line of `sweep`: its sub-commands, and the options that the help of each shows.
 
-Every sub-command accepts the options of all of them, so that a command continues to work when only its sub-command is
-changed, and so that a definition may hold any option. Its help shows those that it uses.
+Every sub-command accepts the options of all, so that users can change the sub-command of a command and keep the rest,
+and so that a definition may have any option. The help of a sub-command shows the options that it uses.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         "--task",
         default="domain_generalization",
         metavar="NAME",
-        help="written in every record; no other task than the default has a meaning (%(default)s)",
+        help="accepted for DomainBed compatibility; recorded, and otherwise ignored (%(default)s)",
     )
     group.add_argument(
         "--n_hparams",
@@ -97,8 +97,8 @@ def _add_launching(parser: argparse.ArgumentParser) -> None:
         "--command_launcher",
         default="local",
         metavar="NAME",
-        help=f"{', '.join(launchers.LAUNCHERS)}, or one of another package's entry point group {launchers.GROUP} "
-        "(%(default)s)",
+        help=f"{', '.join(launchers.LAUNCHERS)}, or one that a package registers as an entry point in "
+        f"{launchers.GROUP} (%(default)s)",
     )
     group.add_argument(
         "--launcher_options",
@@ -110,7 +110,7 @@ def _add_launching(parser: argparse.ArgumentParser) -> None:
         type=option_values.whole(0),
         default=0,
         metavar="N",
-        help="runs at once (0: the launcher decides)",
+        help="number of parallel runs (0: the launcher decides)",
     )
     group.add_argument("--jobs_per_gpu", type=option_values.whole(1), metavar="N", help="runs that share a GPU (1)")
     run_options.add_image_options(group)
@@ -120,14 +120,14 @@ def _add_launching(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_caution(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("before anything happens")
-    group.add_argument("--skip_confirmation", action="store_true", help="do not ask")
+    group = parser.add_argument_group("confirmation")
+    group.add_argument("--skip_confirmation", action="store_true", help="do not ask for confirmation")
     group.add_argument("--dry_run", action="store_true", help="print what would be done, and change nothing")
 
 
 def _add_display(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is shown")
-    group.add_argument("--watch", action="store_true", help="refresh it until all is done, or Ctrl-C (on a terminal)")
+    group = parser.add_argument_group("output")
+    group.add_argument("--watch", action="store_true", help="refresh until all runs have finished (on a terminal)")
     group.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
@@ -137,11 +137,11 @@ _PARTS: tuple[Part, ...] = (_add_display, _add_caution, _add_runs, _add_launchin
 
 @dataclass(frozen=True)
 class SubCommand:
-    """A sub-command as its help has it.
+    """A sub-command as its help describes it.
 
     Attributes:
-        summary: What it does, in a line.
-        examples: Options of commands, each with a remark.
+        summary: What it does, in one line.
+        examples: Options of example commands, each with a remark.
         parts: Groups of options that it uses.
         has_launcher_table: Whether its help lists the options of launchers.
     """
@@ -154,7 +154,7 @@ class SubCommand:
 
 _SUB_COMMANDS = {
     "launch": SubCommand(
-        "run all that is not done, and print the tables",
+        "run what is missing, and print the tables",
         (
             ("", "the quickstart"),
             ("--dry_run", "print the commands that it would run"),
@@ -178,21 +178,24 @@ _SUB_COMMANDS = {
         has_launcher_table=True,
     ),
     "retry": SubCommand(
-        "run what failed or was interrupted, and nothing else",
+        "run only what failed or was interrupted",
         (("--sweep mine.yaml --data_dir data", "after fixing the cause of failures"),),
     ),
     "status": SubCommand(
-        "show how far each run is, what failed and why, and the time left",
-        (("--sweep mine.yaml --watch", "stay and refresh"), ("--sweep mine.yaml --json", "for scripts")),
+        "show the progress of the runs, failures with their reasons, and the time left",
+        (
+            ("--sweep mine.yaml --watch", "refresh until all runs have finished"),
+            ("--sweep mine.yaml --json", "for scripts"),
+        ),
         (_add_display, _add_runs),
     ),
     "validate": SubCommand(
-        "check everything and estimate the cost, and run nothing",
-        (("--sweep mine.yaml --data_dir data", "before a launch: is all well, and what will it cost?"),),
+        "check the setup and estimate the cost; run nothing",
+        (("--sweep mine.yaml --data_dir data", "before a launch"),),
         has_launcher_table=True,
     ),
     "cancel": SubCommand(
-        "end the launches under way: running runs stop at a checkpoint, queued ones do not start",
+        "stop launches in progress: running runs stop at a checkpoint, queued runs do not start",
         (("--sweep mine.yaml", "stop the sweep; launch resumes it later"),),
         (_add_caution, _add_runs),
     ),
@@ -257,13 +260,13 @@ def _overview() -> str:
     return "\n".join(
         [
             f"usage: {format_command('sweep')} COMMAND [options]",
-            "\nMany runs: launches them, shows their progress, and prints their tables.",
+            "\nLaunches many runs, shows their progress and prints their tables.",
             "\ncommands (COMMAND --help lists the options of each):",
             *commands,
             "\nexamples:",
             *examples,
-            "\nEvery command takes the options that say which runs, or a --sweep that holds them. It accepts the",
-            "options of the other commands too, and ignores them.\n",
+            "\nGive every command the same options for the choice of runs, or the same --sweep file. A command",
+            "accepts the options of the other commands too, and ignores them.\n",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""`sweep retry`: runs what failed or was interrupted, and nothing else."""
+"""`sweep retry`: runs only what failed or was interrupted."""
 
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.sweep.launch import launch_runs

@@ -1,4 +1,4 @@
-"""The states of a sweep's runs: read from their folders and from the launches under way, never from a scheduler."""
+"""The states of a sweep's runs: read from their folders and from launches in progress, never from a scheduler."""
 
 import re
 from collections import Counter, defaultdict
@@ -35,7 +35,7 @@ class Wait(NamedTuple):
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The state of a run, and how far it is.
+    """The state and the progress of a run.
 
     Attributes:
         job: Job whose run it is.
@@ -158,7 +158,7 @@ def mixed_runs_warning(jobs: Sequence[Job], sweep_dir: Path) -> str | None:
 
 
 def _waits(sweep_dir: Path) -> dict[str, list[Wait]]:
-    """The launches under way that each run is listed in."""
+    """The launches in progress that each run is listed in."""
     waits = defaultdict(list)
     for path in list_under_way(sweep_dir):
         content = read_launch(path)

@@ -1,4 +1,4 @@
-"""`sweep status`: shows how far each run is, what failed and why, and the time left."""
+"""`sweep status`: shows the progress of the runs, failures with their reasons, and the time left."""
 
 import sys
 import time
@@ -50,7 +50,7 @@ def run(args: SweepArguments) -> int:
 
 
 def show(read: Callable[[], Sequence[RunStatus]], sweep_dir: Path, watch: bool = False) -> int:
-    """Prints how far a sweep is.
+    """Prints the progress of a sweep.
 
     Args:
         read: Function that reads the runs' statuses.

@@ -1,4 +1,4 @@
-"""What `sweep status` shows: how far a sweep is, where its time goes, and what failed."""
+"""The output of `sweep status`: progress of the sweep, where its time goes, and what failed."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence

@@ -50,7 +50,7 @@ class TimeLeft:
 
 
 def estimate_time_left(statuses: Sequence[RunStatus], at_once: int = 0, guess: bool = False) -> TimeLeft:
-    """Estimates what is left: of the launches under way, or else of all runs but those that failed.
+    """Estimates what is left of the launches in progress or, if there are none, of all runs that have not failed.
 
     Args:
         statuses: Statuses of the runs.

@@ -76,7 +76,14 @@ def test_every_figure_leads_to_its_runs(html):
     assert row.count('data-runs="run-PACS-BA-rank8-1-0 run-PACS-BA-rank8-1-1"') == 6
     run = html[html.index('<details id="run-PACS-BA-rank8-1-0"') :]
     run = " ".join(" ".join(Reader(run[: run.index("</dl>")]).words).split())
-    for fact in ("BA@rank=8 (LoRA)", "trial 0", "chosen step 299", "seed 1234", "protocol single_source", "[0, 2, 3]"):
+    for fact in (
+        "BA@rank=8 (LoRA)",
+        "trial 0",
+        "selected step 299",
+        "seed 1234",
+        "protocol single_source",
+        "[0, 2, 3]",
+    ):
         assert fact in run
     assert all(fact in html for fact in ("A processor", "2.9.0", "vit_base_patch16_224.augreg_in21k", "300,295"))
 

@@ -90,7 +90,7 @@ def test_a_deletion_that_was_killed_is_finished_by_the_next(tmp_path):
 
 def test_cancelling_nothing_says_so(tmp_path, capsys):
     assert sweep.main(words(tmp_path, command="cancel")) == 0
-    assert capsys.readouterr().out == f"no launch is under way in {tmp_path / 'sweep'}\n"
+    assert capsys.readouterr().out == f"no launch is in progress in {tmp_path / 'sweep'}\n"
 
 
 def test_cancel_asks_every_launch_to_end(tmp_path, capsys, monkeypatch):
@@ -118,7 +118,7 @@ def test_an_engine_that_is_through_is_not_cancelled(tmp_path, capsys):
         launch.detach(slurm=["7"])
     failed(job)
     assert sweep.main(words(tmp_path, command="cancel")) == 0
-    assert "no launch is under way" in capsys.readouterr().out and not launch.cancelled
+    assert "no launch is in progress" in capsys.readouterr().out and not launch.cancelled
 
 
 def test_an_engine_that_does_not_answer_keeps_no_other_launch_from_being_cancelled(tmp_path, capsys, monkeypatch):

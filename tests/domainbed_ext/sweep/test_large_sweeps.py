@@ -120,7 +120,7 @@ def test_the_page_is_no_larger_than_said(protocol, evaluations, small_room):
         html = html_of(records)
         assert len(html.encode()) - empty <= page_runs.ROOM
         assert len(linked(html)[0]) <= room
-    assert len(linked(html)[0]) == 36 and "have an entry here" not in html
+    assert len(linked(html)[0]) == 36 and "runs are listed here" not in html
 
 
 def test_runs_that_no_number_comes_from_give_way(small_room):
@@ -131,7 +131,7 @@ def test_runs_that_no_number_comes_from_give_way(small_room):
     small_room(20, 2)
     html = html_of(records)
     assert linked(html) == (chosen, all_links)
-    assert f"{len(chosen)} of 80 runs have an entry here: those that the tables' numbers come from." in html
+    assert f"{len(chosen)} of 80 runs are listed here: those behind the tables' numbers." in html
     assert "80 runs, 160 records. Click a number" in html and "selected.csv" in html
 
 
@@ -143,8 +143,8 @@ def test_a_number_leads_to_all_of_its_runs_or_to_none(small_room):
     html = html_of(records)
     shown, links = linked(html)
     assert len(shown) == 6 and set(links) <= set(all_links) and set(" ".join(links).split()) == shown
-    assert f"6 of 240 runs have an entry here: of the {len(chosen)} that the tables' numbers come from, as" in html
-    assert "Where there is room, click a number" in html
+    assert f"6 of 240 runs are listed here: as many as fit of the {len(chosen)} behind the tables' numbers." in html
+    assert "Click a linked number" in html
 
 
 def test_a_run_that_cannot_be_read_stops_no_other(tmp_path, capsys):
