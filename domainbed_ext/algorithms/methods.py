@@ -69,6 +69,6 @@ declare(
         "domainbed_ext.algorithms.full:ERM",
         label="DomainBed ERM",
         explanation="full fine-tuning with DomainBed's optimizer and hyperparameters",
-        hyperparameters=hp.DOMAINBED,  # in tables and plots it is one of upstream's methods
+        hyperparameters=hp.DOMAINBED,  # tables and plots list it among upstream's methods
     )
 )

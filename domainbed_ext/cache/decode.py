@@ -23,10 +23,10 @@ class Part:
 
     Attributes:
         paths: Paths of the files.
-        sizes: (height, width) at which each is kept; `UNREADABLE` leaves it no room.
-        variant: Variant that is kept.
-        folder: Folder, see `pixels.write`.
-        offset: Offset, see `pixels.write`.
+        sizes: (height, width) of each in the cache; no space is reserved for `UNREADABLE`.
+        variant: Variant that is cached.
+        folder: Folder of the pixels, see `pixels.write`.
+        offset: Offset of the first image, see `pixels.write`.
     """
 
     paths: Sequence[str]
@@ -40,10 +40,10 @@ def decode(part: Part) -> dict[str, str]:
     """Decodes images and writes their pixels.
 
     Args:
-        part: Which images, and where to.
+        part: Images, and where their pixels are written.
 
     Returns:
-        Reason by path, of images that could not be decoded to the size that they should have.
+        Reasons by path, for images that could not be decoded or whose size differs from the expected one.
     """
     bad = {}
 
@@ -52,10 +52,10 @@ def decode(part: Part) -> dict[str, str]:
             try:
                 image = np.asarray(part.variant(read(path)))
                 if image.shape != (height, width, 3):
-                    bad[path] = "of another size when it is decoded"
+                    bad[path] = "its size when decoded differs from its header"
             except UnusableImage as reason:
                 bad[path] = str(reason)
-            # An unreadable image is black, so that the next one is where it should be.
+            # A bad image is black, so that the next one is at its offset.
             yield np.zeros((height, width, 3), np.uint8) if path in bad else image
 
     pixels.write(part.folder, images(), part.offset)

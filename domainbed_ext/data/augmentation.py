@@ -128,7 +128,7 @@ def _resized_crops(
     sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
     boxes = crop_boxes(draws, sizes).tolist()
     for planes, image, (top, left, height, width), mirror in zip(batch.numpy(), images, boxes, mirrored, strict=True):
-        # A copy, for torch takes no read-only memory; the batch axis goes in front before the channels do, or torch
+        # A copy, since torch takes no read-only memory; the batch axis goes in front before the channels do, or torch
         # does not see that channels are innermost, the layout its 8-bit kernel is fast in.
         cut = torch.from_numpy(np.array(image[top : top + height, left : left + width]))[None].permute(0, 3, 1, 2)
         resized = F.interpolate(cut, size, mode="bilinear", antialias=True)[0].numpy()

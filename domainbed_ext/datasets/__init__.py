@@ -1,4 +1,4 @@
-"""Data sets as DomainBed has them: environments of labelled images.
+"""Data sets in DomainBed's form: environments of labelled images.
 
 base                    the base classes of data sets and environments
 folders                 PACS, VLCS and others whose environments are folders of image files
@@ -7,7 +7,7 @@ digits, mnist, debug    data sets in memory
 listing, image_files    how folders and files are read
 digest                  digests, which show whether a data set has changed
 environment_names       the names of a data set's environments
-registry                all by name; `register_dataset` adds one
+registry                all data sets by name; `register_dataset` adds one
 """
 
 from typing import TYPE_CHECKING

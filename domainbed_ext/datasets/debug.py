@@ -51,7 +51,7 @@ class Debug28(MultipleDomainDataset):
     AUGMENTATION = "none"
 
     def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
-        import torch  # here, for it takes seconds that only this data set needs
+        import torch  # here because it takes seconds, and only this data set needs it
 
         super().__init__(root, test_envs, hparams)
         self.classes = ["0", "1"]

@@ -1,4 +1,4 @@
-"""DigitsShift: four environments of handwritten digits, made from what scikit-learn ships.
+"""DigitsShift: four environments of handwritten digits, made from images that scikit-learn includes.
 
 The images are real: the 1797 test digits of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak
 1998; UCI), 8×8 pixels with 17 grey levels, as `sklearn.datasets.load_digits` has them. The shifts between
@@ -11,8 +11,8 @@ environments are synthetic. Each digit is in exactly one environment:
     sketched   the outline alone, dark on white paper
 
 Every step is integer arithmetic, Pillow's (fixed point for resizing) or legacy numpy randomness, whose streams
-never change, so the images do not depend on machine or thread count; a Pillow that decodes JPEG or turns
-images with another rounding may move a pixel by a grey level.
+never change, so the images do not depend on machine or thread count. A version of Pillow that rounds
+differently when it decodes JPEG or rotates images may change a pixel by one grey level.
 """
 
 from collections.abc import Iterator, Sequence
@@ -62,7 +62,7 @@ class DigitsShift(MultipleDomainDataset):
     CHECKPOINT_FREQ = 100
     ENVIRONMENTS = ENVIRONMENTS
     INPUT_SHAPE = (3, SIZE, SIZE)
-    AUGMENTATION = "crop"  # a mirrored digit is none
+    AUGMENTATION = "crop"  # no mirroring: a mirrored digit is not a digit
 
     def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
         super().__init__(root, test_envs, hparams)
@@ -108,14 +108,14 @@ def digits_environments() -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64
 @lru_cache(maxsize=1)
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """scikit-learn's scans [n, 8, 8], 0 to 255, and their classes [n]."""
-    from sklearn.datasets import load_digits  # here, for it takes seconds that only this data set need wait
+    from sklearn.datasets import load_digits  # here because it takes seconds, and only this data set needs it
 
     digits = load_digits()
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
 
 def _enlarge(scan: NDArray[np.uint8]) -> Image.Image:
-    """Enlarges a scan [8, 8] smoothly to 32 px, mode L, with a margin so that turned digits lose no ends."""
+    """Enlarges a scan [8, 8] smoothly to 32 px, mode L, with a margin so that rotated digits are not cut off."""
     return Image.fromarray(np.pad(scan, _MARGIN)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
 
 

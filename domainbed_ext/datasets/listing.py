@@ -1,5 +1,5 @@
-"""Which files of a folder are a data set's images: those that torchvision's `ImageFolder` lists, in its order, but for
-what is hidden or an operating system's."""
+"""Lists the images of a folder as torchvision's `ImageFolder` does, in the same order, but without hidden files and
+those of operating systems."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from domainbed_ext.errors import BenchmarkError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 _PREFIXES = (".", "__MACOSX", "@eaDir")
-_SYSTEM = {  # folders that operating systems, and those of network storage, put beside files of the user's
+_SYSTEM = {  # folders that operating systems and network storage create beside the user's files
     *("$recycle.bin", "system volume information", "lost+found"),
     *("#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "~snapshot"),
 }
@@ -25,7 +25,7 @@ _OTHER_ENDINGS = (
     ".jp2",
     ".tga",
     ".svg",
-)  # images that do not count
+)  # unsupported image formats, which are ignored with a warning
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Listing:
     Attributes:
         classes: Names of the class folders, sorted.
         files: Paths of the images, class by class.
-        targets: The label of each.
+        targets: Labels of the images.
         hidden: Paths of what was ignored because of its name.
         unused: Paths of images that were ignored since they lie beside the class folders, or have another ending.
     """
@@ -61,10 +61,10 @@ def split_folders(folder: Path) -> tuple[list[str], list[str]]:
     """The folders in a folder.
 
     Args:
-        folder: Where to look.
+        folder: Folder that is searched.
 
     Returns:
-        Names of those that count, sorted, and paths of the hidden ones.
+        Names of the folders that are not hidden, sorted, and paths of the hidden ones.
 
     Raises:
         BenchmarkError: The folder cannot be read.
@@ -78,10 +78,10 @@ def list_images(folder: Path) -> Listing:
     """Lists the images in the class folders of a folder.
 
     Args:
-        folder: Of a domain.
+        folder: Folder of a domain.
 
     Raises:
-        BenchmarkError: A folder cannot be read, or a link in it leads back to one that it is in.
+        BenchmarkError: A folder cannot be read, or it contains a link to a folder above it.
     """
     classes, hidden = split_folders(folder)
     unused = [entry.path for entry in _scan(str(folder)) if _is_image_file(entry) and not is_hidden(entry.name)]
@@ -96,7 +96,7 @@ def list_images(folder: Path) -> Listing:
 
 
 def count_images(path: str) -> int:
-    """How many images there are in a folder, at any depth; 1 for a file.
+    """Counts the images in a folder, at any depth; 1 for a file.
 
     Args:
         path: Folder or file.
@@ -113,7 +113,7 @@ def _walk(
     status = os.stat(folder)
     here = above | {(status.st_dev, status.st_ino)}
     if here == above:
-        raise BenchmarkError(f"{folder} is a link to a folder that it lies in: remove it")
+        raise BenchmarkError(f"{folder} is a link to a folder above it: remove it")
     images: list[str] = []
     for entry in sorted(_scan(folder), key=lambda entry: entry.name):
         if entry.is_dir():
@@ -129,7 +129,7 @@ def _walk(
 
 
 def _is_image_file(entry: os.DirEntry[str]) -> bool:
-    """Also if it is a dead link, which is then reported with all other files that cannot be read."""
+    """Whether it is an image file; dead links count, and are reported with all other files that cannot be read."""
     return is_image(entry.name) and (entry.is_file() or entry.is_symlink())
 
 
@@ -138,4 +138,4 @@ def _scan(folder: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise BenchmarkError(f"cannot read the folder {folder} ({error.strerror}): have its owner let you") from error
+        raise BenchmarkError(f"cannot read the folder {folder} ({error.strerror}): ask its owner for access") from error

@@ -82,7 +82,7 @@ def read_manifest(path: Path) -> list[Row]:
 
 
 def _parquet(path: Path) -> Iterator[list[str]]:
-    import pandas as pd  # here, for it takes seconds that a run on another data set need not wait
+    import pandas as pd  # here because it takes seconds, and other data sets do not need it
 
     try:
         table = pd.read_parquet(path)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SEED = 0  # of the order and the flips; no option, so that there is one data set of each name
-_LABEL_FLIPS = 0.25  # share of ColoredMNIST's labels that are wrong, so that colour can beat shape
+_LABEL_FLIPS = 0.25  # share of ColoredMNIST's labels that are wrong, so that colour predicts them better than shape
 
 
 def read_mnist(root: Path | str | None, train: bool) -> "tuple[Tensor, Tensor]":
@@ -34,7 +34,7 @@ def read_mnist(root: Path | str | None, train: bool) -> "tuple[Tensor, Tensor]":
 
     Args:
         root: Folder that holds `MNIST/raw`.
-        train: Whether to read the training digits, and not the test digits.
+        train: Whether to read the training digits; otherwise the test digits.
 
     Returns:
         Images [n, 28, 28] (uint8) and digits [n] (int64).
@@ -42,7 +42,7 @@ def read_mnist(root: Path | str | None, train: bool) -> "tuple[Tensor, Tensor]":
     Raises:
         BenchmarkError: Files are missing or broken.
     """
-    # Here, for torch takes seconds that only these data sets need.
+    # Imported here because torch takes seconds to import, and only these data sets need it.
     from torchvision.datasets import MNIST
 
     get_them = "get them by: python -m domainbed_ext.prepare MNIST --data_dir DIR"
@@ -57,7 +57,7 @@ def read_mnist(root: Path | str | None, train: bool) -> "tuple[Tensor, Tensor]":
         digits = MNIST(str(folder), train=train, download=False)
         images, labels = digits.data, digits.targets
         whole = images.ndim == 3 and len(images) == len(labels) > 0
-    except (OSError, RuntimeError, ValueError, AssertionError, LookupError, TypeError):  # what torchvision's reader has
+    except (OSError, RuntimeError, ValueError, AssertionError, LookupError, TypeError):  # torchvision's reader
         whole = False
     if not whole:
         broken = " or ".join(files[:2] if train else files[2:])
@@ -159,8 +159,8 @@ class RotatedMNIST(_DealtMNIST):
 
 @register_dataset("ColoredMNIST")
 class ColoredMNIST(_DealtMNIST):
-    """Coloured MNIST (Arjovsky et al., 2019): is the digit below 5? 2 classes, whose colour misleads in the last
-    environment."""
+    """Coloured MNIST (Arjovsky et al., 2019): 2 classes, digits below 5 and the others. The colour predicts the class,
+    but misleads in the last environment."""
 
     ENVIRONMENTS = ("+90%", "+80%", "-90%")
     INPUT_SHAPE = (2, 28, 28)

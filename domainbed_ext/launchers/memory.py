@@ -35,7 +35,7 @@ def measure_families(pids: Iterable[int]) -> dict[int, int]:
         Bytes by process; 0 if it has ended.
     """
     children = defaultdict(list)
-    for process in psutil.process_iter(["ppid"]):  # once for all of them, for there may be many processes
+    for process in psutil.process_iter(["ppid"]):  # once for all of them, since there may be many processes
         children[process.info["ppid"]].append(process.pid)
 
     def measure(pid: int) -> int:

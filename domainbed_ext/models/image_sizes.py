@@ -65,7 +65,7 @@ def _try(name: str, size: tuple[int, int]) -> tuple[dict[str, Any], str]:
                 try:
                     model = timm.create_model(name, pretrained=False, img_size=size)
                     made = {"img_size": size}
-                except TypeError:  # it has no such argument, for it takes any size that is large enough
+                except TypeError:  # it has no such argument, since it takes any size that is large enough
                     pass
             model.eval()(torch.empty(1, 3, *size))
     except Exception as error:  # assertions, divisions and shapes inside the model

@@ -153,7 +153,7 @@ def _attempt(url: str, path: Path, on_progress: OnProgress) -> None:
         _PassingError: It may be later.
         _RangeError: What is there cannot be continued.
     """
-    # Imported here, for it loads much, and preparing what is there needs none of it.
+    # Imported here because it takes long, and is needed only for downloads.
     import gdown
     from gdown.exceptions import DownloadError as CutError
     from gdown.exceptions import FileURLRetrievalError

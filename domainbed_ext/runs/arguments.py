@@ -190,8 +190,8 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--training_images",
         choices=CHOICES["training_images"],
-        help="images that are augmented: exact (default): as they are; resized: scaled down to 9/8 of the backbone's "
-        "input size where they are larger, which takes less room in the cache",
+        help="images before augmentation: exact (default) as they are; resized: larger ones scaled down to a shorter "
+        "side of 8/7 of the backbone's input size, which takes less space in the cache",
     )
     group.add_argument(
         "--test_on",
@@ -234,7 +234,7 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=option_values.whole(1),
         metavar="N",
-        help="CPU threads of a run (1, since runs go side by side); another number rounds differently",
+        help="CPU threads of a run (1, since runs are parallel); another number rounds differently",
     )
 
 
@@ -250,7 +250,7 @@ def _list_default_backbones() -> str:
 
 def add_image_options(parser: argparse._ActionsContainer) -> None:
     """Adds the options of runs and sweeps for checking images before they are used."""
-    parser.add_argument("--verify_images", action="store_true", help="check every image file first")
+    parser.add_argument("--verify_images", action="store_true", help="check every image file before training starts")
     duplicates.add_option(parser)
 
 
@@ -268,7 +268,7 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
         type=option_values.number(least=0),
         default=SharedArguments.cache_gb,
         metavar="GB",
-        help="size that the cache may take (%(default)g)",
+        help="largest size of the cache in GB (%(default)g)",
     )
     group.add_argument(
         "--workers",
@@ -277,7 +277,7 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
         help="processes that prepare a run's images (4 with a GPU, else 0); 0: the run itself prepares them",
     )
     group.add_argument(
-        "--profile", action="store_true", help="time each stage, and compare it with the lower bound of its matmuls"
+        "--profile", action="store_true", help="time each stage and compare it with its matmul lower bound"
     )
 
 

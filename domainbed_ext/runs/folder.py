@@ -150,7 +150,7 @@ class RunFolder:
             return None
         except OSError as error:
             raise BenchmarkError(
-                f"cannot read {self.path} ({error.strerror or error}): have its owner let you"
+                f"cannot read {self.path} ({error.strerror or error}): ask its owner for access"
             ) from error
 
     def _record(self, line: bytes, number: int) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def list_names(sweep_dir: Path) -> set[str]:
         return set()
     except OSError as error:
         raise BenchmarkError(
-            f"cannot read {sweep_dir} ({error.strerror}): have its owner let you, or give another --output_dir"
+            f"cannot read {sweep_dir} ({error.strerror}): ask its owner for access, or give another --output_dir"
         ) from error
 
 

@@ -92,7 +92,7 @@ def read_states(runs: Sequence[str], sweep_dir: Path) -> list[tuple[State, Attem
         try:
             state, attempt = folder.look(now) if run in names else (State.NOT_LAUNCHED, None)
         except OSError as error:
-            raise BenchmarkError(f"cannot read {folder.path} ({error.strerror}): have its owner let you") from error
+            raise BenchmarkError(f"cannot read {folder.path} ({error.strerror}): ask its owner for access") from error
         waiting = [wait for wait in waits.get(run, ()) if _is_waiting(run, state, attempt, wait)]
         # In doubt in a scheduler, which starts it without being asked.
         wait = max(waiting, key=lambda wait: wait.detached, default=None)

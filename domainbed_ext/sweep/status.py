@@ -43,9 +43,9 @@ def run(args: SweepArguments) -> int:
             print(warning)
     statuses = read_statuses(jobs, sweep_dir)
     if any(status.state is State.DONE for status in statuses):
-        from domainbed_ext.sweep.finished import check_finished  # here, for with it comes torch, which takes seconds
+        from domainbed_ext.sweep.finished import check_finished  # here because it imports torch, which takes seconds
 
-        check_finished(statuses)  # last, for it may list many files
+        check_finished(statuses)  # last, since it may list many files
     return 0
 
 

@@ -121,7 +121,7 @@ def test_a_link_back_is_a_sentence(tmp_path, link):
     make_domains(tmp_path, domains=("a", "b"), images=1)
     (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / link).symlink_to(tmp_path / "a/dog")
-    with pytest.raises(BenchmarkError, match=f"{link} is a link to a folder that it lies in: remove it"):
+    with pytest.raises(BenchmarkError, match=f"{link} is a link to a folder above it: remove it"):
         ImageFolderDomains(tmp_path, [0], {})
 
 
@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_read_is_a_sentence(tmp_path, monkeypatch):
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(BenchmarkError, match=r"cannot read the folder .*b/dog \(Permission denied\): have its owner"):
+    with pytest.raises(BenchmarkError, match=r"cannot read the folder .*b/dog \(Permission denied\): ask its owner"):
         ImageFolderDomains(tmp_path, [0], {})
 
 
