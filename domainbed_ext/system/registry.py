@@ -144,6 +144,9 @@ class Registry(MutableMapping[str, T]):
         plain = _plain(name)
         return next((each for each, thing in self._things.items() if plain in map(_plain, self._names(each))), None)
 
+    def _module(self, name: str) -> str:
+        return self._owners[name].partition(":")[0]
+
     def _names(self, name: str) -> tuple[str, ...]:
         return name, *self._spellings(self._things[name])
 
@@ -151,6 +154,9 @@ class Registry(MutableMapping[str, T]):
         modules, self._built_in = self._built_in, []
         for module in modules:
             importlib.import_module(module)
+        if modules:  # listed in their order, whichever was imported first
+            places = {module: place for place, module in enumerate(modules)}
+            self._things = dict(sorted(self._things.items(), key=lambda item: places.get(self._module(item[0]), -1)))
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         if self._points is None:

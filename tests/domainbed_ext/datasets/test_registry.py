@@ -21,6 +21,10 @@ def test_the_built_in_ones_are_there():
     assert all(kind.__name__ == name for name, kind in DATASETS.items())
 
 
+def test_built_in_ones_are_listed_alike_whichever_was_imported_first():  # here it was ImageFolderDomains
+    assert list(DATASETS)[:3] == ["DigitsShift", "Debug28", "Debug224"] and list(DATASETS)[-1] == "Manifest"
+
+
 def test_a_class_becomes_a_data_set():
     @register_dataset("Seasons")
     class Seasons(ImageFolderDomains):
