@@ -1,4 +1,4 @@
-"""The launchers `local` and `multi_gpu`: runs on this machine, side by side, in warm workers.
+"""The launchers `local` and `multi_gpu`: parallel runs on this machine, in workers that stay alive.
 
 A warm worker imports torch once, not once a run.
 """
@@ -25,7 +25,7 @@ class LocalOptions(Limits):
 
 @register_launcher("local")
 class Local(Launcher):
-    """Runs commands side by side: on every GPU or, where there is none, as many as the cores have room for."""
+    """Runs commands in parallel: on every GPU or, if there is none, as many as there are cores for them."""
 
     OPTIONS: ClassVar[type | None] = LocalOptions
     RUNS_HERE = True

@@ -1,4 +1,4 @@
-"""Where runs go side by side on this machine: a slot is what one of them has to itself."""
+"""Slots for parallel runs on this machine: a slot is the share of the machine that one run has to itself."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ def make_slots(commands: Sequence[Command], parallel: int = 0, jobs_per_gpu: int
     Args:
         commands: Commands that are to run; the one with the most threads says how many cores a slot needs.
         parallel: Number of slots; 0 as above. With GPUs, the slots go round them.
-        jobs_per_gpu: Runs side by side on a GPU.
+        jobs_per_gpu: Number of parallel runs on a GPU.
 
     Returns:
         The slots, no more than commands.
