@@ -211,6 +211,16 @@ def test_public_names_are_on_the_api_page():
     assert set(vitlorafa.__all__) <= shown_names
 
 
+def test_public_names_are_imported_from_where_the_api_page_says():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^::: ((vitlorafa|domainbed_ext\.\w+)\.[\w.]+)$", page, flags=re.MULTILINE)
+    assert {"vitlorafa", "domainbed_ext.algorithms", "domainbed_ext.datasets"} <= {package for _, package in shown}
+    for name, package in shown:
+        module, _, attribute = name.rpartition(".")
+        defined = getattr(importlib.import_module(module), attribute)
+        assert getattr(importlib.import_module(package), attribute, None) is defined, (package, attribute)
+
+
 @pytest.mark.slow
 def test_the_site_loads_nothing_from_a_host(tmp_path):
     pytest.importorskip("mkdocs")

@@ -16,9 +16,17 @@ from domainbed_ext.system import lazy
 
 if TYPE_CHECKING:
     from domainbed_ext.datasets.base import Environment, MultipleDomainDataset
+    from domainbed_ext.datasets.folders import ImageFolderDomains
     from domainbed_ext.datasets.registry import DATASETS, get_dataset_class, register_dataset
 
-__all__ = ["DATASETS", "Environment", "MultipleDomainDataset", "get_dataset_class", "register_dataset"]
+__all__ = [
+    "DATASETS",
+    "Environment",
+    "ImageFolderDomains",
+    "MultipleDomainDataset",
+    "get_dataset_class",
+    "register_dataset",
+]
 __getattr__ = lazy.attributes(
     __name__,
     {
@@ -27,5 +35,6 @@ __getattr__ = lazy.attributes(
         "register_dataset": "domainbed_ext.datasets.registry",
         "Environment": "domainbed_ext.datasets.base",
         "MultipleDomainDataset": "domainbed_ext.datasets.base",
+        "ImageFolderDomains": "domainbed_ext.datasets.folders",
     },
 )

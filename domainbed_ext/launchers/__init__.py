@@ -9,6 +9,7 @@ queue, stopping, memory       what is next, when to stop, and how much memory pr
 """
 
 from domainbed_ext.launchers import dummy, local, ray, slurm  # they register themselves
+from domainbed_ext.launchers.launch import Launch
 from domainbed_ext.launchers.launcher import Launcher
 from domainbed_ext.launchers.plugins import GROUP
 from domainbed_ext.launchers.registry import LAUNCHERS, cancel_in_engine, check_options, get_launcher, register_launcher
@@ -16,6 +17,7 @@ from domainbed_ext.launchers.registry import LAUNCHERS, cancel_in_engine, check_
 __all__ = [
     "GROUP",
     "LAUNCHERS",
+    "Launch",
     "Launcher",
     "cancel_in_engine",
     "check_options",
