@@ -12,14 +12,20 @@ from domainbed_ext.launchers import dummy, local, ray, slurm  # they register th
 from domainbed_ext.launchers.launch import Launch
 from domainbed_ext.launchers.launcher import Launcher
 from domainbed_ext.launchers.plugins import GROUP
-from domainbed_ext.launchers.registry import LAUNCHERS, cancel_in_engine, check_options, get_launcher, register_launcher
+from domainbed_ext.launchers.registry import (
+    LAUNCHERS,
+    cancel_in_scheduler,
+    check_options,
+    get_launcher,
+    register_launcher,
+)
 
 __all__ = [
     "GROUP",
     "LAUNCHERS",
     "Launch",
     "Launcher",
-    "cancel_in_engine",
+    "cancel_in_scheduler",
     "check_options",
     "dummy",
     "get_launcher",

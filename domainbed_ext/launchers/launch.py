@@ -4,7 +4,7 @@ launch.json      launcher, command, date, names of the runs' folders, the number
                  was tried before, and whether the launch is detached
 attempt_1.json   the process that launches, with a heartbeat (see `attempts`): the runs of a launch whose process has
                  exited do not wait
-requeued/NAME    a run that was tried in it, and that its engine starts again
+requeued/NAME    a run that was tried in it, and that its scheduler starts again
 cancel           asks the launch to end; launchers look for this file every second or so
 """
 
@@ -51,7 +51,7 @@ class Launch:
         return (self.path / "cancel").exists()
 
     def detach(self, **engine: Any) -> None:
-        """Notes that the runs wait in an engine when this process has ended.
+        """Notes that the runs wait in a scheduler when this process has ended.
 
         Args:
             **engine: What the launcher needs to find them there.

@@ -9,11 +9,11 @@ from domainbed_ext.launchers import options
 from domainbed_ext.launchers.command import Command
 from domainbed_ext.launchers.launch import Launch
 
-END_IT_YOURSELF = "none of its runs counts as waiting any more; end it in its engine too"
+END_IT_YOURSELF = "its runs no longer count as queued; cancel them in the scheduler too"
 
 
 class Launcher(ABC):
-    """Executes the runs of a sweep: on this machine, or by handing them to an engine.
+    """Executes the runs of a sweep: on this machine, or by handing them to a scheduler.
 
     Args:
         name: Name that it is registered under.
@@ -42,10 +42,10 @@ class Launcher(ABC):
 
         Returns:
             Exit codes (see `ExitCode`) in the order of the commands: a negative one for the signal that killed
-            a command, None for one that waits in an engine and runs later.
+            a command, None for one that waits in a scheduler and runs later.
 
         Raises:
-            BenchmarkError: The options are wrong, or the engine refuses.
+            BenchmarkError: The options are wrong, or the scheduler refuses.
             KeyboardInterrupt: After Ctrl-C, or when the launch was cancelled; every run has stopped at a checkpoint.
         """
 
@@ -76,12 +76,12 @@ class Launcher(ABC):
             values: Values of --launcher_options by name.
 
         Returns:
-            Their number; None where an engine decides.
+            Their number; None where a scheduler decides.
         """
         return parallel or None
 
     def cancel(self, path: Path) -> str:
-        """Ends what a launch left in the engine; the launch's `cancel` file is there already.
+        """Ends what a launch left in the scheduler; the launch's `cancel` file is there already.
 
         Args:
             path: Folder of the launch.
@@ -90,6 +90,6 @@ class Launcher(ABC):
             What becomes of its runs, in words.
 
         Raises:
-            BenchmarkError: The engine refuses.
+            BenchmarkError: The scheduler refuses.
         """
         return END_IT_YOURSELF

@@ -89,6 +89,6 @@ def _takes_commands_alone(function: Callable[..., Any]) -> bool:
 
 
 def _read_code(command: Command) -> int | None:
-    """Reads a run's exit code from its folder; a run that has not ended may wait in an engine."""
+    """Reads a run's exit code from its folder; a run that has not ended may wait in a scheduler."""
     state = command.folder.state if command.folder else None
     return {State.DONE: ExitCode.DONE, State.FAILED: ExitCode.FAILED}.get(state) if state else None

@@ -58,8 +58,8 @@ def check_options(name: str, values: Mapping[str, Any]) -> None:
     get_launcher(name).read_options(values)
 
 
-def cancel_in_engine(name: str, path: Path) -> str:
-    """Has a launcher end what a launch left in its engine.
+def cancel_in_scheduler(name: str, path: Path) -> str:
+    """Has a launcher end what a launch left in its scheduler.
 
     Args:
         name: Name of the launcher; it may be of a package that is not installed here.
@@ -69,7 +69,7 @@ def cancel_in_engine(name: str, path: Path) -> str:
         What becomes of its runs, in words.
 
     Raises:
-        BenchmarkError: The engine refuses.
+        BenchmarkError: The scheduler refuses.
     """
     try:
         launcher = get_launcher(name)

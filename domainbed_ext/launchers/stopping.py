@@ -8,7 +8,7 @@ from types import FrameType
 
 from domainbed_ext.system import interrupts
 
-# Ctrl-C, what engines send, and what a terminal sends when it is closed.
+# Ctrl-C, what schedulers send, and what a terminal sends when it is closed.
 SIGNALS = {*interrupts.SIGNALS, signal.SIGHUP}
 PATIENCE = 60.0  # seconds that runs have to write their checkpoints
 _INTERVAL = 1.0  # seconds from one look for the file to the next

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domainbed_ext.errors import BenchmarkError, not_writable
-from domainbed_ext.launchers import cancel_in_engine
+from domainbed_ext.launchers import cancel_in_scheduler
 from domainbed_ext.launchers.launch import list_under_way, read_launch
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep.arguments import SweepArguments
@@ -60,4 +60,4 @@ def _count_unfinished(path: Path, runs: Sequence[str], sweep_dir: Path) -> tuple
 
 def _end(path: Path, launcher: str, detached: bool) -> str:
     """Has a launch's scheduler end it, if it has one; returns what happens to its runs."""
-    return cancel_in_engine(launcher, path) if detached else "its runs stop at their next checkpoint"
+    return cancel_in_scheduler(launcher, path) if detached else "its runs stop at their next checkpoint"

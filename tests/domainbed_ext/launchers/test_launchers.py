@@ -452,7 +452,7 @@ def test_another_packages_launcher_may_be_an_object_with_options_of_its_own(tmp_
     assert execute("mine", [Command("a", threads=3)], launch(tmp_path, nodes="2")) == [6]
     with pytest.raises(BenchmarkError, match="unknown option of launcher mine: 'node': did you mean 'nodes'"):
         launchers.check_options("mine", {"node": 2})
-    assert "end it in its engine too" in launchers.cancel_in_engine("mine", tmp_path)
+    assert "in the scheduler too" in launchers.cancel_in_scheduler("mine", tmp_path)
 
 
 def test_a_launcher_is_registered_by_its_class_alone(monkeypatch):

@@ -138,4 +138,4 @@ def test_what_waits_in_an_unknown_engine_is_to_be_ended_there(tmp_path, capsys):
     with begin(tmp_path / "sweep", "another", "", Launch(Path(), ["some run"])) as launch:
         launch.detach()
     assert sweep.main(words(tmp_path, command="cancel")) == 0
-    assert "end it in its engine too" in capsys.readouterr().out and launch.cancelled
+    assert "in the scheduler too" in capsys.readouterr().out and launch.cancelled

@@ -21,7 +21,7 @@ def begin_launch(jobs, launcher="local"):
 
 
 def detached(jobs):
-    """A launch whose runs wait in an engine though its process has ended."""
+    """A launch whose runs wait in a scheduler though its process has ended."""
     with begin_launch(jobs, "slurm") as launch:
         launch.detach(slurm=["7"])
     return launch.path
