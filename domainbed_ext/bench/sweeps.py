@@ -122,7 +122,7 @@ def _words(args: Namespace, folder: str) -> list[str]:
 
 
 def _watch(words: Sequence[str], folder: Path, runs: int) -> list[Sample]:
-    """Runs a sweep's command, sampling its processes until it has ended and a scheduler that it gives runs to has too."""
+    """Runs a sweep's command, sampling its processes until both it and the scheduler that has its runs are done."""
     samples: list[Sample] = []
     with subprocess.Popen([sys.executable, "-m", "domainbed_ext.sweep", *words], stdout=subprocess.DEVNULL) as process:
         try:
