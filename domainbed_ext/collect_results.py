@@ -79,6 +79,9 @@ def collect(
     records = load_records(input_dir, unfinished, left_out)
     for sentence in left_out:
         print(f"warning: left out: {sentence}", file=sys.stderr)
+    missing = {name: words for record in records for name, words in imports.find_missing(record).items()}
+    for name, words in missing.items():
+        print(f"warning: {name} is shown without its label and colour: add --import {words}", file=sys.stderr)
     for warning in mixture.check(records, input_dir):
         print(f"warning: {warning}", file=sys.stderr)
     results = Results(records, methods, adapted_shapes)

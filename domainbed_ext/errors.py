@@ -16,7 +16,9 @@ class BenchmarkError(Exception):
     """A mistake in the input. Its message is one sentence for the user; the command line prints no traceback."""
 
 
-def unknown(kind: str, name: str, names: Iterable[str], synonyms: Mapping[str, str] | None = None) -> BenchmarkError:
+def unknown(
+    kind: str, name: str, names: Iterable[str], synonyms: Mapping[str, str] | None = None, otherwise: str = ""
+) -> BenchmarkError:
     """The error for a name that is not in a registry: it suggests the nearest names, or lists the names.
 
     Args:
@@ -24,6 +26,7 @@ def unknown(kind: str, name: str, names: Iterable[str], synonyms: Mapping[str, s
         name: The unknown name.
         names: The valid names.
         synonyms: What else people call them, each with the valid name that is meant.
+        otherwise: What to do if none of the names is meant, as the end of a sentence.
 
     Returns:
         The error, to be raised by the caller.
@@ -34,7 +37,7 @@ def unknown(kind: str, name: str, names: Iterable[str], synonyms: Mapping[str, s
         hint = f"did you mean {' or '.join(filter(None, [', '.join(near[:-1]), near[-1]]))}?"
     else:
         rest = f" and {len(valid) - _LISTED} more" if len(valid) > _LISTED else ""
-        hint = f"choose one of {', '.join(valid[:_LISTED])}{rest}."
+        hint = f"choose one of {', '.join(valid[:_LISTED])}{rest}{otherwise}."
     return BenchmarkError(f"unknown {kind} {name!r}: {hint}")
 
 

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich import box
 from rich.table import Table
 
-from domainbed_ext.algorithms.registry import ALGORITHMS
-from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import best_step
 from domainbed_ext.runs.arguments import PLACES, RunArguments
 from domainbed_ext.runs.differences import Kind, changed, differences
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.runs.imports import add_option as add_import_option
-from domainbed_ext.runs.imports import load
+from domainbed_ext.runs.imports import find_missing, load
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 from domainbed_ext.system.console import output
@@ -128,11 +126,8 @@ def _find_saved(records: Sequence[dict[str, Any]], record: dict[str, Any], run: 
 
 def _check_known(record: dict[str, Any], run: RunFolder) -> None:
     """Refuses a run of a method or a data set that was imported, and is not."""
-    imported = record["args"].get("imports")
-    algorithm, dataset = record["args"]["algorithm"].partition("@")[0], record["args"]["dataset"]
-    for name, registry in ((algorithm, ALGORITHMS), (dataset, DATASETS)):
-        if imported and name not in registry:
-            raise BenchmarkError(f"{run.path} is of {name}, which it imported: add --import {' '.join(imported)}")
+    for name, imported in find_missing(record).items():
+        raise BenchmarkError(f"{run.path} is of {name}, which it imported: add --import {imported}")
 
 
 def _set_up(

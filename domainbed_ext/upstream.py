@@ -86,7 +86,7 @@ def find_checkout(given: Path | str | None = None) -> Path:
         spec = importlib.util.find_spec("domainbed")
         places = list(spec.submodule_search_locations or ()) if spec else []
         if not places:
-            raise BenchmarkError(f"no DomainBed checkout: `{CLONE}`, then then give it by --checkout DIR or {VARIABLE}")
+            raise BenchmarkError(f"no DomainBed checkout: `{CLONE}`, then give it by --checkout DIR or {VARIABLE}")
         root = Path(places[0]).resolve().parent
     for file in ("domainbed/algorithms.py", "domainbed/hparams_registry.py", "domainbed/scripts/train.py"):
         if not (root / file).is_file():

@@ -11,9 +11,10 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.datasets.registry import DATASETS
@@ -49,6 +50,21 @@ def load(imports: Iterable[str] | None) -> dict[str, str]:
         BenchmarkError: A file or module is missing, raises an error, or registers nothing.
     """
     return dict(_load_file(text) if _is_file(text) else _load_module(text) for text in imports or ())
+
+
+def find_missing(record: Mapping[str, Any]) -> dict[str, str]:
+    """Finds the method and the data set that a run imported and that are not registered here.
+
+    Args:
+        record: Record of the run.
+
+    Returns:
+        What `--import` takes for each, by its name.
+    """
+    imported = record["args"].get("imports")
+    algorithm, dataset = record["args"]["algorithm"].partition("@")[0], record["args"]["dataset"]
+    names = [name for name, registry in ((algorithm, METHODS), (dataset, DATASETS)) if name not in registry]
+    return dict.fromkeys(names, " ".join(imported)) if imported else {}
 
 
 def _is_file(text: str) -> bool:

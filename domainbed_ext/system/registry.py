@@ -81,7 +81,8 @@ class Registry(MutableMapping[str, T]):
                 self._import_all()  # an entry point may be a module that registers other names
             registered = self._registered(name)
         if registered is None:
-            raise unknown(self.kind, name, self, self.synonyms())
+            otherwise = ", or add --import with the file that registers your own"
+            raise unknown(self.kind, name, self, self.synonyms(), otherwise)
         return registered
 
     def find(self, name: str) -> T:

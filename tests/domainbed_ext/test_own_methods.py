@@ -2,7 +2,7 @@
 
 import pytest
 
-from domainbed_ext import evaluate, train
+from domainbed_ext import collect_results, evaluate, train
 from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers import execute
@@ -104,3 +104,8 @@ def test_a_run_is_evaluated_with_it_and_not_without(tmp_path, capsys):
     del METHODS["Mine"]
     with pytest.raises(BenchmarkError, match="run is of Mine, which it imported: add --import mine.py"):
         evaluate.evaluate(RunFolder("run"))
+    capsys.readouterr()
+    assert collect_results.main(["--input_dir", "."]) == 0
+    assert "warning: Mine is shown without its label and colour: add --import mine.py\n" in capsys.readouterr().err
+    with pytest.raises(BenchmarkError, match="'Quite different': choose one of .*, or add --import with the file"):
+        METHODS.find("Quite different")
