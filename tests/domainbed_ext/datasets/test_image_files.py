@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -117,6 +118,9 @@ KINDS = {
     "pages.tif": (frames, "RGB", RGB),
     "pages.jpg": (lambda folder, name: frames(folder, name, format="MPO", quality=100), "RGB", None),
 }
+
+if int(PIL.__version__.partition(".")[0]) < 13:
+    del KINDS["YCbCr.tif"]  # which Pillow writes truncated
 
 # And those that are refused, with the reason.
 REFUSED = {
