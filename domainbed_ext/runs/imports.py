@@ -62,9 +62,11 @@ def find_missing(record: Mapping[str, Any]) -> dict[str, str]:
         What `--import` takes for each, by its name.
     """
     imported = record["args"].get("imports")
+    if not imported:  # as in almost all of a large sweep's records
+        return {}
     algorithm, dataset = record["args"]["algorithm"].partition("@")[0], record["args"]["dataset"]
     names = [name for name, registry in ((algorithm, METHODS), (dataset, DATASETS)) if name not in registry]
-    return dict.fromkeys(names, " ".join(imported)) if imported else {}
+    return dict.fromkeys(names, " ".join(imported))
 
 
 def _is_file(text: str) -> bool:
