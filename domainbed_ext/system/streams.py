@@ -105,7 +105,7 @@ def _replace(name: str) -> _Sink | None:
         buffered,
         encoding=stream.encoding,
         errors=_ERRORS,
-        line_buffering=stream.line_buffering,
+        line_buffering=stream.line_buffering or stream.write_through,  # PYTHONUNBUFFERED: not kept in the buffer below
         write_through=stream.write_through,
     )
     setattr(sys, name, wrapper)

@@ -138,3 +138,16 @@ def test_every_text_file_is_opened_in_an_encoding_of_its_own():
                 if name in ("read_text", "write_text") or is_open:
                     bare.append(f"{path.name}:{node.lineno}")
     assert bare == []
+
+
+def test_lines_are_printed_at_once_where_python_does_not_buffer():
+    code = (
+        "import os\n"
+        "from domainbed_ext.system.streams import unfailing\n"
+        "with unfailing():\n"
+        "    print('first')\n"
+        "    os.write(1, b'second')\n"
+    )
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "first\nsecond", "")
