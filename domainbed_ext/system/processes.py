@@ -32,7 +32,7 @@ def be_deaf(*_: object) -> None:
 
 class _Helper(SpawnProcess):
     def start(self) -> None:
-        with _blocked():  # until the helper ignores them itself
+        with _held_back():  # until the helper ignores them itself
             super().start()
 
     def run(self) -> None:
@@ -50,12 +50,26 @@ HELPERS = _Context()
 
 
 @contextlib.contextmanager
-def _blocked() -> Iterator[None]:
+def _held_back() -> Iterator[None]:
+    """Keeps the signals from a process that starts in this context, and from interrupting its start halfway.
+
+    A process inherits what its thread blocks. But another thread may receive a signal that this one blocks, and Python
+    runs its handler in the main thread: without the arguments that it waits for, the new process would end with a
+    traceback. So signals that come meanwhile are sent again at the end.
+    """
+    came: list[int] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _DEAF_TO}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

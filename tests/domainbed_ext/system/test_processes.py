@@ -1,0 +1,39 @@
+"""Helpers and the signals that a terminal sends to every process of a command."""
+
+import os
+import signal
+import threading
+import time
+from multiprocessing.context import SpawnProcess
+
+import pytest
+
+from domainbed_ext.system.processes import HELPERS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_waits_until_a_helper_has_started(monkeypatch, number):
+    came = []
+    start = SpawnProcess.start
+
+    def slow(helper):
+        os.kill(os.getpid(), number)
+        time.sleep(0.05)  # in which the other thread receives it
+        start(helper)
+        came.append("started")
+
+    monkeypatch.setattr(SpawnProcess, "start", slow)
+    before = signal.signal(number, lambda *_: came.append("signal"))
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        helper = HELPERS.Process(target=print)
+        helper.start()
+        helper.join()
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(number, before)
+    assert came == ["started", "signal"]
+    assert helper.exitcode == 0
