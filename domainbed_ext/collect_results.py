@@ -132,7 +132,11 @@ def make_parser() -> argparse.ArgumentParser:
         "leave-one-domain-out only if there are runs with two test environments, which it needs)",
     )
     imports.add_option(parser)
-    parser.add_argument("--unfinished", action="store_true", help="include unfinished runs")
+    parser.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="include unfinished runs; those with --evaluate lean have no test accuracy yet",
+    )
     parser.add_argument(
         "--paper",
         action="store_true",

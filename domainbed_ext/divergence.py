@@ -37,14 +37,14 @@ class Watch:
         """Checks the numbers of a step, and warns of the first that is not finite.
 
         Args:
-            step: Index of the step.
+            step: Index of the step; an earlier one than before where numbers of it follow later.
             values: Losses or accuracies by name.
 
         Returns:
             Whether the run diverged at this step.
         """
         wrong = next((name for name, value in values.items() if not math.isfinite(value)), None)
-        if wrong is None or self.step is not None:
+        if wrong is None or (self.step is not None and self.step <= step):
             return False
         self.step, self._what = step, f"{wrong} is {float(values[wrong])}"
         if not self._stop:

@@ -8,9 +8,9 @@ environment, finally tested on), `env{i}_out_acc` on the 20 % held out for selec
 `env{t}_in_acc` of the chosen record (with `--test_on all`, the accuracy on all of environment t), and the record is
 kept, so that the figure can be traced to its run.
 
-A run with `--evaluate lean` evaluates test environments and training images only where the validation accuracy is a new
-best, and at the last step. Selection reads validation accuracies alone, and the rest from the chosen record, so its
-numbers are the same.
+A run with `--evaluate lean` evaluates test environments and training images only at its best step by validation
+accuracy, and at its last, both when it ends. Selection reads validation accuracies alone, and the rest from the chosen
+record, so its numbers are the same.
 """
 
 import math
@@ -25,6 +25,7 @@ from domainbed_ext.errors import BenchmarkError, unknown
 
 Record = dict[str, Any]
 Split = Literal["in", "out", "uda"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Group(NamedTuple):
@@ -264,7 +265,7 @@ def _test_splits(record: Record, env: int) -> list[Split]:
     if record["args"].get("test_on", "in") == "in":
         return ["in"]
     sizes = record.get("split_sizes", {})
-    splits = [split for split in get_args(Split) if f"env{env}_{split}" in sizes]
+    splits = [split for split in SPLITS if f"env{env}_{split}" in sizes]
     if not {"in", "out"} <= set(splits):
         raise BenchmarkError(
             f"run {record.get('run')!r} tests on all of an environment (--test_on all) but records no split_sizes"

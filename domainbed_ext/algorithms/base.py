@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.errors import BenchmarkError
@@ -124,8 +126,18 @@ class Algorithm(nn.Module):
         parts = {name: part.state_dict() for name, part in vars(self).items() if hasattr(part, "load_state_dict")}
         return {"tensors": tensors, "parts": parts}
 
+    def prediction_state(self) -> dict[str, Any]:
+        """The part of `training_state` that `predict` depends on: all but the states of optimizers and schedules."""
+        state = self.training_state()
+        parts = {
+            name: part
+            for name, part in state.get("parts", {}).items()
+            if not isinstance(getattr(self, name, None), (Optimizer, LRScheduler))
+        }
+        return {**state, "parts": parts}
+
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restores what `training_state` returned, in an algorithm of the same arguments."""
+        """Restores what `training_state` or `prediction_state` returned, in an algorithm of the same arguments."""
         self.load_state_dict(state["tensors"], strict=False)
         for name, part in state["parts"].items():
             getattr(self, name).load_state_dict(part)

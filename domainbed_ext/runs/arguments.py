@@ -203,8 +203,8 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         "--evaluate",
         choices=CHOICES["evaluate"],
         help="splits that are evaluated. lean (default unless pairs of environments are held out): those that model "
-        "selection needs, and all others at each new best and at the last step; all: every split each time, as in "
-        "DomainBed. The tables are the same",
+        "selection needs, and when the run ends all others at the selected and at the last step; all: every split "
+        "each time, as in DomainBed. The tables are the same",
     )
     group.add_argument(
         "--train_eval_share",

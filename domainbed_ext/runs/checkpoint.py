@@ -77,6 +77,13 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, warnings
 
 
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    """Copies a state that a checkpoint can hold; its tensors are on the CPU then."""
+    tensors: dict[str, Tensor] = {}
+    copy: dict[str, Any] = _decode(_encode(state, tensors), tensors)
+    return copy
+
+
 def clear(folder: Path) -> None:
     """Deletes all checkpoints of a run."""
     for path in _paths(folder):

@@ -30,6 +30,8 @@ from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.progress import bar
 from domainbed_ext.system.stages import Stage, unmeasured
 
+_SAMPLE = 8  # images
+
 
 class Feed:
     """Feeds the images of a run to its algorithm.
@@ -111,6 +113,17 @@ class Feed:
             rows.setdefault((part.seed is None, type(part.source)), {})[name] = part
         counts = {name: count for row in rows.values() for name, count in self._count_right(row).items()}
         return {name: counts[name] / len(part.split) for name, part in parts.items()}
+
+    def sample_outputs(self) -> Tensor:
+        """Computes the logits of some validation images, on the CPU: equal as long as the algorithm predicts the same.
+
+        Returns:
+            [images, classes].
+        """
+        part = self._evaluated(0, self.setup.validation_splits[0])
+        images, labels, _ = EvaluationBatches([part], _SAMPLE)[0]
+        with torch.inference_mode():
+            return self.algorithm.eval().predict(self._ready(images, labels)[0]).cpu()
 
     def _count_right(self, parts: dict[str, Evaluated]) -> dict[str, float]:
         """The number of correctly classified images of each split; NaN if an image has no highest logit."""

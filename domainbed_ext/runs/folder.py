@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
@@ -108,6 +108,23 @@ class RunFolder:
     def append(self, record: dict[str, Any]) -> None:
         """Adds a record to `results.jsonl`; it is on disk when this returns, and never half written."""
         self._write_lines([*self.lines(), strict_json.dumps(record, sort_keys=True)])
+
+    def amend(self, step: int, values: Mapping[str, Any], since: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds values to records that are written already; on disk when this returns, as in `append`.
+
+        Args:
+            step: Step of a record.
+            values: Values that are added to it.
+            since: Values that are added to it and to the records of later steps.
+
+        Returns:
+            The record of the step.
+        """
+        records = [json.loads(line) for line in self.lines()]
+        records = [record | (dict(since) if record["step"] >= step else {}) for record in records]
+        records = [record | (dict(values) if record["step"] == step else {}) for record in records]
+        self._write_lines([strict_json.dumps(record, sort_keys=True) for record in records])
+        return next(record for record in records if record["step"] == step)
 
     def lines(self) -> list[str]:
         """The lines of `results.jsonl`."""

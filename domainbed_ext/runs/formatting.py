@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_ext.divergence import is_diverged
-from domainbed_ext.model_selection import Record, best_step, target_accuracy
+from domainbed_ext.model_selection import SPLITS, Record, accuracy, best_step, target_accuracy
 from domainbed_ext.runs.remaining_time import FORWARD, RemainingTime
 from domainbed_ext.runs.setup import Setup
 from domainbed_ext.system.progress import format_duration
@@ -55,7 +55,7 @@ def format_evaluation(setup: Setup) -> str:
     hint = (
         f", longer than training: {' and '.join(options)} shorten{'s' * (len(options) == 1)} it" if costs_more else ""
     )
-    return f"evaluates {when}, {'at least ' if is_lean else ''}{images:,} images in all{hint}"
+    return f"evaluates {when}, {'at most ' if is_lean else ''}{images:,} images in all{hint}"
 
 
 def format_record(record: Record, steps: int, seconds: float) -> str:
@@ -72,7 +72,7 @@ def format_record(record: Record, steps: int, seconds: float) -> str:
     parts += [format_duration(seconds)]
     for env, name in enumerate(record["environments"]):
         values = [
-            f"{split} {record[key]:.3f}" for split in ("in", "out", "uda") if (key := f"env{env}_{split}_acc") in record
+            f"{split} {accuracy(record, env, split):.3f}" for split in SPLITS if f"env{env}_{split}_acc" in record
         ]
         tested = " (test)" if env in record["args"]["test_envs"] else ""
         parts += [f"{name}{tested} {' '.join(values)}"] if values else []

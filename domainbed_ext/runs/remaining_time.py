@@ -13,7 +13,7 @@ class RemainingTime:
 
     Attributes:
         validation: Number of images that every evaluation takes.
-        others: Number of images that only a full evaluation takes too.
+        others: Number of images that only an evaluation on all splits takes too.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -77,14 +77,14 @@ class RemainingTime:
         return last // frequency - (steps_done - 1) // frequency + (last % frequency > 0) if frequency else 1
 
     def count_images(self, steps_done: int) -> int:
-        """Counts the images that are still to be evaluated, at least.
+        """Counts the images that are still to be evaluated, at most.
 
         Args:
             steps_done: Number of steps that are done and evaluated, where they are to be.
         """
         times = self.count_evaluations(steps_done)
-        # A lean evaluation is full at the last step; how many others are a new best is unknown.
-        full = times if self.setup.args.evaluate == "all" else min(times, 1)
+        # Lean evaluation takes all splits of the last step and of the best, which may be the same.
+        full = times if self.setup.args.evaluate == "all" else min(self.count_evaluations(0), 2) * (times > 0)
         return times * self.validation + full * self.others
 
 

@@ -15,6 +15,7 @@ from domainbed_ext.runs import checkpoint, formatting
 from domainbed_ext.runs.differences import differences
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
+from domainbed_ext.runs.kept import Kept
 from domainbed_ext.runs.remaining_time import RemainingTime
 from domainbed_ext.runs.setup import Setup, collect_facts, compute_exactly
 from domainbed_ext.seeds import seed_hash
@@ -49,6 +50,7 @@ class Training:
             self.feed.measure()
         self.steps_done = 0
         self.best: float | None = None
+        self.kept: Kept | None = None  # of the best step so far, unless it is evaluated on all splits
         self.watch = Watch(setup.args.stop_on_nan)
         self.values: dict[str, list[float]] = defaultdict(list)  # since the last record
         self.saved_at = (time.monotonic(), 0)
@@ -125,9 +127,12 @@ class Training:
         self._announce_evaluation()
         accuracies = self.feed.accuracies(step, setup.validation_splits)
         val_acc = float(np.mean(list(accuracies.values())))
-        # Every figure is read from the best step or from the last, which lean evaluation relies on.
         new_best = better(val_acc, self.best)
-        if new_best or last or setup.args.evaluate == "all":
+        # Every figure is read from the best step or from the last, which lean evaluation relies on.
+        is_full = last or setup.args.evaluate == "all"
+        if last and not new_best:
+            self._complete_best()
+        if is_full:
             accuracies |= self.feed.accuracies(step, setup.other_splits)
         self.claim.check()
         self._look(step, accuracies)
@@ -135,12 +140,27 @@ class Training:
             self._record(step, accuracies)
             self._save_model(step, {"selected": new_best, "last": last and not new_best})
         if new_best:
-            self.best = val_acc
+            self.best, self.kept = val_acc, None if is_full else Kept.after(step, self.feed)
         self.values.clear()
         self.watch.check()
         if last and self.feed.profile:
             print(self.feed.profile.table())
         return True
+
+    def _complete_best(self) -> None:
+        """Evaluates the best step on the other splits too, if it was not, and adds the accuracies to its record."""
+        if self.kept is None:
+            return
+        step = self.kept.step
+        with self.kept.loaded_into(self.feed):
+            accuracies = self.feed.accuracies(step, self.setup.other_splits)
+        self.claim.check()
+        diverged = self.watch.fields if self._look(step, accuracies) else {}
+        with self.feed.stage("write"):
+            record = self.folder.amend(step, accuracies, diverged)
+        print(formatting.format_record(record, self.setup.steps, self.claim.seconds))
+        self.kept = None
+        self.watch.check()
 
     def _announce_evaluation(self) -> None:
         """Prints once how long evaluation takes, as soon as that is known and if it is long."""
@@ -150,11 +170,14 @@ class Training:
         self._is_evaluation_announced = True
         if seconds >= _LONG:
             count = self.time.count_images(self.steps_done - 1)
-            print(f"evaluating the remaining {count:,} images will take about {format_duration(seconds)}")
+            most = "at most " if self.setup.args.evaluate == "lean" else ""
+            print(f"evaluating the remaining images, {most}{count:,}, will take about {format_duration(seconds)}")
 
-    def _look(self, step: int, values: Mapping[str, float]) -> None:
-        if self.watch.look(step, values):
+    def _look(self, step: int, values: Mapping[str, float]) -> bool:
+        """Returns whether the run diverged at this step."""
+        if diverged := self.watch.look(step, values):
             self.folder.diverge(step)
+        return diverged
 
     def _record(self, step: int, accuracies: dict[str, float]) -> None:
         record = {
@@ -197,6 +220,8 @@ class Training:
         self.algorithm.load_training_state(state["algorithm"])
         checkpoint.set_random_states(state["random"])
         self.steps_done, self.best = state["steps_done"], state["best"]
+        # Checkpoints of earlier versions have none: they evaluated each new best on all splits at once.
+        self.kept = Kept(**state["kept"]) if state.get("kept") else None
         if (step := state.get("diverged")) is not None:
             self.watch.step = step
             self.folder.diverge(step)
@@ -219,6 +244,7 @@ class Training:
             "facts": self.facts,
             "steps_done": self.steps_done,
             "best": self.best,
+            "kept": {"step": self.kept.step, "state": self.kept.state} if self.kept else None,
             "diverged": self.watch.step,
             "values": dict(self.values),
             "lines": self.folder.lines(),

@@ -163,9 +163,9 @@ def estimate_disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], 
         least += text + saved
         most += text + saved * min(2, count_records(kind.setup))  # selected, and last where it is another
     if any(job.extra_args["save_minutes"] or job.extra_args["save_steps"] for job in jobs):
-        # Weights and Adam's two moments; while one is written those kept are still there.
+        # Weights, Adam's two moments and the weights of the best step; while one is written those kept are still there.
         largest = max(kind.trained for kind in checked.values())
-        most += 3 * largest * (checkpoint.KEPT + 1) * min(parallel, len(jobs))
+        most += 4 * largest * (checkpoint.KEPT + 1) * min(parallel, len(jobs))
     return least, most
 
 

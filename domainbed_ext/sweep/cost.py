@@ -82,10 +82,9 @@ def estimate_seconds(job: Job, setup: Setup, rates: Rates) -> float:
     step = rates.step * job.computation["hparams"]["batch_size"] / setup.hparams["batch_size"]
     validation, rest = _images(job, setup)
     count = count_records(setup)
-    full = count
+    full: float = count
     if setup.args.evaluate == "lean":
-        # Of n numbers in random order, the k-th is a new best with probability 1/k; and the last record has all.
-        full = min(count, round(1 + sum(1 / k for k in range(1, count + 1))))
+        full = 2 - 1 / count  # the best and the last record, which are the same in one of `count` random orders
     return rates.start + setup.steps * step + rates.image * (count * validation + full * rest)
 
 

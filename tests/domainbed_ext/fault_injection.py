@@ -15,6 +15,7 @@ from pathlib import Path
 from domainbed_ext import train
 from domainbed_ext.algorithms.lora import BA
 from domainbed_ext.runs import arguments as options
+from domainbed_ext.runs.feed import Feed
 from domainbed_ext.system import interrupts
 from tests.forked import CONTEXT
 
@@ -119,3 +120,49 @@ def allow_only_small_files():
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+
+
+def select_step(selected, replace=setattr):
+    """Lets each run select a step: the nearer another is to it, the better its validation accuracies.
+
+    Args:
+        selected: index of the step.
+        replace: of an attribute.
+    """
+    original = Feed.accuracies
+
+    def accuracies(self, step, names):
+        values = original(self, step, names)
+        is_validation = list(names) == self.setup.validation_splits
+        return dict.fromkeys(values, 1 / (1 + abs(step - selected))) if is_validation else values
+
+    replace(Feed, "accuracies", accuracies)
+
+
+def note_evaluations(replace=setattr):
+    """Returns a list that takes (step, names of splits) of each evaluation."""
+    original, noted = Feed.accuracies, []
+
+    def accuracies(self, step, names):
+        noted.append((step, list(names)))
+        return original(self, step, names)
+
+    replace(Feed, "accuracies", accuracies)
+    return noted
+
+
+def select_step_4():
+    select_step(4)
+
+
+def die_in_the_evaluation_of_step_4():
+    """Of its other splits, which is when the run ends."""
+    select_step(4)
+    original = Feed.accuracies
+
+    def accuracies(self, step, names):
+        if step == 4 and list(names) != self.setup.validation_splits:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, step, names)
+
+    Feed.accuracies = accuracies

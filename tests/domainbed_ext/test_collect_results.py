@@ -296,6 +296,22 @@ def test_unfinished_runs_count_only_when_asked(tmp_path):
     assert collect(tmp_path, unfinished=True, console=Console(quiet=True))
 
 
+@pytest.mark.parametrize("protocol", ["leave_one_out", "single_source"])
+def test_an_unfinished_lean_run_has_no_test_accuracy_yet(tmp_path, protocol):
+    under_way = run_records("BA", 0, 0, 0.5, evaluate="lean", protocol=protocol)
+    if protocol == "single_source":
+        under_way = [record | {"args": {**record["args"], "test_envs": [0, 2]}} for record in under_way]
+    for record in under_way:
+        record["split_sizes"] = {f"env{env}_{split}": 5 for env in range(3) for split in ("in", "out")}
+        validation = {f"env{env}_out_acc" for env in range(3) if env not in record["args"]["test_envs"]}
+        for name in [name for name in record if name.endswith("_acc") and name not in validation]:
+            del record[name]
+    write(tmp_path, {"a": under_way}, done=False)
+    text = io.StringIO()
+    assert collect(tmp_path, unfinished=True, console=Console(file=text, width=500))
+    assert "1 runs, 2 records" in text.getvalue() and "50.0" not in text.getvalue()
+
+
 def test_nothing_but_pair_runs(tmp_path):
     write(tmp_path, {"a": run_records("BA", 0, 0, 0.5, test_envs=[0, 1])})
     text = io.StringIO()

@@ -137,9 +137,9 @@ def test_room_is_for_models_records_and_checkpoints(tmp_path):
     jobs = make_jobs(tmp_path, "--steps", "100", "--checkpoint_freq", "30")
     found = {jobs[0].kind: validate.Checked(SimpleNamespace(steps=100, checkpoint_freq=30), 1000)}
     text = 5 * validate._RECORD + validate._LOGS  # steps 0, 30, 60, 90, 99
-    assert validate.estimate_disk(jobs, found, 2) == (4 * text, 4 * text + 2 * 3 * 3 * 1000)
+    assert validate.estimate_disk(jobs, found, 2) == (4 * text, 4 * text + 2 * 3 * 4 * 1000)
     saving = [sweep_jobs.Job(j.train_args, j.sweep_dir, {**j.extra_args, "skip_model_save": False}, {}) for j in jobs]
-    assert validate.estimate_disk(saving, found) == (4 * (text + 1000), 4 * (text + 2000) + 3 * 3 * 1000)
+    assert validate.estimate_disk(saving, found) == (4 * (text + 1000), 4 * (text + 2000) + 3 * 4 * 1000)
 
 
 @pytest.mark.parametrize(
