@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers import Mlp
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vitlorafa.layers import FastLinear, LoRALinear
 from vitlorafa.ops import linear
 from vitlorafa.ops.attention import attention
+from vitlorafa.ops.private import inside_torch_func
 
 
 def speed_up(model: nn.Module, *, recompute: bool = False) -> nn.Module:
@@ -22,6 +24,8 @@ def speed_up(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     - Class token: a `VisionTransformer` that pools the class token ("token") needs no other token after its last
       attention. In `model(images)`, the last block therefore computes queries, projection, norm and MLP for that token
       only. This saves 9/12 of the matmuls in the linear layers of one block, forward and backward.
+    - Residual additions: each timm `Block`, in any model, adds in place where no gradient is needed and no hook could
+      keep the tensor, with bit-identical results.
     - MLP: each timm `Mlp`, in any model, computes exact GELU together with its first layer's matmul where no gradient
       is needed, in bfloat16 on some CPUs. If a hook needs the tensor between the two, timm's own code runs.
 
@@ -49,8 +53,10 @@ def speed_up(model: nn.Module, *, recompute: bool = False) -> nn.Module:
         if isinstance(module, FastAttention):
             module.recompute = recompute
     for module in list(model.modules()):
-        if type(module) is VisionTransformer and _has_plain_last_block(module.blocks):
-            module.blocks[-1].__class__ = ClassTokenBlock
+        if type(module) is Block and isinstance(module.attn, FastAttention) and module._modules.keys() <= _IN_BLOCK:
+            module.__class__ = FastBlock
+    for module in list(model.modules()):
+        if type(module) is VisionTransformer and len(module.blocks) and isinstance(module.blocks[-1], FastBlock):
             module.__class__ = ClassTokenTransformer
     return model
 
@@ -101,17 +107,31 @@ def _has_hooks(module: nn.Module) -> bool:
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
-class ClassTokenBlock(Block):
-    """timm's block, which can skip tokens that are not needed."""
+class FastBlock(Block):
+    """timm's block, which can skip tokens that are not needed, and adds in place where no gradient is needed."""
 
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, queries: int | None = None
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        queries: int | None = None,
+        may_overwrite: bool = False,
     ) -> Tensor:
-        """[B, N, d] -> [B, N, d], or only the first `queries` tokens of it."""
-        if queries is None:
-            return super().forward(x, **_non_default(attn_mask, is_causal))
-        y = x[:, :queries] + self.drop_path1(self.ls1(self.attn(self.norm1(x), queries=queries)))
-        return y + self.drop_path2(self.ls2(self.mlp(self.norm2(y))))
+        """[B, N, d] -> [B, N, d], or only the first `queries` tokens of it; x may be overwritten if allowed."""
+        masks = _non_default(attn_mask, is_causal)
+        options = masks if queries is None else {**masks, "queries": queries}
+        branch = self.drop_path1(self.ls1(self.attn(self.norm1(x), **options)))
+        x = _add(x[:, :queries], branch, may_overwrite and not _has_hooks(self.norm1))
+        return _add(x, self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), not _has_hooks(self.norm2))
+
+
+def _add(x: Tensor, branch: Tensor, may_overwrite: bool) -> Tensor:
+    """x + branch, in the memory of x if it may be overwritten and autograd keeps neither."""
+    is_kept = x.requires_grad or branch.requires_grad or torch.compiler.is_compiling() or inside_torch_func()
+    if not may_overwrite or is_kept or torch.promote_types(x.dtype, branch.dtype) != x.dtype:
+        return x + branch
+    return x.add_(branch)
 
 
 class ClassTokenTransformer(VisionTransformer):
@@ -121,7 +141,7 @@ class ClassTokenTransformer(VisionTransformer):
         """[B, channels, height, width] -> logits [B, num_classes]."""
         masks = _non_default(attn_mask, is_causal)
         pools_class_token = self.global_pool == "token" and self.attn_pool is None
-        if masks or not pools_class_token or not isinstance(self.blocks[-1], ClassTokenBlock):
+        if masks or not pools_class_token or not isinstance(self.blocks[-1], FastBlock):
             return super().forward(x, **masks)
         return self.forward_head(self.class_token(x))
 
@@ -135,8 +155,11 @@ class ClassTokenTransformer(VisionTransformer):
             The class token after the last norm, [B, 1, d].
         """
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-        *blocks, last = self.blocks
-        for block in (*blocks, partial(last, queries=1)):
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            # The first block's input may be the caller's tensor, and hooks may keep a block's.
+            free = index > 0 and not _has_hooks(block) and not _has_hooks(self.blocks[index - 1])
+            block = partial(block, queries=1 if index == last else None, may_overwrite=free)
             x = checkpoint(block, x) if self.grad_checkpointing else block(x)
         return self.norm(x)
 
@@ -146,14 +169,6 @@ _IN_ATTENTION = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj",
 _IN_MLP = {"fc1", "act", "drop1", "norm", "fc2", "drop2"}
 _IN_BLOCK = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 _FAST: dict[type, tuple[type, set[str]]] = {Attention: (FastAttention, _IN_ATTENTION), Mlp: (FastMlp, _IN_MLP)}
-
-
-def _has_plain_last_block(blocks: Any) -> bool:
-    """Whether the last block is timm's own, with `FastAttention`."""
-    if not len(blocks):
-        return False
-    last = blocks[-1]
-    return type(last) is Block and isinstance(last.attn, FastAttention) and last._modules.keys() <= _IN_BLOCK
 
 
 def _non_default(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:

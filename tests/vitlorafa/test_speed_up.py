@@ -9,11 +9,12 @@ from timm.layers import Mlp, set_fused_attn, set_reentrant_ckpt, use_fused_attn,
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlorafa import TRAIN, AdapterConfig, inject, merge, merge_and_unload, remove
 from vitlorafa.layers import FastLinear
-from vitlorafa.speed_up import ClassTokenBlock, ClassTokenTransformer, FastAttention, FastMlp, speed_up
+from vitlorafa.speed_up import ClassTokenTransformer, FastAttention, FastBlock, FastMlp, speed_up
 
 pytestmark = pytest.mark.numbers
 
@@ -139,10 +140,70 @@ def test_subclasses_and_unknown_parts_stay_as_they_are():
     assert [type(block.attn) for block in model.blocks] == [MyAttention, Attention, FastAttention]
     model = double()
     model.__class__ = MyTransformer
-    assert type(speed_up(model)) is MyTransformer and type(model.blocks[-1]) is Block
+    assert type(speed_up(model)) is MyTransformer and type(model.blocks[-1]) is FastBlock
     model = double()
     model.blocks[-1].extra = nn.Identity()
     assert type(speed_up(model)) is VisionTransformer and type(model.blocks[-1]) is Block
+
+
+class Additions(TorchDispatchMode):
+    """Counts additions of residuals, [batch, tokens, width], in new memory and in place."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.counts = width, {"add": 0, "add_": 0}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.counts and args[0].dim() == 3 and args[0].shape[-1] == self.width:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_additions(model, x):
+    with Additions(model.embed_dim) as counter:
+        y = model(x)
+    return y.detach(), counter.counts
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_residuals_are_added_in_place_without_gradients(autocast):
+    model = double(depth=3).float().eval()
+    fast, x = speed_up(copy.deepcopy(model)), images(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert count_additions(fast, x)[1]["add_"] == 0
+        with torch.no_grad():
+            in_place, fewer = count_additions(fast, x)
+            parts = [part for block in fast.blocks for part in (block, block.norm1, block.norm2)]
+            handles = [part.register_forward_hook(lambda *_: None) for part in parts]  # they could keep every tensor
+            y, counts = count_additions(fast, x)
+    for handle in handles:
+        handle.remove()
+    assert counts["add_"] == 0 and torch.equal(in_place, y)
+    assert fewer == {"add": counts["add"] - 5, "add_": 5}  # all but the first of six
+    for p in fast.parameters():
+        p.requires_grad_(False)
+    assert count_additions(fast, x)[1]["add_"] == 5  # frozen, as below a linear probe
+
+
+def test_what_hooks_and_callers_keep_is_not_overwritten():
+    model = speed_up(double(depth=3)).eval()
+    kept = []
+
+    def keep(_, args, y):
+        kept.extend((t, t.clone()) for t in (args[0], y))
+
+    x = images(model).double()
+    for block in model.blocks:
+        for part in (block, block.norm1, block.norm2):
+            part.register_forward_hook(keep)
+    tokens = torch.randn(2, 5, 48, dtype=torch.float64)
+    with torch.no_grad():
+        model(x)
+        before = tokens.clone()
+        model.blocks[0](tokens)
+    assert torch.equal(tokens, before)
+    assert len(kept) == 24 and all(torch.equal(t, then) for t, then in kept)
 
 
 def test_a_model_within_another():
@@ -374,7 +435,7 @@ def test_copies_and_files(tmp_path):
     loaded = torch.load(tmp_path / "model.pt", weights_only=False)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded):
         assert_same(step(other, x), expected)
-        assert other.blocks[0].attn.recompute and type(other.blocks[-1]) is ClassTokenBlock
+        assert other.blocks[0].attn.recompute and type(other.blocks[-1]) is FastBlock
     plain = adapted("BA")
     assert list(plain.state_dict()) == list(model.state_dict())
     plain.load_state_dict({name: 0.5 * value for name, value in model.state_dict().items()})
