@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   python -m domainbed_ext.bench stages --data_dir D            # images per second, from the file to the optimizer
   python -m domainbed_ext.bench run --data_dir D               # a whole run, compared with the plain implementation
   python -m domainbed_ext.bench run --data_dir D --checkout C  # and with upstream DomainBed
+  python -m domainbed_ext.bench run --data_dir D --checkout C --ways upstream defaults --rounds 1
   python -m domainbed_ext.bench accuracy --data_dir D          # whether the fast versions reach the same accuracy
   python -m domainbed_ext.bench gpu --data_dir D               # ViT-Ti, ViT-S, ViT-B and a whole run on a GPU
   python -m domainbed_ext.bench side_by_side --data_dir D --at_once 1 2 4  # how many parallel runs saturate a device
@@ -80,6 +81,14 @@ def make_parser() -> argparse.ArgumentParser:
         "run", parents=[place, data], help="a whole run, compared with the plain implementation and upstream DomainBed"
     )
     run.add_argument("--checkout", type=option_values.path, metavar="DIR", help="checkout of upstream DomainBed")
+    run.add_argument(
+        "--ways",
+        nargs="+",
+        metavar="NAME",
+        help="what is measured: "
+        + "; ".join(f"{name}: {label}" if label != name else name for name, label in runs.WAYS.items())
+        + " (default: all, upstream only with --checkout)",
+    )
     run.add_argument("--algorithm", default="FullFT", metavar="NAME", help="default: %(default)s")
     run.add_argument("--hparams", default=json.dumps({"batch_size": 16}), metavar="JSON", help="default: %(default)s")
     run.add_argument("--steps", type=option_values.whole(1), default=41, metavar="N", help="default: %(default)s")

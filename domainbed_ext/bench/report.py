@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 
-from domainbed_ext.runs.provenance import versions
+from domainbed_ext.runs.provenance import machine, rounding, versions
 from domainbed_ext.system.files import write_atomically
 from vitlorafa.bench.machine import device_name, file_name
 from vitlorafa.bench.tables import Row, csv_text, table
 
 
-def write(name: str, title: str, rows: Sequence[Row], output_dir: Path, notes: Sequence[str] = ()) -> None:
-    """Prints a table and writes `<name>_<machine>.csv` and `.md`.
+def write(
+    name: str, title: str, rows: Sequence[Row], output_dir: Path, notes: Sequence[str] = (), show: bool = True
+) -> None:
+    """Writes a table to `<name>_<machine>.csv` and `.md`, and prints it.
 
     Args:
         name: Name of the files; characters other than letters and digits become "_".
@@ -22,19 +24,28 @@ def write(name: str, title: str, rows: Sequence[Row], output_dir: Path, notes: S
         rows: Rows, all with the same keys, which are the columns.
         output_dir: Folder for the files; it is created if it does not exist.
         notes: Sentences below the table.
+        show: Whether it is printed too.
     """
     used = ", ".join(f"{package} {versions()[package]}" for package in ("torch", "torchvision", "timm"))
     today = datetime.now(timezone.utc).date().isoformat()
-    where = f"{device_name(device())}; {used}; {today}"
+    where = f"{device_name(device())}, {instructions()}; {used}; {today}"
     text = "\n\n".join([title, where, table(rows), *notes])
-    print(text)
+    if show:
+        print(text)
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / f"{re.sub('[^a-z0-9]+', '_', name.lower())}_{file_name(device())}"
     write_atomically(path.with_suffix(".csv"), csv_text(rows))
     write_atomically(path.with_suffix(".md"), text + "\n")
-    print(f"written: {path}.csv, {path}.md")
+    if show:
+        print(f"written: {path}.csv, {path}.md")
 
 
 def device() -> str:
     """What runs compute on here: "cuda" or "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def instructions() -> str:
+    """What torch uses of the processor's instructions, and which of those for bf16 the processor has."""
+    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if rounding()["has"].get(name)]
+    return " ".join([machine()["instructions"], *bf16])

@@ -1,20 +1,41 @@
 """A whole run, compared with the plain implementation (`domainbed_ext.bench.plain`) and, given a checkout, DomainBed.
 
 The same data set, backbone, method, steps and checkpoints, each in its own process from start to end, interleaved. They
-use a part of the data set, linked into a temporary folder: the others evaluate all of it at every checkpoint.
+use a part of the data set, linked into a temporary folder: the others evaluate all of it at every checkpoint. All are
+compared with the matmul lower bound of the defaults too (`domainbed_ext.bench.lower_bound`).
 """
 
 import json
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
+from domainbed_ext.algorithms.registry import canonical_name
 from domainbed_ext.bench import report, subprocesses, timing
+from domainbed_ext.bench.lower_bound import LowerBound, measure_lower_bound
 from domainbed_ext.bench.small_data import how_many, link_part
+from domainbed_ext.bench.targets import choose_targets, describe_targets, judge
+from domainbed_ext.bench.watching import watched
+from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.runs.arguments import parse
+from domainbed_ext.runs.setup import set_up
 from domainbed_ext.system.files import remove
 from domainbed_ext.system.machine import count_available_cores
+
+WAYS = {
+    "plain": "plain",
+    "upstream": "upstream",
+    "float32": "--protocol domainbed, float32",
+    "bf16": "--protocol domainbed --precision bf16",
+    "first": "defaults, the first of a sweep",
+    "defaults": "defaults",
+}
+"""The label in tables of each way to run, in the order of measuring, by its name in `--ways`."""
+
+_CACHED = ("float32", "bf16", "defaults")  # ways that find their images in the cache
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
@@ -25,67 +46,137 @@ def measure(args: Namespace, output_dir: Path) -> None:
         output_dir: Folder for the table.
 
     Raises:
-        BenchmarkError: If one of the runs failed.
+        BenchmarkError: If there is no such way, or one of the runs failed.
     """
+    ways = choose_ways(args.ways, args.checkout)
     with tempfile.TemporaryDirectory() as folder:
         data = link_part(args.dataset, args.data_dir, args.per_class, Path(folder, "data"))
         commands = _commands(args, data, Path(folder))
-        functions = {name: lambda words=words, name=name: _run(name, words) for name, words in commands.items()}
-        timing.interleaved(
-            functions, args.rounds, warm_up=False, after=lambda seconds: _report(seconds, args, output_dir)
-        )
+        defaults = commands["defaults"]
+        bound = measure_lower_bound(set_up(parse(defaults[3:]), recorded_hparams={"weights": "none"}))
+        if set(ways) & set(_CACHED):
+            _run("filling the cache", [*defaults, "--steps", "1", "--checkpoint_freq", "0"], 1)
+        functions = {name: lambda name=name: _run(name, commands[name], args.steps) for name in ways}
+        table = _Table(args, output_dir, bound)
+        timing.interleaved(functions, args.rounds, warm_up=False, after=table.write)
 
 
-def _report(seconds: dict[str, list[float]], args: Namespace, output_dir: Path) -> None:
-    """Writes the table after each round: rounds take long."""
-    slowest = "upstream" if "upstream" in seconds else "plain"
-    rows = [
-        {
-            "way": name,
-            "seconds": round(median(times), 1),
-            "fastest": round(min(times), 1),
-            **{
-                f"× {other}": round(1 / timing.ratio(seconds, name, other), 2)
-                for other in dict.fromkeys((slowest, "plain"))
-            },
-        }
-        for name, times in seconds.items()
-    ]
-    of = f"{args.dataset} ({how_many(args.per_class)})"
-    title = f"A whole run on {of}, {args.algorithm}, {args.backbone}, {args.steps} steps"
-    note = (
-        f"Hyperparameters {args.hparams}; evaluated every {args.checkpoint_freq} steps and at the last; "
-        f"{count_available_cores()} threads each; {len(seconds['plain'])} interleaved round(s), process start to end."
-    )
-    against = "upstream_" if args.checkout else ""
-    report.write(f"run_{against}{args.algorithm}", title, rows, output_dir, (note,))
+def choose_ways(asked: Iterable[str] | None, checkout: str | None) -> list[str]:
+    """The names of the ways that are measured, in the order of `WAYS`.
+
+    Args:
+        asked: Names that were asked for; None for all that are possible.
+        checkout: Checkout of upstream DomainBed; None if there is none.
+
+    Raises:
+        BenchmarkError: If there is no such way, or upstream is asked for without a checkout.
+    """
+    for name in asked or ():
+        if name not in WAYS:
+            raise unknown("way in --ways", name, WAYS)
+    if asked and "upstream" in asked and not checkout:
+        raise BenchmarkError("--ways upstream needs a checkout of DomainBed: add --checkout DIR")
+    return [name for name in WAYS if (name in asked if asked else name != "upstream" or checkout)]
+
+
+class _Table:
+    """The table of the runs so far.
+
+    Args:
+        args: Arguments of `python -m domainbed_ext.bench`.
+        output_dir: Folder for the table.
+        bound: Lower bound of the run.
+    """
+
+    def __init__(self, args: Namespace, output_dir: Path, bound: LowerBound) -> None:
+        self.args, self.output_dir, self.bound = args, output_dir, bound
+
+    def write(self, seconds: dict[str, list[float]]) -> None:
+        """Writes it after each run: a round takes long. It is printed at the end.
+
+        Args:
+            seconds: Seconds of the runs so far, by way.
+        """
+        args = self.args
+        against = "upstream_" if "upstream" in seconds else ""
+        of = f"{args.dataset} ({how_many(args.per_class)})"
+        title = f"A whole run on {of}, {args.algorithm}, {args.backbone}, {args.steps} steps"
+        rounds = [len(times) for times in seconds.values()]
+        is_last = min(rounds) == args.rounds
+        done = f"{args.rounds}" if is_last else f"{min(rounds)} to {max(rounds)} of {args.rounds}"
+        notes = [
+            f"Hyperparameters {args.hparams}; evaluated every {args.checkpoint_freq} steps and at the last; "
+            f"{count_available_cores()} threads each; {done} interleaved round(s), process start to end. All but the "
+            "first of a sweep find their images in the cache.",
+            self.bound.describe(),
+            *self._target(seconds),
+        ]
+        report.write(f"run_{against}{args.algorithm}", title, self._rows(seconds), self.output_dir, notes, is_last)
+
+    def _rows(self, seconds: dict[str, list[float]]) -> list[dict[str, object]]:
+        others = [name for name in ("upstream", "plain") if name in seconds]
+        return [
+            {
+                "way": WAYS[name],
+                "seconds": round(median(times), 1),
+                "fastest": round(min(times), 1),
+                **{
+                    f"× {other}": round(1 / timing.ratio(seconds, name, other), 2) if seconds[other] else None
+                    for other in others
+                },
+                "× lower bound": round(median(times) / self.bound.seconds, 1),
+            }
+            for name, times in seconds.items()
+            if times
+        ]
+
+    def _target(self, seconds: dict[str, list[float]]) -> list[str]:
+        """The sentences about the target, if what it is about was measured."""
+        if not (seconds.get("defaults") and seconds.get("upstream")):
+            return []
+        targets = choose_targets(self.bound.rates)
+        least = targets.probe if canonical_name(self.args.algorithm) == "LP" else targets.run
+        ratio = 1 / timing.ratio(seconds, "defaults", "upstream")
+        verdict = judge(ratio, least=least)
+        target = f"defaults over upstream {ratio:.2f} ×, target {verdict['target']} ×: met: {verdict['met']}"
+        return [f"{describe_targets(self.bound.rates)} {target}."]
 
 
 def _commands(args: Namespace, data: Path, folder: Path) -> dict[str, list[str]]:
-    """The commands that are compared, by name."""
+    """The command of every way, by its name."""
     cores = count_available_cores()
     hparams = {"backbone": args.backbone, "weights": args.weights, **json.loads(args.hparams)}
+    float32 = json.dumps({**hparams, "precision": "float32"})
     shared = ["--dataset", args.dataset, "--data_dir", str(data), "--algorithm", args.algorithm, "--test_envs", "0"]
-    shared += ["--steps", str(args.steps), "--checkpoint_freq", str(args.checkpoint_freq)]
-    threads = ["--threads", str(cores), "--hparams", json.dumps(hparams), "--cache_dir", str(folder / "cache")]
-    ours = [*shared, *threads, "--skip_model_save", "--save_minutes", "0", "--output_dir"]
-    train = [sys.executable, "-m", "domainbed_ext.train", *ours]
-    found = {"plain": [sys.executable, "-m", "domainbed_ext.bench.plain", *ours, str(folder / "plain")]}
-    if args.checkout:
-        upstream = [sys.executable, "-m", "domainbed_ext.upstream", "--checkout", args.checkout, "train", *shared]
-        float32 = json.dumps({**hparams, "precision": "float32"})
-        found["upstream"] = [*upstream, "--hparams", float32, "--skip_model_save", "--output_dir", str(folder / "up")]
+    shared += ["--steps", str(args.steps), "--checkpoint_freq", str(args.checkpoint_freq), "--skip_model_save"]
+    ours = [*shared, "--threads", str(cores), "--hparams", json.dumps(hparams), "--save_minutes", "0"]
+
+    def command(name: str, module: str, *words: str) -> list[str]:
+        return [sys.executable, "-m", f"domainbed_ext.{module}", *words, "--output_dir", str(folder / name)]
+
+    train, cache = ["train", *ours, "--cache_dir"], str(folder / "cache")
     same = ["--protocol", "domainbed", "--precision"]
-    found["--protocol domainbed, float32"] = [*train, str(folder / "float32"), *same, "float32"]
-    found["--protocol domainbed --precision bf16"] = [*train, str(folder / "bf16"), *same, "bf16"]
-    found["defaults, the first of a sweep"] = [*train, str(folder / "first"), "--cache_dir", str(folder / "empty")]
-    found["defaults"] = [*train, str(folder / "defaults")]
-    return found
+    return {
+        "plain": command("plain", "bench.plain", *ours),
+        "upstream": command(
+            "upstream", "upstream", "--checkout", str(args.checkout), "train", *shared, "--hparams", float32
+        ),
+        "float32": command("float32", *train, cache, *same, "float32"),
+        "bf16": command("bf16", *train, cache, *same, "bf16"),
+        "first": command("first", *train, str(folder / "empty")),
+        "defaults": command("defaults", *train, cache),
+    }
 
 
-def _run(name: str, words: list[str]) -> None:
+def _run(name: str, words: list[str], steps: int) -> None:
     """Runs a command without the folder of a finished run and, as the first of a sweep, without a cache."""
-    remove(Path(words[words.index("--output_dir") + 1]))
-    if "first" in name:
-        remove(Path(words[-1]))
-    subprocesses.run(name, words)
+    place = _value(words, "--output_dir")
+    remove(place)
+    if name == "first":
+        remove(_value(words, "--cache_dir"))
+    with watched(name, place, steps):
+        subprocesses.run(WAYS.get(name, name), words)
+
+
+def _value(words: list[str], option: str) -> Path:
+    return Path(words[words.index(option) + 1])

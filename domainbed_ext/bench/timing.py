@@ -19,7 +19,7 @@ def interleaved(
         functions: Functions by name.
         rounds: Number of timed rounds.
         warm_up: Whether an untimed round comes first.
-        after: Function that receives the results so far after each timed round, e.g. to save them.
+        after: Function that receives the results so far after each timed call, e.g. to save them.
 
     Returns:
         The seconds of each function's calls.
@@ -28,16 +28,17 @@ def interleaved(
     with bar("measuring", (rounds + warm_up) * len(functions), "calls") as shown:
         for number in range(-int(warm_up), rounds):
             for name, function in functions.items():
+                shown.note(f"{name}, {f'round {number + 1} of {rounds}' if number >= 0 else 'warming up'}")
                 start = time.perf_counter()
                 function()
-                if number >= 0:
-                    seconds[name].append(time.perf_counter() - start)
+                took = time.perf_counter() - start
                 shown.advance()
-            if number >= 0:
-                after(seconds)
+                if number >= 0:
+                    seconds[name].append(took)
+                    after(seconds)
     return seconds
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> float:
-    """The median over rounds of one function's time over another's."""
-    return median(ours / theirs for ours, theirs in zip(seconds[name], seconds[to], strict=True))
+    """The median of one function's time over another's, over the rounds that both have been called in."""
+    return median(ours / theirs for ours, theirs in zip(seconds[name], seconds[to], strict=False))

@@ -1,5 +1,7 @@
 import argparse
+import contextlib
 import csv
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -7,14 +9,28 @@ import torch
 
 from domainbed_ext import train
 from domainbed_ext.bench import __main__ as bench
-from domainbed_ext.bench import accuracy, gpu, plain, report, runs, subprocesses, sweeps
+from domainbed_ext.bench import (
+    accuracy,
+    gpu,
+    lower_bound,
+    plain,
+    report,
+    runs,
+    subprocesses,
+    sweeps,
+    targets,
+    timing,
+    watching,
+)
 from domainbed_ext.bench.small_data import link_part
 from domainbed_ext.data.augmentation import AUGMENTATIONS
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.runs.arguments import parse
+from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.images import Augmented, Uncached
+from domainbed_ext.runs.setup import set_up
 from tests import forked
 
 
@@ -68,6 +84,12 @@ def runs_here(monkeypatch):
             assert module == "domainbed_ext.train" and train.main(arguments) == 0
 
     monkeypatch.setattr(subprocesses, "run", run)
+
+
+@pytest.fixture(autouse=True)
+def on_one_core(monkeypatch):
+    """Tests share cores with each other, and need no exact rates."""
+    monkeypatch.setattr(lower_bound, "_TRIES", 1)
     for module in (accuracy, runs):
         monkeypatch.setattr(module, "count_available_cores", lambda: 1)
 
@@ -86,9 +108,11 @@ def test_stages_are_measured_from_the_file_to_the_optimizer(pacs_like, tmp_path)
     assert {row["way"] for row in rows if row["of the lower bound"]} == {"ours"}
 
 
+RUN = ["run", *SMALL, "--steps", "3", "--checkpoint_freq", "2", "--per_class", "7", "--hparams", '{"batch_size": 4}']
+
+
 def test_a_run_is_measured_against_the_plain_way(runs_here, pacs_like, tmp_path):
-    words = ["run", "--data_dir", str(pacs_like), "--steps", "3", "--checkpoint_freq", "2", "--per_class", "7"]
-    bench.main([*words, *SMALL, "--hparams", '{"batch_size": 4}', "--output_dir", str(tmp_path / "out")])
+    bench.main([*RUN, "--data_dir", str(pacs_like), "--output_dir", str(tmp_path / "out")])
     rows = rows_of(tmp_path / "out", "run_fullft")
     assert [row["way"] for row in rows] == [
         "plain",
@@ -98,6 +122,109 @@ def test_a_run_is_measured_against_the_plain_way(runs_here, pacs_like, tmp_path)
         "defaults",
     ]
     assert float(rows[0]["× plain"]) == 1 and all(float(row["seconds"]) > 0 for row in rows)
+    assert all(float(row["× lower bound"]) > 1 for row in rows)
+
+
+def test_only_the_ways_that_are_asked_for_are_measured(monkeypatch, pacs_like, tmp_path, capsys):
+    ran = []
+    monkeypatch.setattr(subprocesses, "run", lambda name, words: ran.append(name))
+    words = [*RUN, "--data_dir", str(pacs_like), "--output_dir", str(tmp_path / "out")]
+    bench.main([*words, "--ways", "defaults", "upstream", "--checkout", "C"])
+    assert ran == ["filling the cache", "upstream", "defaults"]
+    rows = rows_of(tmp_path / "out", "run_upstream_fullft")
+    assert [row["way"] for row in rows] == ["upstream", "defaults"] and "× plain" not in rows[0]
+    assert "defaults over upstream" in capsys.readouterr().out
+    bench.main([*words, "--ways", "first"])
+    assert ran[3:] == ["defaults, the first of a sweep"]
+    (row,) = rows_of(tmp_path / "out", "run_fullft")
+    assert not {"× plain", "× upstream"} & set(row)
+
+
+def test_a_way_that_cannot_be_measured_gets_a_sentence(pacs_like):
+    words = [*RUN, "--data_dir", str(pacs_like), "--ways"]
+    with pytest.raises(BenchmarkError, match="unknown way in --ways 'default': did you mean 'defaults'"):
+        bench.main([*words, "default"])
+    with pytest.raises(BenchmarkError, match="add --checkout DIR"):
+        bench.main([*words, "upstream"])
+
+
+def test_a_measurement_that_fails_has_written_what_was_measured(monkeypatch, pacs_like, tmp_path, capsys):
+    def run(name, words):
+        if name == "defaults":
+            raise BenchmarkError("killed")
+
+    monkeypatch.setattr(subprocesses, "run", run)
+    words = [*RUN, "--data_dir", str(pacs_like), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(BenchmarkError, match="killed"):
+        bench.main([*words, "--ways", "plain", "first", "defaults"])
+    assert [row["way"] for row in rows_of(tmp_path / "out", "run_fullft")] == ["plain", runs.WAYS["first"]]
+    assert capsys.readouterr() == ("", "")  # silent where there is no terminal, until all is measured
+
+
+def test_a_ratio_is_over_the_rounds_that_both_have_finished():
+    assert timing.ratio({"ours": [1.0], "plain": [2.0, 50.0]}, "plain", "ours") == 2
+
+
+def test_the_steps_of_a_run_are_shown_while_it_runs(monkeypatch, tmp_path):
+    shown, seen = [], threading.Event()
+
+    class Line:
+        def reach(self, done):
+            shown.append(done)
+
+        def note(self, text):
+            shown.append(text)
+            seen.set()
+
+    monkeypatch.setattr(watching, "bar", lambda *_: contextlib.nullcontext(Line()))
+    folder = RunFolder(tmp_path)
+    folder.append({"step": 4})
+    with watching.watched("plain", tmp_path, 41):
+        assert seen.wait(60)
+    assert shown[:2] == [5, "0 s so far"]
+    with folder.claim() as claim:
+        claim.share = 0.5
+        claim.beat()
+        assert watching.steps_done(tmp_path, 40) == 20
+    assert watching.steps_done(tmp_path / "none", 40) == 0
+    (tmp_path / "results.jsonl").write_text('{"step": 30}\n{"st')  # upstream is just writing
+    assert watching.steps_done(tmp_path, 40) == 20
+
+
+RATES = {"float32": 1e9, "bf16": 4e9}
+
+
+def make_setup(pacs_like, algorithm):
+    words = ["--dataset", "PACS", "--data_dir", str(pacs_like), "--algorithm", algorithm, "--test_envs", "0"]
+    words += ["--steps", "5", "--checkpoint_freq", "2", "--threads", "1", "--precision", "float32"]
+    return set_up(parse([*words, "--hparams", '{"backbone": "vit_pico_patch8_32", "batch_size": 4}']))
+
+
+def test_the_lower_bound_is_that_of_the_matmuls_of_every_image(pacs_like, monkeypatch):
+    monkeypatch.setattr(lower_bound, "product_rate", lambda algorithm: RATES[algorithm.precision])
+    setup = make_setup(pacs_like, "FullFT")
+    backbone = setup.make_algorithm().backbone
+    width, blocks, tokens, patch = backbone.embed_dim, len(backbone.blocks), 17, 8
+    block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
+    # After the projection to q, k and v, the last block computes only the class token.
+    last = 2 * tokens * 3 * width**2 + 2 * 9 * width**2 + 4 * tokens * width
+    head = 2 * width * 2
+    forward = 2 * (tokens - 1) * 3 * patch**2 * width + (blocks - 1) * block + last + head
+    bound = lower_bound.measure_lower_bound(setup)
+    # 4 × 20 images at the first and the last of three evaluations, and 3 × 4 held out ones at the other.
+    assert (bound.work.trained, bound.work.evaluated) == (5 * 3 * 4, 2 * 80 + 12)
+    assert bound.work.evaluation == forward and 2.5 * forward < bound.work.training < 3.2 * forward
+    assert bound.seconds == (60 * bound.work.training + 172 * forward) / RATES["float32"]
+    assert f"{bound.seconds / 4:.1f} s in bf16 at 4 GFLOP/s" in bound.describe()
+    probe = lower_bound.measure_lower_bound(make_setup(pacs_like, "LP")).work
+    assert (probe.training, probe.evaluation) == (forward + head, head)  # it is evaluated on features
+
+
+def test_targets_are_chosen_by_what_bf16_matmuls_are_worth():
+    kinds = [targets.choose_targets({"float32": 1.0, "bf16": rate}).processor for rate in (10, 2.2, 0.2)]
+    assert kinds == ["AMX", "AVX-512 bf16", "AVX2"]
+    assert targets.judge(3.2, least=3) == {"target": "≥ 3", "met": "yes"}
+    assert targets.judge(0.7, most=0.65) == {"target": "≤ 0.65", "met": "no"}
 
 
 def test_a_part_of_a_data_set_has_the_first_images_of_each_class_and_domain(pacs_like, tmp_path):
