@@ -137,9 +137,10 @@ class _Table:
         targets = choose_targets(self.bound.rates)
         least = targets.probe if canonical_name(self.args.algorithm) == "LP" else targets.run
         ratio = 1 / timing.ratio(seconds, "defaults", "upstream")
-        verdict = judge(ratio, least=least)
-        target = f"defaults over upstream {ratio:.2f} ×, target {verdict['target']} ×: met: {verdict['met']}"
-        return [f"{describe_targets(self.bound.rates)} {target}."]
+        verdict = "met" if judge(ratio, least=least)["met"] == "yes" else "not met"
+        return [
+            f"{describe_targets(self.bound.rates)} Defaults over upstream: {ratio:.2f} ×, target {least} × {verdict}."
+        ]
 
 
 def _commands(args: Namespace, data: Path, folder: Path) -> dict[str, list[str]]:

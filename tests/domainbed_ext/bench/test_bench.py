@@ -133,7 +133,7 @@ def test_only_the_ways_that_are_asked_for_are_measured(monkeypatch, pacs_like, t
     assert ran == ["filling the cache", "upstream", "defaults"]
     rows = rows_of(tmp_path / "out", "run_upstream_fullft")
     assert [row["way"] for row in rows] == ["upstream", "defaults"] and "× plain" not in rows[0]
-    assert "defaults over upstream" in capsys.readouterr().out
+    assert "Defaults over upstream: " in capsys.readouterr().out
     bench.main([*words, "--ways", "first"])
     assert ran[3:] == ["defaults, the first of a sweep"]
     (row,) = rows_of(tmp_path / "out", "run_fullft")
