@@ -5,18 +5,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_ext.bench import accuracy, gpu, runs, side_by_side, stages, sweeps
+from domainbed_ext.bench import accuracy, gpu, runs, side_by_side, stages, steps, sweeps
 from domainbed_ext.launchers import LAUNCHERS
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 
 PARTS = {
-    **{"stages": stages, "run": runs, "accuracy": accuracy},
+    **{"stages": stages, "steps": steps, "run": runs, "accuracy": accuracy},
     **{"gpu": gpu, "side_by_side": side_by_side, "sweep": sweeps},
 }
 
 EXAMPLES = """examples:
   python -m domainbed_ext.bench stages --data_dir D            # images per second, from the file to the optimizer
+  python -m domainbed_ext.bench steps                          # training steps and evaluation against PEFT and timm
   python -m domainbed_ext.bench run --data_dir D               # a whole run, compared with the plain implementation
   python -m domainbed_ext.bench run --data_dir D --checkout C  # and with upstream DomainBed
   python -m domainbed_ext.bench run --data_dir D --checkout C --ways upstream defaults --rounds 1
@@ -76,6 +77,31 @@ def make_parser() -> argparse.ArgumentParser:
         help="images per round (default: %(default)s)",
     )
     some.add_argument("--rounds", type=option_values.whole(1), default=9, metavar="N", help="default: %(default)s")
+
+    against = commands.add_parser(
+        "steps", parents=[place], help="training steps and evaluation, compared with PEFT and timm's own model"
+    )
+    against.add_argument(
+        "--backbones",
+        nargs="+",
+        default=["vit_tiny_patch16_224", "vit_small_patch16_224"],
+        metavar="NAME",
+        help="timm models (default: ViT-Ti/16 and ViT-S/16)",
+    )
+    against.add_argument(
+        "--batch_size",
+        type=option_values.whole(1),
+        default=24,
+        metavar="N",
+        help="images per training step (default: %(default)s)",
+    )
+    against.add_argument(
+        "--image_size", type=option_values.whole(1), default=224, metavar="PIXELS", help="default: %(default)s"
+    )
+    against.add_argument("--rank", type=option_values.whole(1), default=8, metavar="R", help="default: %(default)s")
+    against.add_argument("--targets", default="all", metavar="NAMES", help="adapted projections (default: %(default)s)")
+    against.add_argument("--threads", type=option_values.whole(1), default=1, metavar="N", help="default: %(default)s")
+    against.add_argument("--rounds", type=option_values.whole(1), default=9, metavar="N", help="default: %(default)s")
 
     run = commands.add_parser(
         "run", parents=[place, data], help="a whole run, compared with the plain implementation and upstream DomainBed"

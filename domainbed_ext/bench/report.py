@@ -46,6 +46,8 @@ def device() -> str:
 
 
 def instructions() -> str:
-    """What torch uses of the processor's instructions, and which of those for bf16 the processor has."""
-    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if rounding()["has"].get(name)]
-    return " ".join([machine()["instructions"], *bf16])
+    """What torch uses of the processor's instructions: those for bf16 too, or the variables that limit them."""
+    used, rounds = machine()["instructions"], rounding()
+    if limits := " ".join(f"{name}={value}" for name, value in rounds["limits"].items()):
+        return f"{used} ({limits})"
+    return " ".join([used, *(name for name in ("avx512_bf16", "amx_bf16") if rounds["has"].get(name))])

@@ -16,6 +16,7 @@ from domainbed_ext.bench import (
     plain,
     report,
     runs,
+    steps,
     subprocesses,
     sweeps,
     targets,
@@ -225,6 +226,44 @@ def test_targets_are_chosen_by_what_bf16_matmuls_are_worth():
     assert kinds == ["AMX", "AVX-512 bf16", "AVX2"]
     assert targets.judge(3.2, least=3) == {"target": "≥ 3", "met": "yes"}
     assert targets.judge(0.7, most=0.65) == {"target": "≤ 0.65", "met": "no"}
+
+
+STEPS = ["steps", "--backbones", "vit_pico_patch8_32", "--image_size", "32", "--batch_size", "2", "--rounds", "1"]
+
+
+def test_steps_are_measured_against_peft_and_timm(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "EVALUATION_BATCH", 2)
+    monkeypatch.setattr(steps, "measure_rates", lambda algorithm: RATES)
+    bench.main([*STEPS, "--output_dir", str(tmp_path)])
+    rows = rows_of(tmp_path, "steps")
+    compared = {(row["stage"], row["way"].split(", ")[0], row["against"]) for row in rows}
+    assert len(compared) == len(rows) == 13
+    assert ("step, BOnly", "BOnly", "PEFT LoRA-FA, bf16") in compared
+    assert ("evaluation, FullFT", "FullFT", "timm, float32") in compared
+    # Of both precisions of a peer, the faster one has a target.
+    with_target = [row["stage"] for row in rows if row["target"]]
+    assert with_target == ["step, BOnly", "step, dropout 0.1 over none", "evaluation, BOnly", "evaluation, FullFT"]
+    for row in rows:
+        measured = float(row["ms"]) / float(row["its ms"])
+        is_rate = row["stage"].startswith("evaluation")
+        assert float(row["ratio"]) == pytest.approx(1 / measured if is_rate else measured, rel=0.2)
+
+
+def test_without_peft_the_rest_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(steps, "measure_rates", lambda algorithm: RATES)
+    monkeypatch.setattr(steps, "EVALUATION_BATCH", 2)
+    bench.main([*STEPS, "--targets", "q", "--output_dir", str(tmp_path)])  # which PEFT cannot adapt
+    assert {row["against"].split(", ")[0] for row in rows_of(tmp_path, "steps")} == {"timm", "BOnly"}
+    assert "PEFT LoRA-FA is left out: PEFT adapts a fused qkv as a whole" in capsys.readouterr().out
+
+
+def test_a_table_names_the_instructions_and_what_limits_them(monkeypatch):
+    has = {"avx512_bf16": True, "amx_bf16": False}
+    monkeypatch.setattr(report, "machine", lambda: {"instructions": "AVX512"})
+    monkeypatch.setattr(report, "rounding", lambda: {"has": has, "limits": {}})
+    assert report.instructions() == "AVX512 avx512_bf16"
+    monkeypatch.setattr(report, "rounding", lambda: {"has": has, "limits": {"ONEDNN_MAX_CPU_ISA": "AVX2"}})
+    assert report.instructions() == "AVX512 (ONEDNN_MAX_CPU_ISA=AVX2)"
 
 
 def test_a_part_of_a_data_set_has_the_first_images_of_each_class_and_domain(pacs_like, tmp_path):
