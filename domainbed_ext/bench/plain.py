@@ -36,7 +36,7 @@ _WORKERS = 2  # a loader; DomainBed's 8 would be 88 processes
 
 
 def transforms(inputs: Inputs, augmented: bool) -> v2.Compose:
-    """DomainBed's, on PIL images.
+    """DomainBed's, on PIL images or tensors [3, height, width] of 8 bits.
 
     Args:
         inputs: The backbone's input size and input statistics.
@@ -91,10 +91,24 @@ def run(args: RunArguments, workers: int = _WORKERS) -> RunFolder:
     return folder
 
 
-def _images(setup: Setup, env: int, split: Split) -> Subset:
+def folder_of(setup: Setup, env: int) -> FolderEnvironment:
+    """An environment with its image files.
+
+    Args:
+        setup: Parts of the run.
+        env: Index of the environment.
+
+    Raises:
+        BenchmarkError: If it is not a folder of images.
+    """
     environment = setup.dataset[env]
     if not isinstance(environment, FolderEnvironment):
         raise BenchmarkError(f"{environment.name} is no folder of images: give a data set that has them, e.g. PACS")
+    return environment
+
+
+def _images(setup: Setup, env: int, split: Split) -> Subset:
+    environment = folder_of(setup, env)
     augmented = env in setup.train_envs and setup.hparams["data_augmentation"]
     root = str(environment.paths[0]).rsplit("/", 2)[0]
     return Subset(ImageFolder(root, transforms(setup.inputs, augmented)), split.keys)

@@ -1,7 +1,8 @@
 """Images per second of each stage of a run, from the file to the optimizer, on one core or one GPU.
 
 The plain implementation is DomainBed's: PIL decodes the JPEG each time, torchvision transforms it, and the model
-computes in float32. The lower bound of a stage is the time of its matmuls (`domainbed_ext.runs.profile`).
+computes in float32. Peers of our images are torchvision's decoder and its transforms on tensors of 8 bits, and other
+decoders that are installed. The lower bound of a stage is the time of its matmuls (`domainbed_ext.runs.profile`).
 """
 
 from argparse import Namespace
@@ -11,13 +12,16 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
 
 from domainbed_ext.bench import plain, report, timing
+from domainbed_ext.bench.decoders import Decoder, decode_by_torchvision, find_decoders
 from domainbed_ext.bench.subprocesses import arguments
 from domainbed_ext.data.augmentation import AUGMENTATIONS, Augmentation
+from domainbed_ext.datasets.folders import FolderEnvironment
 from domainbed_ext.runs.arguments import parse
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.profile import operations, product_rate
@@ -35,10 +39,12 @@ def measure(args: Namespace, output_dir: Path) -> None:
     """
     setup = setup_of(args, "BOnly")
     compute_exactly(setup.args)
-    rows = [*_images(setup, args), *_models(args)]
+    decoders, missing = find_decoders()
+    rows = [*_images(setup, args, decoders), *_models(args)]
     notes = (
         "× plain: rate relative to the plain implementation of the same stage, the median of the rounds' ratios.",
         "of the lower bound: share of the rate that the stage would have if only its matmuls took time.",
+        _describe_decoders(setup, args, decoders, missing),
     )
     title = f"Stages of a run on {args.dataset}, {setup.hparams['backbone']}, {setup.args.threads} thread(s)"
     report.write("stages", title, rows, output_dir, notes)
@@ -56,16 +62,22 @@ def setup_of(args: Namespace, algorithm: str, precision: str | None = None) -> S
     return set_up(parse(arguments(args, "--algorithm", algorithm, *more)))
 
 
-def _images(setup: Setup, args: Namespace) -> list[dict[str, Any]]:
+def _keys(environment: FolderEnvironment, args: Namespace) -> list[int]:
+    return np.random.default_rng(0).permutation(len(environment))[: args.images].tolist()
+
+
+def _images(setup: Setup, args: Namespace, decoders: dict[str, Decoder]) -> list[dict[str, Any]]:
     """From the file or the cache to a tensor."""
     feed, env = Feed(setup, setup.make_algorithm()), setup.train_envs[0]
-    environment, inputs = setup.dataset[env], setup.inputs
-    keys = np.random.default_rng(0).permutation(len(environment))[: args.images].tolist()
+    environment, inputs = plain.folder_of(setup, env), setup.inputs
+    keys = _keys(environment, args)
+    paths = [str(environment.paths[key]) for key in keys]
     kept, resized = feed.images.training[env], feed.images.evaluation[env]
     augment, look = AUGMENTATIONS["domainbed"], AUGMENTATIONS["none"]
     augmented, only_resized = plain.transforms(inputs, True), plain.transforms(inputs, False)
     pixels = [np.array(kept[key]) for key in keys]
     pictures = [Image.fromarray(each) for each in pixels]
+    tensors = [torch.from_numpy(each).permute(2, 0, 1).contiguous() for each in pixels]
 
     size = int(setup.hparams["batch_size"])
     batches = [keys[start : start + size] for start in range(0, len(keys), size)]
@@ -78,7 +90,15 @@ def _images(setup: Setup, args: Namespace) -> list[dict[str, Any]]:
         "training images": {
             "plain: decode, transform": lambda: [augmented(environment.load(key)) for key in keys],
             "decode (PIL)": lambda: [environment.load(key) for key in keys],
+            **{
+                f"decode ({name})": lambda decode=decode: [decode(path) for path in paths]  # type: ignore[misc]
+                for name, decode in decoders.items()
+            },
             "transform (PIL, torchvision)": lambda: [augmented(picture) for picture in pictures],
+            "transform (tensors, torchvision)": lambda: [augmented(tensor) for tensor in tensors],
+            "peer: decode (torchvision.io), transform (tensors)": lambda: [
+                augmented(decode_by_torchvision(path)) for path in paths
+            ],
             "read from the cache": lambda: [np.array(kept[key]) for key in keys],
             "augment": lambda: augment(pixels, inputs.size, np.random.default_rng(0)),
             "ours: read, augment": lambda: made(kept, augment),
@@ -86,6 +106,9 @@ def _images(setup: Setup, args: Namespace) -> list[dict[str, Any]]:
         },
         "evaluation images": {
             "plain: decode, resize": lambda: [only_resized(environment.load(key)) for key in keys],
+            "peer: decode (torchvision.io), resize (tensors)": lambda: [
+                only_resized(decode_by_torchvision(path)) for path in paths
+            ],
             "ours: read": lambda: made(resized, look),
             "ours: read, normalise": lambda: made(resized, look, inputs.ready),
         },
@@ -97,6 +120,20 @@ def _images(setup: Setup, args: Namespace) -> list[dict[str, Any]]:
         for name in functions:
             rows.append(row(group, name, seconds[name], len(keys), 1 / timing.ratio(seconds, name, first)))
     return rows
+
+
+def _describe_decoders(setup: Setup, args: Namespace, decoders: dict[str, Decoder], missing: list[str]) -> str:
+    """Says how many images other decoders decode to other pixels than PIL, and which are left out."""
+    environment = plain.folder_of(setup, setup.train_envs[0])
+    keys = _keys(environment, args)
+    differ = dict.fromkeys(decoders, 0)
+    for key in keys:
+        pixels = torch.from_numpy(np.array(environment.load(key))).permute(2, 0, 1)
+        for name, decode in decoders.items():
+            differ[name] += not torch.equal(decode(str(environment.paths[key])), pixels)
+    counted = ", ".join(f"{count} of {len(keys)} by {name}" for name, count in differ.items())
+    left_out = f" Not installed and left out: {', '.join(missing)}." if missing else ""
+    return f"PIL is version {PIL.__version__}. Images that others decode to other pixels: {counted}.{left_out}"
 
 
 def _models(args: Namespace) -> list[dict[str, Any]]:

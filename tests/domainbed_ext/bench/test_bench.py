@@ -1,9 +1,11 @@
 import argparse
 import contextlib
 import csv
+import sys
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from domainbed_ext import train
 from domainbed_ext.bench import __main__ as bench
 from domainbed_ext.bench import (
     accuracy,
+    decoders,
     gpu,
     lower_bound,
     plain,
@@ -98,7 +101,15 @@ def on_one_core(monkeypatch):
 SMALL = ["--backbone", "vit_pico_patch8_32", "--rounds", "1"]
 
 
-def test_stages_are_measured_from_the_file_to_the_optimizer(pacs_like, tmp_path):
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+def test_stages_are_measured_from_the_file_to_the_optimizer(pacs_like, tmp_path, monkeypatch, capsys):
+    there = SimpleNamespace(
+        imread=lambda path, mode: np.zeros((40, 40, 3), np.uint8), cvtColor=lambda pixels, _: pixels
+    )
+    there.__spec__, there.IMREAD_COLOR, there.COLOR_BGR2RGB = "there", 1, 4
+    monkeypatch.setitem(sys.modules, "cv2", there)
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    monkeypatch.setattr(decoders, "find_spec", sys.modules.get)
     words = ["stages", "--data_dir", str(pacs_like), "--images", "6", "--hparams", '{"batch_size": 4}']
     bench.main([*words, *SMALL, "--output_dir", str(tmp_path / "out")])
     rows = rows_of(tmp_path / "out", "stages")
@@ -107,6 +118,10 @@ def test_stages_are_measured_from_the_file_to_the_optimizer(pacs_like, tmp_path)
     assert all(float(row["images/s"]) > 0 for row in rows)
     assert all(float(row["× plain"]) == 1 for row in rows if row["way"].startswith("plain"))
     assert {row["way"] for row in rows if row["of the lower bound"]} == {"ours"}
+    assert {"decode (torchvision.io)", "decode (opencv-python-headless)"} <= {row["way"] for row in rows}
+    out = capsys.readouterr().out
+    assert "other pixels: 0 of 6 by torchvision.io, 6 of 6 by opencv-python-headless." in out
+    assert "Not installed and left out: simplejpeg." in out
 
 
 RUN = ["run", *SMALL, "--steps", "3", "--checkpoint_freq", "2", "--per_class", "7", "--hparams", '{"batch_size": 4}']
