@@ -7,6 +7,7 @@ step. Where features of a frozen backbone replace images, they are in the cache.
 the run's threads (`domainbed_ext.runs.profile`).
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from domainbed_ext.runs.setup import Setup, compute_exactly
 
 MATMULS = ("float32", "bf16")
 _IMAGES = 2  # whose operations are counted
-_TRIES = 20  # of measuring a rate; other load takes from it
+_SECONDS = 3.0  # of measuring rates: the fastest of several times, since other load takes from them
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def count_work(setup: Setup, algorithm: Algorithm) -> Work:
         setup: Parts of the run.
         algorithm: Algorithm of the run.
     """
-    time = RemainingTime(setup)
-    evaluations = time.count_evaluations(0)
+    remaining = RemainingTime(setup)
+    evaluations = remaining.count_evaluations(0)
     full = evaluations if setup.args.evaluate == "all" else min(evaluations, 2)
     images = torch.zeros(_IMAGES, *setup.inputs.shape, device=algorithm.device)
     evaluated_on = algorithm.embed(images) if isinstance(algorithm, LP) and algorithm.embeds else images
@@ -107,7 +108,7 @@ def count_work(setup: Setup, algorithm: Algorithm) -> Work:
     training, evaluation = (_operations(algorithm, inputs) for inputs in (trained_on, evaluated_on))
     return Work(
         setup.steps * len(setup.train_envs) * int(setup.hparams["batch_size"]),
-        evaluations * time.validation + full * time.others,
+        evaluations * remaining.validation + full * remaining.others,
         training["forward"] + training["backward"],
         evaluation["evaluate"],
     )
@@ -120,8 +121,10 @@ def measure_rates(algorithm: Algorithm) -> dict[str, float]:
         algorithm: Algorithm; it keeps its precision.
     """
     before, rates = algorithm.precision, dict.fromkeys(MATMULS, 0.0)
-    for algorithm.precision in MATMULS * _TRIES:
-        rates[algorithm.precision] = max(rates[algorithm.precision], product_rate(algorithm))
+    start = time.monotonic()
+    while not all(rates.values()) or time.monotonic() - start < _SECONDS:
+        for algorithm.precision in MATMULS:
+            rates[algorithm.precision] = max(rates[algorithm.precision], product_rate(algorithm))
     algorithm.precision = before
     return rates
 

@@ -16,7 +16,7 @@ from vitlorafa.bench.tables import Row, csv_text, table
 def write(
     name: str, title: str, rows: Sequence[Row], output_dir: Path, notes: Sequence[str] = (), show: bool = True
 ) -> None:
-    """Writes a table to `<name>_<machine>.csv` and `.md`, and prints it.
+    """Writes a table to `<name>_<machine>.csv` and `.md`, and prints it. Limited instructions are named in files too.
 
     Args:
         name: Name of the files; characters other than letters and digits become "_".
@@ -33,7 +33,8 @@ def write(
     if show:
         print(text)
     output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / f"{re.sub('[^a-z0-9]+', '_', name.lower())}_{file_name(device())}"
+    limited = f"_{machine()['instructions'].lower()}" if _limits() else ""
+    path = output_dir / f"{re.sub('[^a-z0-9]+', '_', name.lower())}_{file_name(device())}{limited}"
     write_atomically(path.with_suffix(".csv"), csv_text(rows))
     write_atomically(path.with_suffix(".md"), text + "\n")
     if show:
@@ -47,7 +48,13 @@ def device() -> str:
 
 def instructions() -> str:
     """What torch uses of the processor's instructions: those for bf16 too, or the variables that limit them."""
-    used, rounds = machine()["instructions"], rounding()
-    if limits := " ".join(f"{name}={value}" for name, value in rounds["limits"].items()):
+    used = machine()["instructions"]
+    if limits := _limits():
         return f"{used} ({limits})"
-    return " ".join([used, *(name for name in ("avx512_bf16", "amx_bf16") if rounds["has"].get(name))])
+    return " ".join([used, *(name for name in ("avx512_bf16", "amx_bf16") if rounding()["has"].get(name))])
+
+
+def _limits() -> str:
+    """The variables that limit the processor's instructions, as a shell takes them."""
+    kinds = ("_ISA", "_CAPABILITY", "_INSTRUCTIONS")
+    return " ".join(f"{name}={value}" for name, value in sorted(rounding()["limits"].items()) if name.endswith(kinds))

@@ -58,7 +58,8 @@ def measure(args: Namespace, output_dir: Path) -> None:
             _run("filling the cache", [*defaults, "--steps", "1", "--checkpoint_freq", "0"], 1)
         functions = {name: lambda name=name: _run(name, commands[name], args.steps) for name in ways}
         table = _Table(args, output_dir, bound)
-        timing.interleaved(functions, args.rounds, warm_up=False, after=table.write)
+        seconds = timing.interleaved(functions, args.rounds, warm_up=False, after=table.write, unit="runs")
+    table.write(seconds, show=True)
 
 
 def choose_ways(asked: Iterable[str] | None, checkout: str | None) -> list[str]:
@@ -91,19 +92,19 @@ class _Table:
     def __init__(self, args: Namespace, output_dir: Path, bound: LowerBound) -> None:
         self.args, self.output_dir, self.bound = args, output_dir, bound
 
-    def write(self, seconds: dict[str, list[float]]) -> None:
-        """Writes it after each run: a round takes long. It is printed at the end.
+    def write(self, seconds: dict[str, list[float]], show: bool = False) -> None:
+        """Writes it: after each run, since a round takes long.
 
         Args:
             seconds: Seconds of the runs so far, by way.
+            show: Whether it is printed too.
         """
         args = self.args
         against = "upstream_" if "upstream" in seconds else ""
         of = f"{args.dataset} ({how_many(args.per_class)})"
         title = f"A whole run on {of}, {args.algorithm}, {args.backbone}, {args.steps} steps"
         rounds = [len(times) for times in seconds.values()]
-        is_last = min(rounds) == args.rounds
-        done = f"{args.rounds}" if is_last else f"{min(rounds)} to {max(rounds)} of {args.rounds}"
+        done = f"{args.rounds}" if min(rounds) == args.rounds else f"{min(rounds)} to {max(rounds)} of {args.rounds}"
         notes = [
             f"Hyperparameters {args.hparams}; evaluated every {args.checkpoint_freq} steps and at the last; "
             f"{count_available_cores()} threads each; {done} interleaved round(s), process start to end. All but the "
@@ -111,7 +112,7 @@ class _Table:
             self.bound.describe(),
             *self._target(seconds),
         ]
-        report.write(f"run_{against}{args.algorithm}", title, self._rows(seconds), self.output_dir, notes, is_last)
+        report.write(f"run_{against}{args.algorithm}", title, self._rows(seconds), self.output_dir, notes, show)
 
     def _rows(self, seconds: dict[str, list[float]]) -> list[dict[str, object]]:
         others = [name for name in ("upstream", "plain") if name in seconds]

@@ -12,6 +12,7 @@ def interleaved(
     rounds: int,
     warm_up: bool = True,
     after: Callable[[dict[str, list[float]]], object] = lambda seconds: None,
+    unit: str = "calls",
 ) -> dict[str, list[float]]:
     """Calls every function once per round.
 
@@ -20,12 +21,13 @@ def interleaved(
         rounds: Number of timed rounds.
         warm_up: Whether an untimed round comes first.
         after: Function that receives the results so far after each timed call, e.g. to save them.
+        unit: What the progress bar counts.
 
     Returns:
         The seconds of each function's calls.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    with bar("measuring", (rounds + warm_up) * len(functions), "calls") as shown:
+    with bar("measuring", (rounds + warm_up) * len(functions), unit) as shown:
         for number in range(-int(warm_up), rounds):
             for name, function in functions.items():
                 shown.note(f"{name}, {f'round {number + 1} of {rounds}' if number >= 0 else 'warming up'}")
