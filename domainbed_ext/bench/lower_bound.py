@@ -70,7 +70,7 @@ class LowerBound:
         """Says in a sentence what it consists of, and what it is in each precision."""
         work = self.work
         by_precision = ", ".join(
-            f"{work.operations / rate:.1f} s in {precision} at {rate / 1e9:,.0f} GFLOP/s"
+            f"{work.operations / rate:.3g} s in {precision} at {rate / 1e9:,.0f} GFLOP/s"
             for precision, rate in self.rates.items()
         )
         return (

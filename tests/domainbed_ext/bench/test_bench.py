@@ -231,7 +231,7 @@ def test_the_lower_bound_is_that_of_the_matmuls_of_every_image(pacs_like, monkey
     assert (bound.work.trained, bound.work.evaluated) == (5 * 3 * 4, 2 * 80 + 12)
     assert bound.work.evaluation == forward and 2.5 * forward < bound.work.training < 3.2 * forward
     assert bound.seconds == (60 * bound.work.training + 172 * forward) / RATES["float32"]
-    assert f"{bound.seconds / 4:.1f} s in bf16 at 4 GFLOP/s" in bound.describe()
+    assert f"{bound.seconds / 4:.3g} s in bf16 at 4 GFLOP/s" in bound.describe()
     probe = lower_bound.measure_lower_bound(make_setup(pacs_like, "LP")).work
     assert (probe.training, probe.evaluation) == (forward + head, head)  # it is evaluated on features
 
