@@ -133,14 +133,14 @@ class _Table:
 
     def _target(self, seconds: dict[str, list[float]]) -> list[str]:
         """The sentences about the target, if what it is about was measured."""
-        if not (seconds.get("defaults") and seconds.get("upstream")):
+        targets = choose_targets(self.bound.rates, report.device())
+        if targets is None or not (seconds.get("defaults") and seconds.get("upstream")):
             return []
-        targets = choose_targets(self.bound.rates)
         least = targets.probe if canonical_name(self.args.algorithm) == "LP" else targets.run
         ratio = 1 / timing.ratio(seconds, "defaults", "upstream")
         verdict = "met" if judge(ratio, least=least)["met"] == "yes" else "not met"
         return [
-            f"{describe_targets(self.bound.rates)} Defaults over upstream: {ratio:.2f} ×, target {least} × {verdict}."
+            f"{describe_targets(targets, self.bound.rates)} Defaults over upstream: {ratio:.2f} ×, target {least} × {verdict}."
         ]
 
 

@@ -62,8 +62,8 @@ def measure(args: Namespace, output_dir: Path) -> None:
         models = _Models(backbone, args)
         if not notes:
             rates = measure_rates(models.ours("BOnly"))
-            targets = choose_targets(rates)
-            notes = [*_notes(args), describe_targets(rates), *models.skipped]
+            targets = choose_targets(rates, report.device())
+            notes = [*_notes(args), describe_targets(targets, rates), *models.skipped]
         for functions, comparisons in (models.training(), models.evaluation()):
             seconds = timing.interleaved(functions, args.rounds)
             rows += [_row(backbone, each, seconds, targets) for each in _mark_targets(comparisons, seconds)]
@@ -183,14 +183,14 @@ def _mark_targets(comparisons: Sequence[Comparison], seconds: Mapping[str, list[
 
 
 def _row(
-    backbone: str, comparison: Comparison, seconds: Mapping[str, list[float]], targets: Targets
+    backbone: str, comparison: Comparison, seconds: Mapping[str, list[float]], targets: Targets | None
 ) -> dict[str, object]:
     ratio = timing.ratio(seconds, comparison.ours, comparison.other)
     is_rate = comparison.stage.startswith("evaluation")
     if is_rate:
         ratio = 1 / ratio
     name, bound = comparison.target or ("", "")
-    limit = {bound: getattr(targets, name)} if name else {}
+    limit = {bound: getattr(targets, name)} if name and targets else {}
     return {
         "backbone": backbone,
         "stage": comparison.stage,

@@ -34,24 +34,34 @@ KINDS = (
 )
 
 
-def choose_targets(rates: Mapping[str, float]) -> Targets:
+def choose_targets(rates: Mapping[str, float], device: str = "cpu") -> Targets | None:
     """The targets of this machine, by measured rates rather than by the processor's name.
 
     Args:
         rates: Rates of large matmuls in "float32" and "bf16".
+        device: What computes here: "cpu" or "cuda".
+
+    Returns:
+        The targets; None for a GPU, which has none.
     """
-    gain = rates["bf16"] / rates["float32"]
-    return next(kind for kind in KINDS if gain >= kind.bf16)
+    return next(kind for kind in KINDS if _gain(rates) >= kind.bf16) if device == "cpu" else None
 
 
-def describe_targets(rates: Mapping[str, float]) -> str:
+def describe_targets(targets: Targets | None, rates: Mapping[str, float]) -> str:
     """Says in a sentence which targets apply, and why.
 
     Args:
+        targets: Targets of this machine.
         rates: Rates of large matmuls in "float32" and "bf16".
     """
-    gain, kind = rates["bf16"] / rates["float32"], choose_targets(rates)
-    return f"Targets are those of {kind.processor}: bf16 matmuls have {gain:.2g} × the rate of float32 ones here."
+    if targets is None:
+        return "There are no targets for a GPU."
+    gain = f"bf16 matmuls have {_gain(rates):.2g} × the rate of float32 ones here"
+    return f"Targets are those of {targets.processor}: {gain}."
+
+
+def _gain(rates: Mapping[str, float]) -> float:
+    return rates["bf16"] / rates["float32"]
 
 
 def judge(ratio: float, least: float | None = None, most: float | None = None) -> dict[str, str]:

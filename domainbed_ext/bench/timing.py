@@ -38,6 +38,7 @@ def interleaved(
                 if number >= 0:
                     seconds[name].append(took)
                     after(seconds)
+        shown.note("")
     return seconds
 
 

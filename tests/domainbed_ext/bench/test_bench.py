@@ -210,9 +210,9 @@ def test_the_steps_of_a_run_are_shown_while_it_runs(monkeypatch, tmp_path):
 RATES = {"float32": 1e9, "bf16": 4e9}
 
 
-def make_setup(pacs_like, algorithm):
+def make_setup(pacs_like, algorithm, precision="float32"):
     words = ["--dataset", "PACS", "--data_dir", str(pacs_like), "--algorithm", algorithm, "--test_envs", "0"]
-    words += ["--steps", "5", "--checkpoint_freq", "2", "--threads", "1", "--precision", "float32"]
+    words += ["--steps", "5", "--checkpoint_freq", "2", "--threads", "1", "--precision", precision]
     return set_up(parse([*words, "--hparams", '{"backbone": "vit_pico_patch8_32", "batch_size": 4}']))
 
 
@@ -232,6 +232,8 @@ def test_the_lower_bound_is_that_of_the_matmuls_of_every_image(pacs_like, monkey
     assert bound.work.evaluation == forward and 2.5 * forward < bound.work.training < 3.2 * forward
     assert bound.seconds == (60 * bound.work.training + 172 * forward) / RATES["float32"]
     assert f"{bound.seconds / 4:.3g} s in bf16 at 4 GFLOP/s" in bound.describe()
+    other = make_setup(pacs_like, "FullFT", "bf16")  # where attention may be other operations
+    assert lower_bound.count_work(other, other.make_algorithm()).evaluation == forward
     probe = lower_bound.measure_lower_bound(make_setup(pacs_like, "LP")).work
     assert (probe.training, probe.evaluation) == (forward + head, head)  # it is evaluated on features
 
@@ -239,6 +241,7 @@ def test_the_lower_bound_is_that_of_the_matmuls_of_every_image(pacs_like, monkey
 def test_targets_are_chosen_by_what_bf16_matmuls_are_worth():
     kinds = [targets.choose_targets({"float32": 1.0, "bf16": rate}).processor for rate in (10, 2.2, 0.2)]
     assert kinds == ["AMX", "AVX-512 bf16", "AVX2"]
+    assert targets.choose_targets(RATES, "cuda") is None
     assert targets.judge(3.2, least=3) == {"target": "≥ 3", "met": "yes"}
     assert targets.judge(0.7, most=0.65) == {"target": "≤ 0.65", "met": "no"}
 
