@@ -2,9 +2,9 @@
 
 It is that of the defaults, whichever way a run goes, so that all ways are compared with the same seconds. The matmuls
 are those of every image that the defaults must train on and evaluate at least: the held-out images of the training
-environments at every checkpoint, and all other splits at the first one, which is always a new best, and at the last
-step. Where features of a frozen backbone replace images, they are in the cache. The rate is that of large matmuls with
-the run's threads (`domainbed_ext.runs.profile`).
+environments at every checkpoint, and all other splits at the last step, which may be the selected one. Where features
+of a frozen backbone replace images, they are in the cache. The rate is that of large matmuls with the run's threads
+(`domainbed_ext.runs.profile`).
 """
 
 import time
@@ -101,7 +101,7 @@ def count_work(setup: Setup, algorithm: Algorithm) -> Work:
     """
     remaining = RemainingTime(setup)
     evaluations = remaining.count_evaluations(0)
-    full = evaluations if setup.args.evaluate == "all" else min(evaluations, 2)
+    full = evaluations if setup.args.evaluate == "all" else 1
     images = torch.zeros(_IMAGES, *setup.inputs.shape, device=algorithm.device)
     evaluated_on = algorithm.embed(images) if isinstance(algorithm, LP) and algorithm.embeds else images
     trained_on = evaluated_on if setup.augmentation == "none" else images

@@ -139,9 +139,8 @@ class _Table:
         least = targets.probe if canonical_name(self.args.algorithm) == "LP" else targets.run
         ratio = 1 / timing.ratio(seconds, "defaults", "upstream")
         verdict = "met" if judge(ratio, least=least)["met"] == "yes" else "not met"
-        return [
-            f"{describe_targets(targets, self.bound.rates)} Defaults over upstream: {ratio:.2f} ×, target {least} × {verdict}."
-        ]
+        compared = f"Defaults over upstream: {ratio:.2f} ×, target {least} × {verdict}."
+        return [f"{describe_targets(targets, self.bound.rates)} {compared}"]
 
 
 def _commands(args: Namespace, data: Path, folder: Path) -> dict[str, list[str]]:
