@@ -70,12 +70,14 @@ def evaluate(
 
     from safetensors import SafetensorError  # here, for these take seconds to load
 
+    from domainbed_ext.runs import ways
     from domainbed_ext.runs.feed import Feed
     from domainbed_ext.runs.setup import collect_facts, compute_exactly
     from vitlorafa import AdapterError
 
     load(imports)
     _check_known(record, run)
+    ways.pin(record)
     setup = _set_up(record, data_dir, weights, imports)
     compute_exactly(setup.args)
     algorithm = setup.make_algorithm()

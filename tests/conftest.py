@@ -1,10 +1,14 @@
 """Fixtures that both packages' tests share."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+
+from vitlorafa import tuning
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -12,6 +16,13 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fastest_ways_of_one_test():
+    yield
+    tuning.use_ways({})
+    tuning.pin({})
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,6 +39,13 @@ def pytest_configure(config):
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Nothing is timed, so that tests do the same on every processor: those of other ways set them.
+    os.environ.update(VITLORAFA_TUNE="off", VITLORAFA_CACHE=tempfile.mkdtemp(prefix="vitlorafa_"))
+    os.environ.pop("VITLORAFA_WAYS", None)
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["VITLORAFA_CACHE"], ignore_errors=True)
 
 
 def _say_no_more_than_avx2():
@@ -47,6 +65,29 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("pacs") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason="needs the PACS images and ViT-Ti/16 weights"))
+
+
+class Clock:
+    """A clock for the fastest ways: every look at it takes a millisecond, and nothing else any time."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 0.001
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """Ways are timed by a clock of the test's, on a machine where none was before."""
+    monkeypatch.setenv("VITLORAFA_TUNE", "on")
+    monkeypatch.setenv("VITLORAFA_CACHE", str(tmp_path / "ways"))
+    monkeypatch.setattr(tuning, "_clock", clock := Clock())
+    monkeypatch.setattr(tuning, "_state", tuning._State())
+    tuning.machine_file.cache_clear()
+    yield clock
+    tuning.machine_file.cache_clear()
 
 
 @pytest.fixture

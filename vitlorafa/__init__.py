@@ -11,6 +11,7 @@ from vitlorafa.cast_frozen import cast_frozen
 from vitlorafa.commands import refuse_other_modules
 from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
 from vitlorafa.errors import AdapterError, AdapterWarning
+from vitlorafa.evaluation_batch import fastest_evaluation_batch
 from vitlorafa.init import INITS
 from vitlorafa.inject import (
     adapter_layers,
@@ -27,7 +28,7 @@ from vitlorafa.io import load_adapter, save_adapter
 from vitlorafa.layers import LoRALinear
 from vitlorafa.matrices import matrices
 from vitlorafa.ops import lora_linear
-from vitlorafa.ops.processor import cpu_has
+from vitlorafa.ops.processor import cpu_has, fastest_precision
 from vitlorafa.optim import correct_gradients
 from vitlorafa.origin import describe_model
 from vitlorafa.sites import Site, linear_sites
@@ -35,6 +36,7 @@ from vitlorafa.speed_up import speed_up
 from vitlorafa.summary import count_parameters, print_trainable_parameters, summary
 from vitlorafa.tensor_bytes import tensor_bytes
 from vitlorafa.trained import copy_to_cpu
+from vitlorafa.tuning import use_ways
 
 __version__ = "0.1.0"
 
@@ -56,6 +58,8 @@ __all__ = [
     "cpu_has",
     "describe_model",
     "disable_adapter",
+    "fastest_evaluation_batch",
+    "fastest_precision",
     "head_parameters",
     "inject",
     "linear_sites",
@@ -71,6 +75,7 @@ __all__ = [
     "summary",
     "tensor_bytes",
     "unmerge",
+    "use_ways",
 ]
 
 refuse_other_modules()

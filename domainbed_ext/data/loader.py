@@ -23,8 +23,6 @@ Minibatch = tuple[Tensor, Tensor]
 T = TypeVar("T")
 R = TypeVar("R")
 
-EVALUATION_BATCH = 64  # images; fixed, since another batch shape may round differently
-
 
 class Source(Protocol):
     """The model's inputs, by index."""

@@ -5,13 +5,13 @@ same batches, an environment's images in their order, so that they do not depend
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,7 +19,7 @@ from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.cache.entries import Entries, NoRoom
 from domainbed_ext.cache.pixels import Stored
 from domainbed_ext.data.augmentation import AUGMENTATIONS
-from domainbed_ext.data.loader import EVALUATION_BATCH, stream
+from domainbed_ext.data.loader import stream
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
@@ -28,8 +28,9 @@ from domainbed_ext.runs.images import Augmented, Images
 from domainbed_ext.runs.provenance import machine, rounding, versions
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.progress import bar
+from vitlorafa import tuning
 
-_FILE = "features.safetensors"
+_FILE, _WAYS = "features.safetensors", "ways"
 
 
 class Features:
@@ -48,7 +49,12 @@ class Features:
 
 
 def features(
-    algorithm: LP, images: Stored, inputs: Inputs, cache: Entries, stop: Callable[[], None] = lambda: None
+    algorithm: LP,
+    images: Stored,
+    inputs: Inputs,
+    batch_size: int,
+    cache: Entries,
+    stop: Callable[[], None] = lambda: None,
 ) -> Tensor | None:
     """Returns the features of all images of an environment, cached; those that are not are computed.
 
@@ -56,6 +62,7 @@ def features(
         algorithm: Linear probe that `embeds`.
         images: Cached images at the backbone's input size.
         inputs: Size and statistics of the backbone's input.
+        batch_size: Number of images that are computed at a time.
         cache: Cache that holds the features.
         stop: Function that is called between batches, and while another process computes them; may raise.
 
@@ -64,17 +71,20 @@ def features(
     """
 
     def build(folder: Path) -> None:
-        save_tensors({"features": compute(algorithm, images, inputs, stop)}, folder / _FILE)
+        computed = {"features": compute(algorithm, images, inputs, batch_size, stop)}
+        save_tensors(computed, folder / _FILE, {_WAYS: strict_json.dumps(tuning.answers())})
 
-    digest = _digest(algorithm, images, inputs)
+    digest = _digest(algorithm, images, inputs, batch_size)
     key = f"{images.folder.parent.name}/features-{digest}"
     width = algorithm.backbone.get_classifier().in_features  # type: ignore[operator]
     try:
         path = cache.get(key, 4 * len(images) * int(width), build, f"features, {images.folder.name}", stop)
-        return load_file(path / _FILE)["features"]
+        with safe_open(path / _FILE, framework="pt") as file:
+            tuning.note(json.loads(file.metadata()[_WAYS]))
+            return file.get_tensor("features")
     except NoRoom:
         return None
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise BenchmarkError(
             f"the features {key} cannot be read ({error}): remove them with python -m domainbed_ext.cache remove"
         ) from error
@@ -82,7 +92,12 @@ def features(
 
 @torch.inference_mode()
 def compute(
-    algorithm: LP, images: Images, inputs: Inputs, stop: Callable[[], None] = lambda: None, workers: int = 0
+    algorithm: LP,
+    images: Images,
+    inputs: Inputs,
+    batch_size: int,
+    stop: Callable[[], None] = lambda: None,
+    workers: int = 0,
 ) -> Tensor:
     """Computes the features of all images of an environment, without the cache.
 
@@ -90,6 +105,7 @@ def compute(
         algorithm: Linear probe that `embeds`.
         images: The environment's images, out of the cache or decoded here.
         inputs: Size and statistics of the backbone's input.
+        batch_size: Number of images that are computed at a time.
         stop: Function that is called between batches; may raise.
         workers: Number of processes that read and decode images; 0 does so in this one. The result is the same.
 
@@ -98,7 +114,7 @@ def compute(
     """
     algorithm.eval()
     rows = []
-    batches = _InOrder(Augmented(images, AUGMENTATIONS["none"], inputs.size), len(images))
+    batches = _InOrder(Augmented(images, AUGMENTATIONS["none"], inputs.size), len(images), batch_size)
     with bar("computing features", len(images), "images") as shown:
         for pixels in stream(batches, range(len(batches)), workers, lambda pixels: pixels.to(algorithm.device)):
             stop()
@@ -110,20 +126,21 @@ def compute(
 class _InOrder(Dataset[Tensor]):
     """An environment's images in batches that depend on nothing but the environment."""
 
-    def __init__(self, source: Augmented, count: int) -> None:
-        self.source, self.count = source, count
+    def __init__(self, source: Augmented, count: int, batch_size: int) -> None:
+        self.source, self.count, self.batch_size = source, count, batch_size
 
     def __len__(self) -> int:
-        return -(-self.count // EVALUATION_BATCH)
+        return -(-self.count // self.batch_size)
 
     def __getitem__(self, batch: int) -> Tensor:
-        keys = range(self.count)[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
+        keys = range(self.count)[batch * self.batch_size : (batch + 1) * self.batch_size]
         return self.source.batch(keys, np.random.default_rng(0))  # nothing is drawn from it
 
 
-def _digest(algorithm: LP, images: Stored, inputs: Inputs) -> str:
+def _digest(algorithm: LP, images: Stored, inputs: Inputs, batch_size: int) -> str:
     """The digest of all that features depend on."""
     facts = {**versions(), **machine(), "backbone": algorithm.hparams["backbone"], "precision": algorithm.precision}
     facts |= {"images": images.folder.name, "inputs": repr(inputs), **rounding()}
+    facts |= {"batch": batch_size, "ways": tuning.identity()}
     facts["weights"] = backbones.loaded_digest(algorithm.backbone)
     return hashlib.blake2b(strict_json.dumps(facts, sort_keys=True).encode("utf-8"), digest_size=8).hexdigest()

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.cache.pixels import Stored
 from domainbed_ext.data.augmentation import AUGMENTATIONS
 from domainbed_ext.data.loader import (
-    EVALUATION_BATCH,
     Evaluated,
     EvaluationBatches,
     Minibatch,
@@ -22,6 +21,7 @@ from domainbed_ext.data.loader import (
     stream,
 )
 from domainbed_ext.data.splits import environment_of
+from domainbed_ext.models.precision import autocast
 from domainbed_ext.runs.features import Features, compute, features
 from domainbed_ext.runs.images import Augmented, RunImages, entries
 from domainbed_ext.runs.profile import Profile
@@ -29,6 +29,7 @@ from domainbed_ext.runs.setup import Setup
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.progress import bar
 from domainbed_ext.system.stages import Stage, unmeasured
+from vitlorafa import fastest_evaluation_batch
 
 _SAMPLE = 8  # images
 
@@ -67,6 +68,12 @@ class Feed:
     def stage(self) -> Stage:
         """The context manager around a stage of the run."""
         return self.profile.stage if self.profile else unmeasured
+
+    @cached_property
+    def evaluation_batch(self) -> int:
+        """Number of images in an evaluated batch; the same throughout a run, since another may round differently."""
+        with autocast(self.algorithm.precision, self.algorithm.device):
+            return fastest_evaluation_batch(self.algorithm.backbone)
 
     def training(self, steps: range) -> Iterator[list[Minibatch]]:
         """The minibatches of some steps, one a training environment, on the algorithm's device.
@@ -127,7 +134,7 @@ class Feed:
 
     def _count_right(self, parts: dict[str, Evaluated]) -> dict[str, float]:
         """The number of correctly classified images of each split; NaN if an image has no highest logit."""
-        batches = EvaluationBatches(list(parts.values()), EVALUATION_BATCH)
+        batches = EvaluationBatches(list(parts.values()), self.evaluation_batch)
 
         def ready(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
             self._count("evaluated", of=[batch[:2]])
@@ -187,7 +194,8 @@ class Feed:
         if kept is None:
             probe, images = self._probe, self.images.evaluation[env]
             assert probe is not None
-            return compute(probe, images, self.setup.inputs, self.stop, self.setup.args.workers)
+            inputs, workers = self.setup.inputs, self.setup.args.workers
+            return compute(probe, images, inputs, self.evaluation_batch, self.stop, workers)
         return kept
 
     def _make_features(self, env: int) -> Tensor | None:
@@ -195,7 +203,7 @@ class Feed:
         probe, images = self._probe, self.images.evaluation[env]
         if probe is None or not isinstance(images, Stored) or (cache := entries(self.setup.args)) is None:
             return None
-        return features(probe, images, self.setup.inputs, cache, self.stop)
+        return features(probe, images, self.setup.inputs, self.evaluation_batch, cache, self.stop)
 
     def _count(self, *what: str, of: list[Minibatch]) -> None:
         if self.profile:

@@ -11,8 +11,8 @@ from torch import cuda, manual_seed
 
 from domainbed_ext.divergence import Watch
 from domainbed_ext.model_selection import better
-from domainbed_ext.runs import checkpoint, formatting
-from domainbed_ext.runs.differences import differences
+from domainbed_ext.runs import checkpoint, formatting, ways
+from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.kept import Kept
@@ -45,6 +45,8 @@ class Training:
         compute_exactly(setup.args)
         self.algorithm = setup.make_algorithm()
         self.facts = collect_facts(setup, self.algorithm)
+        state, different = self._read_checkpoint()
+        ways.pin(None if different else state)
         self.feed = Feed(setup, self.algorithm, stop)
         if setup.args.profile:
             self.feed.measure()
@@ -56,7 +58,7 @@ class Training:
         self.saved_at = (time.monotonic(), 0)
         self._is_evaluation_announced = False
         self.time = RemainingTime(setup)
-        self._resume()
+        self._resume(state, different)
 
     def finish(self, progress: Progress) -> None:
         """Does the remaining steps.
@@ -185,6 +187,7 @@ class Training:
             **{name: float(np.mean(history)) for name, history in self.values.items()},
             **accuracies,
             **self.watch.fields,
+            **ways.used(),
             "step": step,
             "epoch": step / self.setup.steps_per_epoch,
             "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
@@ -200,12 +203,16 @@ class Training:
         for place in (place for place, wanted in places.items() if wanted):
             replace_atomically(self.folder.path / place, self.algorithm.save)
 
-    def _resume(self) -> None:
-        """Resumes from the last checkpoint that can be read, if it is of this computation; else starts."""
+    def _read_checkpoint(self) -> tuple[dict[str, Any] | None, dict[Kind, str]]:
+        """The last checkpoint that can be read, if there is one, and how it differs from this computation."""
         state, warnings = checkpoint.load(self.folder.path)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        if state is not None and (different := differences(state["facts"], self.facts)):
+        return state, {} if state is None else differences(state["facts"], self.facts)
+
+    def _resume(self, state: dict[str, Any] | None, different: Mapping[Kind, str]) -> None:
+        """Resumes from a checkpoint, if it is of this computation; else starts."""
+        if different:
             _ = self.feed.images.evaluation  # an error if images are broken now: the checkpoint is kept until then
             listed = ", ".join(f"{kind.value} ({words})" for kind, words in different.items())
             print(f"warning: the checkpoint is of other {listed}: the run starts again", file=sys.stderr)
@@ -242,6 +249,7 @@ class Training:
         self.claim.check()
         state = {
             "facts": self.facts,
+            **ways.used(),
             "steps_done": self.steps_done,
             "best": self.best,
             "kept": {"step": self.kept.step, "state": self.kept.state} if self.kept else None,

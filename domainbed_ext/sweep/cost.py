@@ -13,7 +13,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from domainbed_ext.data.loader import EVALUATION_BATCH
 from domainbed_ext.launchers import get_launcher
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.setup import Setup, compute_exactly
@@ -52,13 +51,14 @@ def measure_rates(setup: Setup) -> Rates:
     start, algorithm = _timed(setup.make_algorithm)
     steps: list[float] = []
     began = time.perf_counter()
-    stream = Feed(setup, algorithm).training(range(STEPS + 1))
+    feed = Feed(setup, algorithm)
+    stream = feed.training(range(STEPS + 1))
     for _ in range(STEPS + 1):
         steps.append(_timed(lambda: algorithm.update(next(stream)))[0])
         if len(steps) > 1 and time.perf_counter() - began > ENOUGH:
             break
     name = setup.validation_splits[0]
-    batch = replace(setup.splits[name], keys=setup.splits[name].keys[:EVALUATION_BATCH])
+    batch = replace(setup.splits[name], keys=setup.splits[name].keys[: feed.evaluation_batch])
     feed = Feed(replace(setup, splits={name: batch}), algorithm)
     evaluation, _ = _timed(lambda: feed.accuracies(0, [name]))
     return Rates(start, median(steps[1:]), evaluation / len(batch))

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitlorafa import AdapterError
+from vitlorafa import AdapterError, tuning, use_ways
 from vitlorafa.ops import private, processor
 from vitlorafa.ops.attention import attention, attention_by_matmuls
 
@@ -65,15 +65,12 @@ class Count(TorchDispatchMode):
         return out
 
 
-@pytest.fixture
-def few_scores(monkeypatch):
-    """Several parts, of which the last is smaller."""
-    monkeypatch.setattr(ops, "_SCORES", 8 * 5 * 9 * 4)
+FEW = 8 * 5 * 9 * 4  # bytes of scores: several parts, of which the last is smaller
 
 
 @pytest.fixture
-def measured_cpu(monkeypatch):
-    monkeypatch.setattr(ops, "_MEASURED_CPU", True)
+def by_matmuls():
+    use_ways({"attention": "matmuls 1 MiB"})
 
 
 # The definition
@@ -81,29 +78,28 @@ def measured_cpu(monkeypatch):
 
 @RECOMPUTE
 @SHAPES
-def test_gradients_are_those_of_finite_differences(few_scores, shape, recompute):
-    assert gradcheck(lambda *t: attention_by_matmuls(*t, recompute=recompute), heads(*shape))
+def test_gradients_are_those_of_finite_differences(shape, recompute):
+    assert gradcheck(lambda *t: attention_by_matmuls(*t, recompute=recompute, scores=FEW), heads(*shape))
 
 
 @RECOMPUTE
 @pytest.mark.parametrize("scale", [None, 0.3, -2.0])
 @SHAPES
-def test_is_the_definition(few_scores, shape, scale, recompute):
+def test_is_the_definition(shape, scale, recompute):
     tensors = heads(*shape)
     g = torch.randn(tensors[0].shape).double()
-    ours = run(attention_by_matmuls, tensors, g, scale=scale, recompute=recompute)
+    ours = run(attention_by_matmuls, tensors, g, scale=scale, recompute=recompute, scores=FEW)
     for one, expected in zip(ours, run(reference, tensors, g, scale=scale), strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(attention(*tensors, scale), F.scaled_dot_product_attention(*tensors, scale=scale))
 
 
-def test_parts_cover_all_heads_and_change_nothing(monkeypatch):
+def test_parts_cover_all_heads_and_change_nothing():
     tensors = heads(3, 5, 4, 6, 3)
     whole = run(attention_by_matmuls, tensors)
-    for bytes_of_scores, parts in ((1, 15), (4 * 24 * 8, 4), (7 * 24 * 8, 3)):
-        monkeypatch.setattr(ops, "_SCORES", bytes_of_scores)
+    for scores, parts in ((1, 15), (4 * 24 * 8, 4), (7 * 24 * 8, 3)):
         with Count() as count:
-            ours = run(attention_by_matmuls, tensors)
+            ours = run(attention_by_matmuls, tensors, scores=scores)
         assert len(count.products) == 6 * parts
         assert all(torch.equal(one, other) for one, other in zip(ours, whole, strict=True))
 
@@ -189,10 +185,10 @@ def test_makes_the_gradients_that_are_asked_for(trained, backward, recompute):
             torch.testing.assert_close(one, expected)
 
 
-def test_without_gradients_takes_two_products_and_a_part_of_the_weights(few_scores):
+def test_without_gradients_takes_two_products_and_a_part_of_the_weights():
     tensors = heads(2, 3, 5, 9, 4)
     with torch.inference_mode(), Count() as count:
-        attention_by_matmuls(*tensors)
+        attention_by_matmuls(*tensors, scores=FEW)
     assert count.products == [(4, 5, 9), (4, 5, 4), (2, 5, 9), (2, 5, 4)]
     assert count.asked == [(4, 5, 9), (2, 5, 9)]
 
@@ -234,19 +230,47 @@ def ways(monkeypatch):
     return taken
 
 
-def test_takes_products_for_bfloat16_on_a_measured_cpu(measured_cpu, monkeypatch):
+def test_takes_matmuls_where_they_are_chosen(by_matmuls, monkeypatch):
     taken = ways(monkeypatch)
     tensors = [t.detach() for t in heads(2, 3, 5, 7, 4)]
-    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+    for dtype in (torch.bfloat16, torch.float32, torch.float16, torch.float64):
         attention(*(t.to(dtype) for t in tensors))
     assert attention(*(t.bfloat16().to("meta") for t in tensors)).device.type == "meta"
-    monkeypatch.setattr(ops, "_MEASURED_CPU", False)
+    use_ways({"attention": "torch"})
     attention(*(t.bfloat16() for t in tensors))
-    assert taken == ["attention_by_matmuls", *["scaled_dot_product_attention"] * 5]
+    assert taken == [*["attention_by_matmuls"] * 2, *["scaled_dot_product_attention"] * 4]
+
+
+@pytest.mark.parametrize(("way", "scores"), [("matmuls 1 MiB", 2**20), ("matmuls 2 MiB", 2**21)])
+def test_a_way_says_how_many_scores_are_computed_at_a_time(monkeypatch, way, scores):
+    asked, own = [], ops.attention_by_matmuls
+    monkeypatch.setattr(
+        ops, "attention_by_matmuls", lambda *args, scores, **kw: asked.append(scores) or own(*args, scores=scores, **kw)
+    )
+    use_ways({"attention": way})
+    attention(*heads(2, 3, 5, 7, 4, torch.float32))
+    assert asked == [scores]
 
 
 @RECOMPUTE
-def test_autocast(measured_cpu, recompute):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_times_every_way_of_a_large_problem_once(clock, monkeypatch, recompute, dtype):
+    """With samples that compute what they are named after."""
+    taken = ways(monkeypatch)
+    tensors = [t.detach().requires_grad_() for t in heads(8, 3, 65, 65, 64, dtype)]
+    attention(*tensors, recompute=recompute)
+    calls = tuning._MOST_CALLS
+    assert taken.count("attention_by_matmuls") == 2 * calls and taken.count("scaled_dot_product_attention") == calls + 1
+    (question,) = tuning.answers()
+    asked = f"forward and backward{', recomputed' * recompute}, 8 images, 3 heads of 64, 65 x 65 tokens, 1 thread"
+    assert question == f"attention: {str(dtype).removeprefix('torch.')}, {asked}"
+    attention(*tensors, recompute=recompute)
+    attention(*(t[:1, :, :5] for t in tensors))  # too small to matter
+    assert list(tuning.answers()) == [question] and len(taken) == 3 * calls + 3
+
+
+@RECOMPUTE
+def test_autocast(by_matmuls, recompute):
     tensors = heads(2, 3, 5, 7, 4, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         ours = run(attention, tensors, recompute=recompute)  # backward within autocast too
@@ -257,7 +281,7 @@ def test_autocast(measured_cpu, recompute):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_per_sample_gradients(measured_cpu):
+def test_per_sample_gradients(by_matmuls):
     tensors = [t.detach().bfloat16() for t in heads(3, 2, 5, 5, 4)]
 
     def loss(*tensors):
@@ -271,7 +295,7 @@ def test_per_sample_gradients(measured_cpu):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_into_one_graph(measured_cpu, dynamic):
+def test_compiles_into_one_graph(by_matmuls, dynamic):
     torch._dynamo.reset()
     tensors = from_qkv(2, 3, 17, 8, torch.bfloat16)
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager", dynamic=dynamic)

@@ -1,4 +1,5 @@
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -12,13 +13,13 @@ from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlorafa import lora_linear
+from vitlorafa import AdapterWarning, lora_linear, tuning, use_ways
 from vitlorafa.ops import linear
 
 pytestmark = pytest.mark.numbers
 
 ops = importlib.import_module("vitlorafa.ops.linear")
-native = pytest.mark.skipif(not ops.fuses_bias(), reason="this CPU does not multiply bfloat16")
+native = pytest.mark.skipif(not ops.can_fuse(torch.bfloat16), reason="torch's operation does not work on this CPU")
 BIAS = pytest.mark.parametrize("bias", [True, False])
 # rows, d_in, d_out
 SHAPES = [
@@ -30,6 +31,12 @@ SHAPES = [
     ((), 5, 4),
     ((0,), 3, 2),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _fused():
+    if ops.can_fuse(torch.bfloat16):
+        use_ways({"linear": "fused"})
 
 
 def tensors(rows=(2, 3), d_in=8, d_out=5, bias=True, dtype=torch.bfloat16, trained=True):
@@ -84,7 +91,17 @@ def test_strided_inputs_change_nothing():
         assert torch.equal(linear(ours, weight[:, :8], bias), F.linear(ours, weight[:, :8], bias))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@BIAS
+@pytest.mark.parametrize(("rows", "d_in", "d_out"), SHAPES)
+def test_has_the_results_of_torchs_in_float32(rows, d_in, d_out, bias):
+    inputs = tensors(rows, d_in, d_out, bias, torch.float32)
+    torch.testing.assert_close(run(linear, inputs), run(F.linear, inputs), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        expected = F.gelu(F.linear(*inputs))
+        torch.testing.assert_close(linear(*inputs, gelu=True), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_formats_are_torchs_own(dtype):
     inputs = tensors(dtype=dtype)
     assert all(map(torch.equal, run(linear, inputs), run(F.linear, inputs)))
@@ -140,7 +157,7 @@ def test_computes_in_autocasts_format_or_the_inputs():
         assert linear(x.double(), weight, bias).dtype == torch.float64
     assert all(map(torch.equal, ours, expected)) and ours[0].dtype == torch.bfloat16
     held = weight.detach().bfloat16(), bias.detach().bfloat16()
-    assert torch.equal(linear(x, *held), F.linear(x, *(t.float() for t in held)))
+    torch.testing.assert_close(linear(x, *held), F.linear(x, *(t.float() for t in held)))
 
 
 @pytest.mark.parametrize("x", [torch.ones(2, 7), torch.ones(0, 7)])
@@ -181,8 +198,21 @@ def test_so_they_do_in_adapted_layers(fold):
     torch.testing.assert_close(ours.double(), expected, rtol=0.02, atol=0.05)
 
 
-def test_other_processors_take_torchs(monkeypatch):
-    monkeypatch.setattr(ops, "_CAN_FUSE", False)
+@native
+def test_times_both_ways_of_a_large_problem_once(clock):
+    inputs = tensors((300,), 256, 512, trained=False)
+    large = "linear: bfloat16, 256 x 256 to 512, 1 thread"
+    for gelu, asked in ((False, [large]), (True, [large, f"{large.removesuffix(', 1 thread')}, GELU, 1 thread"])):
+        assert torch.equal(linear(*inputs, gelu=gelu), F.gelu(F.linear(*inputs)) if gelu else F.linear(*inputs))
+        assert tuning.answers() == dict.fromkeys(asked, "torch")  # both take the same time
+        assert all(set(answer.seconds) == {"torch", "fused"} for answer in tuning.machine_file().read().values())
+    linear(*tensors(trained=False))  # too small to matter
+    linear(*tensors((300,), 256, 512, bias=False))  # nothing to fuse
+    assert list(tuning.answers()) == asked
+
+
+def test_torchs_is_the_default():
+    use_ways({})
     assert "_linear_pointwise" not in calls(linear, *tensors(), gelu=True)
     assert linear(*(t.to("meta") for t in tensors())).device.type == "meta"
 
@@ -226,9 +256,11 @@ def test_per_sample_gradients():
 
 @pytest.fixture
 def untried():
-    ops._operation_works.cache_clear()
+    for cached in (ops.can_fuse, ops._question):
+        cached.cache_clear()
     yield
-    ops._operation_works.cache_clear()
+    for cached in (ops.can_fuse, ops._question):
+        cached.cache_clear()
 
 
 def refuses(*_):
@@ -242,11 +274,12 @@ def means_something_else(x, weight, bias, gelu=False):
 @pytest.mark.parametrize("product", [refuses, means_something_else])
 def test_torchs_own_stands_in_for_an_operation_that_does_not_work(untried, monkeypatch, product):
     tried = []
-    monkeypatch.setattr(ops, "_CAN_FUSE", True)
     monkeypatch.setattr(ops, "_matmul", lambda *args: tried.append(len(tried)) or product(*args))
+    use_ways({"linear": "fused"})
     inputs = tensors()
     expected = run(lambda *t: F.gelu(F.linear(*t)), inputs)
-    assert all(map(torch.equal, run(linear, inputs, gelu=True), expected)) and tried
+    with pytest.warns(AdapterWarning, match="there is no way 'fused' here, only torch: torch is used"):
+        assert all(map(torch.equal, run(linear, inputs, gelu=True), expected)) and tried
     tried.clear()
     assert all(map(torch.equal, run(linear, inputs, gelu=True), expected)) and not tried  # once a process
 
@@ -256,7 +289,7 @@ def test_nobody_sees_the_trial(untried):
     """Neither a counter, nor autocast, nor inference mode of the first caller's."""
     inputs = tensors(trained=False)
     with torch.inference_mode(), torch.autocast("cpu", torch.float16), Calls() as called:
-        assert ops.fuses_bias() and not called.names
+        assert ops.can_fuse(torch.bfloat16) and not called.names
     assert torch.is_inference_mode_enabled() is False and not torch.is_autocast_enabled("cpu")
     assert torch.equal(linear(*inputs), F.linear(*inputs))
 
@@ -280,7 +313,8 @@ with torch.autocast("cpu", torch.bfloat16):
 @pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE"])
 def test_computes_with_a_onednn_of_fewer_instructions(limit):
     """Elsewhere than on x86 the limit is not heard, and nothing changes."""
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": limit}
+    ways = json.dumps({"linear": "fused"})
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": limit, "VITLORAFA_WAYS": ways}
     command = [sys.executable, "-c", ONE_LAYER]
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

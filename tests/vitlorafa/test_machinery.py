@@ -29,8 +29,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitlorafa import adapter_layers
-from vitlorafa.ops.linear import fuses_bias
+from vitlorafa import adapter_layers, use_ways
+from vitlorafa.ops.linear import can_fuse
 
 pytestmark = pytest.mark.numbers
 
@@ -204,7 +204,7 @@ def test_trains_after_inference_mode(compute, dropout, low):
     assert_same(step(model.train(), x, low), step(other, x, low), low)
 
 
-LINEAR = "_linear_pointwise" if fuses_bias() else "addmm"  # in bfloat16
+LINEAR = "_linear_pointwise" if can_fuse(torch.bfloat16) else "addmm"  # in bfloat16, if it is fused where it can be
 
 
 class Count(TorchDispatchMode):
@@ -423,6 +423,8 @@ def test_odd_numbers_of_tokens_and_small_batches(n, compute, dropout, low):
 @pytest.mark.parametrize("projections", [("q", "k", "v"), ("q", "v"), ("fc1",)])
 @COMPUTE_AND_DROPOUT
 def test_products_and_casts_of_a_step_under_autocast(compute, dropout, projections):
+    if can_fuse(torch.bfloat16):
+        use_ways({"linear": "fused"})
     N, d, k = 2 * 50, 24, len(projections)
     m, d_out = 72 if k == 1 else d, 72
     layer = one_layer(compute, dropout, projections)

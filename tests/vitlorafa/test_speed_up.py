@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlorafa import TRAIN, AdapterConfig, inject, merge, merge_and_unload, remove
+from vitlorafa import TRAIN, AdapterConfig, inject, merge, merge_and_unload, remove, use_ways
 from vitlorafa.layers import FastLinear
 from vitlorafa.speed_up import ClassTokenTransformer, FastAttention, FastBlock, FastMlp, speed_up
 
@@ -287,9 +287,9 @@ def test_adapters_come_out_again(products):
 
 
 @pytest.mark.parametrize("train", TRAIN)
-def test_keeps_no_more(monkeypatch, train):
+def test_keeps_no_more(train):
     """In bfloat16, if attention weights are recomputed; if not, they come on top."""
-    monkeypatch.setattr(ops, "_MEASURED_CPU", True)
+    use_ways({"attention": "matmuls 1 MiB"})
 
     def kept(model):
         storages = {}
@@ -339,7 +339,7 @@ def test_linear_products_fall_by_three_quarters_of_a_block(name, N):
 
 
 def test_attention_takes_bfloat16_attention_by_matmuls(monkeypatch):
-    monkeypatch.setattr(ops, "_MEASURED_CPU", True)
+    use_ways({"attention": "matmuls 1 MiB"})
     taken, own = [], ops.attention_by_matmuls
     monkeypatch.setattr(
         ops, "attention_by_matmuls", lambda *args, **options: taken.append(args) or own(*args, **options)
@@ -362,9 +362,10 @@ def gelus(model, x):
     return y, sum(event.count for event in profiled.key_averages() if event.key == "aten::gelu")
 
 
-@pytest.mark.skipif(not linear.fuses_bias(), reason="this CPU does not multiply bfloat16")
+@pytest.mark.skipif(not linear.can_fuse(torch.bfloat16), reason="torch's operation does not work on this CPU")
 @pytest.mark.parametrize("kind", ["plain", "adapted", "held", "merged"])
 def test_gelu_comes_with_the_product_without_gradients(kind):
+    use_ways({"linear": "fused"})
     model = (double() if kind == "plain" else adapted()).float().eval()
     if kind == "held":
         for block in remove(model).blocks:
@@ -379,13 +380,15 @@ def test_gelu_comes_with_the_product_without_gradients(kind):
 
 @pytest.mark.parametrize("part", ["fc1", "act"])
 def test_what_lies_between_is_there_for_a_hook(part):
+    if linear.can_fuse(torch.bfloat16):
+        use_ways({"linear": "fused"})
     model = speed_up(double().float().eval())
     x = images(model, 3)
     seen = []
     getattr(model.blocks[0].mlp, part).register_forward_hook(lambda _, args, y: seen.append((args[0], y)))
     y, count = gelus(model, x)
     ((before, after),) = seen
-    assert count == (1 if linear.fuses_bias() else 2)
+    assert count == (1 if linear.can_fuse(torch.bfloat16) else 2)
     mlp = model.blocks[0].mlp
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(after, mlp.fc1(before) if part == "fc1" else nn.functional.gelu(before))
@@ -474,8 +477,8 @@ def test_gradient_checkpointing(products, reentrant):
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["float64", "autocast"])
-def test_compiles_into_one_graph(monkeypatch, low):
-    monkeypatch.setattr(ops, "_MEASURED_CPU", True)
+def test_compiles_into_one_graph(low):
+    use_ways({"attention": "matmuls 1 MiB"})
     torch._dynamo.reset()
     model = speed_up(adapted("BA"))
     x = images(model).double()

@@ -7,13 +7,13 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
 import vitlorafa
+from vitlorafa.machine import cpu_name, device_name
 
 
 def collect_provenance(argv: Sequence[str], device: str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def collect_provenance(argv: Sequence[str], device: str) -> dict[str, Any]:
         "machine": {
             "device": device_name(device),
             "system": f"{platform.system()} {platform.machine()}",
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },
@@ -43,20 +43,6 @@ def collect_provenance(argv: Sequence[str], device: str) -> dict[str, Any]:
     }
 
 
-def device_name(device: str) -> str:
-    """The name of the GPU, or that of the processor with its number of cores."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {os.cpu_count()} cores"
-
-
 def file_name(device: str) -> str:
     """The device's name as a part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "_", device_name(device).lower()).strip("_")
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or "unknown processor"

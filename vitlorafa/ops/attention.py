@@ -11,8 +11,9 @@ one core of an AMD EPYC with AVX512-BF16; 3 heads of width 64; 24 images at 17 t
 | float32, forward                           | 1.43 | 1.20 | 1.22 | 1.19 | 1.17 | 1.29 |
 | float32, forward and backward              | 1.18 | 0.98 | 0.98 | 1.00 | 0.97 | 1.06 |
 
-So bfloat16 uses them at every length, float32 at none. At 197 tokens in bfloat16, plain
-`((q * s) @ k.mT).softmax(-1) @ v` takes 1.2 times as long. What else was tried there:
+Other processors differ: one with AMX takes half as long with batched matmuls at 197 tokens, in float32 too. So
+`vitlorafa.tuning` times both, once for each shape. At 197 tokens in bfloat16, plain `((q * s) @ k.mT).softmax(-1) @ v`
+takes 1.2 times as long. What else was tried there:
 
 | variant                                                               | time relative to this code |
 |-----------------------------------------------------------------------|----------------------------|
@@ -26,26 +27,32 @@ So bfloat16 uses them at every length, float32 at none. At 197 tokens in bfloat1
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, get_num_threads
 from torch.autograd.function import once_differentiable
 
 from vitlorafa.errors import AdapterError
+from vitlorafa.ops.linear import needs_gradient
 from vitlorafa.ops.private import softmax_backward
-from vitlorafa.ops.processor import cpu_has, is_plain_bfloat16_on_cpu
+from vitlorafa.ops.processor import plain_cpu_dtype
+from vitlorafa.tuning import Question, Trials, choose, size_class
 
-# Bytes of scores at a time: a core's L2 cache. Twice or half as many make no difference; 100 times takes 1.2 as long.
-_SCORES = 2**20
+# Ways with the bytes of scores that they compute at a time, which should fit a core's L2 cache: 1 MiB on most
+# processors, 2 MiB on some. 100 MiB take 1.2 times as long.
+_SCORES = {"matmuls 1 MiB": 2**20, "matmuls 2 MiB": 2**21}
+WAYS = ("torch", *_SCORES)
+_FEWEST, _MOST = 2**18, 2**22  # elements of q, k, v and the scores in a problem that is timed, and in its sample
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, recompute: bool = False) -> Tensor:
     """softmax(s q kᵀ) v, without mask or dropout.
 
-    Computes `attention_by_matmuls` in bfloat16 on a CPU that multiplies it natively but not by AMX, outside a compiler
-    and torch.func's transforms; everywhere else `F.scaled_dot_product_attention`.
+    Computes `attention_by_matmuls` in bfloat16 and float32 on a CPU where that is faster (see `vitlorafa.tuning`);
+    everywhere else, in a compiler, and in torch.func's transforms `F.scaled_dot_product_attention`.
 
     Args:
         q: Queries, [B, H, M, D]: H heads of M queries.
@@ -64,13 +71,74 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, re
         raise AdapterError(
             f"q must be [B, H, M, D] and k and v [B, H, N, D], not {list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
         )
-    if _MEASURED_CPU and is_plain_bfloat16_on_cpu(q):
-        return attention_by_matmuls(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale, recompute=recompute)
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    dtype = plain_cpu_dtype(q)
+    if dtype is None or not q.numel() or not k.numel():
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    (B, H, M, D), N, differentiated = q.shape, k.shape[2], needs_gradient(q, k, v)
+    problem = _Problem(dtype, B, H, M, D, N, differentiated, differentiated and recompute, get_num_threads())
+    way = choose(_question(problem), partial(_trials, problem))
+    return _compute(way, q.to(dtype), k.to(dtype), v.to(dtype), scale, recompute)
+
+
+class _Problem(NamedTuple):
+    """What the time of attention depends on: shapes as in `attention`, and whether gradients are computed."""
+
+    dtype: torch.dtype
+    B: int
+    H: int
+    M: int
+    D: int
+    N: int
+    differentiated: bool
+    recompute: bool
+    threads: int
+
+    @property
+    def elements_per_image(self) -> int:
+        """Elements of q, k, v and the scores."""
+        return self.H * (self.M * self.N + (self.M + 2 * self.N) * self.D)
+
+
+@lru_cache(maxsize=256)
+def _question(problem: _Problem) -> Question:
+    images, threads = _images(problem), problem.threads
+    details = (
+        f"{str(problem.dtype).removeprefix('torch.')}, forward{' and backward' * problem.differentiated}"
+        f"{', recomputed' * problem.recompute}, {images} images, {problem.H} heads of {problem.D}, "
+        f"{problem.M} x {problem.N} tokens, {threads} thread{'s' * (threads > 1)}"
+    )
+    return Question("attention", details, WAYS, matters=problem.B * problem.elements_per_image >= _FEWEST)
+
+
+def _images(problem: _Problem) -> int:
+    return size_class(problem.B, _MOST // problem.elements_per_image)
+
+
+def _trials(problem: _Problem) -> Trials:
+    """From the output of `qkv` to the input of `proj`, and back."""
+    dtype, _, H, M, D, N, differentiated, recompute, _ = problem
+    generator = torch.Generator("cpu").manual_seed(0)
+    shape = (_images(problem), max(M, N), 3, H, D)
+    qkv = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
+    qkv.requires_grad_(differentiated)
+
+    def compute(way: str) -> None:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        y = _compute(way, q[:, :, :M], k[:, :, :N], v[:, :, :N], None, recompute).transpose(1, 2).flatten(2)
+        if differentiated:
+            torch.autograd.grad(y, qkv, y.detach())
+
+    return {way: partial(compute, way) for way in WAYS}
+
+
+def _compute(way: str, q: Tensor, k: Tensor, v: Tensor, scale: float | None, recompute: bool) -> Tensor:
+    if way == "torch":
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return attention_by_matmuls(q, k, v, scale, recompute=recompute, scores=_SCORES[way])
 
 
 def attention_by_matmuls(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, recompute: bool = False
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, recompute: bool = False, scores: int = 2**20
 ) -> Tensor:
     """`attention` by batched matmuls, on every device and in every dtype.
 
@@ -84,6 +152,7 @@ def attention_by_matmuls(
         v: Values, [B, H, N, D].
         scale: Scaling s; if None, 1/√D.
         recompute: Whether P is recomputed in backward instead of being kept. The gradients are bit-identical.
+        scores: Bytes of scores that are computed at a time; results do not depend on it.
 
     Returns:
         The output, [B, H, M, D].
@@ -91,7 +160,7 @@ def attention_by_matmuls(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     heads = [t.flatten(0, 1).contiguous() for t in (q, k, v)]
     keep = not recompute and any(t.requires_grad for t in heads)  # False under no_grad
-    y, _ = _Attention.apply(*heads, scale, keep)
+    y, _ = _Attention.apply(*heads, scale, keep, scores)
     return y.unflatten(0, q.shape[:2])
 
 
@@ -99,17 +168,17 @@ class _Attention(torch.autograd.Function):
     """For q [B·H, M, D], k and v [B·H, N, D]. P is an output too, because only inputs and outputs can be kept."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, keep: bool, scores: int) -> tuple[Tensor, Tensor | None]:
         y = torch.empty_like(q)
         P = q.new_empty(*q.shape[:2], k.shape[1]) if keep else None
-        for part in _parts(q, k):
+        for part in _parts(q, k, scores):
             weights = _weights(q[part], k[part], scale, out=None if P is None else P[part])
             torch.bmm(weights, v[part], out=y[part])
         return y, P
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        q, k, v, ctx.scale, _ = inputs
+        q, k, v, ctx.scale, _, ctx.scores = inputs
         _, P = output
         if P is not None:
             ctx.mark_non_differentiable(P)
@@ -120,13 +189,13 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if g is None:
-            return (None,) * 5
+            return (None,) * 6
         q, k, v, P = ctx.saved_tensors
         need_q, need_k, need_v = ctx.needs_input_grad[:3]
         gq = torch.empty_like(q) if need_q else None
         gk = torch.empty_like(k) if need_k else None
         gv = torch.empty_like(v) if need_v else None
-        for part in _parts(q, k):
+        for part in _parts(q, k, ctx.scores):
             weights = _weights(q[part], k[part], ctx.scale) if P is None else P[part]
             if gv is not None:
                 torch.bmm(weights.mT, g[part], out=gv[part])
@@ -138,7 +207,7 @@ class _Attention(torch.autograd.Function):
                 gq[part].baddbmm_(g_scores, k[part], beta=0, alpha=ctx.scale)
             if gk is not None:
                 gk[part].baddbmm_(g_scores.mT, q[part], beta=0, alpha=ctx.scale)
-        return gq, gk, gv, None, None
+        return gq, gk, gv, None, None, None
 
 
 def _weights(q: Tensor, k: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
@@ -147,11 +216,7 @@ def _weights(q: Tensor, k: Tensor, scale: float, out: Tensor | None = None) -> T
     return torch.softmax(scores, -1, out=out)
 
 
-def _parts(q: Tensor, k: Tensor) -> Iterator[slice]:
-    """Slices of the B·H heads, whose scores take about `_SCORES` bytes."""
-    heads = max(1, _SCORES // max(1, q.shape[1] * k.shape[1] * q.element_size()))
+def _parts(q: Tensor, k: Tensor, scores: int) -> Iterator[slice]:
+    """Slices of the B·H heads, whose scores take about this many bytes."""
+    heads = max(1, scores // max(1, q.shape[1] * k.shape[1] * q.element_size()))
     return (slice(start, start + heads) for start in range(0, len(q), heads))
-
-
-# CPUs like the one in the table above. With AMX, torch's fused attention differs, and it has not been measured.
-_MEASURED_CPU = cpu_has("avx512_bf16") and not cpu_has("amx_tile")

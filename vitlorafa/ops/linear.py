@@ -1,6 +1,6 @@
 """A linear layer, x Wᵀ + b, that adds the bias and applies GELU within the matmul where that is faster.
 
-In bfloat16 on a CPU, `F.linear` writes the bias to the whole output before the matmul adds to it, and `F.gelu` reads
+On a CPU, `F.linear` in bfloat16 writes the bias to the whole output before the matmul adds to it, and `F.gelu` reads
 and writes the whole output again. oneDNN, which computes the matmul, can do both while the result is in registers.
 torch offers this only to its compiler, through the operation used here.
 
@@ -14,28 +14,36 @@ pairs) in a ViT of width 192 and 384 at 197 tokens:
 | 24     | 384   | 0.92 | 0.91 | 0.92 | 0.93         | 0.97 |
 | 64     | 384   | 0.89 | 0.88 | 0.95 | 0.80         | 0.96 |
 
-If another process uses the memory bandwidth at the same time, ratios go down to 0.74 and 0.62.
+If another process uses the memory bandwidth at the same time, ratios go down to 0.74 and 0.62. Whether it is faster
+elsewhere, in float32 too, is found by `vitlorafa.tuning`.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
+from collections import deque
+from functools import cache, lru_cache, partial
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, get_num_threads
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from vitlorafa.ops.processor import autocast_dtype, cpu_has, is_plain_bfloat16_on_cpu
+from vitlorafa.ops.processor import autocast_dtype, plain_cpu_dtype
+from vitlorafa.tuning import Question, Trials, apart, choose, size_class
+
+_OPERATION: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # None if torch was built without oneDNN
+_FEWEST, _MOST = 2**24, 2**29  # multiplications in a problem that is timed, and in its sample
+_MOST_ROWS = 2048
+_COLD = 8  # inputs and outputs of a sample that are in memory
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """x Wᵀ + b, or GELU(x Wᵀ + b).
 
-    In bfloat16 on a CPU that multiplies it natively, the bias is added within the matmul, with bit-identical results.
-    If no gradient is needed, GELU is applied within the matmul too, to x Wᵀ + b in float32, which `F.gelu` would get
-    rounded. Everywhere else, in a compiler, in torch.func's transforms, and if torch's private operation does not work,
-    the function is `F.linear` and `F.gelu`.
+    In bfloat16 and float32 on a CPU where that is faster (see `vitlorafa.tuning`), the bias is added within the matmul,
+    in bfloat16 with bit-identical results. If no gradient is needed, GELU is applied within the matmul too, to x Wᵀ + b
+    in float32, which `F.gelu` would get rounded. Everywhere else, in a compiler, in torch.func's transforms, and if
+    torch's private operation does not work, the function is `F.linear` and `F.gelu`.
 
     Args:
         x: Input, [..., d_in].
@@ -49,9 +57,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     dtype = autocast_dtype(x) or x.dtype
     x, weight = x.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    if not (is_plain_bfloat16_on_cpu(x) and fuses_bias()) or not 0 < x.shape[-1] == weight.shape[1]:
+    differentiated = needs_gradient(x, weight, bias)
+    if not _is_fused(x, weight, bias, gelu and not differentiated):
         y = F.linear(x, weight, bias)
-    elif not needs_gradient(x, weight, bias):
+    elif not differentiated:
         return _matmul(x, weight, bias, gelu)
     else:
         y = _Linear.apply(x, weight, bias)
@@ -88,30 +97,83 @@ class _Linear(torch.autograd.Function):
 
 def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     activation, approximation = ("gelu", "none") if gelu else ("none", "")
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], approximation)
+    return _OPERATION(x, weight, bias, activation, [], approximation)
 
 
-def fuses_bias() -> bool:
-    """Whether bias and GELU are computed within the matmul in bfloat16 on this CPU."""
-    return _CAN_FUSE and _operation_works()
+class _Problem(NamedTuple):
+    """What the time of a linear layer without gradients depends on."""
+
+    dtype: torch.dtype
+    rows: int
+    inputs: int
+    outputs: int
+    bias: bool
+    gelu: bool
+    threads: int
 
 
-# That torch was built with oneDNN is not enough: without these instructions it is no faster.
-_CAN_FUSE = cpu_has("avx512_bf16") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def _is_fused(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> bool:
+    """Whether bias and GELU are computed within the matmul."""
+    dtype = plain_cpu_dtype(x)
+    if dtype is None or not (gelu or bias is not None) or not 0 < x.shape[-1] == weight.shape[1] or not x.numel():
+        return False
+    rows = x.numel() // x.shape[-1]
+    problem = _Problem(dtype, rows, x.shape[-1], len(weight), bias is not None, gelu, get_num_threads())
+    return choose(_question(problem), partial(_trials, problem)) == "fused"
+
+
+@lru_cache(maxsize=256)
+def _question(problem: _Problem) -> Question:
+    details = (
+        f"{str(problem.dtype).removeprefix('torch.')}, {_rows(problem)} x {problem.inputs} to {problem.outputs}"
+        f"{'' if problem.bias else ', no bias'}{', GELU' * problem.gelu}, "
+        f"{problem.threads} thread{'s' * (problem.threads > 1)}"
+    )
+    ways = ("torch", "fused") if can_fuse(problem.dtype) else ("torch",)
+    margin = 1.05 if problem.dtype == torch.float32 or problem.gelu else 1.02  # where no rounding depends on it
+    matters = problem.rows * problem.inputs * problem.outputs >= _FEWEST
+    return Question("linear", details, ways, margin=margin, matters=matters)
+
+
+def _rows(problem: _Problem) -> int:
+    return size_class(problem.rows, min(_MOST_ROWS, _MOST // (problem.inputs * problem.outputs)))
+
+
+def _trials(problem: _Problem) -> Trials:
+    dtype, _, inputs, outputs, has_bias, gelu, _ = problem
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
+
+    # As in a network, inputs are not in the cache, and outputs are written to memory.
+    inputs_in_turn = cycle(draw(_rows(problem), inputs).repeat(_COLD, 1, 1).unbind(0))
+    recent: deque[Tensor] = deque(maxlen=_COLD)
+    weight, bias = draw(outputs, inputs), draw(outputs) if has_bias else None
+
+    def compute(way: str) -> None:
+        x = next(inputs_in_turn)
+        if way == "fused":
+            recent.append(_matmul(x, weight, bias, gelu))
+        else:
+            y = F.linear(x, weight, bias)
+            recent.append(F.gelu(y) if gelu else y)
+
+    return {way: partial(compute, way) for way in ("torch", "fused")}
 
 
 @cache
-def _operation_works() -> bool:
-    """Tries the private operation once per process; oneDNN refuses it if it is limited to older instructions.
+def can_fuse(dtype: torch.dtype) -> bool:
+    """Whether torch's private operation works here; oneDNN refuses bfloat16 if it is limited to older instructions.
 
-    Runs in a separate thread, so that the caller's autocast and operation counters do not see the trial.
+    Args:
+        dtype: bfloat16 or float32.
     """
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_try_operation).result()
+    return _OPERATION is not None and apart(partial(_try_operation, dtype))
 
 
-def _try_operation() -> bool:
-    x, weight, bias = (torch.linspace(-1, 1, n, device="cpu").bfloat16() for n in (4 * 32, 8 * 32, 8))
+def _try_operation(dtype: torch.dtype) -> bool:
+    x, weight, bias = (torch.linspace(-1, 1, n, device="cpu").to(dtype) for n in (4 * 32, 8 * 32, 8))
     x, weight = x.view(4, 32), weight.view(8, 32)
     try:
         for b in (bias, None):
@@ -123,9 +185,9 @@ def _try_operation() -> bool:
     return True
 
 
-if _CAN_FUSE and torch.ops.mkldnn._linear_pointwise not in flop_registry:
+if _OPERATION is not None and _OPERATION not in flop_registry:
 
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    @register_flop_formula(_OPERATION)
     def _operations(x: Any, weight: Any, *_: Any, **__: Any) -> int:
         """Formula for torch's `FlopCounterMode`, which passes shapes."""
         rows = torch.Size(x[:-1]).numel()

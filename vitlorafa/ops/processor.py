@@ -1,9 +1,13 @@
 """The number format that a layer computes in, and the formats that the processor multiplies natively."""
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitlorafa.ops.private import inside_torch_func
+from vitlorafa.tuning import Question, Trials, choose
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -17,13 +21,39 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(x.device.type)
 
 
-def is_plain_bfloat16_on_cpu(x: Tensor) -> bool:
-    """Whether a layer with input x computes in bfloat16 on the CPU, where our own kernels may be faster than torch's.
+def plain_cpu_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype in which a layer with input x computes, where our own kernels may be faster than torch's.
 
-    False in a compiler and in torch.func's transforms, which support torch's operations only.
+    That is on a CPU in bfloat16 and float32; None elsewhere, in a compiler, and in torch.func's transforms, which
+    support torch's operations only.
     """
-    in_bfloat16 = x.is_cpu and (autocast_dtype(x) or x.dtype) == torch.bfloat16
-    return in_bfloat16 and not torch.compiler.is_compiling() and not inside_torch_func()
+    dtype = autocast_dtype(x) or x.dtype
+    if not x.is_cpu or dtype not in (torch.bfloat16, torch.float32):
+        return None
+    return None if torch.compiler.is_compiling() or inside_torch_func() else dtype
+
+
+def fastest_precision() -> str:
+    """The number format of matmuls that is the fastest on this CPU: "bf16", or "float32" unless bf16 is clearly faster.
+
+    A processor without instructions for bfloat16 emulates it, many times more slowly than it computes float32.
+    """
+    return choose(_PRECISION, _multiply)
+
+
+# Also timed where the answer cannot be kept: there is no processor on which both take about the same time.
+_PRECISION = Question("precision", "matmuls", ("float32", "bf16"), margin=1.2, seconds=0.02, needs_file=False)
+
+
+def _multiply() -> Trials:
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, weight = (torch.randn(n, 512, generator=generator, dtype=torch.float32, device="cpu") for n in (256, 512))
+
+    def sample(dtype: torch.dtype) -> Callable[[], Tensor]:
+        a, b = x.to(dtype), weight.to(dtype)
+        return lambda: F.linear(a, b)
+
+    return {"float32": sample(torch.float32), "bf16": sample(torch.bfloat16)}
 
 
 def cpu_has(feature: str) -> bool:

@@ -1,14 +1,17 @@
+import contextlib
 import io
 import logging
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones, image_sizes, precision
 from domainbed_ext.models.inputs import IMAGENET_MEAN
+from vitlorafa import AdapterWarning, tuning
 
 NAME = "test_vit"  # timm's own tiny model, 160 px
 
@@ -188,14 +191,23 @@ def test_the_real_vit_tiny_loads(shared_data):
     assert torch.equal(model.state_dict()["norm.weight"], load_file(path)["norm.weight"])
 
 
-def test_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
-    cpu = torch.device("cpu")
-    assert precision.choose("float32", cpu) == "float32"
-    for capabilities, expected in (
-        ({"avx512_bf16": True}, "bf16"),
-        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
-        ({"avx512_bf16": False, "amx_bf16": False}, "float32"),
-        ({"architecture": "aarch64", "neon": True, "bf16": True}, "float32"),
-    ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
-        assert precision.choose("auto", cpu) == expected
+@pytest.mark.parametrize(("seconds", "expected"), [(0.008, "bf16"), (0.0095, "float32"), (0.08, "float32")])
+@pytest.mark.parametrize("writable", [True, False])
+def test_precision_is_bf16_only_where_it_is_clearly_faster(clock, monkeypatch, tmp_path, seconds, expected, writable):
+    """Also where the answer cannot be kept."""
+    cpu, own, calls = torch.device("cpu"), F.linear, []
+
+    def timed(x, weight):
+        calls.append(x.dtype)
+        clock.now += seconds if x.dtype == torch.bfloat16 else 0.01
+        return own(x, weight)
+
+    monkeypatch.setattr(F, "linear", timed)
+    if not writable:
+        (tmp_path / "ways").touch()
+    assert precision.choose("float32", cpu) == "float32" and not calls
+    with contextlib.nullcontext() if writable else pytest.warns(AdapterWarning, match="cannot be written"):
+        assert precision.choose("auto", cpu) == expected and set(calls) == {torch.float32, torch.bfloat16}
+    calls.clear()
+    tuning.pin({})
+    assert precision.choose("auto", cpu) == expected and not calls

@@ -1,0 +1,26 @@
+"""The ways in which a run computes what has several exact ways, such as attention: see `vitlorafa.tuning`.
+
+They are found by timing and differ between machines, which changes rounding. So records and checkpoints name them under
+"ways", and a run that resumes or is evaluated again uses its own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitlorafa import tuning
+
+_BEFORE = {"evaluation_batch": "64"}  # what runs used that record no ways
+
+
+def pin(facts: Mapping[str, Any] | None) -> None:
+    """Fixes the ways of this process, before a model computes anything.
+
+    Args:
+        facts: Record or checkpoint of the run; None for a run that starts, which uses the fastest ways.
+    """
+    tuning.pin({} if facts is None else facts.get("ways", _BEFORE))
+
+
+def used() -> dict[str, dict[str, str]]:
+    """The ways that the run has used so far, by question, as records and checkpoints hold them: under "ways"."""
+    return {"ways": tuning.answers()}
