@@ -31,13 +31,10 @@ def fastest_evaluation_batch(model: nn.Module) -> int:
     vit: Any = model
     N, d = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.embed_dim
     dtype = autocast_dtype(torch.empty(0, dtype=parameter.dtype)) or parameter.dtype
-    hidden, threads = sum(p.numel() for p in vit.blocks[0].parameters()), torch.get_num_threads()
-    details = (
-        f"{str(dtype).removeprefix('torch.')}, {N} tokens of {d}, blocks of {hidden:,} parameters, "
-        f"{threads} thread{'s' * (threads > 1)}"
-    )
+    threads = torch.get_num_threads()
+    details = f"{str(dtype).removeprefix('torch.')}, {N} tokens of {d}, {threads} thread{'s' * (threads > 1)}"
     ways = tuple(map(str, SIZES))
-    question = Question("evaluation_batch", details, ways, seconds=0.03, matters=N * hidden >= 2**24)
+    question = Question("evaluation_batch", details, ways, seconds=0.03, matters=N * d * d >= 2**21)
     return int(choose(question, partial(_trials, vit.blocks[0], N, d, dtype)))
 
 

@@ -82,7 +82,7 @@ class Answer:
 
     Attributes:
         way: Name of the way.
-        seconds: Shortest time of each way that was timed; empty if the default took too long.
+        seconds: Shortest time of each way that was timed, the default first; empty if that took too long.
     """
 
     way: str
@@ -386,7 +386,7 @@ def _measure(question: Question, trials: Trials) -> Answer:
     for other in question.ways[1:]:
         if way in seconds and other in seconds and seconds[way] > question.margin * seconds[other]:
             way = other
-    return Answer(way, {name: float(f"{value:.3g}") for name, value in seconds.items()})
+    return Answer(way, {name: float(f"{seconds[name]:.3g}") for name in question.ways if name in seconds})
 
 
 def _time(trials: Trials, default: str, budget: float) -> dict[str, float]:

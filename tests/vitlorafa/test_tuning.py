@@ -318,7 +318,7 @@ def test_a_sample_asks_without_starting_a_timing(ask):
 
 
 def test_the_batch_size_is_timed_on_one_block(clock, monkeypatch):
-    model = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=96, num_heads=3)
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=108, num_heads=3)
     sizes, own = [], type(model.blocks[0]).forward
 
     def forward(self, x):
@@ -353,5 +353,9 @@ def test_a_slow_block_leaves_the_default(clock, monkeypatch):
 
 
 def test_other_models_have_the_default(clock):
-    assert fastest_evaluation_batch(timm.create_model("test_resnet")) == fastest_evaluation_batch(torch.nn.Linear(2, 2)) == 64
+    assert (
+        fastest_evaluation_batch(timm.create_model("test_resnet"))
+        == fastest_evaluation_batch(torch.nn.Linear(2, 2))
+        == 64
+    )
     assert fastest_evaluation_batch(build("test_vit")) == 64 and answers() == {}  # too small to matter

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from vitlorafa import AdapterConfig, AdapterError
-from vitlorafa.bench import output
+from vitlorafa.bench import output, tune
+from vitlorafa.bench.command_line import CommandLine, check_positive
 from vitlorafa.bench.formulas import Stack
 from vitlorafa.bench.machine import collect_provenance, file_name
 from vitlorafa.bench.measure import MIB, Memory, Peak, Times, measure_peak, measure_saved, time_steps
@@ -47,15 +47,9 @@ EXAMPLES = """examples:
   python -m vitlorafa.bench memory --dropout 0 0.1 --methods lower_bound lora_fa lora_fa_separate lora_fa_plain
   python -m vitlorafa.bench --targets q,v --dry_run          # operations and kept bytes by formula; runs nothing
   python -m vitlorafa.bench --redraw runs/bench              # regenerate tables and plots from an earlier run's CSV
+  python -m vitlorafa.bench tune --help                      # show the fastest ways of this machine to compute a model
 """
 _METHOD_NAMES = "".join(f"\n  {name:18} {method.label}" for name, method in METHODS.items())
-
-
-class _CommandLine(argparse.ArgumentParser):
-    """A parser that raises its errors as `AdapterError`."""
-
-    def error(self, message: str) -> NoReturn:
-        raise AdapterError(f"{message}; see {self.prog} --help")
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ def make_parser(prog: str = "python -m vitlorafa.bench") -> argparse.ArgumentPar
     Args:
         prog: Name of the command in messages.
     """
-    parser = _CommandLine(
+    parser = CommandLine(
         prog=prog,
         description="Measure time and memory of training steps: LoRA, LoRA-FA and LoRA-FB of vitlorafa, LoRA-FA in\n"
         "plain PyTorch, PEFT, full fine-tuning, and a lower bound (the frozen model's forward pass and the\n"
@@ -168,11 +162,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     Raises:
         AdapterError: If a value is invalid.
     """
-    for name in ("batch_size", "resolution", "ranks", "plot_ranks", "depth", "repeats", "threads"):
-        values = getattr(args, name)
-        for value in values if isinstance(values, list) else [1 if values is None else values]:
-            if value < 1:
-                raise AdapterError(f"--{name} must be at least 1, not {value}")
+    check_positive(args, "batch_size", "resolution", "ranks", "plot_ranks", "depth", "repeats", "threads")
     if args.warmup < 0:
         raise AdapterError(f"--warmup must be at least 0, not {args.warmup}")
     for kind, names, choices in (("measurement", args.what, WHAT), ("precision", args.precision, PRECISIONS)):
@@ -213,6 +203,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vitlorafa.ben
         The exit code: 0, 1 if a measurement failed, 2 if an argument is invalid, 130 if interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["tune"]:
+        return tune.main(argv[1:], f"{prog} tune")
     try:
         args = make_parser(prog).parse_args(argv)
         if args.redraw:

@@ -24,6 +24,7 @@ from domainbed_ext.sweep import launch
 from domainbed_ext.system.interrupts import Interrupted
 from tests.domainbed_ext.conftest import make_domains
 from tests.domainbed_ext.opened_files import OPENED, settled  # noqa: F401  (a fixture)
+from vitlorafa import tuning, use_ways
 
 TINY = {"backbone": "vit_pico_patch8_32", "batch_size": 4}
 pytestmark = [pytest.mark.usefixtures("settled"), pytest.mark.numbers]
@@ -196,7 +197,7 @@ def test_features_of_other_weights_images_or_instructions_are_others(make_args, 
         )
         feed = Feed(setup, setup.make_algorithm())
         cache = Entries(tmp_path / "cache", 10**9)
-        return features(feed.algorithm, feed.images.evaluation[0], setup.inputs, cache), cache
+        return features(feed.algorithm, feed.images.evaluation[0], setup.inputs, feed.evaluation_batch, cache), cache
 
     one, cache = found()
     assert one.shape == (20, 128)
@@ -207,6 +208,15 @@ def test_features_of_other_weights_images_or_instructions_are_others(make_args, 
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
     found()
     assert len(cache.list()) == 3
+    use_ways({"attention": "matmuls 1 MiB"})
+    found()
+    used = tuning.answers()
+    tuning.pin({})
+    found()
+    assert len(cache.list()) == 4 and "matmuls 1 MiB" in used.values() and tuning.answers() == used
+    use_ways({"evaluation_batch": "16"})
+    found()
+    assert len(cache.list()) == 5
 
 
 def test_a_probe_on_features_is_logistic_regression(make_args, tmp_path):
