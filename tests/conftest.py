@@ -33,8 +33,6 @@ def _image_cache(tmp_path_factory):
 
 
 def pytest_configure(config):
-    if os.environ.get("ATEN_CPU_CAPABILITY") in ("avx2", "default"):
-        _say_no_more_than_avx2()
     # Tests run side by side, one process a core: more threads each would only get in each other's way.
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,17 +44,6 @@ def pytest_configure(config):
 
 def pytest_unconfigure():
     shutil.rmtree(os.environ["VITLORAFA_CACHE"], ignore_errors=True)
-
-
-def _say_no_more_than_avx2():
-    """torch.cpu tells what the processor has, even where ATEN_CPU_CAPABILITY limits torch: here it tells the limit."""
-    newer = ("avx512", "amx", "avx10", "vnni", "avx_vnni")
-    for name in dir(torch.cpu):
-        if name.startswith(tuple(f"_is_{feature}" for feature in newer)):
-            setattr(torch.cpu, name, lambda: False)
-    if hasattr(torch.cpu, "get_capabilities"):
-        has = {name: value and not name.startswith(newer) for name, value in torch.cpu.get_capabilities().items()}
-        torch.cpu.get_capabilities = lambda: has
 
 
 def pytest_collection_modifyitems(items):

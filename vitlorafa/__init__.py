@@ -7,6 +7,7 @@ vitlorafa.save_adapter(model, "adapter", head=True)
 vitlorafa.merge_and_unload(model)  # a plain timm model again
 """
 
+from vitlorafa import tuning
 from vitlorafa.cast_frozen import cast_frozen
 from vitlorafa.commands import refuse_other_modules
 from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
@@ -74,6 +75,7 @@ __all__ = [
     "speed_up",
     "summary",
     "tensor_bytes",
+    "tuning",
     "unmerge",
     "use_ways",
 ]

@@ -19,15 +19,15 @@ def speed_up(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     """Makes a timm vision transformer faster, in place; logits and gradients stay the same up to rounding.
 
     - Attention: each timm `Attention`, in any model, uses `vitlorafa.ops.attention`, which is faster than torch's fused
-      attention in bfloat16 on some CPUs. With a mask, with attention dropout, or if timm's `fused_attn` is off, timm's
-      own code runs.
+      attention on some CPUs (see `vitlorafa.tuning`). With a mask, with attention dropout, or if timm's `fused_attn`
+      is off, timm's own code runs.
     - Class token: a `VisionTransformer` that pools the class token ("token") needs no other token after its last
       attention. In `model(images)`, the last block therefore computes queries, projection, norm and MLP for that token
       only. This saves 9/12 of the matmuls in the linear layers of one block, forward and backward.
     - Residual additions: each timm `Block`, in any model, adds in place where no gradient is needed and no hook could
       keep the tensor, with bit-identical results.
     - MLP: each timm `Mlp`, in any model, computes exact GELU together with its first layer's matmul where no gradient
-      is needed, in bfloat16 on some CPUs. If a hook needs the tensor between the two, timm's own code runs.
+      is needed, on some CPUs. If a hook needs the tensor between the two, timm's own code runs.
 
     Subclasses of these classes, and other classes, are not changed. Dropout after the last attention (`proj_drop`)
     draws a mask of another shape.

@@ -20,12 +20,12 @@ from domainbed_ext.algorithms.registry import get_algorithm_class
 from domainbed_ext.bench import report, timing
 from domainbed_ext.bench.lower_bound import measure_rates
 from domainbed_ext.bench.targets import Targets, choose_targets, describe_targets, judge
-from domainbed_ext.data.loader import EVALUATION_BATCH
 from domainbed_ext.hparams_registry import resolve
 from domainbed_ext.runs.profile import wait
 from vitlorafa import AdapterConfig
 from vitlorafa.bench.measure import make_batch, train_step
 from vitlorafa.bench.methods import CLASSES, PRECISIONS, Case, Setup, build, why_unavailable
+from vitlorafa.evaluation_batch import DEFAULT as EVALUATION_BATCH
 
 DROPOUT = 0.1
 PEERS = ("bf16", "float32")  # precisions of PEFT's and timm's models

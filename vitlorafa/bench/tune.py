@@ -33,7 +33,7 @@ examples:
 """
 
 
-def make_parser(prog: str) -> argparse.ArgumentParser:
+def make_parser(prog: str = "python -m vitlorafa.bench tune") -> argparse.ArgumentParser:
     """The command line.
 
     Args:
