@@ -112,7 +112,7 @@ def choose(question: Question, trials: Callable[[], Trials]) -> str:
 
 
 def pin(ways: Mapping[str, str]) -> None:
-    """Starts a run: fixes the ways that it uses, and forgets those that were used before.
+    """Starts a run, or resumes one: fixes its ways, and forgets those that were used before.
 
     Args:
         ways: Ways by question, as `answers` returned them in the run's first attempt; or by kind, for all questions of
@@ -121,6 +121,7 @@ def pin(ways: Mapping[str, str]) -> None:
     """
     _state.pinned = dict(ways)
     _state.used.clear()
+    note({name: way for name, way in ways.items() if name not in KINDS})
 
 
 def use_ways(ways: Mapping[str, str]) -> None:
@@ -141,7 +142,10 @@ def use_ways(ways: Mapping[str, str]) -> None:
 
 
 def answers() -> dict[str, str]:
-    """The ways that were used since `pin`, by question; without problems too small to matter, unless they were set."""
+    """The ways of a run, by question: those that were pinned and those that were used since.
+
+    Without problems too small to matter, unless their ways were set.
+    """
     return {
         str(question): way
         for question, way in _state.used.items()
@@ -157,7 +161,7 @@ def note(ways: Mapping[str, str]) -> None:
     """
     for name, way in ways.items():
         kind, _, details = name.partition(": ")
-        _state.used.setdefault(Question(kind, details, ("", way)), way)
+        _state.used[Question(kind, details, ("", way))] = way
 
 
 def identity() -> dict[str, Any]:

@@ -105,8 +105,8 @@ def test_a_run_decides_before_the_user_and_the_user_before_the_machine(ask, rest
     assert ask() == "slow"
     use_ways({"attention": "slow", NAME: "torch"})  # the question before its kind
     assert ask() == "torch"
-    pin({NAME: "fast"})
-    assert ask() == "fast"
+    pin({NAME: "fast", "linear: of earlier steps": "torch"})
+    assert ask() == "fast" and answers() == {NAME: "fast", "linear: of earlier steps": "torch"}
     pin({"attention": "slow"})
     assert ask() == "slow" and answers() == {NAME: "slow"}
     pin({})

@@ -19,7 +19,7 @@ from domainbed_ext.system.interrupts import Interrupted
 from tests.domainbed_ext import fault_injection as faults
 
 SELECTED, LAST = 2, 4
-VARYING = {"step_time", "args", "mem_gb"}
+VARYING = {"step_time", "args", "mem_gb", "ways"}  # "ways" are those of all splits so far
 
 
 @pytest.fixture
