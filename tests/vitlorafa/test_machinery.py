@@ -440,11 +440,12 @@ def test_products_and_casts_of_a_step_under_autocast(compute, dropout, projectio
     layer.lora_B.grad = x.grad = None
     with Count() as count:
         once()
-    full, narrow, wide, fold = 2 * N * d * d_out, 2 * N * d * k * RANK, 2 * N * m * k * RANK, 2 * d * m * k * RANK
+    full, narrow, fold = 2 * N * d * d_out, 2 * N * d * k * RANK, 2 * d * m * k * RANK
+    wide = [2 * N * m * RANK] * k  # one for each projection
     if dropout:  # x Aᵀ and its update of y; backward, through both
-        small = [narrow, wide, wide, wide, narrow]
+        small = [narrow, *wide, *wide, *wide, narrow]
     else:
-        small = [fold, narrow, wide] + ([wide] if compute == "separate" else [])
+        small = [fold, narrow, *wide] + (wide if compute == "separate" else [])
     assert sorted(count.products) == sorted([full, full, *small])
     # The sum W + s B A is rounded, not W; but for slices that no projection reaches, which are W.
     whole = k * m == d_out or compute == "separate" or dropout
@@ -452,7 +453,7 @@ def test_products_and_casts_of_a_step_under_autocast(compute, dropout, projectio
     assert count.casts_of(x) == 1  # autocast's own
     if not dropout:
         # All of an activation's size that is made: x in low precision, y, its update, and the gradient of x, twice.
-        update = [] if compute == "folded" else ["addmm_"] if k == 1 else ["bmm", "add_"]
+        update = [] if compute == "folded" else ["addmm_"] * k
         large = [name for name, size, _ in count.made if size >= N * d]
         assert large == ["_to_copy", LINEAR, *update, "mm", "_to_copy"]
 

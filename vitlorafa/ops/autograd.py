@@ -130,8 +130,7 @@ class _LoRALinear(torch.autograd.Function):
         if need_A:
             gA = steps.grad_A(g_xA, x, dropout, seed).view(A.shape).to(A.dtype)
         if masks:
-            gx = g @ weight.to(g.dtype)
-            steps.add_masked(gx, g_xA, A, dropout, seed)
+            gx = steps.grad_x(g, weight, g_xA, A, dropout, seed)
         elif need_x:
             gx = g @ (steps.fold(weight, A, B, scale, starts, g.dtype) if folded is None else folded)
         if need_weight:

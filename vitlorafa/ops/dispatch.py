@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitlorafa.errors import AdapterError, unknown
 from vitlorafa.ops import autograd, reference
+from vitlorafa.ops.dropout import rounded
 from vitlorafa.ops.linear import needs_gradient
 from vitlorafa.ops.private import inside_torch_func
 from vitlorafa.ops.processor import autocast_dtype
@@ -43,7 +44,8 @@ def lora_linear(
         B: Factors B, [k, m, r].
         scale: Scaling s.
         starts: First output of each projection, which is one of d_out/m equal parts; ascending and evenly spaced.
-        dropout: Probability of dropping an element of the adapter's input; 0 outside training.
+        dropout: Probability of dropping an element of the adapter's input, rounded to a multiple of 1/65536; 0 outside
+            training.
         seed: Seed of the dropout mask. If None, drawn from torch's global generator, so that gradient checkpointing
             recomputes the layer with the same mask.
         fold: Whether to form W + s B A once, in float32 or better, and to compute one matmul with it. With dropout, or
@@ -60,7 +62,7 @@ def lora_linear(
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
-    mask_seed = None
+    mask_seed, dropout = None, rounded(dropout)
     if dropout:
         mask_seed = torch.randint(2**63 - 1, ()) if seed is None else torch.tensor(seed)
     # torch.func needs the definition, which consists of ordinary operations. So does a compiler that traces torch.func:

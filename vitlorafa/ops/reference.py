@@ -3,29 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-
-@torch.library.custom_op("vitlorafa::dropout_mask", mutates_args=())
-def dropout_mask(shape: list[int], device: torch.device, dropout: float, seed: Tensor) -> Tensor:
-    """The mask of the elements that the adapter sees; drawn from a seed, so that it can be recomputed, not kept.
-
-    Registered as a custom operation, because a compiler cannot trace a generator.
-
-    Args:
-        shape: Shape of the adapter's input. Only its number of elements counts: rows may be flattened.
-        device: Device of the input; other devices draw other masks.
-        dropout: Probability of dropping an element.
-        seed: Seed of the mask, an integer tensor of shape [] on the CPU.
-
-    Returns:
-        A boolean tensor, True where an element is kept; the same for inputs of every precision.
-    """
-    generator = torch.Generator(device).manual_seed(int(seed))
-    return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - dropout, generator=generator)
-
-
-@dropout_mask.register_fake
-def _(shape: list[int], device: torch.device, dropout: float, seed: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=torch.bool, device=device)
+from vitlorafa.ops.dropout import dropout_mask, rounded
 
 
 def lora_linear(
@@ -52,13 +30,14 @@ def lora_linear(
         B: Factors B, [k, m, r].
         scale: Scaling s.
         starts: First output of each of the k projections.
-        dropout: Probability of dropping an element of the adapter's input.
+        dropout: Probability of dropping an element of the adapter's input; rounded as by `lora_linear`.
         seed: Seed of the dropout mask, of shape []; None without dropout.
 
     Returns:
         The output y, [..., d_out].
     """
     y = nn.functional.linear(x, weight, bias)
+    dropout = rounded(dropout)
     if dropout:
         assert seed is not None
         x = x * dropout_mask(x.shape, x.device, dropout, seed) / (1 - dropout)

@@ -19,7 +19,7 @@ bf16 activations; they are rounded in registers, without a cast copy. Sums are a
 depends on shapes only, so results are bit-identical from run to run on one device.
 
 The dropout mask is never stored. It is drawn in registers by Philox, with the seed as key and (column // 4, row) as
-counter, so each pass over x gets the same mask with any tiling.
+counter, so each pass over x gets the same mask with any tiling. It is another mask than that of plain PyTorch.
 
 Importing the module compiles nothing and uses no device. It can be imported without Triton; its functions then raise an
 error.
@@ -209,6 +209,23 @@ def add_masked(gx: Tensor, g_xA: Tensor, A: Tensor, dropout: float, seed: Seed) 
     kr, d_in = M.shape
     _widen(gx, g_xA, M, (0, *M.stride()), 1, d_in, kr, (0, 0), 1 / (1 - dropout), dropout, seed)
     return gx
+
+
+def grad_x(g: Tensor, weight: Tensor, g_xA: Tensor, A: Tensor, dropout: float, seed: Seed) -> Tensor:
+    """The gradient of x with dropout: g W, then `add_masked`.
+
+    Args:
+        g: Gradient of y, [N, d_out].
+        weight: Pretrained weight W, [d_out, d_in].
+        g_xA: Gradient of x A, with s, [N, k·r].
+        A: Factors A, [k, r, d_in].
+        dropout: Dropout probability p.
+        seed: Seed of the mask.
+
+    Returns:
+        The gradient of x, [N, d_in].
+    """
+    return add_masked(g @ weight.to(g.dtype), g_xA, A, dropout, seed)
 
 
 def dropout_mask(shape: torch.Size, device: torch.device, dropout: float, seed: Seed) -> Tensor:
