@@ -20,7 +20,7 @@ from domainbed_ext.runs.differences import Kind, changed, differences
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.runs.imports import add_option as add_import_option
 from domainbed_ext.runs.imports import find_missing, load
-from domainbed_ext.system import option_values
+from domainbed_ext.system import garbage, option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 from domainbed_ext.system.console import output
 
@@ -68,12 +68,13 @@ def evaluate(
         raise BenchmarkError(f"{run.path} holds no finished run ({run.state.value}): give --run the folder of one")
     record, saved = _choose(run.records(), step, run)
 
-    from safetensors import SafetensorError  # here, for these take seconds to load
+    with garbage.loading():  # here, for these take seconds to load
+        from safetensors import SafetensorError
 
-    from domainbed_ext.runs import ways
-    from domainbed_ext.runs.feed import Feed
-    from domainbed_ext.runs.setup import collect_facts, compute_exactly
-    from vitlorafa import AdapterError
+        from domainbed_ext.runs import ways
+        from domainbed_ext.runs.feed import Feed
+        from domainbed_ext.runs.setup import collect_facts, compute_exactly
+        from vitlorafa import AdapterError
 
     load(imports)
     _check_known(record, run)

@@ -23,6 +23,7 @@ from domainbed_ext.runs.arguments import RunArguments, parse
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.runs.imports import load
+from domainbed_ext.system import garbage
 from domainbed_ext.system.attempts import Claim, Lost, Taken
 from domainbed_ext.system.command_line import RESUME, as_command
 from domainbed_ext.system.exit_codes import ExitCode
@@ -63,7 +64,8 @@ def run(args: RunArguments, progress: Progress = lambda share: None) -> ExitCode
 
 def _done_already(args: RunArguments, folder: RunFolder) -> ExitCode:
     """Accepts a finished run of the same computation; versions, precision and source files may have changed since."""
-    from domainbed_ext.runs.setup import collect_facts, set_up  # torch, which takes seconds
+    with garbage.loading():
+        from domainbed_ext.runs.setup import collect_facts, set_up  # torch, which takes seconds
 
     record = folder.records()[-1]
     different = differences(record, collect_facts(set_up(args)))
@@ -81,9 +83,10 @@ def _done_already(args: RunArguments, folder: RunFolder) -> ExitCode:
 
 
 def _attempt(args: RunArguments, folder: RunFolder, claim: Claim, progress: Progress) -> ExitCode:
-    from domainbed_ext.runs.formatting import format_closing
-    from domainbed_ext.runs.setup import set_up
-    from domainbed_ext.runs.training import Training
+    with garbage.loading():
+        from domainbed_ext.runs.formatting import format_closing
+        from domainbed_ext.runs.setup import set_up
+        from domainbed_ext.runs.training import Training
 
     def fail(error: BaseException, sentence: str, code: ExitCode) -> ExitCode:
         claim.ended = "failed"

@@ -12,12 +12,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 from types import FrameType
 
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers.command import Command
 from domainbed_ext.runs.folder import RunFolder, State
+from domainbed_ext.system import garbage
 from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.interrupts import SIGNALS, handling, unignored
 
@@ -48,11 +48,10 @@ def die_with_parent() -> None:
 
 
 def _run_here(argv: Sequence[str], folder: RunFolder, progress: Callable[[float], None]) -> int:
-    from domainbed_ext import train
-    from domainbed_ext.runs import (
-        arguments,
-        training,  # noqa: F401  (torch and all that a run takes, for `_pass_over_imports`)
-    )
+    with garbage.loading():
+        from domainbed_ext import train
+        from domainbed_ext.runs import arguments
+        from domainbed_ext.runs import training as _  # torch and all that a run takes
 
     def report(share: float) -> None:
         with contextlib.suppress(Exception):
@@ -60,7 +59,6 @@ def _run_here(argv: Sequence[str], folder: RunFolder, progress: Callable[[float]
 
     if folder.state is State.DONE:
         return ExitCode.DONE
-    _freeze_imports()
     _free_memory()
     with (
         open(os.devnull, "w", encoding="utf-8", errors="replace") as nothing,
@@ -76,13 +74,6 @@ def _run_here(argv: Sequence[str], folder: RunFolder, progress: Callable[[float]
     if folder.state not in (State.DONE, State.RUNNING):
         folder.fail(sentence, code)
     return code
-
-
-@cache
-def _freeze_imports() -> None:
-    """Exempts what was imported from garbage collection: it stays, and looking through it takes a third of a second."""
-    gc.collect()
-    gc.freeze()
 
 
 def _free_memory() -> None:

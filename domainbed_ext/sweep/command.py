@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Sequence
 
 from domainbed_ext.sweep.arguments import parse
+from domainbed_ext.system import garbage
 from domainbed_ext.system.command_line import as_command
 
 __all__ = ["main"]
@@ -20,5 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.sweep`."""
     args = parse(argv)
     # Imported now, when the arguments are known to be right: with some sub-commands comes torch, which takes seconds.
-    code: int = importlib.import_module(f"domainbed_ext.sweep.{args.command}").run(args)
+    with garbage.loading():
+        command = importlib.import_module(f"domainbed_ext.sweep.{args.command}")
+    code: int = command.run(args)
     return code

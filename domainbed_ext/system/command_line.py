@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.system import garbage
 from domainbed_ext.system.commands import rename_program
 from domainbed_ext.system.exit_codes import STOPPED, ExitCode
 from domainbed_ext.system.streams import Unwritten, unfailing
@@ -97,4 +98,5 @@ def exit_cleanly(main: Callable[[], int | None], interrupted: str = RESUME) -> N
     except Unwritten as error:
         print(f"error: {error}", file=sys.stderr)
         code = code or ExitCode.FAILED
+    garbage.leave_to_exit()
     sys.exit(code)

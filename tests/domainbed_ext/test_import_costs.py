@@ -42,6 +42,19 @@ def test_no_torch_is_loaded():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_run_examines_nothing_of_what_torch_has_made(tmp_path):
+    check = (
+        "import gc, sys\n"
+        "from domainbed_ext import train\n"
+        "from domainbed_ext.runs.arguments import parse\n"
+        "assert train.run(parse(sys.argv[1:])) == 2\n"
+        "assert 'torch' in sys.modules and gc.isenabled() and gc.get_freeze_count() > 200_000, gc.get_freeze_count()\n"
+    )
+    words = ["--dataset", "Debug28", "--hparams", '{"batch_size": 100000}', "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", check, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_packages_have_their_names_without_loading_them():
     for name in ("Algorithm", "ALGORITHMS"):
         assert name not in vars(domainbed_ext.algorithms)
