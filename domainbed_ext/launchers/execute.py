@@ -51,7 +51,7 @@ def _run_here(argv: Sequence[str], folder: RunFolder, progress: Callable[[float]
     with garbage.loading():
         from domainbed_ext import train
         from domainbed_ext.runs import arguments
-        from domainbed_ext.runs import training as _  # torch and all that a run takes
+        from domainbed_ext.runs import training as _  # noqa: F401  (torch and all that a run takes)
 
     def report(share: float) -> None:
         with contextlib.suppress(Exception):
