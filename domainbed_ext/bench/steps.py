@@ -21,13 +21,14 @@ from domainbed_ext.bench import report, timing
 from domainbed_ext.bench.lower_bound import measure_rates
 from domainbed_ext.bench.targets import Targets, choose_targets, describe_targets, judge
 from domainbed_ext.hparams_registry import resolve
+from domainbed_ext.models.precision import autocast
 from domainbed_ext.runs.profile import wait
-from vitlorafa import AdapterConfig
+from vitlorafa import AdapterConfig, fastest_evaluation_batch
 from vitlorafa.bench.measure import make_batch, train_step
-from vitlorafa.bench.methods import CLASSES, PRECISIONS, Case, Setup, build, why_unavailable
-from vitlorafa.evaluation_batch import DEFAULT as EVALUATION_BATCH
+from vitlorafa.bench.methods import CLASSES, Case, Setup, build, why_unavailable
 
 DROPOUT = 0.1
+EVALUATED = 128  # images: whole batches of any size that a run evaluates in
 PEERS = ("bf16", "float32")  # precisions of PEFT's and timm's models
 
 
@@ -132,17 +133,19 @@ class _Models:
         return functions, sorted(comparisons, key=lambda each: each.stage)
 
     def evaluation(self) -> tuple[dict[str, Callable[[], object]], list[Comparison]]:
-        """Functions that evaluate a batch each, and what is compared."""
-        images, _ = make_batch(self.case, EVALUATION_BATCH)
+        """Functions that evaluate the same images each, in the batches of a run, and what is compared."""
+        images, _ = make_batch(self.case, EVALUATED)
         timm = build("full", self.case).model.eval()
         functions: dict[str, Callable[[], object]] = {}
         comparisons = []
         for method in ("BOnly", "FullFT"):
             algorithm = self.ours(method).eval()
-            functions[_named(method, algorithm)] = partial(_evaluate, algorithm.predict, images)
+            batches = _split(algorithm.backbone, algorithm.precision, images)
+            functions[_named(method, algorithm)] = partial(_evaluate, algorithm.predict, batches)
         for precision in PEERS:
             name = f"timm, {precision}"
-            functions[name] = partial(_evaluate, partial(_forward, timm, precision), images)
+            batches = _split(timm, precision, images)
+            functions[name] = partial(_evaluate, partial(_forward, timm, precision), batches)
             comparisons += [
                 Comparison(f"evaluation, {ours.partition(',')[0]}", ours, name, ("evaluation", "least"))
                 for ours in list(functions)[:2]
@@ -163,15 +166,20 @@ def _update(algorithm: Algorithm, images: Tensor, labels: Tensor) -> None:
     wait(images.device)
 
 
+def _split(model: nn.Module, precision: str, images: Tensor) -> Sequence[Tensor]:
+    with autocast(precision, images.device):
+        return images.split(fastest_evaluation_batch(model))
+
+
 def _forward(model: nn.Module, precision: str, images: Tensor) -> Tensor:
-    dtype = PRECISIONS[precision]
-    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
+    with autocast(precision, images.device):
         return model(images)
 
 
-def _evaluate(predict: Callable[[Tensor], Tensor], images: Tensor) -> None:
+def _evaluate(predict: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> None:
     with torch.inference_mode():
-        predict(images).argmax(1).cpu()
+        for images in batches:
+            predict(images).argmax(1).cpu()
 
 
 def _mark_targets(comparisons: Sequence[Comparison], seconds: Mapping[str, list[float]]) -> Iterator[Comparison]:
@@ -198,7 +206,7 @@ def _row(
         "ms": round(1000 * median(seconds[comparison.ours]), 2),
         "against": comparison.other,
         "its ms": round(1000 * median(seconds[comparison.other]), 2),
-        "images/s": round(EVALUATION_BATCH / median(seconds[comparison.ours]), 1) if is_rate else None,
+        "images/s": round(EVALUATED / median(seconds[comparison.ours]), 1) if is_rate else None,
         "ratio": round(ratio, 3),
         **judge(ratio, **limit),
     }
@@ -207,7 +215,8 @@ def _row(
 def _notes(args: Namespace) -> list[str]:
     return [
         f"Steps of {args.batch_size} images, rank {args.rank}, targets {args.targets}, adapter dropout {DROPOUT} where "
-        f"it is named; evaluation of {EVALUATION_BATCH} images. {args.rounds} interleaved round(s), medians.",
+        f"it is named; evaluation of {EVALUATED} images in the batches of a run. {args.rounds} interleaved round(s), "
+        "medians.",
         "ratio: of a step, its time over the other's; of evaluation, its images per second over the other's; the "
         "median of the rounds' ratios. Peers in bf16 run under torch's autocast. A target is about the faster "
         "precision of the peer.",

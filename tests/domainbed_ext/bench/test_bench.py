@@ -251,7 +251,7 @@ STEPS = ["steps", "--backbones", "vit_pico_patch8_32", "--image_size", "32", "--
 
 def test_steps_are_measured_against_peft_and_timm(tmp_path, monkeypatch):
     pytest.importorskip("peft")
-    monkeypatch.setattr(steps, "EVALUATION_BATCH", 2)
+    monkeypatch.setattr(steps, "EVALUATED", 2)
     monkeypatch.setattr(steps, "measure_rates", lambda algorithm: RATES)
     bench.main([*STEPS, "--output_dir", str(tmp_path)])
     rows = rows_of(tmp_path, "steps")
@@ -271,7 +271,7 @@ def test_steps_are_measured_against_peft_and_timm(tmp_path, monkeypatch):
 def test_without_peft_the_rest_is_measured(tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft")
     monkeypatch.setattr(steps, "measure_rates", lambda algorithm: RATES)
-    monkeypatch.setattr(steps, "EVALUATION_BATCH", 2)
+    monkeypatch.setattr(steps, "EVALUATED", 2)
     bench.main([*STEPS, "--targets", "q", "--output_dir", str(tmp_path)])  # which PEFT cannot adapt
     assert {row["against"].split(", ")[0] for row in rows_of(tmp_path, "steps")} == {"timm", "BOnly"}
     assert "PEFT LoRA-FA is left out: PEFT adapts a fused qkv as a whole" in capsys.readouterr().out
