@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vitlorafa import tuning
+from vitlorafa.kept_ways import machine_file
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -72,9 +73,9 @@ def clock(monkeypatch, tmp_path):
     monkeypatch.setenv("VITLORAFA_CACHE", str(tmp_path / "ways"))
     monkeypatch.setattr(tuning, "_clock", clock := Clock())
     monkeypatch.setattr(tuning, "_state", tuning._State())
-    tuning.machine_file.cache_clear()
+    machine_file.cache_clear()
     yield clock
-    tuning.machine_file.cache_clear()
+    machine_file.cache_clear()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlorafa import AdapterWarning, lora_linear, tuning, use_ways
+from vitlorafa.kept_ways import machine_file
 from vitlorafa.ops import linear
 
 pytestmark = pytest.mark.numbers
@@ -205,7 +206,7 @@ def test_times_both_ways_of_a_large_problem_once(clock):
     for gelu, asked in ((False, [large]), (True, [large, f"{large.removesuffix(', 1 thread')}, GELU, 1 thread"])):
         assert torch.equal(linear(*inputs, gelu=gelu), F.gelu(F.linear(*inputs)) if gelu else F.linear(*inputs))
         assert tuning.answers() == dict.fromkeys(asked, "torch")  # both take the same time
-        assert all(set(answer.seconds) == {"torch", "fused"} for answer in tuning.machine_file().read().values())
+        assert all(set(answer.seconds) == {"torch", "fused"} for answer in machine_file().read().values())
     linear(*tensors(trained=False))  # too small to matter
     linear(*tensors((300,), 256, 512, bias=False))  # nothing to fuse
     assert list(tuning.answers()) == asked

@@ -8,6 +8,7 @@ import torch
 
 from vitlorafa import tuning
 from vitlorafa.bench.__main__ import main
+from vitlorafa.kept_ways import machine_file
 
 attention = importlib.import_module("vitlorafa.ops.attention")
 SMALL = ["--model", "vit_tiny_patch16_224", "--depth", "1", "--batch_size", "20", "--resolution", "96"]
@@ -28,7 +29,7 @@ def test_it_asks_what_is_missing_and_shows_all(clock, capsys, monkeypatch):
     question = "attention: float32, forward and backward, 16 images, 3 heads of 64, 1 x 37 tokens, 1 thread"
     assert f"| {question} | matmuls 1 MiB | torch 1.00, matmuls 1 MiB 0.40, matmuls 2 MiB 0.40 |" in printed
     assert all(f"| {kind}: float32, " in printed for kind in ("attention", "linear"))
-    assert "| 1 | float32 | " in printed and str(tuning.machine_file().path) in printed
+    assert "| 1 | float32 | " in printed and str(machine_file().path) in printed
     assert "torch" in calls
     calls.clear()
     assert main(COMMAND) == 0 and "torch" not in calls  # nothing is timed again
@@ -46,7 +47,7 @@ def test_a_model_that_is_too_small_is_told(clock, capsys):
 
 def test_every_number_of_threads_has_questions_of_its_own(clock, capsys):
     assert main([*COMMAND[:-4], "--threads", "1", "2"]) == 0
-    kept = json.loads(tuning.machine_file().path.read_text(encoding="utf-8"))["answers"]
+    kept = json.loads(machine_file().path.read_text(encoding="utf-8"))["answers"]
     assert {name.rpartition(", ")[2] for name in kept if name.startswith("linear")} == {"1 thread", "2 threads"}
     assert "precision: matmuls" in kept and "| 2 | " in capsys.readouterr().out
     assert torch.get_num_threads() == 1

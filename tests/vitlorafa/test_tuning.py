@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlorafa import AdapterError, AdapterWarning, evaluation_batch, fastest_evaluation_batch, tuning, use_ways
-from vitlorafa.tuning import Question, answers, choose, identity, machine_file, note, pin
+from vitlorafa.kept_ways import MachineFile, machine_file
+from vitlorafa.tuning import Question, answers, choose, identity, note, pin
 
 QUESTION = Question("attention", "of a test", ("torch", "slow", "fast"))
 NAME = "attention: of a test"
@@ -193,7 +194,7 @@ def test_a_disk_that_is_full_leaves_the_default(ask, monkeypatch):
     def full(self, found):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tuning.MachineFile, "write", full)
+    monkeypatch.setattr(MachineFile, "write", full)
     with pytest.warns(AdapterWarning, match="No space left on device"):
         assert ask() == "torch"
 
@@ -244,7 +245,7 @@ def test_identity_changes_with_what_ways_follow_from(ask, restart, monkeypatch):
     pin({NAME: "slow"})
     assert identity() != before
     pin({})
-    machine_file().forget()
+    tuning.forget()
     assert identity()["token"] not in (None, before["token"])
     monkeypatch.setenv("VITLORAFA_TUNE", "off")
     assert identity() == {"token": None, "fixed": {}}

@@ -17,6 +17,7 @@ from vitlorafa.bench.tables import Row, table
 from vitlorafa.config import TARGETS, TRAIN
 from vitlorafa.errors import unknown
 from vitlorafa.evaluation_batch import fastest_evaluation_batch
+from vitlorafa.kept_ways import Answer, machine_file
 from vitlorafa.ops.processor import fastest_precision
 
 _STEPS = 3  # that are timed with each number of threads
@@ -82,7 +83,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         if not tuning.is_on():
             raise AdapterError("VITLORAFA_TUNE is off, so nothing is timed: unset it")
         if args.again:
-            tuning.machine_file().forget()
+            tuning.forget()
         _run(args)
     except (AdapterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -98,16 +99,16 @@ def main(argv: Sequence[str], prog: str) -> int:
 def _run(args: argparse.Namespace) -> None:
     numbers = args.threads or [1 << power for power in range(max(1, os.cpu_count() or 1).bit_length())]
     speeds = [_measure_speed(args, number) for number in numbers]
-    kept, used = tuning.machine_file().read(), tuning.answers()
+    kept, used = machine_file().read(), tuning.answers()
     rows: list[Row] = [_describe(name, way, kept.get(name)) for name, way in used.items()]
     if rows:
         print(table(rows))
     else:
         print("Nothing of this model is large enough to be timed.")
-    print(f"\n{table(speeds)}\n\nAnswers of this machine are in {tuning.machine_file().path}")
+    print(f"\n{table(speeds)}\n\nAnswers of this machine are in {machine_file().path}")
 
 
-def _describe(question: str, way: str, answer: tuning.Answer | None) -> Row:
+def _describe(question: str, way: str, answer: Answer | None) -> Row:
     seconds = answer.seconds if answer else {}
     default = next(iter(seconds.values()), 0.0)
     ratios = ", ".join(f"{name} {value / default:.2f}" for name, value in seconds.items())

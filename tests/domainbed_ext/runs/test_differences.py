@@ -26,3 +26,7 @@ def test_changed_files_of_an_own_method_are_named_once(now, words):
 
 def test_files_of_others_do_not_matter_to_a_built_in_method():
     assert differences({"imports": {"mine.py": "a"}, "sources": {}}, {"imports": {"mine.py": "x"}, "sources": {}}) == {}
+
+
+def test_other_ways_to_compute_the_same_are_no_difference():
+    assert differences({**THEN, "ways": {"attention: a": "torch"}}, {**THEN, "ways": {"attention: a": "other"}}) == {}
