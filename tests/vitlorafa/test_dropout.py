@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitlorafa.ops import dropout
+from vitlorafa.ops import dropout, lora_linear
 from vitlorafa.ops.dropout import drop_, dropout_mask, dropped_blocks, rounded
 
 pytestmark = pytest.mark.numbers
@@ -17,7 +17,7 @@ GROUP = 2048
 
 
 def mask(shape, p, seed):
-    return dropout_mask(list(shape), CPU, p, torch.tensor(seed))
+    return dropout_mask(list(shape), CPU, p, torch.tensor(seed, device=CPU))
 
 
 def standardised(shape, p, seed):
@@ -95,6 +95,17 @@ def test_drops_by_the_mask_in_every_precision(dtype, layout, block, monkeypatch)
     assert torch.equal(torch.ops.vitlorafa.drop(x, 0.3, seed), expected)
     out = drop_(x, 0.3, seed)
     assert out is x and torch.equal(x, expected)
+
+
+def test_first_mask_may_be_drawn_in_inference_mode_and_with_another_default_device():
+    dropout._tables.cache_clear()
+    dropout._keys.cache_clear()
+    with torch.inference_mode(), torch.device("meta"):
+        first = mask((50, 60), 0.3, 8)
+    x = torch.randn(50, 60, requires_grad=True)
+    A, B = torch.randn(1, 2, 60), torch.randn(1, 40, 2, requires_grad=True)
+    lora_linear(x, torch.zeros(40, 60), None, A, B, 1, dropout=0.3, seed=8).sum().backward()
+    assert torch.equal(x.grad != 0, first)
 
 
 def test_a_dropped_infinity_is_zero():

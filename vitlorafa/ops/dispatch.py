@@ -64,7 +64,7 @@ def lora_linear(
         x = x.to(dtype)
     mask_seed, dropout = None, rounded(dropout)
     if dropout:
-        mask_seed = torch.randint(2**63 - 1, ()) if seed is None else torch.tensor(seed)
+        mask_seed = torch.randint(2**63 - 1, (), device="cpu") if seed is None else torch.tensor(seed, device="cpu")
     # torch.func needs the definition, which consists of ordinary operations. So does a compiler that traces torch.func:
     # there, B does not show that it trains, and its gradient would be lost.
     if inside_torch_func():

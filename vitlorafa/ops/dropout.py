@@ -15,7 +15,7 @@ elements, vectorised over blocks that stay in the cache. Samples of 16 bits make
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from torch import Tensor
 
 _LEVELS = 2**16
 _GROUP = 2**11  # elements with the same keys; the tables take 8 bytes for each and stay in the L1 cache
-# Elements of a block, for each thread. Their hashes take 4 bytes for each. In smaller blocks, calling the operations
-# takes as long as computing them; larger ones gain nothing.
+# Elements of a block, about, for each thread. Their hashes take 4 bytes for each. In smaller blocks, calling the
+# operations takes as long as computing them; larger ones gain nothing.
 _BLOCK = 2**19
 
 
@@ -132,20 +132,21 @@ def _blocks(shape: torch.Size, dropout: float, seed: Tensor) -> Iterator[tuple[s
         A range of rows, and their mask as int16, 1 where an element is kept, in memory that the next block overwrites.
     """
     N, width = shape
-    (U, U2, V, V2), keys = _tables(), _random_integers(2 * -(-N * width // _GROUP), int(seed)).view(-1, 2, 1)
-    threshold = torch.tensor([round(rounded(dropout) * _LEVELS) - _LEVELS // 2], dtype=torch.int16)
-    height = max(1, _BLOCK * torch.get_num_threads() // max(width, 1))
-    memory = torch.empty(2, min(len(keys), height * width // _GROUP + 2), _GROUP // 2, dtype=torch.int32)
+    U, U2, V, V2 = _tables()
+    K, K2 = _keys(-(-N * width // _GROUP), int(seed))
+    threshold = torch.tensor([round(rounded(dropout) * _LEVELS) - _LEVELS // 2], dtype=torch.int16, device="cpu")
+    blocks = max(1, round(N * width / (_BLOCK * torch.get_num_threads())))
+    height = max(1, -(-N // blocks))
+    left, right = torch.empty(2, height * width // _GROUP + 2, _GROUP // 2, dtype=torch.int32, device="cpu")
+    samples = left.view(torch.int16).view(-1)
     for row in range(0, max(N, 1), height):
-        rows = slice(row, min(row + height, N))
-        first, end = rows.start * width, rows.stop * width  # elements
-        groups = slice(first // _GROUP, -(-end // _GROUP))
-        left, right = memory[:, : groups.stop - groups.start]
-        K, K2 = keys[groups].unbind(1)
-        torch.addcmul(U, K, V, out=left)
-        torch.addcmul(U2, K2, V2, value=2, out=right)
-        samples = left.mul_(right).view(torch.int16).view(-1)[first % _GROUP :][: end - first]
-        yield rows, samples.ge_(threshold).view(rows.stop - rows.start, width)
+        rows = min(height, N - row)
+        first, end = row * width, (row + rows) * width  # elements
+        start, stop = first // _GROUP, -(-end // _GROUP)  # groups
+        hashes = torch.addcmul(U, K[start:stop], V, out=left[: stop - start])
+        hashes.mul_(torch.addcmul(U2, K2[start:stop], V2, value=2, out=right[: stop - start]))
+        kept = samples[first - start * _GROUP : end - start * _GROUP].ge_(threshold)
+        yield slice(row, row + rows), kept.view(rows, width)
 
 
 @cache
@@ -154,6 +155,12 @@ def _tables() -> Tensor:
     tables = _random_integers(4 * _GROUP // 2, -1).view(4, -1)  # seeds are not negative
     tables[1:3] |= 1
     return tables
+
+
+@lru_cache(maxsize=128)  # for backward: they are 8 bytes for 2048 elements, but take a tenth of the time of a mask
+def _keys(groups: int, seed: int) -> tuple[Tensor, ...]:
+    """K and K' of each group, [groups, 1]."""
+    return _random_integers(2 * groups, seed).view(groups, 2, 1).unbind(1)
 
 
 def _random_integers(n: int, seed: int) -> Tensor:
