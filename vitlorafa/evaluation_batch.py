@@ -22,7 +22,7 @@ def fastest_evaluation_batch(model: nn.Module) -> int:
     Larger batches use a processor's cores better, smaller ones its caches.
 
     Args:
-        model: timm vision transformer on a CPU, with adapters or without; for other models and devices, and if a block
+        model: Vision transformer of timm on a CPU, with adapters or without; for other models and devices, and if a block
             takes too long to be timed, the size is 64. Autocast is taken into account.
     """
     parameter = next(model.parameters(), None)

@@ -9,9 +9,8 @@ import torch
 
 from domainbed_ext.runs.provenance import machine, rounding, versions
 from domainbed_ext.system.files import write_atomically
-from vitlorafa.bench.machine import file_name
+from vitlorafa.bench.machine import device_name, file_name
 from vitlorafa.bench.tables import Row, csv_text, table
-from vitlorafa.machine import device_name
 
 
 def write(

@@ -15,6 +15,8 @@ import torch
 import vitlorafa
 from vitlorafa.machine import cpu_name, device_name
 
+__all__ = ["collect_provenance", "device_name", "file_name"]
+
 
 def collect_provenance(argv: Sequence[str], device: str) -> dict[str, Any]:
     """Command, date, machine and versions, for the JSON file next to the tables.

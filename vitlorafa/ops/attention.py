@@ -11,9 +11,8 @@ one core of an AMD EPYC with AVX512-BF16; 3 heads of width 64; 24 images at 17 t
 | float32, forward                           | 1.43 | 1.20 | 1.22 | 1.19 | 1.17 | 1.29 |
 | float32, forward and backward              | 1.18 | 0.98 | 0.98 | 1.00 | 0.97 | 1.06 |
 
-Other processors differ: one with AMX takes half as long with batched matmuls at 197 tokens, in float32 too. So
-`vitlorafa.tuning` times both, once for each shape. At 197 tokens in bfloat16, plain `((q * s) @ k.mT).softmax(-1) @ v`
-takes 1.2 times as long. What else was tried there:
+Other processors differ, so `vitlorafa.tuning` times both, once for each shape. At 197 tokens in bfloat16, plain
+`((q * s) @ k.mT).softmax(-1) @ v` takes 1.2 times as long. What else was tried there:
 
 | variant                                                               | time relative to this code |
 |-----------------------------------------------------------------------|----------------------------|

@@ -167,7 +167,7 @@ def can_fuse(dtype: torch.dtype) -> bool:
     """Whether torch's private operation works here; oneDNN refuses bfloat16 if it is limited to older instructions.
 
     Args:
-        dtype: bfloat16 or float32.
+        dtype: Number format, bfloat16 or float32.
     """
     return _OPERATION is not None and apart(partial(_try_operation, dtype))
 
