@@ -22,8 +22,8 @@ def fastest_evaluation_batch(model: nn.Module) -> int:
     Larger batches use a processor's cores better, smaller ones its caches.
 
     Args:
-        model: Vision transformer of timm on a CPU, with adapters or without; for other models and devices, and if a block
-            takes too long to be timed, the size is 64. Autocast is taken into account.
+        model: Vision transformer of timm on a CPU, with adapters or without; for other models and devices, and if a
+            block takes too long to be timed, the size is 64. Autocast is taken into account.
     """
     parameter = next(model.parameters(), None)
     if not isinstance(model, VisionTransformer) or parameter is None or not parameter.is_cpu or not len(model.blocks):
