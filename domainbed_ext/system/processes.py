@@ -51,7 +51,7 @@ HELPERS = _Context()
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-    """Keeps the signals from a process that starts in this context, and from interrupting its start halfway.
+    """Keeps the signals from processes that start in this context, and from interrupting their start halfway.
 
     A process inherits what its thread blocks. But another thread may receive a signal that this one blocks, and Python
     runs its handler in the main thread: without the arguments that it waits for, the new process would end with a
@@ -92,6 +92,8 @@ def several(processes: int, at_once: int = 1) -> Iterator[Map]:
     ours, theirs = HELPERS.Pipe()
     with ours, theirs, ProcessPoolExecutor(processes, HELPERS, initializer=_leave_with, initargs=(theirs,)) as pool:
         try:
+            with _held_back():  # an interruption between two starts would leave the first process behind
+                pool.submit(be_deaf)  # the first task starts all processes, and the thread that waits for their end
             yield partial(pool.map, chunksize=at_once)
         except BrokenProcessPool as error:
             raise BenchmarkError(

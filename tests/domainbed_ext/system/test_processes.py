@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 import time
+from multiprocessing import active_children
 from multiprocessing.context import SpawnProcess
 
 import pytest
 
-from domainbed_ext.system.processes import HELPERS
+from domainbed_ext.system.processes import HELPERS, several
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
@@ -37,3 +38,16 @@ def test_a_signal_waits_until_a_helper_has_started(monkeypatch, number):
         signal.signal(number, before)
     assert came == ["started", "signal"]
     assert helper.exitcode == 0
+
+
+def test_no_helper_is_left_by_an_interruption_between_two_starts(monkeypatch):
+    start = SpawnProcess.start
+
+    def interrupted(helper):
+        start(helper)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SpawnProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), several(2) as over:
+        list(over(abs, [-1, -2]))
+    assert not active_children()
