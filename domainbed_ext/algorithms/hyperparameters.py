@@ -29,6 +29,8 @@ class Hyperparameter:
         aliases: Other names that `--hparams` and the `@` in a method's name accept for it.
         read: Function that brings a value into its canonical spelling.
         exceptions: Data sets with their own default and draw, added by `on`; the last one counts.
+        later: Whether the method has runs from before the hyperparameter: its default does what they did, and is left
+            out of the names of run folders, so that these stay.
     """
 
     default: Any
@@ -36,6 +38,7 @@ class Hyperparameter:
     aliases: tuple[str, ...] = ()
     read: Callable[[Any], Any] = field(default=lambda value: value)
     exceptions: tuple[tuple[frozenset[str], Any, Draw | None], ...] = ()
+    later: bool = False
 
     def on(self, datasets: Collection[str], default: Any, draw: Draw | None = None) -> "Hyperparameter":
         """Returns the hyperparameter with another default and draw on some data sets.

@@ -65,6 +65,17 @@ def test_a_name_never_changes_by_accident(tmp_path):
     assert job.name == "f0fe1fa092d9637ac2d3e3dfc22cbba5"
 
 
+def test_a_later_hyperparameter_at_its_default_changes_no_name(tmp_path, monkeypatch):
+    before = names(tmp_path, "--algorithms", "BOnly", "LP")
+    bonly = METHODS["BOnly"]
+    later = {**bonly.hyperparameters, "extra": Hyperparameter(1.0, later=True)}
+    monkeypatch.setitem(METHODS._things, "BOnly", dataclasses.replace(bonly, hyperparameters=later))
+    assert names(tmp_path, "--algorithms", "BOnly", "LP") == before
+    assert names(tmp_path, "--algorithms", "BOnly", "LP", "--hparams", '{"extra": 1.0}') == before
+    changed = names(tmp_path, "--algorithms", "BOnly", "LP", "--hparams", '{"extra": 2.0}')
+    assert len({*changed, *before}) == len(before) * 3 // 2
+
+
 def test_jobs_come_in_domainbeds_order(tmp_path):
     args = parse(["launch", "--datasets", "PACS", "--algorithms", "ERM", "BA", "--n_hparams", "2",
                         "--n_trials", "2", "--output_dir", str(tmp_path), "--data_dir", "d"])  # fmt: skip
