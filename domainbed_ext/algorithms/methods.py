@@ -13,6 +13,7 @@ declare(
         colour="#0072B2",
         trains="BA",
         hyperparameters=hp.ADAPTER,
+        paper="https://arxiv.org/abs/2106.09685",
     )
 )
 declare(
@@ -25,6 +26,7 @@ declare(
         colour="#D55E00",
         trains="B",
         hyperparameters=hp.FROZEN_FACTOR,
+        paper="https://arxiv.org/abs/2308.03303",
     )
 )
 declare(
@@ -37,6 +39,7 @@ declare(
         colour="#009E73",
         trains="A",
         hyperparameters=hp.FROZEN_FACTOR,
+        paper="https://arxiv.org/abs/2402.16842",
     )
 )
 declare(
@@ -49,6 +52,7 @@ declare(
         colour="#7A7A7A",
         aliases=("linear probing",),
         hyperparameters=hp.PROBE,
+        paper="https://arxiv.org/abs/1610.01644",
     )
 )
 declare(
@@ -70,5 +74,6 @@ declare(
         label="DomainBed ERM",
         explanation="full fine-tuning with DomainBed's optimizer and hyperparameters",
         hyperparameters=hp.DOMAINBED,  # tables and plots list it among upstream's methods
+        paper="https://arxiv.org/abs/2007.01434",
     )
 )

@@ -40,6 +40,7 @@ class Method:
         trains: Factors of its adapters that train; None for a method without adapters.
         aliases: Other names that commands accept. Case, hyphens and spaces do not count.
         hyperparameters: Hyperparameters by name.
+        paper: URL of the paper, on arXiv or OpenReview; empty for none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Method:
     trains: Factors | None = None
     aliases: tuple[str, ...] = ()
     hyperparameters: Hyperparameters = field(default_factory=lambda: COMMON)
+    paper: str = ""
 
     def __post_init__(self) -> None:
         if self.colour is not None and not re.fullmatch("#[0-9A-Fa-f]{6}", self.colour):
@@ -136,6 +138,7 @@ def register_algorithm(
     trains: Factors | None = None,
     aliases: tuple[str, ...] = (),
     hyperparameters: Mapping[str, Any] | None = None,
+    paper: str = "",
 ) -> Callable[[A], A]:
     """Registers a class as a method, for `--algorithm`, sweeps, tables and plots.
 
@@ -149,6 +152,7 @@ def register_algorithm(
         aliases: Other names that commands accept.
         hyperparameters: Hyperparameters over the inherited ones: each a `Hyperparameter`, or a value, which is then
             the default and every draw. A subclass of a method inherits those of the method, others DomainBed's.
+        paper: URL of the paper, on arXiv or OpenReview.
 
     Returns:
         Decorator of a subclass of `Algorithm`.
@@ -171,6 +175,7 @@ def register_algorithm(
                 trains or (base.trains if base else None),
                 aliases,
                 {**inherited, **own},
+                paper,
             )
         )
         return implementation

@@ -58,7 +58,11 @@ def test_a_hyperparameter_is_given_once(name):
 
 
 def test_a_class_becomes_a_method():
-    @register_algorithm("Mine", label="my method", order=3, colour="#123456", aliases=("M",), hyperparameters={"k": 2})
+    paper = "https://openreview.net/forum?id=lQdXeXDoWtI"
+
+    @register_algorithm(
+        "Mine", label="my method", order=3, colour="#123456", aliases=("M",), hyperparameters={"k": 2}, paper=paper
+    )
     class Mine(Algorithm):
         """Does something.
 
@@ -68,7 +72,7 @@ def test_a_class_becomes_a_method():
     assert ALGORITHMS["Mine"] is Mine and "Mine" in ALGORITHMS and list(ALGORITHMS)[-1] == "Mine"
     assert registry.canonical_name("m@k=3") == registry.canonical_name("My-Method@k=3") == "Mine@k=3"
     method = describe("Mine@k=3")
-    assert (method.label, method.order, method.colour) == ("my method", 3, "#123456")
+    assert (method.label, method.order, method.colour, method.paper) == ("my method", 3, "#123456", paper)
     assert method.explanation == "Does something." and method.trains is None
     # DomainBed's hyperparameters, and its own.
     erm = resolve("ERM", "PACS", 1)
