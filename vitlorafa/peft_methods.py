@@ -1,0 +1,201 @@
+"""The methods of PEFT that adapt a timm vision transformer by their config alone, each declared once.
+
+`domainbed_ext` trains them and `vitlorafa.bench` measures them. No method's code is repeated here: PEFT has it.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from torch import nn
+
+from vitlorafa.errors import AdapterError, unknown
+
+INSTALL = "pip install 'vitlorafa[peft]'"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a user chooses for every method; a method without a rank, say, ignores it.
+
+    Attributes:
+        rank: Rank of the update.
+        alpha: Numerator of the scaling.
+        dropout: Dropout probability on the adapter's input.
+        steps: Number of training steps, which AdaLoRA's schedule needs.
+    """
+
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    steps: int = 1000
+
+
+@dataclass(frozen=True)
+class PeftMethod:
+    """One method of PEFT.
+
+    Attributes:
+        label: Name in tables and plots.
+        paper: URL of the paper.
+        config: Name of PEFT's class.
+        options: Function from what a user chooses, and the names of the adapted layers, to the class's arguments.
+        optimizer: PEFT's optimizer that makes the method, "lora_fa" or "lora_plus"; empty for any optimizer.
+    """
+
+    label: str
+    paper: str
+    config: str = "LoraConfig"
+    options: Callable[[Sizes, Sequence[str]], dict[str, Any]] = field(default=lambda sizes, layers: {})
+    optimizer: str = ""
+
+
+def peft_config(name: str, sizes: Sizes, layers: Sequence[str], **more: Any) -> Any:
+    """The config of a method for `peft.get_peft_model`.
+
+    Args:
+        name: Name in `PEFT_METHODS`.
+        sizes: What the user chose.
+        layers: Full names of the linear layers to adapt. PEFT matches the end of a name, so "proj" would include the
+            patch embedding.
+        more: Further arguments of PEFT's class, which replace those declared here.
+
+    Raises:
+        AdapterError: If there is no such method, PEFT is missing or too old, or it refuses the arguments.
+    """
+    import_peft()
+    method = find_peft_method(name)
+    try:
+        config_class = getattr(importlib.import_module("peft"), method.config)
+        return config_class(**{"target_modules": list(layers), **method.options(sizes, layers), **more})
+    except (AttributeError, TypeError) as error:
+        from peft import __version__
+
+        raise AdapterError(f"PEFT {__version__} does not have {method.label} ({error}): install a newer one") from None
+    except (ValueError, ImportError) as error:
+        raise AdapterError(f"PEFT refuses {method.label}: {_first_line(error)}") from None
+
+
+def apply_peft(model: nn.Module, name: str, sizes: Sizes, layers: Sequence[str], **more: Any) -> nn.Module:
+    """The model with a method of PEFT in it: `peft.get_peft_model`, with PEFT's refusals as one sentence.
+
+    Args:
+        model: The timm model; its layers are replaced in place.
+        name: Name in `PEFT_METHODS`.
+        sizes: What the user chose.
+        layers: Full names of the linear layers to adapt.
+        more: Further arguments of PEFT's config class.
+
+    Raises:
+        AdapterError: As `peft_config`, or if PEFT cannot adapt these layers.
+    """
+    config = peft_config(name, sizes, layers, **more)
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
+        raise AdapterError(f"PEFT refuses {PEFT_METHODS[name].label} here: {_first_line(error)}") from None
+
+
+def find_peft_method(name: str) -> PeftMethod:
+    """The method of a name.
+
+    Raises:
+        AdapterError: If there is none.
+    """
+    if name not in PEFT_METHODS:
+        raise unknown("method of PEFT", name, PEFT_METHODS)
+    return PEFT_METHODS[name]
+
+
+def import_peft() -> None:
+    """Checks that PEFT is installed, without importing it.
+
+    Raises:
+        AdapterError: If it is not.
+    """
+    if find_spec("peft") is None:
+        raise AdapterError(f"PEFT is not installed: {INSTALL}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _lora(**more: Any) -> Callable[[Sizes, Sequence[str]], dict[str, Any]]:
+    return lambda sizes, _: {"r": sizes.rank, "lora_alpha": sizes.alpha, "lora_dropout": sizes.dropout, **more}
+
+
+def _ranked(**more: Any) -> Callable[[Sizes, Sequence[str]], dict[str, Any]]:
+    return lambda sizes, _: {"r": sizes.rank, **more}
+
+
+def _fixed(**more: Any) -> Callable[[Sizes, Sequence[str]], dict[str, Any]]:
+    return lambda sizes, _: more
+
+
+def _lycoris(sizes: Sizes, _: Sequence[str]) -> dict[str, Any]:
+    return {"r": sizes.rank, "alpha": sizes.alpha}
+
+
+def _dropping(name: str) -> Callable[[Sizes, Sequence[str]], dict[str, Any]]:
+    """The rank, and the dropout under the method's own name of it."""
+    return lambda sizes, _: {"r": sizes.rank, name: sizes.dropout}
+
+
+def _adalora(sizes: Sizes, _: Sequence[str]) -> dict[str, Any]:
+    """AdaLoRA starts at 1.5 times its final rank; it prunes between a tenth and seven tenths of the steps."""
+    return {
+        "target_r": sizes.rank,
+        "init_r": max(sizes.rank + 1, 3 * sizes.rank // 2),
+        "lora_alpha": sizes.alpha,
+        "lora_dropout": sizes.dropout,
+        "total_step": sizes.steps,
+        "tinit": sizes.steps // 10,
+        "tfinal": 3 * sizes.steps // 10,
+    }
+
+
+def _ia3(sizes: Sizes, layers: Sequence[str]) -> dict[str, Any]:
+    """The input of an MLP's second layer is scaled, the output of all others."""
+    return {"feedforward_modules": [name for name in layers if name.endswith("fc2")]}
+
+
+def _arxiv(number: str) -> str:
+    return f"https://arxiv.org/abs/{number}"
+
+
+# PEFT's defaults apply where nothing is said. Sizes of blocks and vectors divide the widths of all ViTs with heads of
+# 64.
+PEFT_METHODS: dict[str, PeftMethod] = {
+    "lora": PeftMethod("LoRA (PEFT)", _arxiv("2106.09685"), options=_lora()),
+    "rslora": PeftMethod("rsLoRA (PEFT)", _arxiv("2312.03732"), options=_lora(use_rslora=True)),
+    "lora_fa": PeftMethod("LoRA-FA (PEFT)", _arxiv("2308.03303"), options=_lora(), optimizer="lora_fa"),
+    "lora_plus": PeftMethod("LoRA+ (PEFT)", _arxiv("2402.12354"), options=_lora(), optimizer="lora_plus"),
+    "dora": PeftMethod("DoRA (PEFT)", _arxiv("2402.09353"), options=_lora(use_dora=True)),
+    "pissa": PeftMethod("PiSSA (PEFT)", _arxiv("2404.02948"), options=_lora(init_lora_weights="pissa")),
+    "olora": PeftMethod("OLoRA (PEFT)", _arxiv("2406.01775"), options=_lora(init_lora_weights="olora")),
+    "mica": PeftMethod("MiCA (PEFT)", _arxiv("2604.01694"), options=_lora(init_lora_weights="mica")),
+    "velora": PeftMethod("VeLoRA (PEFT)", _arxiv("2405.17991"), options=_lora(velora_config={})),
+    "adalora": PeftMethod("AdaLoRA (PEFT)", _arxiv("2303.10512"), "AdaLoraConfig", _adalora),
+    "vera": PeftMethod("VeRA (PEFT)", _arxiv("2310.11454"), "VeraConfig", _dropping("vera_dropout")),
+    "randlora": PeftMethod("RandLoRA (PEFT)", _arxiv("2502.00987"), "RandLoraConfig", _dropping("randlora_dropout")),
+    "ia3": PeftMethod("IA3 (PEFT)", _arxiv("2205.05638"), "IA3Config", _ia3),
+    "boft": PeftMethod("BOFT (PEFT)", _arxiv("2311.06243"), "BOFTConfig", _fixed(boft_block_size=4)),
+    "oft": PeftMethod("OFT (PEFT)", _arxiv("2306.07280"), "OFTConfig", _fixed(oft_block_size=32)),
+    "hra": PeftMethod("HRA (PEFT)", _arxiv("2405.17484"), "HRAConfig", _ranked()),
+    "loha": PeftMethod("LoHa (PEFT)", _arxiv("2108.06098"), "LoHaConfig", _lycoris),
+    "lokr": PeftMethod("LoKr (PEFT)", _arxiv("2309.14859"), "LoKrConfig", _lycoris),
+    "fourierft": PeftMethod("FourierFT (PEFT)", _arxiv("2405.03003"), "FourierFTConfig"),
+    "waveft": PeftMethod("WaveFT (PEFT)", _arxiv("2505.12532"), "WaveFTConfig"),
+    "vblora": PeftMethod("VB-LoRA (PEFT)", _arxiv("2405.15179"), "VBLoRAConfig", _ranked(vector_length=64)),
+    "miss": PeftMethod("MiSS (PEFT)", _arxiv("2409.15371"), "MissConfig", _ranked()),
+    "road": PeftMethod("RoAd (PEFT)", _arxiv("2409.00119"), "RoadConfig"),
+    "shira": PeftMethod("SHiRA (PEFT)", _arxiv("2406.13175"), "ShiraConfig", _ranked()),
+    "c3a": PeftMethod("C3A (PEFT)", _arxiv("2407.19342"), "C3AConfig", _fixed(block_size=64)),
+    "delora": PeftMethod("DeLoRA (PEFT)", _arxiv("2503.18225"), "DeloraConfig", _ranked()),
+    "gralora": PeftMethod("GraLoRA (PEFT)", _arxiv("2505.20355"), "GraloraConfig", _lycoris),
+}
