@@ -32,7 +32,7 @@ from vitlorafa.ops import lora_linear
 from vitlorafa.ops.processor import cpu_has, fastest_precision
 from vitlorafa.optim import correct_gradients
 from vitlorafa.origin import describe_model
-from vitlorafa.sites import Site, linear_sites
+from vitlorafa.sites import Site, linear_sites, transformer_blocks
 from vitlorafa.speed_up import speed_up
 from vitlorafa.summary import count_parameters, print_trainable_parameters, summary
 from vitlorafa.tensor_bytes import tensor_bytes
@@ -75,6 +75,7 @@ __all__ = [
     "speed_up",
     "summary",
     "tensor_bytes",
+    "transformer_blocks",
     "tuning",
     "unmerge",
     "use_ways",

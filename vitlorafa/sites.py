@@ -48,10 +48,27 @@ class Site(NamedTuple):
     block: str
 
 
+def transformer_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The transformer blocks with their names, in the model's order.
+
+    These are the innermost elements of a Sequential or ModuleList with both an attention and an MLP, and elements
+    outside of these with an attention only, such as the fusion of CrossViT.
+
+    Args:
+        model: The timm model.
+    """
+    attentive = [(name, element) for name, element in _elements(model) if any(map(_is_attention, element.modules()))]
+    blocks = _innermost([(name, element) for name, element in attentive if any(map(_is_mlp, element.modules()))])
+    names = [name for name, _ in blocks]
+    attention_only = _innermost([(name, element) for name, element in attentive if not _overlaps(name, names)])
+    order = [name for name, _ in attentive]
+    return sorted([*blocks, *attention_only], key=lambda block: order.index(block[0]))
+
+
 def linear_sites(model: nn.Module) -> list[Site]:
     """The linear layers that can be adapted, in the model's order; those that are adapted already are included."""
     sites = []
-    for block_name, block in _blocks(model):
+    for block_name, block in transformer_blocks(model):
         attention = None
         for name, module in named_modules(block, block_name):
             if attention is not None and name.startswith(attention + "."):
@@ -125,19 +142,6 @@ def describe_gaps(model: nn.Module, sites: list[Site], wanted: Collection[str], 
     if unadapted := _blocks_without_attention(model, adapted, heads):
         parts.append(f"{_count_blocks(unadapted)} without an attention")
     return f"parts of this {type(model).__name__} are not adapted and stay frozen: {'; '.join(parts)}" if parts else ""
-
-
-def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The innermost elements of a Sequential or ModuleList with both an attention and an MLP.
-
-    Also elements outside of these with an attention only, such as the fusion of CrossViT.
-    """
-    attentive = [(name, element) for name, element in _elements(model) if any(map(_is_attention, element.modules()))]
-    blocks = _innermost([(name, element) for name, element in attentive if any(map(_is_mlp, element.modules()))])
-    names = [name for name, _ in blocks]
-    attention_only = _innermost([(name, element) for name, element in attentive if not _overlaps(name, names)])
-    order = [name for name, _ in attentive]
-    return sorted([*blocks, *attention_only], key=lambda block: order.index(block[0]))
 
 
 def _elements(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -142,6 +142,9 @@ FULL: Hyperparameters = {
     **TUNED,
     "lr": _lr(5e-5, log_uniform(-5, -3.5)).on(SMALL_IMAGES, 3e-4, log_uniform(-4.5, -3)),
 }
+FEW: Hyperparameters = {**TUNED, "lr": _lr(1e-3, log_uniform(-3.5, -2))}
+"""Hyperparameters of methods that train few parameters of the backbone, such as its biases."""
+LAST_BLOCKS: Hyperparameters = {**FULL, "n": Hyperparameter(2, choice(1, 2, 3))}
 DOMAINBED: Hyperparameters = {
     **COMMON,
     "resnet_dropout": Hyperparameter(0.0, choice(0.0, 0.1, 0.5)),

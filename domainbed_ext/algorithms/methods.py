@@ -69,6 +69,45 @@ declare(
 )
 declare(
     Method(
+        "BitFit",
+        "domainbed_ext.algorithms.partial:BitFit",
+        label="BitFit",
+        explanation="the biases and the head train (Ben Zaken et al. 2022)",
+        order=10,
+        colour="#E69F00",
+        aliases=("bias tuning",),
+        hyperparameters=hp.FEW,
+        paper="https://arxiv.org/abs/2106.10199",
+    )
+)
+declare(
+    Method(
+        "NormTuning",
+        "domainbed_ext.algorithms.partial:NormTuning",
+        label="norm tuning",
+        explanation="scales and shifts of the normalisation layers, and the head train (Qi et al. 2022)",
+        order=11,
+        colour="#56B4E9",
+        aliases=("LN-Tuning", "LayerNorm tuning"),
+        hyperparameters=hp.FEW,
+        paper="https://arxiv.org/abs/2211.08682",
+    )
+)
+declare(
+    Method(
+        "LastBlocks",
+        "domainbed_ext.algorithms.partial:LastBlocks",
+        label="last blocks",
+        explanation="the last n blocks, the final norm and the head train (Yosinski et al. 2014)",
+        order=12,
+        colour="#882255",
+        aliases=("partial fine-tuning",),
+        hyperparameters=hp.LAST_BLOCKS,
+        paper="https://arxiv.org/abs/1411.1792",
+    )
+)
+declare(
+    Method(
         "ERM",
         "domainbed_ext.algorithms.full:ERM",
         label="DomainBed ERM",

@@ -85,6 +85,17 @@ def test_has_the_bits_of_torchs(rows, d_in, d_out, bias):
         assert torch.equal(linear(*inputs), F.linear(*inputs))
 
 
+@pytest.mark.parametrize("trained", [(0, 2), (2,), (1,), (0, 1)])
+def test_gradients_of_some_inputs_only(trained):
+    """Such as a bias whose weight is frozen."""
+    inputs = tensors((3, 197), 193, 577)
+    for index, each in enumerate(inputs):
+        each.requires_grad_(index in trained)
+    ours, expected = run(linear, inputs), run(F.linear, inputs)
+    assert [each is None for each in ours] == [each is None for each in expected]
+    assert all(torch.equal(o, e) for o, e in zip(ours, expected, strict=True) if e is not None)
+
+
 def test_strided_inputs_change_nothing():
     x, weight, bias = tensors((6,), 16, 5, trained=False)
     for ours in (x[::2, ::2], weight[:, ::2].repeat(3, 1)[::3]):

@@ -104,6 +104,18 @@ def test_same_logits_and_gradients(products, name):
     assert [n for n, _ in fast.named_modules()] == [n for n, _ in model.named_modules()]
 
 
+@pytest.mark.parametrize("part", ["bias", "norm", "blocks.1."])
+def test_same_gradients_where_a_part_trains(products, part):
+    """As in partial tuning; and nothing below what trains has a gradient."""
+    model = double(depth=3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part in name)
+    x = images(model, 3).double()
+    ours, expected = step(speed_up(copy.deepcopy(model)), x), step(model, x)
+    assert_same(ours, expected)
+    assert len(ours) > 5 and all(part in name for name in ours.keys() - {"y"})
+
+
 @pytest.mark.skipif("gated" not in Attention.__init__.__annotations__, reason="timm has no gated attention yet")
 def test_gated_attention(products):
     model = double()

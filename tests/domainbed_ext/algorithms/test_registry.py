@@ -16,6 +16,9 @@ LABELS = {
     "AOnly": "LoRA-FB",
     "LP": "linear probe",
     "FullFT": "full fine-tuning",
+    "BitFit": "BitFit",
+    "NormTuning": "norm tuning",
+    "LastBlocks": "last blocks",
     "ERM": "DomainBed ERM",
 }
 
