@@ -18,14 +18,25 @@ from domainbed_ext.system.commands import is_started_by_script, refuse_other_mod
 if TYPE_CHECKING:
     from domainbed_ext.algorithms import ALGORITHMS, Algorithm, register_algorithm
     from domainbed_ext.datasets import DATASETS, register_dataset
+    from domainbed_ext.objectives import OBJECTIVES, Objective, register_objective
 
 __version__ = "0.1.0"
-__all__ = ["ALGORITHMS", "DATASETS", "Algorithm", "register_algorithm", "register_dataset"]
+__all__ = [
+    "ALGORITHMS",
+    "DATASETS",
+    "OBJECTIVES",
+    "Algorithm",
+    "Objective",
+    "register_algorithm",
+    "register_dataset",
+    "register_objective",
+]
 __getattr__ = lazy.attributes(
     __name__,
     {
         **dict.fromkeys(("ALGORITHMS", "Algorithm", "register_algorithm"), "domainbed_ext.algorithms"),
         **dict.fromkeys(("DATASETS", "register_dataset"), "domainbed_ext.datasets"),
+        **dict.fromkeys(("OBJECTIVES", "Objective", "register_objective"), "domainbed_ext.objectives"),
     },
 )
 

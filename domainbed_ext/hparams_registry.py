@@ -6,14 +6,16 @@ generator seeded by the seed and the hyperparameter's name, as in DomainBed, so 
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.random import RandomState
 
-from domainbed_ext.algorithms.registry import METHODS, parse_name
+from domainbed_ext.algorithms.registry import METHODS, OBJECTIVE, Method, parse_name
 from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.hyperparameter import Hyperparameter
+from domainbed_ext.objectives.registry import OBJECTIVES, Declaration
 from domainbed_ext.protocols import PRECISIONS
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system import option_values
@@ -70,7 +72,7 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
         Values by name.
 
     Raises:
-        BenchmarkError: The text is not a JSON object.
+        BenchmarkError: The text is not a JSON object, or names the objective.
     """
     if not text:
         return {}
@@ -80,17 +82,15 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
         raise BenchmarkError(f"--hparams is not JSON ({error}): write it like '{{\"rank\": 16}}'") from error
     if not isinstance(hparams, dict):
         raise BenchmarkError(f"--hparams is not a JSON object but {text}: write it like '{{\"rank\": 16}}'")
+    if OBJECTIVE in hparams:
+        raise BenchmarkError("--hparams gives the objective: write it in the method's name, as in BOnly+CORAL")
     return hparams
 
 
 def names() -> set[str]:
-    """Returns the names and aliases of all algorithms' hyperparameters."""
-    return {
-        each
-        for _, method in METHODS.importable()
-        for name, kind in method.hyperparameters.items()
-        for each in (name, *kind.aliases)
-    }
+    """Returns the names and aliases of all algorithms' and objectives' hyperparameters."""
+    declared = _all(dict(METHODS.importable()), dict(OBJECTIVES.importable()))
+    return {each for _, name, kind in declared for each in (name, *kind.aliases)}
 
 
 def canonical(algorithm: str, typed: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ig
         if name not in hparams:
             if name in ignored:
                 continue
-            if owners := _algorithms_with(name):
+            if owners := _owners_of(name):
                 raise BenchmarkError(
                     f"unknown hyperparameter in {source}: {name!r} is one of {', '.join(owners)}: leave it out"
                 )
@@ -150,14 +150,24 @@ def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ig
         hparams[name] = value
 
 
-def _algorithms_with(name: str) -> list[str]:
-    methods = METHODS.registered().values()
-    return [method.name for method in methods if method.canonical_hyperparameter(name) in method.hyperparameters]
+def _all(
+    methods: Mapping[str, Method], objectives: Mapping[str, Declaration]
+) -> Iterator[tuple[str, str, Hyperparameter]]:
+    """The hyperparameters of some algorithms and objectives: whose it is, its name, its declaration."""
+    for owner, method in methods.items():
+        yield from ((owner, name, kind) for name, kind in method.hyperparameters.items())
+    for owner, objective in objectives.items():
+        yield from ((owner, name, kind) for name, kind in objective.hyperparameters.items())
+
+
+def _owners_of(name: str) -> list[str]:
+    declared = _all(METHODS.registered(), OBJECTIVES.registered())
+    return [owner for owner, each, kind in declared if name in (each, *kind.aliases)]
 
 
 def _synonyms() -> dict[str, str]:
-    kinds = [item for method in METHODS.registered().values() for item in method.hyperparameters.items()]
-    return {alias: name for name, kind in kinds for alias in kind.aliases}
+    declared = _all(METHODS.registered(), OBJECTIVES.registered())
+    return {alias: name for _, name, kind in declared for alias in kind.aliases}
 
 
 def check(hparams: Mapping[str, Any]) -> None:

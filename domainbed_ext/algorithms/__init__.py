@@ -15,8 +15,8 @@ from domainbed_ext.system import lazy
 
 if TYPE_CHECKING:
     from domainbed_ext.algorithms.base import Algorithm
-    from domainbed_ext.algorithms.hyperparameters import Hyperparameter
     from domainbed_ext.algorithms.registry import ALGORITHMS, get_algorithm_class, parse_name, register_algorithm
+    from domainbed_ext.hyperparameter import Hyperparameter
 
 __all__ = ["ALGORITHMS", "Algorithm", "Hyperparameter", "get_algorithm_class", "parse_name", "register_algorithm"]
 __getattr__ = lazy.attributes(
@@ -27,6 +27,6 @@ __getattr__ = lazy.attributes(
         "parse_name": "domainbed_ext.algorithms.registry",
         "register_algorithm": "domainbed_ext.algorithms.registry",
         "Algorithm": "domainbed_ext.algorithms.base",
-        "Hyperparameter": "domainbed_ext.algorithms.hyperparameters",
+        "Hyperparameter": "domainbed_ext.hyperparameter",
     },
 )

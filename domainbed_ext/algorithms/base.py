@@ -8,36 +8,42 @@ A method of your own is a class in a file of yours, which `--import` brings in:
             for name, parameter in backbone.named_parameters():
                 parameter.requires_grad = "norm" in name or "head" in name
 
-A name may set hyperparameters, as in `BOnly@rank=16,lr=0.001`, and then has a row of its own in every table.
+A name may set hyperparameters, as in `BOnly@rank=16,lr=0.001`, and an objective, as in `BOnly+CORAL@rank=16`, and then
+has a row of its own in every table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from domainbed_ext.algorithms.forward import Forward
+from domainbed_ext.algorithms.registry import OBJECTIVE
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones, precision, running_statistics
 from domainbed_ext.models.tensor_files import save_tensors
+from domainbed_ext.objectives.base import Batch, Objective, Values
+from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.stages import Stage, unmeasured
 from vitlorafa import cast_frozen, copy_to_cpu, describe_model, speed_up
 
+T = TypeVar("T")
+
 TRAINED = "trained.safetensors"
 
-_BACKBONE = "backbone."
+_BACKBONE, _OBJECTIVE = "backbone.", "objective."
 OUTSIDE = "algorithm:"  # begins a file's names of what is not in the backbone
 
 
 class Algorithm(nn.Module):
-    """Minimises the training loss over the parameters that `prepare` leaves trainable, by AdamW at a constant rate.
+    """Minimises an objective over the parameters that `prepare` leaves trainable, by AdamW at a constant rate.
 
     Args:
         input_shape: Channels, height and width of an image.
@@ -46,6 +52,7 @@ class Algorithm(nn.Module):
         hparams: Hyperparameters of the run.
 
     Attributes:
+        objective: What is minimised; the mean cross-entropy unless the method's name has another.
         stage: Context that `--profile` opens around each part of an update.
         backbone_digest: Digest of the weights that were loaded; None where they start at random.
     """
@@ -63,13 +70,21 @@ class Algorithm(nn.Module):
             hparams["backbone"], hparams["weights"], num_classes, image_size=hparams["image_size"]
         )
         self.backbone_digest = None if hparams["weights"] == "none" else backbones.loaded_digest(self.backbone)
+        objective = OBJECTIVES.find(hparams.get(OBJECTIVE, DEFAULT)).load()
+        with torch.random.fork_rng(devices=()):  # adapters start the same with every objective
+            self.objective: Objective = objective(num_classes, num_domains, hparams)
+            self.objective.prepare(self.backbone)
         self.prepare(self.backbone, hparams)
         speed_up(self.backbone)
         if self.precision == "bf16":
             cast_frozen(self.backbone)
         self.to(self.device)
-        self._buffers_before = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        self.optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad], hparams)
+        Forward(self).check(self.objective)
+        self.objective.attach(self.backbone)
+        self._buffers_before = {name: buffer.clone() for name, buffer in self._own(self.named_buffers())}
+        self.optimizer = self.make_optimizer(self._trained_parameters(), hparams)
+        if extra := [parameter for parameter in self.objective.parameters() if parameter.requires_grad]:
+            self.optimizer.add_param_group({"params": extra, **self.objective.optimizer_options()})
 
     def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
         """Adapts the backbone in place, and sets `requires_grad` of its parameters.
@@ -85,26 +100,31 @@ class Algorithm(nn.Module):
         return torch.optim.AdamW(parameters, lr=hparams["lr"], weight_decay=hparams["weight_decay"], fused=True)
 
     def update(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, float]:
-        """One step on the mean cross-entropy over all environments' images.
+        """One step on the objective.
 
         Args:
             minibatches: Images [batch, channels, height, width] and labels [batch] of each training environment.
             unlabeled: Images of the test environments; not used.
 
         Returns:
-            The loss of the step.
+            The loss of the step, and what else the objective records of it.
         """
         self.train()
-        images = torch.cat([x for x, _ in minibatches]).to(self.device, non_blocking=True)
-        labels = torch.cat([y for _, y in minibatches]).to(self.device, non_blocking=True)
-        with self.stage("forward"), precision.autocast(self.precision, self.device):
-            loss = F.cross_entropy(self.logits(images), labels)
-        with self.stage("backward"):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+        batch, model = Batch.of(minibatches, self.device), Forward(self)
+
+        def compute() -> Values:
+            with self.stage("forward"):
+                values = self.objective.loss(batch, model)
+            with self.stage("backward"):
+                self.optimizer.zero_grad(set_to_none=True)
+                values["loss"].backward()
+            return values
+
+        self.objective.before_step(self.optimizer)
+        values = self.objective.gradients(compute, self._trained_parameters())
         with self.stage("optimizer"):
             self.optimizer.step()
-        return {"loss": loss.item()}
+        return {name: value.item() for name, value in values.items()}
 
     def logits(self, images: Tensor) -> Tensor:
         """[batch, channels, height, width] → [batch, num_classes], for training."""
@@ -127,14 +147,14 @@ class Algorithm(nn.Module):
         return {"tensors": tensors, "parts": parts}
 
     def prediction_state(self) -> dict[str, Any]:
-        """The part of `training_state` that `predict` depends on: all but the states of optimizers and schedules."""
+        """The part of `training_state` that `predict` depends on: no objective, and no optimizers and schedules."""
         state = self.training_state()
         parts = {
             name: part
             for name, part in state.get("parts", {}).items()
             if not isinstance(getattr(self, name, None), (Optimizer, LRScheduler))
         }
-        return {**state, "parts": parts}
+        return {**state, "tensors": dict(self._own(state["tensors"].items())), "parts": parts}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restores what `training_state` or `prediction_state` returned, in an algorithm of the same arguments."""
@@ -154,8 +174,8 @@ class Algorithm(nn.Module):
 
         Names are the backbone's; names of tensors outside of it begin with "algorithm:".
         """
-        parameters = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         here = self._named_tensors()
+        parameters = [name for name, parameter in here.items() if parameter.requires_grad]
         return {_in_file(name): here[name] for name in [*parameters, *filter(self._is_changed, here)]}
 
     def save(self, folder: Path) -> None:
@@ -167,9 +187,18 @@ class Algorithm(nn.Module):
         self.load_trained(folder / TRAINED, lambda name: True)
 
     def _named_tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the state dict, each once."""
+        """Parameters and buffers of the state dict, each once, without those of the objective."""
         kept = self.state_dict().keys()
-        return {**dict(self.named_parameters()), **{name: b for name, b in self.named_buffers() if name in kept}}
+        buffers = {name: buffer for name, buffer in self.named_buffers() if name in kept}
+        return dict(self._own([*self.named_parameters(), *buffers.items()]))
+
+    @staticmethod
+    def _own(named: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
+        """What is not the objective's, which predictions do not depend on."""
+        return ((name, value) for name, value in named if not name.startswith(_OBJECTIVE))
+
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        return [parameter for _, parameter in self._own(self.named_parameters()) if parameter.requires_grad]
 
     def _is_changed(self, name: str) -> bool:
         """Whether it is a buffer that differs from the start."""

@@ -4,30 +4,35 @@ A method is declared once, by `register_algorithm` on its class. Those of this p
 that tables, plots and `--help` know their labels without loading them.
 """
 
-import importlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from domainbed_ext.algorithms.hyperparameters import COMMON, Hyperparameter, Hyperparameters
+from domainbed_ext.algorithms.hyperparameters import COMMON
 from domainbed_ext.errors import BenchmarkError, warn_once
-from domainbed_ext.system.registry import Registry, path_of
+from domainbed_ext.hyperparameter import Hyperparameter, Hyperparameters, merge
+from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
+from domainbed_ext.objectives.registry import Declaration as ObjectiveDeclaration
+from domainbed_ext.system.registry import Declared, Registry
 
 if TYPE_CHECKING:
     from domainbed_ext.algorithms.base import Algorithm
+    from domainbed_ext.objectives.base import Objective
 
 A = TypeVar("A", bound=type)
 
 GROUP = "domainbed_ext.algorithms"
 LAST = 100
+OBJECTIVE = "objective"
+"""Hyperparameter of a method with an objective: the objective's name."""
 
 Factors = Literal["BA", "B", "A"]
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Declared):
     """The declaration of a method.
 
     Attributes:
@@ -58,19 +63,6 @@ class Method:
         if self.colour is not None and not re.fullmatch("#[0-9A-Fa-f]{6}", self.colour):
             raise BenchmarkError(f"colour {self.colour!r} of {self.name} is not of the form '#0072B2'")
 
-    @property
-    def path(self) -> str:
-        """The class as "module:Class"."""
-        return self.implementation if isinstance(self.implementation, str) else path_of(self.implementation)
-
-    def load(self) -> "type[Algorithm]":
-        """Imports the class."""
-        if not isinstance(self.implementation, str):
-            return self.implementation
-        module, _, name = self.implementation.partition(":")
-        implementation: type[Algorithm] = getattr(importlib.import_module(module), name)
-        return implementation
-
     def canonical_hyperparameter(self, name: str) -> str:
         """Returns the hyperparameter of an alias; other names are returned unchanged."""
         if name in self.hyperparameters:
@@ -88,7 +80,71 @@ def _make(name: str, implementation: "type[Algorithm]") -> Method:
     return replace(declared, implementation=implementation) if declared else Method(name, implementation, name)
 
 
-METHODS: Registry[Method] = Registry("algorithm", GROUP, ("domainbed_ext.algorithms.methods",), _make, _spellings)
+class _Methods(Registry[Method]):
+    """The methods by name. `BOnly+CORAL` is composed of a method and an objective; `BOnly+ERM` is `BOnly`."""
+
+    def canonical(self, name: str) -> str:
+        base, plus, objective = name.partition("+")
+        if not plus:
+            return self._canonical_method(name)
+        if not base or not objective or "+" in objective:
+            raise BenchmarkError(f"{name!r} is not METHOD+OBJECTIVE, as in BOnly+CORAL: give one of each")
+        method, objective = self._canonical_method(base), OBJECTIVES.canonical(objective)
+        return method if objective == DEFAULT else f"{method}+{objective}"
+
+    def find(self, name: str) -> Method:
+        return self[self.canonical(name)]
+
+    def __getitem__(self, name: str) -> Method:
+        base, plus, objective = name.partition("+")
+        return compose(super().__getitem__(base), OBJECTIVES[objective]) if plus else super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        base, plus, objective = str(name).partition("+")
+        return super().__contains__(base) and (not plus or objective in OBJECTIVES)
+
+    def _canonical_method(self, name: str) -> str:
+        try:
+            return super().canonical(name)
+        except BenchmarkError:
+            if objective := OBJECTIVES.spelled(name):
+                raise BenchmarkError(
+                    f"{name!r} is an objective: write it after a method, as in BOnly+{objective} or FullFT+{objective}"
+                ) from None
+            raise
+
+
+def compose(method: Method, objective: ObjectiveDeclaration) -> Method:
+    """Returns the declaration of a method with an objective, which has the hyperparameters of both.
+
+    Args:
+        method: Declaration of the method.
+        objective: Declaration of the objective.
+
+    Raises:
+        BenchmarkError: Both have a hyperparameter of one name.
+    """
+    for name in objective.hyperparameters:
+        if (both := method.canonical_hyperparameter(name)) in method.hyperparameters:
+            raise BenchmarkError(
+                f"{method.name} and {objective.name} both have the hyperparameter {both}: rename that of the objective"
+            )
+    return replace(
+        method,
+        name=f"{method.name}+{objective.name}",
+        label=f"{method.label} + {objective.label}",
+        explanation=f"{method.explanation}, with the objective: {objective.explanation}",
+        colour=None,
+        aliases=(),
+        hyperparameters={
+            **method.hyperparameters,
+            OBJECTIVE: Hyperparameter(objective.name),
+            **objective.hyperparameters,
+        },
+    )
+
+
+METHODS = _Methods("algorithm", GROUP, ("domainbed_ext.algorithms.methods",), _make, _spellings, separators="+")
 
 
 class _Classes(MutableMapping[str, "type[Algorithm]"]):
@@ -161,9 +217,8 @@ def register_algorithm(
         raise BenchmarkError('register_algorithm takes a name: write @register_algorithm("Name")')
 
     def decorate(implementation: A) -> A:
-        base = _base(implementation)
+        base = METHODS.base_of(implementation)
         inherited = base.hyperparameters if base else COMMON
-        own = {each: _over(inherited.get(each), value) for each, value in (hyperparameters or {}).items()}
         declare(
             Method(
                 name,
@@ -174,25 +229,13 @@ def register_algorithm(
                 colour,
                 trains or (base.trains if base else None),
                 aliases,
-                {**inherited, **own},
+                merge(inherited, hyperparameters or {}),
                 paper,
             )
         )
         return implementation
 
     return decorate
-
-
-def _over(inherited: Hyperparameter | None, value: Any) -> Hyperparameter:
-    """A hyperparameter as it is declared, by its default or in full; it inherits aliases."""
-    declared = value if isinstance(value, Hyperparameter) else Hyperparameter(value)
-    return replace(declared, aliases=declared.aliases or inherited.aliases) if inherited else declared
-
-
-def _base(implementation: type) -> Method | None:
-    """The method that a class inherits from."""
-    by_path = {method.path: method for method in METHODS.registered().values()}
-    return next((by_path[path] for path in map(path_of, implementation.__mro__[1:]) if path in by_path), None)
 
 
 def describe(name: str) -> Method:
@@ -219,13 +262,13 @@ def listing() -> str:
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
-    """Splits `BOnly@rank=16,lr=0.001`.
+    """Splits `BOnly+CORAL@rank=16,lr=0.001`.
 
     Args:
-        name: Name of a method in any spelling, with fixed hyperparameters or none.
+        name: Name of a method in any spelling, with or without an objective and fixed hyperparameters.
 
     Returns:
-        The registered name, and the fixed hyperparameters by their canonical names.
+        The registered name, with the objective, and the fixed hyperparameters by their canonical names.
 
     Raises:
         BenchmarkError: The algorithm is unknown, a part is not `hyperparameter=value`, or one is there twice.
@@ -258,14 +301,15 @@ def canonical_name(name: str) -> str:
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
     """The registered name, and the fixed hyperparameters by their canonical names, with values as written."""
     base, _, fixed = name.partition("@")
-    method = METHODS.find(base)
     parts = []
     for part in fixed.split(",") if fixed else ():
         key, equals, value = part.partition("=")
         if not (key and equals and value):
             raise BenchmarkError(f"{name!r}: {part!r} is not hyperparameter=value, as in {base}@rank=16")
-        parts.append((method.canonical_hyperparameter(key), value))
-    return method.name, parts
+        parts.append((key, value))
+    objectives = [value for key, value in parts if key == OBJECTIVE]  # BOnly@objective=coral is BOnly+CORAL
+    method = METHODS.find("+".join([base, *objectives]))
+    return method.name, [(method.canonical_hyperparameter(key), value) for key, value in parts if key != OBJECTIVE]
 
 
 def get_algorithm_class(name: str) -> "type[Algorithm]":
@@ -277,4 +321,18 @@ def get_algorithm_class(name: str) -> "type[Algorithm]":
     Raises:
         BenchmarkError: The algorithm is unknown.
     """
-    return METHODS.find(name.partition("@")[0]).load()
+    implementation: type[Algorithm] = METHODS.find(parse_name(name)[0]).load()
+    return implementation
+
+
+def get_objective_class(name: str) -> "type[Objective]":
+    """Returns the class of the objective in a method's name.
+
+    Args:
+        name: Name of a method in any spelling, with or without an objective and fixed hyperparameters.
+
+    Raises:
+        BenchmarkError: The algorithm or the objective is unknown.
+    """
+    implementation: type[Objective] = OBJECTIVES.find(parse_name(name)[0].partition("+")[2] or DEFAULT).load()
+    return implementation

@@ -165,6 +165,8 @@ class Feed:
     def _trained_on(self) -> list[Source]:
         """The source of each training environment: images of all, or features of all."""
         envs = self.setup.train_envs
+        if self._probe and self._probe.objective.reads_images and self.setup.augmentation == "none":
+            return [self._pixels(env) for env in envs]
         return [self._augmented(env) for env in envs]
 
     def _augmented(self, env: int) -> Source:

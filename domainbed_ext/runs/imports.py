@@ -1,4 +1,4 @@
-"""`--import`: users' files and modules that register methods and data sets.
+"""`--import`: users' files and modules that register methods, objectives and data sets.
 
 A run, like every command, calls `load` before it looks up names. So the workers of all launchers import the same.
 Records hold the digest of what was imported.
@@ -19,8 +19,11 @@ from typing import Any
 from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.objectives.registry import OBJECTIVES
 from domainbed_ext.system import option_values
+from domainbed_ext.system.registry import Registry
 
+_REGISTRIES: tuple[Registry[Any], ...] = (METHODS, OBJECTIVES, DATASETS)
 _loaded: dict[str, str] = {}  # digest of the source of each module when it was imported
 
 
@@ -33,7 +36,7 @@ def add_option(parser: argparse._ActionsContainer) -> None:
         action="extend",
         nargs="+",
         metavar="MODULE_OR_FILE",
-        help="Python files or modules that register your own methods and data sets",
+        help="Python files or modules that register your own methods, objectives and data sets",
     )
 
 
@@ -130,12 +133,12 @@ def _origin(name: str) -> Path | None:
 
 def _execute(text: str, name: str, execute: Callable[[], object], path: str | None) -> None:
     """Imports a module. If that fails, nothing of it stays registered."""
-    methods, datasets = METHODS.registered(), DATASETS.registered()
+    before = [registry.registered() for registry in _REGISTRIES]
     try:
         execute()
     except (Exception, SystemExit) as error:
-        METHODS.restore(methods)
-        DATASETS.restore(datasets)
+        for registry, things in zip(_REGISTRIES, before, strict=True):
+            registry.restore(things)
         sys.modules.pop(name, None)
         missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
         if missing and f"{name}.".startswith(f"{missing}.") and path is None:
@@ -143,11 +146,11 @@ def _execute(text: str, name: str, execute: Callable[[], object], path: str | No
                 f"--import {text}: there is no module {missing}: give an installed module, or a Python file"
             ) from error
         raise BenchmarkError(f"--import {text}: {_reason(error)} ({_place(error, path)}): fix it") from error
-    if (METHODS.registered(), DATASETS.registered()) == (methods, datasets):
+    if [registry.registered() for registry in _REGISTRIES] == before:
         sys.modules.pop(name, None)
         raise BenchmarkError(
             f"--import {text} registers nothing: decorate a class in it with "
-            '@register_algorithm("Name") or @register_dataset("Name")'
+            '@register_algorithm("Name"), @register_objective("Name") or @register_dataset("Name")'
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from domainbed_ext import hparams_registry, protocols
 from domainbed_ext.algorithms.base import Algorithm
@@ -21,6 +22,7 @@ from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
+from domainbed_ext.objectives.base import Objective
 from domainbed_ext.runs.arguments import CompleteArguments, RunArguments
 from domainbed_ext.runs.imports import load
 from domainbed_ext.runs.provenance import machine, own_sources, versions
@@ -117,7 +119,9 @@ def collect_facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str,
         algorithm: Algorithm that is trained; None makes it.
     """
     algorithm = algorithm or setup.make_algorithm()
-    trainable, total = count_parameters(algorithm)
+    objective = getattr(algorithm, "objective", nn.Module())  # a method may build itself in its own way
+    # What the objective trains beside the model is in no prediction.
+    trainable, total = np.subtract(count_parameters(algorithm), count_parameters(objective)).tolist()
     return {
         "args": asdict(setup.args),
         "hparams": setup.hparams,
@@ -126,13 +130,14 @@ def collect_facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str,
         "split_sizes": {name: len(split) for name, split in setup.splits.items()},
         "precision": algorithm.precision,
         "weights_digest": backbones.digest(setup.hparams["weights"], setup.hparams["backbone"]),
-        "backbone_digest": getattr(algorithm, "backbone_digest", None),  # a method may build itself in its own way
+        "backbone_digest": getattr(algorithm, "backbone_digest", None),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "versions": versions(),
         "imports": load(setup.args.imports),
         "sources": {
             **own_sources(type(algorithm), Algorithm),
+            **own_sources(type(objective), Objective),
             **own_sources(type(setup.dataset), MultipleDomainDataset),
         },
         "machine": machine(),

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from domainbed_ext.algorithms.base import Algorithm
-from domainbed_ext.algorithms.registry import get_algorithm_class
+from domainbed_ext.algorithms.registry import get_algorithm_class, get_objective_class
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.digest import digest
 from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import precision
+from domainbed_ext.objectives.base import Objective
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.folder import State
 from domainbed_ext.runs.imports import load
@@ -132,6 +133,8 @@ def _data(name: str, data_dir: Path | str | None) -> Mapping[str, Any]:
 
 
 def _sources(algorithm: str, dataset: str) -> dict[str, str]:
-    return own_sources(get_algorithm_class(algorithm), Algorithm) | own_sources(
-        get_dataset_class(dataset), MultipleDomainDataset
-    )
+    return {
+        **own_sources(get_algorithm_class(algorithm), Algorithm),
+        **own_sources(get_objective_class(algorithm), Objective),
+        **own_sources(get_dataset_class(dataset), MultipleDomainDataset),
+    }

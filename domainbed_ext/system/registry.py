@@ -1,7 +1,7 @@
 """A registry of things by name: built-in ones, users' own, and those of other packages' entry points."""
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -10,6 +10,24 @@ from domainbed_ext.errors import BenchmarkError, unknown, warn_once
 T = TypeVar("T")
 
 _PACKAGE = __name__.partition(".")[0]
+
+
+class Declared:
+    """A declaration of a class, which is imported when it is needed."""
+
+    implementation: Any
+
+    @property
+    def path(self) -> str:
+        """The class as "module:Class"."""
+        return self.implementation if isinstance(self.implementation, str) else path_of(self.implementation)
+
+    def load(self) -> Any:
+        """Imports the class."""
+        if not isinstance(self.implementation, str):
+            return self.implementation
+        module, _, name = self.implementation.partition(":")
+        return getattr(importlib.import_module(module), name)
 
 
 class Registry(MutableMapping[str, T]):
@@ -24,6 +42,7 @@ class Registry(MutableMapping[str, T]):
         built_in: Modules that register the built-in ones.
         make: Function that makes a thing of a name and a class.
         spellings: Function that returns the other names of a thing.
+        separators: Further characters that no name may have.
     """
 
     def __init__(
@@ -33,8 +52,10 @@ class Registry(MutableMapping[str, T]):
         built_in: Sequence[str],
         make: Callable[[str, Any], T],
         spellings: Callable[[T], Iterable[str]] = lambda thing: (),
+        separators: Collection[str] = (),
     ) -> None:
         self.kind, self.group = kind, group
+        self._separators = list(separators)
         self._make, self._spellings = make, spellings
         self._built_in = list(built_in)  # those that are not imported yet
         self._points: dict[str, EntryPoint] | None = None  # likewise
@@ -54,8 +75,9 @@ class Registry(MutableMapping[str, T]):
         """
         if owner.partition(".")[0] != _PACKAGE:
             self._import_built_in()  # so that their names are taken, whatever is imported first
-        if not isinstance(name, str) or not name or set(name) & set("@,/\\ \t\n"):
-            raise BenchmarkError(f"{name!r} cannot name {self._one}: give a word without spaces, commas, slashes and @")
+        if not isinstance(name, str) or not name or set(name) & {*"@,/\\ \t\n", *self._separators}:
+            without = " and ".join([", ".join(["spaces", "commas", "slashes", *self._separators]), "@"])
+            raise BenchmarkError(f"{name!r} cannot name {self._one}: give a word without {without}")
         for each in (name, *self._spellings(thing)):
             holder = self._registered(each)
             if holder is not None and (holder, self._owners[holder]) != (name, owner):
@@ -85,9 +107,21 @@ class Registry(MutableMapping[str, T]):
             raise unknown(self.kind, name, self, self.synonyms(), otherwise)
         return registered
 
+    def spelled(self, name: str) -> str | None:
+        """Returns the name under which a thing is registered; None if there is none, entry points aside."""
+        self._import_built_in()
+        return self._registered(name)
+
     def find(self, name: str) -> T:
         """Returns the thing of a name; raises what `canonical` does."""
         return self._things[self.canonical(name)]
+
+    def base_of(self, implementation: type) -> T | None:
+        """Returns the thing of the nearest base class that has one."""
+        self._import_built_in()
+        names = {owner: name for name, owner in self._owners.items()}
+        paths = map(path_of, implementation.__mro__[1:])
+        return next((self._things[names[path]] for path in paths if path in names), None)
 
     def synonyms(self) -> dict[str, str]:
         """Returns the registered name of each other name."""

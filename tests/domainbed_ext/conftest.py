@@ -9,6 +9,7 @@ from PIL import Image
 
 from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.datasets.registry import DATASETS
+from domainbed_ext.objectives.registry import OBJECTIVES
 from domainbed_ext.runs import imports
 from domainbed_ext.runs.arguments import RunArguments
 from domainbed_ext.system import processes
@@ -52,13 +53,13 @@ def make_args(tmp_path):
 
 @pytest.fixture
 def registries(monkeypatch):
-    """The registries of methods and data sets, which forget what a test registers or imports."""
-    pair = METHODS, DATASETS
-    before, modules = [registry.registered() for registry in pair], dict(sys.modules)
+    """The registries of methods, objectives and data sets, which forget what a test registers or imports."""
+    three = METHODS, OBJECTIVES, DATASETS
+    before, modules = [registry.registered() for registry in three], dict(sys.modules)
     monkeypatch.setattr(imports, "_loaded", {})
     monkeypatch.setattr(sys, "path", list(sys.path))
-    yield pair
-    for registry, things in zip(pair, before, strict=True):
+    yield three
+    for registry, things in zip(three, before, strict=True):
         registry.restore(things)
     for name in [name for name in sys.modules if name not in modules and name.startswith(("mine", "their"))]:
         del sys.modules[name]

@@ -16,11 +16,12 @@ WITHOUT_TORCH = (
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ),
     *(f"domainbed_ext.algorithms.{name}" for name in ("hyperparameters", "methods", "registry")),
+    *(f"domainbed_ext.objectives.{name}" for name in ("declarations", "registry")),
     *(module.name for module in pkgutil.walk_packages(datasets.__path__, "domainbed_ext.datasets.")),
     *(f"{cache.__name__}.{name}" for name in ("command", "decode", "entries", "images")),
     *(
         f"domainbed_ext.{name}"
-        for name in ("algorithms", "collect_results", "data", "datasets", "errors", "model_selection")
+        for name in ("algorithms", "collect_results", "data", "datasets", "errors", "model_selection", "objectives")
     ),
     *(f"domainbed_ext.{name}" for name in ("evaluate", "hparams_registry", "protocols", "seeds", "sweep", "train")),
     *(f"domainbed_ext.runs.{name}" for name in ("arguments", "differences", "folder", "identity", "imports")),

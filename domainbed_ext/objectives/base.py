@@ -1,0 +1,168 @@
+"""The base class of all objectives, and what an objective sees of a step: images, labels, features and logits.
+
+An objective of your own is a class in a file of yours, which `--import` brings in:
+
+    @register_objective("Smoothed", hyperparameters={"smoothing": 0.1})
+    class Smoothed(Objective):
+        def loss(self, batch, model):
+            logits = model.logits(batch.images)
+            return {"loss": F.cross_entropy(logits, batch.labels, label_smoothing=self.hparams["smoothing"])}
+
+`--algorithm BOnly+Smoothed@smoothing=0.2` trains with it. It knows nothing of what trains: adapters, a head, all.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from domainbed_ext.data.loader import Minibatch
+
+Values = dict[str, Tensor]
+"""What a step computes, each a number: "loss" is minimised; the others are recorded beside it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of a step: those of the first training domain, then those of the second, and so on.
+
+    Attributes:
+        images: Images [n, channels, height, width] of all domains; for a linear probe features [n, width], unless the
+            objective `reads_images`.
+        labels: Labels [n].
+        sizes: Number of images of each domain.
+    """
+
+    images: Tensor
+    labels: Tensor
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, minibatches: Sequence[Minibatch], device: torch.device) -> "Batch":
+        """Joins the minibatches of all training domains.
+
+        Args:
+            minibatches: Images and labels of each domain.
+            device: Device of the batch.
+        """
+        images = torch.cat([x for x, _ in minibatches]).to(device, non_blocking=True)
+        labels = torch.cat([y for _, y in minibatches]).to(device, non_blocking=True)
+        return cls(images, labels, tuple(len(y) for _, y in minibatches))
+
+    def split(self, of_images: Tensor) -> tuple[Tensor, ...]:
+        """Splits a tensor [n, ...] by domain."""
+        return of_images.split(self.sizes)
+
+    @property
+    def domains(self) -> Tensor:
+        """The index of each image's domain, [n]."""
+        sizes = torch.tensor(self.sizes, device=self.labels.device)
+        return torch.arange(len(self.sizes), device=self.labels.device).repeat_interleave(sizes)
+
+
+class Outputs(NamedTuple):
+    """What a model computes of images, in float32.
+
+    Attributes:
+        features: Input of the classifier [n, width].
+        logits: Logits [n, classes].
+    """
+
+    features: Tensor
+    logits: Tensor
+
+
+class Model(Protocol):
+    """The model that is trained, as an objective sees it. Its methods compute in the precision of the run."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Images [n, channels, height, width] → logits [n, classes] in float32."""
+        ...
+
+    def outputs(self, images: Tensor) -> Outputs:
+        """Images [n, channels, height, width] → features and logits. The objective has to have `reads_features`."""
+        ...
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Features [n, width] → logits [n, classes] in float32, by the classifier alone."""
+        ...
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of the run's precision, for other modules of an objective; losses belong outside of it."""
+        ...
+
+
+class Objective(nn.Module):
+    """A training loss. Its parameters are trained beside the model's, and predictions do not depend on them.
+
+    Buffers and parameters are saved in checkpoints, and not with the trained model. Random draws are torch's, whose
+    generator a run seeds before each step.
+
+    Args:
+        num_classes: Number of classes.
+        num_domains: Number of training domains.
+        hparams: Hyperparameters of the run.
+
+    Attributes:
+        reads_images: Whether it changes images or reads what the backbone computes of them, so that cached features
+            cannot replace them.
+        reads_features: Whether it calls `Model.outputs` or `Model.classify`, which need a model with one classifier.
+        shapes_features: Whether it changes nothing but features, so that a method has to train them.
+    """
+
+    reads_images: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = False
+    shapes_features: ClassVar[bool] = False
+
+    def __init__(self, num_classes: int, num_domains: int, hparams: dict[str, Any]) -> None:
+        super().__init__()
+        self.num_classes, self.num_domains, self.hparams = num_classes, num_domains, hparams
+
+    def prepare(self, backbone: nn.Module) -> None:
+        """Sees the pretrained backbone before the method adapts it, e.g. to copy it.
+
+        Args:
+            backbone: Timm model with a new head, on the CPU.
+        """
+
+    def attach(self, backbone: nn.Module) -> None:
+        """Sees the backbone that is to be trained, e.g. to register hooks or to note where its parameters start.
+
+        Args:
+            backbone: Adapted model, on the device of the run.
+        """
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """Options of the optimizer for the objective's own parameters, e.g. {"lr": 0.01}; others are the method's."""
+        return {}
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Is called before each step."""
+
+    def loss(self, batch: Batch, model: Model) -> Values:
+        """Computes the loss of a step.
+
+        Args:
+            batch: Images and labels of all training domains.
+            model: Model that is trained.
+
+        Returns:
+            "loss", which is minimised, and what else is to be recorded, by name.
+        """
+        raise TypeError(f"{type(self).__name__} has no method loss")
+
+    def gradients(self, compute: Callable[[], Values], parameters: Sequence[nn.Parameter]) -> Values:
+        """Leaves the gradients of a step in the parameters.
+
+        Args:
+            compute: Function that sets the gradients to those of `loss` at the present parameters.
+            parameters: Trained parameters of the model.
+
+        Returns:
+            What is recorded of the step.
+        """
+        return compute()
