@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from domainbed_ext.algorithms.registry import canonical_name
 from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.model_selection import SELECTION_METHODS, get_selection_method
 from domainbed_ext.models.adapted_shapes import adapted_shapes
@@ -40,6 +41,7 @@ writes to OUTPUT_DIR:
   index.html     one page of all results: sortable tables, plots, and the runs behind each number
   plot.png   plot.svg   in-domain against out-of-domain accuracy
   gaps.svg   parameters.svg   training.svg   the other plots, if the runs have the data for them
+  differences.csv   with --reference: each method's paired difference to it, with its interval
   paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
 
@@ -52,6 +54,7 @@ def collect(
     console: Console | None = None,
     paper: bool = False,
     unreadable: list[str] | None = None,
+    reference: str | None = None,
 ) -> list[Path]:
     """Prints the tables of a folder of runs, writes them to files, and prints the files' paths.
 
@@ -65,13 +68,14 @@ def collect(
         console: Console to print on; None for standard output.
         paper: Whether to compare single-source runs with the tables and claims of Zhu et al. 2024.
         unreadable: List that takes a sentence for each run that is left out.
+        reference: Name of the method that a table of paired differences compares all others with; None for no table.
 
     Returns:
         Paths of the files written.
 
     Raises:
         BenchmarkError: No records, runs of one data set's name on different data, an unknown selection method, no
-            single-source runs for `paper`, or a folder that cannot be written.
+            single-source runs for `paper`, no run of the `reference`, or a folder that cannot be written.
     """
     # A method named twice is one method.
     methods = list(dict.fromkeys(map(get_selection_method, selections))) if selections else None
@@ -85,11 +89,15 @@ def collect(
     for warning in mixture.check(records, input_dir):
         print(f"warning: {warning}", file=sys.stderr)
     results = Results(records, methods, adapted_shapes)
-    tables = results.tables()
     extra: dict[str, bytes] = {}
+    if reference is not None:
+        reference = _find_reference(reference, results)
+        extra["differences.csv"] = _text(results.differences(reference).to_csv(index=False))
+    tables = results.tables(reference)
     if paper:
-        compared, extra = _beside_the_paper(results)
+        compared, of_paper = _beside_the_paper(results)
         tables += compared
+        extra |= of_paper
     text = io.StringIO()
     print_tables(plain(text), tables, results.headline, results.duplicates())
     figures = plots.draw_plots(results)
@@ -138,6 +146,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="include unfinished runs; those with --evaluate lean have no test accuracy yet",
     )
     parser.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="add a table of every method's difference to this one, paired by trial, with 95 %% intervals (none)",
+    )
+    parser.add_argument(
         "--paper",
         action="store_true",
         help="compare single-source runs with the tables and claims of Zhu et al. 2024",
@@ -160,12 +173,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     imports.load(args.imports)
     console = Console(quiet=True) if args.latex else None
     left_out: list[str] = []
-    paths = collect(args.input_dir, args.output_dir, args.selection, args.unfinished, console, args.paper, left_out)
+    paths = collect(
+        args.input_dir,
+        args.output_dir,
+        args.selection,
+        args.unfinished,
+        console,
+        args.paper,
+        left_out,
+        args.reference,
+    )
     if args.latex:
         print(next(path for path in paths if path.suffix == ".tex").read_text(encoding="utf-8"), end="")
         # Not on standard output, which is the document.
         print("written:", *paths, sep="\n  ", file=sys.stderr)
     return 1 if left_out else 0
+
+
+def _find_reference(name: str, results: Results) -> str:
+    """Returns the id of the reference as records have it, whatever its spelling."""
+    if name in results.algorithms:
+        return name
+    if (canonical := canonical_name(name)) not in results.algorithms:
+        raise BenchmarkError(
+            f"--reference {name}: there are no runs of it: choose one of {', '.join(results.algorithms)}"
+        )
+    return canonical
 
 
 def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:

@@ -25,8 +25,10 @@ from domainbed_ext.model_selection import (
     validation_accuracy,
 )
 from domainbed_ext.protocols import protocol_of
-from domainbed_ext.report.methods import label_of
+from domainbed_ext.report.methods import adaptation_of, label_of, objective_of
 from domainbed_ext.report.summary import Summary
+from domainbed_ext.report.tables.differences import difference_rows, difference_table
+from domainbed_ext.report.tables.objectives import objectives_table
 from domainbed_ext.report.tables.table import Table
 from domainbed_ext.system import strict_json
 
@@ -194,21 +196,21 @@ class Comparison(ABC):
         for metric, place, summary in figures:
             if summary is not None:
                 yield {
-                    **self._key(algorithm),
+                    **self.key(algorithm),
                     "metric": metric,
                     "environment": place,
                     **summary._asdict(),
                     "protocol": " ".join(sorted({protocol_of(score.record) for score in scores})),
                     "source": self.source,
                     "diverged": self.diverged.get(algorithm, Count(0, 0)).diverged,
-                    "label": label_of(algorithm),
+                    **self.labels(algorithm),
                 }
 
     def selected_rows(self, algorithm: str) -> Iterator[dict[str, Any]]:
         """Where a method's figures come from, as rows of `selected.csv`."""
         for score in self.scores(algorithm):
             yield {
-                **self._key(algorithm),
+                **self.key(algorithm),
                 "trial_seed": score.trial_seed,
                 "environment": self.tested_on(score),
                 "val_acc": score.selection.val_acc,
@@ -219,11 +221,21 @@ class Comparison(ABC):
                 "hparams": strict_json.dumps(score.record.get("hparams"), sort_keys=True),
                 "protocol": protocol_of(score.record),
                 "source": self.source,
-                "label": label_of(algorithm),
+                **self.labels(algorithm),
             }
 
-    def _key(self, algorithm: str) -> dict[str, str]:
+    def key(self, algorithm: str) -> dict[str, str]:
+        """The first columns of a method's rows in CSV files."""
         return {"dataset": self.dataset, "algorithm": algorithm, "selection": self.selection.name}
+
+    @staticmethod
+    def labels(algorithm: str) -> dict[str, str]:
+        """The last columns of a method's rows in CSV files."""
+        return {
+            "label": label_of(algorithm),
+            "adaptation": adaptation_of(algorithm),
+            "objective": objective_of(algorithm),
+        }
 
     def _parameter_counts(self, algorithm: str) -> Iterator[tuple[str, Summary]]:
         """The mean of each count of parameters that was recorded, in numbers, which have no error."""
@@ -251,8 +263,12 @@ class Figures(ABC):
         """The comparisons of the plots, one panel each."""
 
     @abstractmethod
-    def tables(self) -> list[Table]:
-        """The tables of the protocol."""
+    def tables(self, reference: str | None = None) -> list[Table]:
+        """The tables of the protocol.
+
+        Args:
+            reference: Id of the method that all others are compared with; None for no such table.
+        """
 
     @staticmethod
     @abstractmethod
@@ -263,6 +279,27 @@ class Figures(ABC):
             record: Record of the run.
             labels: Labels of the data set's environments.
         """
+
+    def compared_methods(self, comparison: Comparison, title: str, reference: str | None) -> list[Table]:
+        """The tables that set methods side by side: objectives, where there are several, and paired differences.
+
+        Args:
+            comparison: The methods under one selection method.
+            title: What they were run on.
+            reference: Id of the method that all others are compared with; None for no such table.
+        """
+        tables = [table] if (table := objectives_table(comparison, title)) else []
+        if reference is not None and comparison.scores(reference):
+            tables.append(difference_table(comparison, reference, title))
+        return tables
+
+    def difference_rows(self, reference: str) -> list[dict[str, Any]]:
+        """Rows of `differences.csv`.
+
+        Args:
+            reference: Id of the method that all others are compared with.
+        """
+        return [row for comparison in self.main for row in difference_rows(comparison, reference)]
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of `results.csv`."""

@@ -138,8 +138,12 @@ class LeaveOneOut(Figures):
         test_envs = record["args"]["test_envs"]
         return f"test domain{'s' if len(test_envs) > 1 else ''} " + " and ".join(labels[env] for env in test_envs)
 
-    def tables(self) -> list[Table]:
-        """DomainBed's tables for each selection method, then those of generalisation."""
+    def tables(self, reference: str | None = None) -> list[Table]:
+        """DomainBed's tables for each selection method, then those of generalisation.
+
+        Args:
+            reference: Id of the method that all others are compared with; None for no such table.
+        """
         tables: list[Table] = []
         for method in self.methods:
             compared = [self.comparison(method, dataset) for dataset in self.environments]
@@ -147,6 +151,7 @@ class LeaveOneOut(Figures):
             tables.append(self._explained(averages_table(compared), compared))
         for comparison in self.main:
             tables.append(generalisation_table(comparison))
+            tables += self.compared_methods(comparison, comparison.dataset, reference)
             tables += bounds_tables(comparison, self._adapted_shapes)
         return tables
 

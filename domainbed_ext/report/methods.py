@@ -1,8 +1,12 @@
 """How a method is named in tables and plots, its variants (`BOnly@rank=16`) included; what a method declares counts."""
 
+import itertools
 import re
+from collections.abc import Iterable, Sequence
 
 from domainbed_ext.algorithms.registry import describe
+
+DEFAULT_OBJECTIVE = "ERM"
 
 
 def family_of(algorithm: str) -> str:
@@ -10,19 +14,69 @@ def family_of(algorithm: str) -> str:
     return algorithm.partition("@")[0]
 
 
+def adaptation_of(algorithm: str) -> str:
+    """The label of what trains, whatever the objective: `LoRA-FA` of `BOnly+CORAL@rank=16`."""
+    return describe(without_objective(algorithm)).label
+
+
+def objective_of(algorithm: str) -> str:
+    """The label of what is minimised: `CORAL` of `BOnly+CORAL`, `ERM` of `BOnly`.
+
+    Empty where it is not known: of a method that is not registered, such as one of upstream's.
+    """
+    _, plus, objective = family_of(algorithm).partition("+")
+    if plus:
+        return objective
+    return DEFAULT_OBJECTIVE if describe(algorithm).path else ""
+
+
+def objective_order(objective: str) -> tuple[object, ...]:
+    """Sort key of objectives' labels: the default first."""
+    return objective != DEFAULT_OBJECTIVE, objective
+
+
+def has_objectives(algorithms: Iterable[str]) -> bool:
+    """Whether any method has another objective than the default: tables and plots then show objectives."""
+    return any("+" in family_of(algorithm) for algorithm in algorithms)
+
+
+def group_starts(algorithms: Sequence[str]) -> set[int]:
+    """The rows that are set apart from those above: each begins an adaptation with several rows, or follows one.
+
+    Args:
+        algorithms: Ids in the order of tables.
+
+    Returns:
+        Indices; none where all methods have the default objective.
+    """
+    if not has_objectives(algorithms):
+        return set()
+    sizes = [len(list(group)) for _, group in itertools.groupby(algorithms, adaptation_of)]
+    starts = itertools.accumulate(sizes)
+    return {
+        start for start, (before, size) in zip(starts, itertools.pairwise(sizes), strict=False) if max(before, size) > 1
+    }
+
+
 def algorithm_order(algorithm: str) -> tuple[object, ...]:
-    """Sort key of algorithms: by the method's place, then by name; variants in order (rank=8 before rank=16)."""
+    """Sort key of algorithms: by what trains, then by objective; variants in order (rank=8 before rank=16)."""
     family, _, variant = algorithm.partition("@")
+    method, _, objective = family.partition("+")
     natural = [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", variant)]
-    return describe(family).order, family, natural
+    adaptation = describe(without_objective(algorithm))
+    return adaptation.order, method, adaptation.label, objective, natural
 
 
 def label_of(algorithm: str) -> str:
     """The label in plots: `LoRA-FA, rank 16` of `BOnly@rank=16`; a method without a label keeps its name."""
-    family, _, variant = algorithm.partition("@")
+    return ", ".join([describe(family_of(algorithm)).label, *settings_of(algorithm)])
+
+
+def settings_of(algorithm: str) -> list[str]:
+    """The fixed hyperparameters of a variant in words: `rank 16` of `BOnly@rank=16`."""
+    variant = algorithm.partition("@")[2]
     parts = re.split(r",(?=\w+=)", variant) if variant else []
-    settings = [part.replace("=", " ", 1).replace("_", " ").replace('"', "").replace("+", ",") for part in parts]
-    return ", ".join([describe(family).label, *settings])
+    return [part.replace("=", " ", 1).replace("_", " ").replace('"', "").replace("+", ",") for part in parts]
 
 
 def row_label_of(algorithm: str, lack: str = "") -> str:
@@ -38,3 +92,19 @@ def row_label_of(algorithm: str, lack: str = "") -> str:
     family = family_of(algorithm)
     notes = [note for note in (describe(family).label, lack) if note and note != family]
     return f"{algorithm} ({'; '.join(notes)})" if notes else algorithm
+
+
+def id_of(algorithm: str, lack: str = "") -> str:
+    """The id, with what its runs lack in parentheses, for tables that have the labels in columns of their own.
+
+    Args:
+        algorithm: Id, as in commands and records.
+        lack: What its runs lack; empty if nothing.
+    """
+    return f"{algorithm} ({lack})" if lack else algorithm
+
+
+def without_objective(algorithm: str) -> str:
+    """`BOnly@rank=16` of `BOnly+CORAL@rank=16`."""
+    family, at, variant = algorithm.partition("@")
+    return family.partition("+")[0] + at + variant

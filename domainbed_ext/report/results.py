@@ -72,9 +72,13 @@ class Results:
         """How many runs diverged."""
         return sum(any(map(is_diverged, records)) for records in self.runs.values())
 
-    def tables(self) -> list[Table]:
-        """Every table of the report."""
-        return [table for figures in self.figures for table in figures.tables()]
+    def tables(self, reference: str | None = None) -> list[Table]:
+        """Every table of the report.
+
+        Args:
+            reference: Id of the method that all others are compared with; None for no such table.
+        """
+        return [table for figures in self.figures for table in figures.tables(reference)]
 
     def setting(self, record: Record, labels: Sequence[str]) -> str:
         """Says what a run was trained or tested on.
@@ -116,8 +120,16 @@ class Results:
         `source`, and their `err` is the standard deviation over trials, not the standard error.
         """
         columns = ["dataset", "algorithm", "selection", "metric", "environment", *Summary._fields]
-        columns += ["protocol", "source", "diverged", "label"]
+        columns += ["protocol", "source", "diverged", "label", "adaptation", "objective"]
         return pd.DataFrame([row for figures in self.figures for row in figures.rows()], columns=columns)
+
+    def differences(self, reference: str) -> pd.DataFrame:
+        """Every method's paired difference to a reference: a row per data set, method and metric, in points.
+
+        Args:
+            reference: Id of the method that all others are compared with.
+        """
+        return pd.DataFrame([row for figures in self.figures for row in figures.difference_rows(reference)])
 
     def selected(self) -> pd.DataFrame:
         """Where every figure comes from: a row per chosen record, with its run, step and hyperparameters."""

@@ -153,13 +153,18 @@ class SingleSource(Figures):
         """Names the source."""
         return f"trained on {labels[training_environments(record)[0]]} alone"
 
-    def tables(self) -> list[Table]:
-        """Accuracy and gap of every data set and source."""
-        return [
-            table
-            for comparison in self._comparisons.values()
-            for table in (accuracy_table(comparison), gap_table(comparison, self._adapted_shapes))
-        ]
+    def tables(self, reference: str | None = None) -> list[Table]:
+        """Accuracy and gap of every data set and source.
+
+        Args:
+            reference: Id of the method that all others are compared with; None for no such table.
+        """
+        tables = []
+        for comparison in self._comparisons.values():
+            title = f"{comparison.dataset}, single source {comparison.source}"
+            tables += [accuracy_table(comparison), gap_table(comparison, self._adapted_shapes)]
+            tables += self.compared_methods(comparison, title, reference)
+        return tables
 
 
 def accuracy_table(comparison: SourceComparison) -> Table:

@@ -277,8 +277,10 @@ def test_csv_holds_every_figure_and_where_it_is_from(folder, tmp_path):
     with (tmp_path / "out" / "selected.csv").open() as file:
         first = next(csv.DictReader(file))
     assert (first["run"], first["step"], first["hparams"]) == ("b00", "10", '{"lr": 0.001}')
-    assert (first["algorithm"], first["label"], list(first)[-1]) == ("BOnly", "LoRA-FA", "label")
-    assert frame.columns[-1] == "label" and frame.loc[("LP", "train", "Avg"), "label"] == "linear probe"
+    names = ["label", "adaptation", "objective"]
+    assert list(first)[-3:] == names == list(frame.columns[-3:])
+    assert [first[name] for name in names] == ["LoRA-FA", "LoRA-FA", "ERM"]
+    assert list(frame.loc[("LP", "train", "Avg"), names]) == ["linear probe", "linear probe", "ERM"]
 
 
 def test_latex_is_escaped():

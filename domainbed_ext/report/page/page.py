@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 from domainbed_ext import __version__
 from domainbed_ext.model_selection import Record
 from domainbed_ext.report.environments import dataset_order
+from domainbed_ext.report.methods import adaptation_of, has_objectives, objective_of, objective_order
 from domainbed_ext.report.page.chart import HEIGHT, WIDTH
 from domainbed_ext.report.page.runs import Run, chosen_steps, last_records, make_entries, runs_with_room
 from domainbed_ext.report.plots import plots
+from domainbed_ext.report.plots.style import MANY
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import NEGATIVE, Origin, Table
 from domainbed_ext.system import strict_json
@@ -64,12 +66,14 @@ def render_page(results: Results, tables: Sequence[Table], figures: Mapping[str,
         undefined=StrictUndefined,
     )
     environment.filters |= {"parts": _parts, "plain": _plain, "number": _number}
+    environment.globals |= {"adaptation_of": adaptation_of, "objective_of": objective_of}
     return environment.get_template("page.html").render(
         title="Results: " + ", ".join(_datasets(results)),
         style=Markup((ASSETS / "page.css").read_text(encoding="utf-8")),
         script=Markup((ASSETS / "page.js").read_text(encoding="utf-8")),
         tables=tables,
         behind=lambda origins: _behind(origins, by_name),
+        choices=_choices(results.algorithms),
         pictures=[
             (name, title, inline_svg(figures[name], name, title), figures[name].get_figwidth() > 6)
             for name, title in PICTURES.items()
@@ -124,6 +128,15 @@ def _groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return groups
 
 
+def _choices(algorithms: Sequence[str]) -> dict[str, list[str]]:
+    """What the page can be filtered by, in the order of tables: nothing where there are few rows to look through."""
+    adaptations = list(dict.fromkeys(map(adaptation_of, algorithms)))
+    objectives = sorted({objective_of(algorithm) for algorithm in algorithms} - {""}, key=objective_order)
+    choices = {"adaptation": adaptations, "objective": objectives}
+    wanted = has_objectives(algorithms) or len(adaptations) > MANY
+    return {name: values for name, values in choices.items() if wanted and len(values) > 1}
+
+
 def _behind(origins: Sequence[Origin], runs: dict[str, Run]) -> list[str]:
     """The anchors of the runs behind a cell; none unless the page has room for all of them."""
     names = dict.fromkeys(run for run, _ in origins)
@@ -145,7 +158,10 @@ def _datasets(results: Results) -> list[str]:
 
 
 def _parts(cell: str) -> tuple[str, str]:
-    """A cell's number and its error apart, which the page sets smaller."""
+    """A cell's number, and its error or interval apart, which the page sets smaller."""
+    if interval := re.fullmatch(r"(\S+) (\([-+]\S+ to \S+\))", cell):
+        number, error = interval.groups()
+        return NEGATIVE.sub("−", number), NEGATIVE.sub("−", error)
     number, sign, error = re.fullmatch(r"(.*?)(?:\s*(±|\+/-)\s*(\S+))?", cell, re.DOTALL).groups()  # type: ignore
     return NEGATIVE.sub("−", number), f"± {error}" if sign else ""
 

@@ -3,22 +3,41 @@ test accuracy, accuracy against trainable parameters, and loss and accuracies ov
 """
 
 import io
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from domainbed_ext.report.methods import label_of
+from domainbed_ext.report.methods import adaptation_of, algorithm_order, group_starts, label_of
 from domainbed_ext.report.plots.labels import Labelled, place_labels
-from domainbed_ext.report.plots.palette import Style
+from domainbed_ext.report.plots.palette import MARKER_SIZES, Style
 from domainbed_ext.report.plots.panels import Panel, Point, make_panels
-from domainbed_ext.report.plots.style import GREY, bare, caption, figure_of, limits, short_count
+from domainbed_ext.report.plots.style import (
+    GREY,
+    GRID,
+    LEGEND_INCHES,
+    LEGEND_ROWS,
+    MANY,
+    PANEL_INCHES,
+    PANEL_OF_MANY_INCHES,
+    bare,
+    caption,
+    figure_of,
+    limits,
+    short_count,
+)
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.trajectories import Moment, mean_trajectory
+
+LINES = 10  # at most in a panel of one of several parts
+Drawn = tuple[Point, list[Moment]]
+"""A method and its mean trajectory."""
 
 
 def draw_plots(results: Results) -> dict[str, Figure]:
@@ -49,7 +68,7 @@ def generalisation_plot(shown: Sequence[Panel]) -> Figure:
     Returns:
         A figure that belongs to no global state of matplotlib.
     """
-    figure, axes = figure_of(shown)
+    figure, axes = _scatter_figure(shown)
     for ax, panel in zip(axes, shown, strict=True):
         _draw_accuracies(ax, panel.points)
     caption(figure, shown, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
@@ -69,17 +88,19 @@ def gap_plot(shown: Sequence[Panel]) -> Figure | None:
     shown = [panel for panel in shown if panel.points]
     if not shown:
         return None
-    figure, axes = figure_of(shown, height=0.9 + 0.42 * max(len(panel.points) for panel in shown))
-    for ax, panel in zip(axes, shown, strict=True):
+    rows = [_rows(panel) for panel in shown]
+    height = 0.9 + 0.42 * (1 + max(of_panel[-1] for of_panel in rows))
+    figure, axes = figure_of(shown, (PANEL_INCHES[0], height))
+    for ax, panel, of_panel in zip(axes, shown, rows, strict=True):
         bare(ax, "x")
         ax.spines["left"].set_visible(False)
         ax.axvline(0, color=GREY, linewidth=1)
-        for row, point in enumerate(panel.points):
+        for row, point in zip(of_panel, panel.points, strict=True):
             _bar(ax, row - 0.19, point.gap_inside, point.style.colour, 0.4)
             _bar(ax, row + 0.19, point.gap_outside, point.style.colour, 1.0)
-        ax.set_yticks(range(len(panel.points)), [point.label for point in panel.points], fontsize=9)
+        ax.set_yticks(of_panel, [point.label for point in panel.points], fontsize=9)
         ax.tick_params(axis="y", length=0)
-        ax.set_ylim(len(panel.points) - 0.5, -0.5)
+        ax.set_ylim(of_panel[-1] + 0.5, -0.5)
         ax.margins(x=0.16)
     caption(figure, shown, "train − test accuracy (points): pale in-domain, full out-of-domain", "")
     return figure
@@ -98,7 +119,7 @@ def parameters_plot(shown: Sequence[Panel]) -> Figure | None:
     shown = [panel for panel in shown if panel.points]
     if not shown:
         return None
-    figure, axes = figure_of(shown)
+    figure, axes = _scatter_figure(shown)
     for ax, panel in zip(axes, shown, strict=True):
         ax.set_xscale("log")
         bare(ax)
@@ -122,25 +143,29 @@ def training_plot(shown: Sequence[Panel]) -> Figure | None:
         shown: Panels.
 
     Returns:
-        A figure of a row per data set (and source); None if no run was evaluated more than once.
+        A figure of a row per data set (and source), or several of them where there are many methods; None if no run was
+        evaluated more than once.
     """
-    drawn = [(panel.title, lines) for panel in shown if (lines := _lines(panel))]
+    drawn = [(panel.title, lines, part) for panel in shown if (lines := _lines(panel)) for part in _parts(lines)]
     if not drawn:
         return None
     figure = Figure(figsize=(12.4, 3.4 * len(drawn)), dpi=160, layout="constrained")
     grid = figure.subplots(len(drawn), 3, squeeze=False)
     columns = [("loss", "loss"), ("inside", "in-domain accuracy (%)"), ("outside", "out-of-domain accuracy (%)")]
-    for axes, (title, lines) in zip(grid, drawn, strict=True):
+    for axes, (title, lines, part) in zip(grid, drawn, strict=True):
         for ax, (attribute, quantity) in zip(axes, columns, strict=True):
             bare(ax)
-            for point, moments in lines:
+            for _, moments in lines if len(part) < len(lines) else ():  # all others, pale, for comparison
+                steps, values = [moment.step for moment in moments], [getattr(moment, attribute) for moment in moments]
+                ax.plot(steps, values, color=GRID, linewidth=1, zorder=1)
+            for point, moments in part:
                 ax.plot(
                     [moment.step for moment in moments],
                     [getattr(moment, attribute) for moment in moments],
                     color=point.style.colour,
                     linestyle=point.style.dashes,
                     marker=point.style.marker,
-                    markersize=4,
+                    markersize=4 if len(part) == len(lines) else 6,  # of many, markers tell them apart
                     markeredgecolor="white",
                     markeredgewidth=0.5,
                     linewidth=1.5,
@@ -170,10 +195,54 @@ def render(figure: Figure, kind: Literal["png", "svg"], text_as_text: bool = Fal
     return buffer.getvalue()
 
 
-def _lines(panel: Panel) -> list[tuple[Point, list[Moment]]]:
+def _lines(panel: Panel) -> list[Drawn]:
     """The mean over a method's runs at each step, of the methods that were evaluated more than once."""
     means = [(point, mean_trajectory(point.trajectories)) for point in panel.points]
     return [(point, moments) for point, moments in means if len(moments) > 1]
+
+
+def _parts(lines: Sequence[Drawn]) -> list[Sequence[Drawn]]:
+    """The lines in parts of few enough to tell apart: whole adaptations, as many as fit."""
+    if len(lines) <= MANY:
+        return [lines]
+    parts: list[list[Drawn]] = [[]]
+    for _, group in itertools.groupby(lines, lambda line: adaptation_of(line[0].algorithm)):
+        of_adaptation = list(group)
+        if parts[-1] and len(parts[-1]) + len(of_adaptation) > LINES:
+            parts.append([])
+        parts[-1] += of_adaptation
+    return list(parts)
+
+
+def _rows(panel: Panel) -> list[float]:
+    """The place of each method on the y axis, adaptations with several objectives apart from the next."""
+    starts = group_starts([point.algorithm for point in panel.points])
+    return [row + 0.7 * sum(start <= row for start in starts) for row in range(len(panel.points))]
+
+
+def _scatter_figure(shown: Sequence[Panel]) -> tuple[Figure, list[Axes]]:
+    """A figure of panels in which each method is a point, with room for a legend where there are many."""
+    if not _has_many(shown):
+        return figure_of(shown)
+    return figure_of(shown, PANEL_OF_MANY_INCHES, LEGEND_INCHES * _legend_columns(shown))
+
+
+def _has_many(shown: Sequence[Panel]) -> bool:
+    return max((len(panel.points) for panel in shown), default=0) > MANY
+
+
+def _legend_columns(shown: Sequence[Panel]) -> int:
+    rows = LEGEND_ROWS * -(-len(shown) // 3)
+    return -(-len(_numbered(shown)) // rows)
+
+
+def _numbered(shown: Sequence[Panel]) -> dict[str, tuple[int, Point]]:
+    """A number for each method, the same in all panels, in the order of tables."""
+    points = {point.algorithm: point for panel in shown for point in panel.points}
+    return {
+        algorithm: (number, points[algorithm])
+        for number, algorithm in enumerate(sorted(points, key=algorithm_order), 1)
+    }
 
 
 def _draw_accuracies(axes: Axes, points: Sequence[Point]) -> None:
@@ -211,13 +280,20 @@ def _mark(axes: Axes, style: Style, x: Summary, y: Summary) -> None:
         # One trial has no spread to show.
         xerr=x.err if x.trials > 1 else None,
         yerr=y.err if y.trials > 1 else None,
-        color=style.colour,
-        marker=style.marker,
-        markersize=7,
-        markeredgecolor="white",
-        markeredgewidth=0.8,
         elinewidth=1.2,
+        **_look(style),
     )
+
+
+def _look(style: Style) -> dict[str, Any]:
+    """A method's marker, as keywords of matplotlib."""
+    return {
+        "color": style.colour,
+        "marker": style.marker,
+        "markersize": MARKER_SIZES.get(style.marker, 7),
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.8,
+    }
 
 
 def _bar(axes: Axes, row: float, gap: Summary, shade: str, alpha: float) -> None:
@@ -241,6 +317,10 @@ def _bar(axes: Axes, row: float, gap: Summary, shade: str, alpha: float) -> None
 def _label(
     figure: Figure, axes: Sequence[Axes], shown: Sequence[Panel], place: Callable[[Point], tuple[Summary, Summary]]
 ) -> None:
+    """Writes each method's label beside its point; of many, its number, with a legend."""
+    many, numbered = _has_many(shown), _numbered(shown)
+    if many:
+        _add_legend(figure, shown)
     # Labels are placed by what they would cover, so the layout has to be settled before them.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -249,8 +329,18 @@ def _label(
         labelled = []
         for point in panel.points:
             x, y = place(point)
-            labelled.append(Labelled(point.label, point.style.colour, (x.mean, y.mean), (x.err, y.err)))
+            label = str(numbered[point.algorithm][0]) if many else point.label
+            labelled.append(Labelled(label, point.style.colour, (x.mean, y.mean), (x.err, y.err)))
         place_labels(ax, labelled, renderer)
+
+
+def _add_legend(figure: Figure, shown: Sequence[Panel]) -> None:
+    """Lists the methods by number beside the panels."""
+    handles = [
+        Line2D([], [], label=f"{number}  {label_of(point.algorithm)}", **_look(point.style), linestyle="none")
+        for number, point in _numbered(shown).values()
+    ]
+    figure.legend(handles=handles, loc="outside right upper", ncols=_legend_columns(shown), frameon=False, fontsize=8.5)
 
 
 def _parameters(point: Point) -> Summary:

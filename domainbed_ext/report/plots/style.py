@@ -11,15 +11,27 @@ from domainbed_ext.report.plots.panels import Panel
 from domainbed_ext.report.summary import Summary
 
 PANEL_INCHES = 5.0, 4.4
+MANY = 12  # methods of a panel, above which their labels are in a legend and their points are numbered
+PANEL_OF_MANY_INCHES = 7.2, 6.4
+LEGEND_INCHES, LEGEND_ROWS = 2.8, 32  # width of a column of the legend, and how many methods it has at most
 GREY = "#9A9A9A"
 GRID = "#E6E6E6"
 
 
-def figure_of(shown: Sequence[Panel], height: float = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
-    """Makes a figure outside matplotlib's global state, with a titled axes for each panel, at most three in a row."""
+def figure_of(
+    shown: Sequence[Panel], panel_inches: tuple[float, float] = PANEL_INCHES, room: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    """Makes a figure outside matplotlib's global state, with a titled axes for each panel, at most three in a row.
+
+    Args:
+        shown: Panels.
+        panel_inches: Width and height of a panel.
+        room: Width that is added for a legend, in inches.
+    """
     columns = min(3, len(shown)) or 1
     rows = -(-len(shown) // columns) or 1
-    figure = Figure(figsize=(PANEL_INCHES[0] * columns, height * rows), dpi=160, layout="constrained")
+    width, height = panel_inches
+    figure = Figure(figsize=(width * columns + room, height * rows), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes[len(shown) :]:

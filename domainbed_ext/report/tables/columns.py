@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from domainbed_ext.model_selection import Record
-from domainbed_ext.report.methods import row_label_of
+from domainbed_ext.report.methods import adaptation_of, group_starts, has_objectives, id_of, objective_of, row_label_of
 from domainbed_ext.report.summary import DIVERGED, Summary
 from domainbed_ext.report.tables.table import MISSING, NOT_RECORDED, Cell, Origin, Table
 
@@ -163,15 +163,52 @@ def make_table(
         lack_of: Function of an id that says what the method's runs lack.
 
     Returns:
+        The table, with the best and the second best of ranked columns. Where there are objectives, each row names its
+        adaptation and its objective, and the rows of an adaptation are set apart from the next.
+    """
+    if has_objectives(algorithms):
+        heads = ["Algorithm", "Adaptation", "Objective"]
+        names = [
+            [id_of(algorithm, lack_of(algorithm)), adaptation_of(algorithm), objective_of(algorithm)]
+            for algorithm in algorithms
+        ]
+    else:
+        heads = ["Algorithm"]
+        names = [[row_label_of(algorithm, lack_of(algorithm))] for algorithm in algorithms]
+    table = lay_out(title, heads, names, algorithms, columns, caption)
+    table.algorithms, table.breaks = list(algorithms), group_starts(algorithms)
+    return table
+
+
+def lay_out(
+    title: str,
+    heads: Sequence[str],
+    names: Sequence[Sequence[str]],
+    algorithms: Sequence[str],
+    columns: Sequence[Column],
+    caption: str,
+) -> Table:
+    """A table whose rows have names of the caller's choice.
+
+    Args:
+        title: What the table shows.
+        heads: Heads of the columns of names.
+        names: Names of each row.
+        algorithms: Id by which the columns know each row.
+        columns: Columns after the names.
+        caption: What the columns are.
+
+    Returns:
         The table, with the best and the second best of ranked columns.
     """
-    best, second = ranked([[column.ranked_value(algorithm) for column in columns] for algorithm in algorithms])
+    grid = [[column.ranked_value(algorithm) for column in columns] for algorithm in algorithms]
+    best, second = ranked(grid, len(heads))
     return Table(
         title,
-        ["Algorithm", *(column.header for column in columns)],
+        [*heads, *(column.header for column in columns)],
         [
-            [row_label_of(algorithm, lack_of(algorithm)), *(column.text(algorithm) for column in columns)]
-            for algorithm in algorithms
+            [*name, *(column.text(algorithm) for column in columns)]
+            for name, algorithm in zip(names, algorithms, strict=True)
         ],
         caption,
         best,
@@ -179,8 +216,9 @@ def make_table(
         {
             (row, number): column.origins(algorithm)
             for row, algorithm in enumerate(algorithms)
-            for number, column in enumerate(columns, 1)
+            for number, column in enumerate(columns, len(heads))
         },
+        len(heads),
     )
 
 

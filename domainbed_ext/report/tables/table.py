@@ -49,6 +49,8 @@ class Table:
         second: Cells to underline in LaTeX.
         origins: Records that a cell's number comes from.
         texts: Number of columns, from the left, that are words and not figures.
+        algorithms: Id of each row's method; empty where rows are of something else than one method each.
+        breaks: Rows that begin a group, and are set apart from those above.
     """
 
     title: str
@@ -59,6 +61,8 @@ class Table:
     second: set[Cell] = field(default_factory=set)
     origins: dict[Cell, list[Origin]] = field(default_factory=dict)
     texts: int = 1
+    algorithms: list[str] = field(default_factory=list)
+    breaks: set[int] = field(default_factory=set)
 
     def to_rich(self) -> RichTable:
         """For the terminal, without title and caption, which rich would wrap to the width of the grid."""
@@ -66,6 +70,8 @@ class Table:
         for number, column in enumerate(self.columns):
             grid.add_column(Text(column), justify="left" if number < self.texts else "right")
         for r, row in enumerate(self.rows):
+            if r in self.breaks:
+                grid.add_section()
             grid.add_row(*(Text(cell, "bold green" if (r, c) in self.best else "") for c, cell in enumerate(row)))
         return grid
 
@@ -87,7 +93,8 @@ class Table:
             [escape_latex(column) for column in self.columns],
             *self._marked(escape_latex, r"\textbf{{{}}}", r"\underline{{{}}}"),
         ]
-        head, *body = (" & ".join(line) + r" \\" for line in lines)
+        head, *rows = (" & ".join(line) + r" \\" for line in lines)
+        body = [rf"\addlinespace{chr(10)}{row}" if r in self.breaks else row for r, row in enumerate(rows)]
         grid = [
             r"\adjustbox{max width=\textwidth}{%",
             rf"\begin{{tabular}}{{{'l' * self.texts}{'r' * (len(self.columns) - self.texts)}}}",

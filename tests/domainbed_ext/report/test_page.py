@@ -13,7 +13,7 @@ import pytest
 from domainbed_ext.report.page.page import render_page
 from domainbed_ext.report.plots.plots import draw_plots
 from domainbed_ext.report.results import Results
-from tests.domainbed_ext.fabricated_records import METHODS, paper_like, single_source_run
+from tests.domainbed_ext.fabricated_records import METHODS, left_out, paper_like, single_source_run
 from tests.domainbed_ext.launched_processes import wait_for
 
 FEW = {name: METHODS[name] for name in ("BA@rank=8", "BOnly@rank=8", "LP")}
@@ -124,6 +124,27 @@ def test_runs_with_one_evaluation_and_of_upstream():
     assert "PACS, test domain P" in html
 
 
+def test_few_methods_of_one_objective_need_no_filter(html):
+    assert "<select" not in html and 'class="break"' not in html
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    return html_of(left_out(["BA", "BA+CORAL", "BOnly", "BOnly+CORAL", "LP"], trials=1))
+
+
+def test_rows_and_runs_say_what_they_are_filtered_by(grouped):
+    row = re.search(r'<tr class="break" data-adaptation="LoRA-FA" data-objective="ERM">(.*?)</tr>', grouped, re.DOTALL)
+    assert '<th scope="row">BOnly</th>' in row[1] and '<td class="objective">ERM</td>' in row[1]
+    assert re.search(r'<details id="run-BA-CORAL-0-0" data-adaptation="LoRA" data-objective="CORAL">', grouped)
+    choices = re.findall(r'<select data-by="(\w+)">(.*?)</select>', grouped, re.DOTALL)
+    assert [(name, re.findall(r"<option>(.*?)</option>", options)) for name, options in choices] == [
+        ("adaptation", ["LoRA", "LoRA-FA", "linear probe"]),
+        ("objective", ["ERM", "CORAL"]),
+    ]
+    assert re.search(r'<p id="choose" class="choose" hidden>', grouped)  # of no use without the script
+
+
 class Browser:
     """A headless Chromium by WebDriver's plain JSON."""
 
@@ -203,6 +224,35 @@ def test_in_a_browser(browser, html, tmp_path):
     assert browser.run("return document.querySelectorAll('#run-PACS-BA-rank8-1-0 .chart polyline').length") == 4
 
     # Nothing sticks out of a phone's screen but what scrolls in its own box.
+    browser.call("/window/rect", {"width": 500, "height": 900})
+    assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.call("/se/log", {"type": "browser"}) == []
+
+
+def test_a_choice_of_adaptation_and_objective_in_a_browser(browser, grouped, tmp_path):
+    (tmp_path / "index.html").write_text(grouped, encoding="utf-8")
+    browser.call("/url", {"url": (tmp_path / "index.html").as_uri()})
+    browser.call("/window/rect", {"width": 1400, "height": 900})
+    rows = (
+        "return [...document.querySelectorAll('#table-1 tbody tr')].filter((row) => row.offsetParent)"
+        ".map((row) => row.cells[0].textContent)"
+    )
+    change = (
+        "const choice = document.querySelector('[data-by={}]'); choice.value = '{}';"
+        "choice.dispatchEvent(new Event('change'));"
+    )
+    assert len(browser.run(rows)) == 5
+    assert browser.run(change.format("adaptation", "LoRA-FA") + rows) == ["BOnly", "BOnly+CORAL"]
+    assert browser.run(change.format("objective", "CORAL") + rows) == ["BOnly+CORAL"]
+    assert sorted(browser.run(f"return {SHOWN}")) == [f"run-BOnly-CORAL-{env}-0" for env in range(4)]
+    assert "LoRA-FA, objective CORAL" in browser.run("return document.getElementById('announcement').textContent")
+    # An address with the anchor of a hidden run shows it.
+    browser.run("location.hash = '#run-LP-0-0'")
+    wait_for(lambda: browser.run("return document.getElementById('run-LP-0-0').open"))
+    assert len(browser.run(rows)) == 5 and len(browser.run(f"return {SHOWN}")) == 20
+    # Sorted by a number, rows of an adaptation are no longer together.
+    browser.run("document.querySelectorAll('#table-1 thead button')[3].click()")
+    assert browser.run("return document.querySelectorAll('#table-1 .break').length") == 0
     browser.call("/window/rect", {"width": 500, "height": 900})
     assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
     assert browser.call("/se/log", {"type": "browser"}) == []

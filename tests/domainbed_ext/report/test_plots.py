@@ -19,7 +19,7 @@ from domainbed_ext.report.plots.plots import (
 )
 from domainbed_ext.report.plots.style import short_count
 from domainbed_ext.report.results import Results
-from tests.domainbed_ext.fabricated_records import METHODS, paper_like, single_source_run
+from tests.domainbed_ext.fabricated_records import METHODS, left_out, paper_like, single_source_run
 
 
 def records(algorithms, dataset="PACS", trials=2, seed=0, spread=0.3):
@@ -136,3 +136,62 @@ def test_a_method_has_one_colour_and_marker_in_all_panels():
     assert styles[0]["ZNet"] == styles[1]["ZNet"]
     assert styles[0]["BOnly@rank=16"].colour == styles[1]["BOnly@rank=8"].colour
     assert styles[0]["BOnly@rank=16"].marker != styles[1]["BOnly@rank=8"].marker
+
+
+MANY = [
+    f"{method}{objective}" for method in ("BA", "BOnly", "LP") for objective in ("", "+CORAL", "+IRM", "+MMD", "+X")
+]
+
+
+def test_colours_are_of_adaptations_and_markers_of_objectives():
+    styles = styles_of(["BA", "BA@rank=16", "BA+CORAL", "BOnly", "BOnly+CORAL", "FullFT+IRM"])
+    assert styles["BOnly+CORAL"].colour == styles["BOnly"].colour != styles["BA+CORAL"].colour
+    assert styles["BOnly+CORAL"].marker == styles["BA+CORAL"].marker != styles["BOnly"].marker
+    assert styles["BA"].marker == styles["BOnly"].marker
+    markers = [styles[name].marker for name in ("BA", "BA@rank=16", "BA+CORAL", "FullFT+IRM")]
+    assert len(set(markers)) == 4
+
+
+def test_thirty_adaptations_have_colours():
+    names = [f"Net{number}" for number in range(30)]
+    styles = styles_of(["BA", "LP", *names])
+    assert len({styles[name].colour for name in ["BA", "LP", *names[:20]]}) == 22
+    assert all(re.fullmatch("#[0-9A-F]{6}", style.colour) for style in styles.values())
+
+
+@pytest.mark.parametrize("draw", [generalisation_plot, parameters_plot])
+def test_many_methods_are_numbered_and_listed_beside_the_panel(draw):
+    figure = draw(panels_of(left_out(MANY)))
+    (axes,) = figure.axes
+    assert sorted(int(text.get_text()) for text in labels(axes)) == list(range(1, 16))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        f"{number}  {label_of(name)}" for number, name in enumerate(MANY, 1)
+    ]
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in labels(axes)]
+    assert not any(one.padded(-1).overlaps(two.padded(-1)) for one, two in itertools.combinations(boxes, 2))
+    # The legend is beside the panel, and both are in the figure.
+    beside, frame = legend.get_window_extent(), axes.get_window_extent()
+    assert frame.x1 <= beside.x0 and beside.x1 <= figure.bbox.x1 and figure.bbox.y0 <= beside.y0
+
+
+def test_a_method_has_the_same_number_in_all_panels():
+    apart = [*left_out(MANY[2:]), *records(["BA"], "VLCS")]
+    figure = generalisation_plot(panels_of(apart))
+    assert [text.get_text() for text in labels(figure.axes[0])] == ["1"]  # BA, which is not among PACS's
+    assert sorted(int(text.get_text()) for text in labels(figure.axes[1])) == list(range(2, 15))
+
+
+def test_bars_of_adaptations_are_apart():
+    (axes,) = gap_plot(panels_of(left_out(["BA", "BA+CORAL", "BOnly", "LP"]))).axes
+    steps = [after - before for before, after in itertools.pairwise(axes.get_yticks())]
+    assert steps == pytest.approx([1, 1.7, 1])
+    assert axes.get_ylim()[0] == pytest.approx(axes.get_yticks()[-1] + 0.5)
+
+
+def test_training_of_many_methods_is_in_parts_of_whole_adaptations():
+    figure = training_plot(panels_of(left_out(MANY)))
+    coloured = [[line for line in axes.lines if line.get_label() in set(map(label_of, MANY))] for axes in figure.axes]
+    assert [len(lines) for lines in coloured] == [10, 10, 10, 5, 5, 5]
+    assert [len(axes.lines) for axes in figure.axes] == [25, 25, 25, 20, 20, 20]  # all others are pale behind them

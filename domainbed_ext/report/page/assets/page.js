@@ -27,6 +27,7 @@
         let above = "";
         for (const { row } of rows) {
           row.classList.toggle("again", row.cells[0].textContent === above);
+          row.classList.remove("break");  // groups are of the first order
           above = row.cells[0].textContent;
           body.append(row);
         }
@@ -39,17 +40,37 @@
   // From a number to the runs behind it: those alone are shown, the first of them open.
   const filter = document.getElementById("filter");
   const runs = [...document.querySelectorAll(".group > details")];
-  const show = (wanted) => {
-    for (const run of runs) run.hidden = wanted !== null && !wanted.has(run.id);
+  const choices = [...document.querySelectorAll("#choose select")];
+  const chosen = (element) => choices.every((choice) => !choice.value || element.dataset[choice.dataset.by] === choice.value);
+  let wanted = null;
+  const refresh = () => {
+    for (const run of runs) run.hidden = wanted !== null ? !wanted.has(run.id) : !chosen(run);
     for (const group of document.querySelectorAll(".group")) {
       group.hidden = [...group.querySelectorAll(":scope > details")].every((run) => run.hidden);
     }
     filter.hidden = wanted === null;
   };
+  const show = (ids) => { wanted = ids; refresh(); };
+
+  // Rows and runs of one adaptation or one objective.
+  const choose = () => {
+    for (const row of document.querySelectorAll("tr[data-adaptation]")) row.hidden = !chosen(row);
+    show(null);
+  };
+  for (const choice of choices) {
+    choice.closest("p").hidden = false;
+    choice.addEventListener("change", () => {
+      choose();
+      announce(`Shown: ${choices.map(({ dataset, value }) => `${dataset.by} ${value || "all"}`).join(", ")}.`);
+    });
+  }
   const open = (id) => {
     const run = id && document.getElementById(id);
     if (!run || !runs.includes(run)) return;
-    if (run.hidden) show(null);
+    if (run.hidden) {
+      for (const choice of choices) choice.value = "";
+      choose();
+    }
     run.open = true;
     run.scrollIntoView();
   };

@@ -1,0 +1,96 @@
+"""Differences to a reference, paired by trial."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from domainbed_ext.collect_results import collect
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.report.results import Results
+from domainbed_ext.report.tables.differences import difference_over_trials, difference_table
+from tests.domainbed_ext.fabricated_records import left_out_run, paper_like, write_runs
+
+
+def test_an_interval_by_hand():
+    # Mean 2, standard deviation 1; Student's t of 2 degrees of freedom is 4.303 at 97.5 %: 4.303 / sqrt(3) = 2.48.
+    assert str(difference_over_trials([0.01, 0.02, 0.03])) == "+2.0 (-0.5 to +4.5)"
+    assert str(difference_over_trials([-0.01])) == "-1.0" and difference_over_trials([]) is None
+    assert str(difference_over_trials([0.01, float("nan")])) == "-"
+
+
+def test_intervals_hold_the_true_difference_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    intervals = [difference_over_trials(list(rng.normal(0.01, 0.02, 3))).interval for _ in range(2000)]
+    assert np.mean([low <= 1 <= high for low, high in intervals]) == pytest.approx(0.95, abs=0.015)
+
+
+def runs(lp_envs=(0, 1, 2, 3)):
+    """LP is behind BOnly by 1, 2 and 3 points in three trials, on domains that differ by far more."""
+    records = []
+    for trial in range(3):
+        for env in range(4):
+            level = 0.5 + 0.1 * env + 0.02 * trial
+            records += left_out_run("BOnly", trial, env, level)
+            if env in lp_envs:
+                records += left_out_run("LP", trial, env, level - 0.01 * (trial + 1), 0.7)
+    return records
+
+
+def table_of(records, reference="BOnly"):
+    (comparison,) = Results(records).leave_one_out.main
+    return difference_table(comparison, reference, "PACS")
+
+
+def test_trials_are_paired():
+    table = table_of(runs())
+    assert table.columns == ["Algorithm", "Out-of-domain", "In-domain", "Gap target", "Trials"]
+    assert table.title == "PACS, difference to BOnly (LoRA-FA)"
+    assert table.rows == [
+        ["BOnly (LoRA-FA)", "-", "-", "-", "3"],
+        ["LP (linear probe)", "-2.0 (-4.5 to +0.5)", "-10.0 (-10.0 to -10.0)", "+2.0 (-0.5 to +4.5)", "3"],
+    ]
+    assert {origin.run for origin in table.origins[1, 1]} == {record["run"] for record in runs()}
+
+
+def test_only_domains_that_both_have_count():
+    table = table_of(runs(lp_envs=(0, 1)))
+    assert table.rows[1][1] == "-2.0 (-4.5 to +0.5)" and "2 of 4 environments" in table.rows[1][0]
+    records = [record for record in runs() if record["args"]["algorithm"] == "BOnly" or record["args"]["trial_seed"]]
+    assert table_of(records).rows[1][-1] == "2"
+
+
+def test_nothing_in_common_is_missing():
+    records = [*left_out_run("BOnly", 0, 0, 0.5), *left_out_run("LP", 0, 1, 0.5)]
+    assert table_of(records).rows[1][1:] == ["X", "X", "X", "0"]
+
+
+def test_there_is_no_such_table_without_a_reference():
+    results = Results(runs())
+    before, after = ([table.title for table in results.tables(name)] for name in (None, "BOnly"))
+    assert [title for title in after if title not in before] == ["PACS, difference to BOnly (LoRA-FA)"]
+    single = Results(paper_like(2)).tables("LP")
+    assert [table.title for table in single if "difference" in table.title] == [
+        "PACS, single source C, difference to LP (linear probe)"
+    ]
+
+
+def test_the_command_writes_them(tmp_path):
+    write_runs(tmp_path, runs())
+    text = io.StringIO()
+    paths = collect(tmp_path, console=Console(file=text, width=200), reference="lora-fa")
+    assert "difference to BOnly (LoRA-FA)" in text.getvalue()
+    frame = pd.read_csv(next(path for path in paths if path.name == "differences.csv"))
+    (row,) = frame[frame["metric"] == "out_of_domain"].to_dict("records")
+    assert (row["algorithm"], row["reference"], row["trials"], row["adaptation"]) == ("LP", "BOnly", 3, "linear probe")
+    assert [row[name] for name in ("mean", "low", "high")] == pytest.approx([-2, -4.484, 0.484], abs=1e-3)
+    page = (tmp_path / "tables" / "index.html").read_text(encoding="utf-8")
+    assert '−2.0<span class="error"> (−4.5 to +0.5)</span>' in page
+
+
+def test_a_reference_without_runs(tmp_path):
+    write_runs(tmp_path, runs())
+    with pytest.raises(BenchmarkError, match="--reference BA: there are no runs of it: choose one of BOnly, LP"):
+        collect(tmp_path, console=Console(quiet=True), reference="BA")
