@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.models import precision
 from domainbed_ext.objectives.base import Objective, Outputs
 from vitlorafa import classifiers
@@ -57,11 +57,15 @@ class Forward:
             objective: Objective of the algorithm.
 
         Raises:
-            BenchmarkError: It reads features, and the model has more than one classifier; or it shapes features, and
-                only the classifier trains.
+            BenchmarkError: A minibatch has too few images; it reads features, and the model has more than one
+                classifier; or it shapes features, and only the classifier trains.
         """
         backbone, heads = self.algorithm.backbone, classifiers(self.algorithm.backbone)
         method, loss = type(self.algorithm).__name__, type(objective).__name__
+        if objective.num_domains == 1 and objective.compares_domains:
+            warn_once(f"{loss} compares training domains, and there is one: {method}+{loss} trains as {method} does")
+        if (size := self.algorithm.hparams["batch_size"]) < (least := objective.least_images):
+            raise BenchmarkError(f"{loss} needs {least} images of each domain a step, not batch_size {size}: raise it")
         if objective.reads_features and len(heads) != 1:
             raise BenchmarkError(
                 f"{method}+{loss} on {self.algorithm.hparams['backbone']}: {loss} reads the features of one "

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -56,6 +57,11 @@ class Batch:
     def split(self, of_images: Tensor) -> tuple[Tensor, ...]:
         """Splits a tensor [n, ...] by domain."""
         return of_images.split(self.sizes)
+
+    def cross_entropies(self, logits: Tensor) -> Tensor:
+        """The mean cross-entropy of each domain [domains], of logits [n, classes]."""
+        domains = zip(self.split(logits), self.split(self.labels), strict=True)
+        return torch.stack([F.cross_entropy(each, labels) for each, labels in domains])
 
     @property
     def domains(self) -> Tensor:
@@ -112,11 +118,15 @@ class Objective(nn.Module):
             cannot replace them.
         reads_features: Whether it calls `Model.outputs` or `Model.classify`, which need a model with one classifier.
         shapes_features: Whether it changes nothing but features, so that a method has to train them.
+        compares_domains: Whether it is the mean cross-entropy if there is only one training domain.
+        least_images: Number of images of each domain that a step needs.
     """
 
     reads_images: ClassVar[bool] = False
     reads_features: ClassVar[bool] = False
     shapes_features: ClassVar[bool] = False
+    compares_domains: ClassVar[bool] = False
+    least_images: ClassVar[int] = 1
 
     def __init__(self, num_classes: int, num_domains: int, hparams: dict[str, Any]) -> None:
         super().__init__()

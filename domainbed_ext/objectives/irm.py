@@ -1,0 +1,35 @@
+"""IRM (Arjovsky et al. 2019): one classifier that is optimal in every domain."""
+
+import torch
+from torch import Tensor
+
+from domainbed_ext.objectives.annealing import Annealed
+from domainbed_ext.objectives.base import Batch, Model, Values
+
+
+class IRM(Annealed):
+    """Mean cross-entropy, plus the squared gradient of each domain's by a factor of the logits (IRMv1).
+
+    The square is the product of the gradients of two halves of a minibatch, an unbiased estimate.
+    """
+
+    prefix = "irm"
+    least_images = 2
+
+    def loss(self, batch: Batch, model: Model) -> Values:
+        """The mean of the domains' cross-entropies, and of their penalties."""
+        logits = model.logits(batch.images)
+        nll = batch.cross_entropies(logits).mean()
+        domains = zip(batch.split(logits), batch.split(batch.labels), strict=True)
+        penalty = torch.stack([_penalty(z, y) for z, y in domains]).mean()
+        return {"loss": nll + self.weight * penalty, "nll": nll.detach(), "penalty": penalty.detach()}
+
+
+def _penalty(logits: Tensor, labels: Tensor) -> Tensor:
+    return _gradient(logits[::2], labels[::2]) * _gradient(logits[1::2], labels[1::2])
+
+
+def _gradient(logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the mean cross-entropy of w·logits by w, at w = 1."""
+    expected = (logits.softmax(1) * logits).sum(1)
+    return (expected - logits.gather(1, labels.unsqueeze(1)).squeeze(1)).mean()
