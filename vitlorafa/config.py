@@ -3,14 +3,15 @@
 import functools
 import math
 import operator
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
 from vitlorafa.errors import AdapterError, unknown
-from vitlorafa.init import INITS
+from vitlorafa.init import INITS, RESIDUAL
 
 TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
 TRAIN = ("B", "A", "BA")
@@ -23,6 +24,7 @@ PEFT_NAMES = {
     "lora_dropout": "dropout",
     "target_modules": "targets",
     "use_rslora": "rank_stabilised",
+    "layers_to_transform": "blocks",
 }
 # Names of the methods, in lower case without separators -> factors that train.
 _METHODS = {
@@ -78,8 +80,12 @@ class AdapterConfig:
         alpha: Numerator of the scaling; if None, 2·rank.
         train: Factors that train: "BA" (or "LoRA"), "B" (or "LoRA-FA") or "A" (or "LoRA-FB"). Kept as "BA", "B" or "A".
         init_A: Initialisation of A, a name in `vitlorafa.INITS`. If None: orthonormal rows if B trains alone, zero if
-            A trains alone, Kaiming uniform if both train.
-        init_B: Initialisation of B. If None: orthonormal columns if A trains alone, otherwise zero.
+            A trains alone, Kaiming uniform if both train. It may differ between targets, as a mapping
+            `{"all": "uniform", "fc2": "gaussian"}` or a string "uniform,fc2=gaussian", of which the last match counts;
+            targets without one have the default. Kept as a name, or as "q=uniform,fc2=gaussian".
+        init_B: Initialisation of B. If None: orthonormal columns if A trains alone, otherwise zero. "pissa" and
+            "milora" initialise both factors: given for one, they hold for the other too. The update is then
+            s·(B·A − B₀·A₀) with the factors' start A₀ and B₀: the frozen weight is the residual W − s·B₀·A₀.
         targets: Projections to adapt, any of q, k, v, proj, fc1 and fc2, as a sequence or a comma-separated string.
             "qkv" stands for q, k and v, "all" (or "all-linear") for all six. Kept as a tuple in this order.
         rank_stabilised: Whether to scale by alpha/√rank (rsLoRA, Kalajdzievski 2023) instead of alpha/rank.
@@ -90,10 +96,12 @@ class AdapterConfig:
         gradient_correction: Whether `vitlorafa.correct_gradients` may bring the update as close as possible to that of
             full fine-tuning (LoRA-FA, theorem 4.1; LoRA-FB, theorem A.1). Needs a frozen factor.
         seed: Seed of the initialisation; if None, drawn from torch's global generator.
+        blocks: Transformer blocks to adapt, counted from 0, or from the end if negative: whole numbers, or a string
+            such as "0-5", "0,2,4-6", "first3" or "last4". If None, all. Kept as a tuple of numbers.
 
     Raises:
         AdapterError: On construction, if a value is out of range, a name is unknown or given twice, both factors or
-            none start at zero, or a frozen factor starts at zero.
+            none start at zero, a frozen factor starts at zero, or one factor only starts with a residual.
     """
 
     rank: int = 8
@@ -107,6 +115,7 @@ class AdapterConfig:
     compute: str = "folded"
     gradient_correction: bool = False
     seed: int | None = None
+    blocks: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         def fill(name: str, value: object) -> None:
@@ -130,20 +139,39 @@ class AdapterConfig:
         if self.seed is not None:
             fill("seed", _parse_whole_number("seed", self.seed, at_least=0))
         fill("targets", _parse_targets(self.targets))
-        for factor, default in zip("AB", _DEFAULT_INITS[self.train], strict=True):
-            if getattr(self, f"init_{factor}") is None:
-                fill(f"init_{factor}", default)
-            if getattr(self, f"init_{factor}") not in list(INITS):
-                raise unknown(f"initialisation of {factor}", getattr(self, f"init_{factor}"), INITS)
-        self._check_start()
+        fill("blocks", None if self.blocks is None else _parse_blocks(self.blocks))
+        self._fill_inits(fill)
 
-    def _check_start(self) -> None:
-        zero = [factor for factor in "AB" if getattr(self, f"init_{factor}") == "zero"]
+    def _fill_inits(self, fill: Callable[[str, object], None]) -> None:
+        given = [_parse_init(factor, getattr(self, f"init_{factor}"), self.targets) for factor in "AB"]
+        inits: list[dict[str, str]] = [{}, {}]
+        for target in self.targets:
+            pair = [each.get(target) for each in given]
+            both = next((name for name in pair if name in RESIDUAL), None)
+            for place, default in enumerate(_DEFAULT_INITS[self.train]):
+                inits[place][target] = pair[place] or both or default
+            self._check_start(*(each[target] for each in inits))
+        for factor, each in zip("AB", inits, strict=True):
+            names = set(each.values())
+            text = ",".join(f"{target}={name}" for target, name in each.items())
+            fill(f"init_{factor}", names.pop() if len(names) == 1 else text)
+
+    def _check_start(self, init_A: str, init_B: str) -> None:
+        if init_A == init_B and init_A in RESIDUAL:
+            return
+        names = {"A": init_A, "B": init_B}
+        zero = [factor for factor, name in names.items() if name == "zero"]
         if len(zero) == 2:
             raise AdapterError("A and B both start at zero, so neither could learn: change init_A or init_B")
+        for name in RESIDUAL:
+            if name in names.values():
+                raise AdapterError(
+                    f"init_A is {init_A!r} and init_B is {init_B!r}, but {name!r} initialises both factors: set both "
+                    f"to {name!r}, or leave one out"
+                )
         if not zero:
             raise AdapterError(
-                f"init_A is {self.init_A!r} and init_B is {self.init_B!r}, so the adapted model would not start as the "
+                f"init_A is {init_A!r} and init_B is {init_B!r}, so the adapted model would not start as the "
                 "pretrained one: set one of them to 'zero'"
             )
         if zero[0] not in self.train:
@@ -151,6 +179,18 @@ class AdapterConfig:
                 f"{zero[0]} starts at zero but is frozen, so nothing could be learned: train it, or change "
                 f"init_{zero[0]}"
             )
+
+    def inits(self, target: str) -> tuple[str, str]:
+        """The initialisations of A and B of one target, names in `vitlorafa.INITS`.
+
+        Args:
+            target: Name of an adapted projection.
+        """
+        named = [_parse_init(factor, getattr(self, f"init_{factor}"), self.targets) for factor in "AB"]
+        init_A, init_B = (
+            each.get(target, default) for each, default in zip(named, _DEFAULT_INITS[self.train], strict=True)
+        )
+        return init_A, init_B
 
     @property
     def scale(self) -> float:
@@ -164,7 +204,8 @@ class AdapterConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, by their canonical names, as values that JSON can hold."""
-        return asdict(self) | {"targets": list(self.targets)}
+        blocks = None if self.blocks is None else list(self.blocks)
+        return asdict(self) | {"targets": list(self.targets), "blocks": blocks}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AdapterConfig":
@@ -230,3 +271,62 @@ def _parse_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
     if not chosen:
         raise AdapterError(f"targets is empty: choose from {', '.join(TARGETS)}, or 'all'")
     return tuple(name for name in TARGETS if name in chosen)
+
+
+def _parse_init(factor: str, init: Any, targets: tuple[str, ...]) -> dict[str, str]:
+    """The initialisation of a factor by target, of those targets that it names."""
+    if init is None:
+        return {}
+    if isinstance(init, str):
+        parts = [part.rpartition("=") for part in init.split(",")]
+        named = [(target.strip() if equals else "all", name.strip()) for target, equals, name in parts]
+    elif isinstance(init, Mapping):
+        named = list(init.items())
+    else:
+        raise unknown(f"initialisation of {factor}", init, INITS)
+    chosen: dict[str, str] = {}
+    for target, name in named:
+        if name not in INITS:
+            raise unknown(f"initialisation of {factor}", name, INITS)
+        if target in TARGETS and target not in targets:
+            raise AdapterError(
+                f"init_{factor} names {target}, which is not adapted: add it to targets ({', '.join(targets)}), or "
+                "leave it out"
+            )
+        chosen.update(dict.fromkeys(_parse_targets(target), name))
+    return chosen
+
+
+def _parse_blocks(blocks: Any) -> tuple[int, ...]:
+    numbers: list[int] = []
+    if isinstance(blocks, str):
+        for part in blocks.replace(" ", "").split(","):
+            numbers += _block_range(part)
+    else:
+        for number in blocks if isinstance(blocks, Iterable) else [blocks]:
+            try:
+                numbers.append(operator.index(number))
+            except TypeError:
+                raise _no_blocks(number) from None
+            if isinstance(number, bool):
+                raise _no_blocks(number)
+    if not numbers:
+        raise AdapterError("blocks is empty: give numbers such as '0-5' or 'last4', or None for all")
+    return tuple(dict.fromkeys(numbers))
+
+
+def _block_range(part: str) -> range:
+    if match := re.fullmatch(r"(first|last)(\d{1,4})", part):
+        count = int(match[2])
+        numbers = range(count) if match[1] == "first" else range(-count, 0)
+    elif match := re.fullmatch(r"(-?\d{1,4})(?:-(-?\d{1,4}))?", part):
+        numbers = range(int(match[1]), int(match[2] or match[1]) + 1)
+    else:
+        raise _no_blocks(part)
+    if not numbers:
+        raise AdapterError(f"blocks has {part!r}, which names no block: give a range such as '0-5' or 'last4'")
+    return numbers
+
+
+def _no_blocks(value: Any) -> AdapterError:
+    return AdapterError(f"blocks must be whole numbers, or a string such as '0-5' or 'last4', not {value!r}")

@@ -10,14 +10,18 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
     # fields of AdapterConfig
     **dict.fromkeys(("lora_r", "lora_rank", "dim"), ("rank",)),
     **dict.fromkeys(("scale", "scaling", "lora_scale"), ("alpha",)),
-    **dict.fromkeys(("layers", "modules", "lora_target"), ("targets",)),
+    **dict.fromkeys(("modules", "lora_target"), ("targets",)),
+    **dict.fromkeys(("layers",), ("targets", "blocks")),
+    **dict.fromkeys(("depth", "block", "layer_indices"), ("blocks",)),
     **dict.fromkeys(("freeze", "frozen", "factors", "method", "variant"), ("train",)),
     **dict.fromkeys(("init", "init_lora_weights"), ("init_A",)),
     **dict.fromkeys(("random_seed",), ("seed",)),
     # initialisations
     **dict.fromkeys(("normal", "randn"), ("gaussian",)),
     **dict.fromkeys(("kaiming", "he", "default"), ("kaiming_uniform",)),
-    **dict.fromkeys(("svd", "pissa"), ("singular",)),
+    **dict.fromkeys(("svd",), ("singular", "pissa")),
+    **dict.fromkeys(("minor", "mica"), ("singular_minor", "milora")),
+    **dict.fromkeys(("principal",), ("pissa",)),
     **dict.fromkeys(("zeros", "none", "0"), ("zero",)),
     **dict.fromkeys(("qr", "haar"), ("orthonormal",)),
     # projections

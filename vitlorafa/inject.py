@@ -12,7 +12,7 @@ from vitlorafa.errors import AdapterError, join_words, warn
 from vitlorafa.layers import STACKS, LoRALinear
 from vitlorafa.origin import digests
 from vitlorafa.sharding import is_sharded, reduces_gradients
-from vitlorafa.sites import Site, check_targets, describe_gaps, has_equal_parts, linear_sites
+from vitlorafa.sites import Site, check_targets, describe_gaps, has_equal_parts, in_blocks, linear_sites
 from vitlorafa.wrappers import join, named_buffers, named_modules, named_parameters, plain_name, unwrap
 
 
@@ -52,8 +52,9 @@ def inject(
         The same model. Its modules stay in training or evaluation mode.
 
     Raises:
-        AdapterError: If the model is already adapted or sharded, has no layers to adapt or lacks a target, if a target
-            is not a plain linear layer, or if the rank exceeds a layer's width. The model is then unchanged.
+        AdapterError: If the model is already adapted or sharded, has no layers to adapt or lacks a target or a block,
+            if a target is not a plain linear layer, or if the rank exceeds a layer's width. The model is then
+            unchanged.
 
     Warns:
         AdapterWarning: If some blocks lack a target or have linear layers but no attention, or if the model is wrapped
@@ -61,9 +62,11 @@ def inject(
     """
     inner = timm_model(model, prefix)
     _check_unadapted(model, inner)
-    sites = linear_sites(inner)
+    every = linear_sites(inner)
+    check_targets(inner, every, ())
+    sites = in_blocks(inner, every, config.blocks)
     check_targets(inner, sites, config.targets)
-    if left_out := describe_gaps(inner, sites, config.targets, classifiers(inner)):
+    if config.blocks is None and (left_out := describe_gaps(inner, sites, config.targets, classifiers(inner))):
         warn(left_out)
     return inject_layers(model, inner, config, {site.name: config.targets for site in sites}, train_head=train_head)
 

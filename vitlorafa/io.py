@@ -31,7 +31,7 @@ from vitlorafa.inject import (
 )
 from vitlorafa.metadata import to_json
 from vitlorafa.sharding import assign, gather, gather_parameters, is_writer, wait_for_all
-from vitlorafa.sites import linear_sites
+from vitlorafa.sites import in_blocks, linear_sites
 from vitlorafa.trained import copy_to_cpu
 from vitlorafa.wrappers import plain_name, unwrap
 
@@ -364,8 +364,9 @@ def _check_fit(
 
 def _layers_left_out(model: nn.Module, description: dict[str, Any]) -> list[str]:
     """Layers of the config's targets that the file does not name, as in files of PEFT or of earlier versions."""
-    targets = adapted_state(model).config.targets
-    sites = [site for site in linear_sites(model) if set(site.targets) & set(targets)]
+    config = adapted_state(model).config
+    sites = in_blocks(model, linear_sites(model), config.blocks)
+    sites = [site for site in sites if set(site.targets) & set(config.targets)]
     return [site.name for site in sites if site.name not in description["layers"]]
 
 

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError
-from vitlorafa.init import initialise
+from vitlorafa.init import RESIDUAL, initialise
 from vitlorafa.ops import autocast_dtype, linear, lora_linear
 from vitlorafa.ops.private import belongs_to_torch_func
 
@@ -43,6 +43,9 @@ class LoRALinear(nn.Module):
         lora_A: Stacked factors A, [k, r, d_in], for k projections.
         lora_B: Stacked factors B, [k, m, r], with m outputs per projection. Factors are float32 or better for weights
             of any precision, so that small optimizer steps are not rounded away.
+        start_A: Factors A at the start, [k, r, d_in], and `start_B`, [k, m, r], if the update starts at a part of the
+            weight, such as "pissa"; else None. The frozen weight is then the residual W − s·B₀·A₀. B₀ is zero for
+            projections that start otherwise. They belong to the state dict.
         starts: First output of each projection.
         merged: Whether the update is added to `base.weight`.
         disabled: Whether the layer computes like `base`, without the update.
@@ -52,6 +55,8 @@ class LoRALinear(nn.Module):
         AdapterError: If the rank is larger than the width of a projection.
     """
 
+    start_A: Tensor | None  # noqa: N815
+    start_B: Tensor | None  # noqa: N815
     reloaded = False
     _merge_again = False  # after a state dict is loaded
 
@@ -79,10 +84,13 @@ class LoRALinear(nn.Module):
         self.merged = False
         self.disabled = False
         weights = [base.weight[start : start + m] for start in self.starts]
-        A = torch.stack([initialise("A", config.init_A, config.rank, W, generator) for W in weights])
-        B = torch.stack([initialise("B", config.init_B, config.rank, W, generator) for W in weights])
+        inits = [config.inits(name) for name in projections]
+        A, B = initialise(inits, config.rank, weights, self.scale, generator)
         self.lora_A = nn.Parameter(A, requires_grad="A" in config.train)
         self.lora_B = nn.Parameter(B, requires_grad="B" in config.train)
+        residual = [init in RESIDUAL for init, _ in inits]
+        self.register_buffer("start_A", A.clone() if any(residual) else None)
+        self.register_buffer("start_B", B * B.new_tensor(residual)[:, None, None] if any(residual) else None)
         self._unmerged: Tensor | None = None  # the pretrained weight, while merged
         self._cast: tuple[Any, ...] | None = None  # see `_cast_base`
         self.register_load_state_dict_post_hook(_merge_again)
@@ -99,24 +107,32 @@ class LoRALinear(nn.Module):
             return F.gelu(y) if gelu else y
         dropout = self.dropout if self.training else 0.0
         fold = self.fold and not dropout
-        weight, bias = (self.base.weight, self.base.bias) if fold else self._cast_base(autocast_dtype(x))
+        weight, bias = self._cast_base(None if fold else autocast_dtype(x))
         factors = self.lora_A, self.lora_B, self.scale
         return lora_linear(x, weight, bias, *factors, starts=self.starts, dropout=dropout, fold=fold, gelu=gelu)
 
     def _cast_base(self, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
-        """The base's weight and bias in autocast's dtype, cast once and kept until they change."""
+        """The base's weight, or its residual, and its bias, in autocast's dtype; computed once until they change."""
         weight, bias = self.base.weight, self.base.bias
-        params = [weight] if bias is None else [weight, bias]
-        if dtype in (None, weight.dtype) or not all(map(_can_cache_cast, params)):
+        if dtype in (None, weight.dtype) and self.start_A is None:
             return weight, bias
-        state = (dtype, weight.device, *((p.data_ptr(), p._version) for p in params))
+        sources = [tensor for tensor in (weight, bias, self.start_A, self.start_B) if tensor is not None]
+        if not all(map(_can_cache_cast, sources)):
+            return self._residual(), bias
+        state = (dtype, weight.device, *((p.data_ptr(), p._version) for p in sources))
         if self._cast is None or self._cast[0] != state:
             # Created outside inference mode, because training cannot use inference tensors.
             with torch.inference_mode(False), torch.no_grad():
-                cast = weight.to(dtype), None if bias is None else bias.to(dtype)
+                residual = self._residual()
+                cast = residual.to(dtype or residual.dtype), None if bias is None else bias.to(dtype or bias.dtype)
                 # Keeps the original tensors alive, so that no other tensor gets their address.
-                self._cast = (state, *cast, *(p.detach() for p in params))
+                self._cast = (state, *cast, *(p.detach() for p in sources))
         return self._cast[1:3]
+
+    def _residual(self) -> Tensor:
+        """W − s·B₀·A₀ in float32 or better, [d_out, d_in]; W itself if the update starts at zero."""
+        start = self._start()
+        return self.base.weight if start is None else self.base.weight - start
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cast": None}  # neither copied nor saved
@@ -147,11 +163,23 @@ class LoRALinear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def delta_weight(self) -> Tensor:
-        """The update s·B·A of all projections, [d_out, d_in], differentiable, in the factors' dtype."""
-        delta = self.lora_A.new_zeros(self.base.weight.shape)
+        """The update s·B·A of all projections, [d_out, d_in], differentiable, in the factors' dtype.
+
+        It is s·(B·A − B₀·A₀) if the factors started at a part of the weight.
+        """
+        update, start = self._update(self.lora_A, self.lora_B), self._start()
+        return update if start is None else update - start
+
+    def _start(self) -> Tensor | None:
+        """The part s·B₀·A₀ of the weight at which the update started; None if it started at zero."""
+        return None if self.start_A is None or self.start_B is None else self._update(self.start_A, self.start_B)
+
+    def _update(self, A: Tensor, B: Tensor) -> Tensor:
+        """s·B·A of all projections, [d_out, d_in]."""
+        delta = A.new_zeros(self.base.weight.shape)
         with torch.autocast(delta.device.type, enabled=False):  # the result must not depend on the caller's autocast
-            for start, A, B in zip(self.starts, self.lora_A, self.lora_B, strict=True):
-                delta[start : start + len(B)] = self.scale * (B @ A)
+            for start, A_j, B_j in zip(self.starts, A, B, strict=True):
+                delta[start : start + len(B_j)] = self.scale * (B_j @ A_j)
         return delta
 
     @torch.no_grad()
@@ -213,14 +241,14 @@ def _merge_again(layer: LoRALinear, _: Any) -> None:
         layer.merge()
 
 
-def _can_cache_cast(parameter: Tensor) -> bool:
-    """Whether a cast of the parameter can be cached: it is frozen, and address and version reveal every change.
+def _can_cache_cast(tensor: Tensor) -> bool:
+    """Whether what is computed from the tensor can be cached: it is frozen, and address and version reveal changes.
 
     False inside a compiler or torch.func's transforms, and for tensors created in inference mode.
     """
     return (
         not torch.compiler.is_compiling()
-        and not parameter.requires_grad
-        and not parameter.is_inference()
-        and not belongs_to_torch_func(parameter)
+        and not tensor.requires_grad
+        and not tensor.is_inference()
+        and not belongs_to_torch_func(tensor)
     )

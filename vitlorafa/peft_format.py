@@ -2,8 +2,9 @@
 
 A PEFT LoRA has one A [R, d_in] and one B [d_out, R] per layer. The k adapters on q, k and v of a fused qkv are written
 as one LoRA of rank R = k·r, with their A's stacked and a block-diagonal B; alpha is changed so that the scaling stays
-the same. A PEFT LoRA on a whole qkv is read as one adapter for each of q, k and v, with the same A and a third of B.
-Both conversions are exact.
+the same. If the factors started at a part of the weight (PiSSA, MiLoRA), the start is subtracted within the LoRA, of
+rank 2·k·r, as PEFT converts its own. A PEFT LoRA on a whole qkv is read as one adapter for each of q, k and v, with the
+same A and a third of B. All conversions are exact.
 
 What PEFT's format does not have, such as which factor trains, is in the header of the tensors' file. PEFT ignores the
 header and drops it when it saves the adapter again, so the header is never older than the tensors.
@@ -88,6 +89,9 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
     others_saved = list(tensors)
     for name, layer in layers.items():
         A, factors = saved[f"{name}.lora_A"], saved[f"{name}.lora_B"]
+        if layer.start_A is not None:  # B A - B0 A0 = [B, -B0] [A; A0], as PEFT converts its own PiSSA
+            A = torch.cat([A, saved[f"{name}.start_A"]], dim=1)
+            factors = torch.cat([factors, -saved[f"{name}.start_B"]], dim=2)
         k, m, r = factors.shape
         B = factors.new_zeros(layer.out_features, k * r)
         for j, start in enumerate(layer.starts):
@@ -148,21 +152,28 @@ def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
     factors: dict[str, Tensor] = {}
     for name, projections in description["layers"].items():
         A, B = _slices(name, projections, **pairs[name], shared=not is_own)
-        factors |= {f"{name}.lora_A": A, f"{name}.lora_B": B}
+        r = description["config"]["rank"]
+        factors |= {f"{name}.lora_A": A[:, :r], f"{name}.lora_B": B[..., :r]}
+        if A.shape[1] > r:
+            factors |= {f"{name}.start_A": A[:, r:], f"{name}.start_B": -B[..., r:]}
     return description, factors | heads
 
 
 def _peft_config(model: nn.Module, architecture: str | None, heads: list[str]) -> dict[str, Any]:
-    # One rank for all layers, or k·r for each layer that computes k projections. PEFT matches names and patterns with
-    # the end of a module's name after a dot: a full name is one layer, "qkv" is every layer of that name. These have
-    # the same k.
+    # One rank for all layers, or its own for each kind of layer, because some compute several projections or have a
+    # start. PEFT matches names and patterns with the end of a module's name after a dot: a full name is one layer,
+    # "qkv" is every layer of that name. These have the same rank.
     config, layers = adapted_state(model).config, dict(adapter_layers(model))
-    counts = {_kind(name): len(layer.starts) for name, layer in layers.items()}
-    least = min(counts.values())
-    wider = {name: k for name, k in counts.items() if k > least}
+    ranks = {
+        _kind(name): len(layer.starts) * config.rank * (1 if layer.start_A is None else 2)
+        for name, layer in layers.items()
+    }
+    least = min(ranks.values())
+    wider = {name: rank for name, rank in ranks.items() if rank > least}
 
-    def alpha(k: int) -> float:  # PEFT declares an int, and some readers require one
-        value = config.alpha * (math.sqrt(k) if config.rank_stabilised else k)
+    def alpha(rank: int) -> float:  # PEFT declares an int, and some readers require one
+        ratio = rank / config.rank
+        value = config.alpha * (math.sqrt(ratio) if config.rank_stabilised else ratio)
         return int(value) if value.is_integer() else value
 
     return {
@@ -170,10 +181,10 @@ def _peft_config(model: nn.Module, architecture: str | None, heads: list[str]) -
         "task_type": None,
         "base_model_name_or_path": architecture,
         "inference_mode": True,
-        "r": least * config.rank,
+        "r": least,
         "lora_alpha": alpha(least),
-        "rank_pattern": {name: k * config.rank for name, k in wider.items()},
-        "alpha_pattern": {name: alpha(k) for name, k in wider.items()},
+        "rank_pattern": wider,
+        "alpha_pattern": {name: alpha(rank) for name, rank in wider.items()},
         "use_rslora": config.rank_stabilised,
         "lora_dropout": config.dropout,
         "target_modules": list(layers),

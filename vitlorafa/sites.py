@@ -6,7 +6,7 @@ these names, as in squeeze-and-excite.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -120,6 +120,30 @@ def check_targets(model: nn.Module, sites: list[Site], wanted: Iterable[str]) ->
     if missing:
         names = ", ".join(target for target in TARGETS if target in existing)
         raise AdapterError(f"this {type(model).__name__} has no {', '.join(missing)}: its targets are {names}")
+
+
+def in_blocks(model: nn.Module, sites: list[Site], blocks: Sequence[int] | None) -> list[Site]:
+    """The layers in some of the transformer blocks.
+
+    Args:
+        model: The timm model.
+        sites: All of its linear layers that can be adapted.
+        blocks: Numbers of the blocks, counted from 0, or from the end if negative; None for all blocks.
+
+    Raises:
+        AdapterError: If the model does not have a block.
+    """
+    if blocks is None:
+        return sites
+    names = [name for name, _ in transformer_blocks(model)]
+    outside = [str(block) for block in blocks if not -len(names) <= block < len(names)]
+    if outside:
+        raise AdapterError(
+            f"this {type(model).__name__} has {len(names)} blocks, so blocks may be -{len(names)} to {len(names) - 1}, "
+            f"not {', '.join(outside)}"
+        )
+    chosen = {names[block] for block in blocks}
+    return [site for site in sites if site.block in chosen]
 
 
 def describe_gaps(model: nn.Module, sites: list[Site], wanted: Collection[str], heads: Iterable[nn.Module] = ()) -> str:

@@ -18,11 +18,12 @@ OUTSIDE = "outside:"  # prefix of names that are not in the timm model, but in t
 
 
 def factors(model: nn.Module) -> dict[str, Tensor]:
-    """The factors A and B of all adapted layers."""
+    """The factors A and B of all adapted layers, with their start where the update did not start at zero."""
     return {
         f"{name}.{factor}": getattr(layer, factor)
         for name, layer in adapter_layers(model)
-        for factor in ("lora_A", "lora_B")
+        for factor in ("lora_A", "lora_B", "start_A", "start_B")
+        if getattr(layer, factor) is not None
     }
 
 

@@ -63,6 +63,7 @@ def test_is_frozen():
     dropout=st.floats(0, 0.99),
     seed=st.none() | st.integers(0, 2**40),
     rank_stabilised=st.booleans(),
+    blocks=st.none() | st.sets(st.integers(-40, 40), min_size=1),
 )
 def test_json_round_trip(**kwargs):
     config = AdapterConfig(**kwargs)
@@ -103,6 +104,21 @@ def test_json_round_trip(**kwargs):
         ({"train": "B", "init_A": "zero", "init_B": "gaussian"}, ["A starts at zero", "frozen", "init_A"]),
         ({"train": "A", "init_A": "gaussian", "init_B": "zero"}, ["B starts at zero", "frozen", "init_B"]),
         ({"train": "BA", "gradient_correction": True}, ["gradient_correction", "frozen", "'B' or 'A'"]),
+        ({"init_A": "orthonormal,q=gausian"}, ["initialisation of A", "'gausian'", "'gaussian'"]),
+        ({"init_A": {"w": "gaussian"}}, ["target", "'w'"]),
+        ({"init_A": {"fc2": "gaussian"}}, ["init_A", "fc2", "add it to targets", "q, v"]),
+        ({"init_A": "q=zero"}, ["A and B", "zero"]),
+        ({"init_A": "pissa", "init_B": "zero"}, ["'pissa'", "'zero'", "both factors"]),
+        ({"init_A": "pissa", "init_B": "milora"}, ["'pissa'", "'milora'", "both factors"]),
+        ({"init_A": "q=pissa,v=gaussian", "init_B": "pissa"}, ["'pissa'", "'gaussian'", "both factors"]),
+        ({"blocks": "0-5,x"}, ["blocks", "'x'", "'last4'"]),
+        ({"blocks": "5-0"}, ["blocks", "'5-0'", "no block"]),
+        ({"blocks": "last0"}, ["blocks", "'last0'", "no block"]),
+        ({"blocks": ()}, ["blocks", "empty"]),
+        ({"blocks": ""}, ["blocks", "''"]),
+        ({"blocks": [0, True]}, ["blocks", "True"]),
+        ({"blocks": 1.5}, ["blocks", "1.5"]),
+        ({"blocks": [0], "layers_to_transform": [0]}, ["blocks and layers_to_transform"]),
         ({"ranks": 4}, ["AdapterConfig", "'ranks'", "'rank'"]),
         ({"init_lora_weights": "gaussian"}, ["'init_lora_weights'", "'init_A'"]),
         ({"lora_alfa": 8}, ["'lora_alfa'", "'lora_alpha'"]),
@@ -146,3 +162,52 @@ def test_names_of_methods_say_which_factors_train(name, train):
 def test_any_start_for_a_frozen_factor(name):
     assert AdapterConfig(train="B", init_A=name).init_A == name
     assert AdapterConfig(train="A", init_B=name).init_B == name
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "by_target"),
+    [
+        ("uniform", "uniform", {"q": "uniform", "fc2": "uniform"}),
+        ("uniform,fc2=gaussian", "q=uniform,v=uniform,fc2=gaussian", {"q": "uniform", "fc2": "gaussian"}),
+        ({"all": "uniform", "fc2": "gaussian"}, "q=uniform,v=uniform,fc2=gaussian", {"fc2": "gaussian"}),
+        ("qkv=singular", "q=singular,v=singular,fc2=orthonormal", {"v": "singular", "fc2": "orthonormal"}),
+        ("fc2=gaussian, all=uniform", "uniform", {"fc2": "uniform"}),  # the last one counts
+    ],
+)
+def test_an_initialisation_by_target(given, kept, by_target):
+    config = AdapterConfig(targets="q,v,fc2", init_A=given)
+    assert config.init_A == kept and config.init_B == "zero"
+    assert {target: config.inits(target) for target in by_target} == {
+        t: (name, "zero") for t, name in by_target.items()
+    }
+    assert AdapterConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert AdapterConfig(targets="q,v,fc2", init_A=kept) == config and hash(config) == hash(config)
+
+
+@pytest.mark.parametrize("train", ["B", "A", "BA"])
+@pytest.mark.parametrize("name", ["pissa", "milora"])
+def test_a_start_of_both_factors_is_given_once(name, train):
+    one = AdapterConfig(train=train, init_A=name)
+    assert one == AdapterConfig(train=train, init_B=name) == AdapterConfig(train=train, init_A=name, init_B=name)
+    mixed = AdapterConfig(train=train, init_B=f"v={name}")
+    assert mixed.inits("v") == (name, name) and mixed.inits("q") == AdapterConfig(train=train).inits("q")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("0-5", (0, 1, 2, 3, 4, 5)),
+        ("last4", (-4, -3, -2, -1)),
+        ("first2, -1", (0, 1, -1)),
+        ("0,2,4-6,5", (0, 2, 4, 5, 6)),
+        ("-3--1", (-3, -2, -1)),
+        ([3, -1], (3, -1)),
+        (range(2), (0, 1)),
+        (2, (2,)),
+        (None, None),
+    ],
+)
+def test_blocks(given, kept):
+    config = AdapterConfig(blocks=given)
+    assert config.blocks == kept == AdapterConfig(layers_to_transform=given).blocks
+    assert AdapterConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
