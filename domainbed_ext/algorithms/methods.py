@@ -14,6 +14,7 @@ declare(
         trains="BA",
         hyperparameters=hp.ADAPTER,
         paper="https://arxiv.org/abs/2106.09685",
+        group="adapters",
     )
 )
 declare(
@@ -27,6 +28,7 @@ declare(
         trains="B",
         hyperparameters=hp.FROZEN_FACTOR,
         paper="https://arxiv.org/abs/2308.03303",
+        group="adapters",
     )
 )
 declare(
@@ -40,6 +42,7 @@ declare(
         trains="A",
         hyperparameters=hp.FROZEN_FACTOR,
         paper="https://arxiv.org/abs/2402.16842",
+        group="adapters",
     )
 )
 declare(
@@ -53,6 +56,7 @@ declare(
         aliases=("linear probing",),
         hyperparameters=hp.PROBE,
         paper="https://arxiv.org/abs/1610.01644",
+        group="partial tuning",
     )
 )
 declare(
@@ -65,6 +69,7 @@ declare(
         colour="#CC79A7",
         aliases=("FT", "fine-tuning", "full finetune"),
         hyperparameters=hp.FULL,
+        group="full fine-tuning",
     )
 )
 declare(
@@ -78,6 +83,7 @@ declare(
         aliases=("bias tuning",),
         hyperparameters=hp.FEW,
         paper="https://arxiv.org/abs/2106.10199",
+        group="partial tuning",
     )
 )
 declare(
@@ -91,6 +97,7 @@ declare(
         aliases=("LN-Tuning", "LayerNorm tuning"),
         hyperparameters=hp.FEW,
         paper="https://arxiv.org/abs/2211.08682",
+        group="partial tuning",
     )
 )
 declare(
@@ -104,6 +111,7 @@ declare(
         aliases=("partial fine-tuning",),
         hyperparameters=hp.LAST_BLOCKS,
         paper="https://arxiv.org/abs/1411.1792",
+        group="partial tuning",
     )
 )
 declare(
@@ -114,5 +122,6 @@ declare(
         explanation="full fine-tuning with DomainBed's optimizer and hyperparameters",
         hyperparameters=hp.DOMAINBED,  # tables and plots list it among upstream's methods
         paper="https://arxiv.org/abs/2007.01434",
+        group="full fine-tuning",
     )
 )

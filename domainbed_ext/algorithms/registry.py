@@ -29,6 +29,7 @@ OBJECTIVE = "objective"
 """Hyperparameter of a method with an objective: the objective's name."""
 
 Factors = Literal["BA", "B", "A"]
+Group = Literal["adapters", "partial tuning", "PEFT", "full fine-tuning", "others"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Method(Declared):
         aliases: Other names that commands accept. Case, hyphens and spaces do not count.
         hyperparameters: Hyperparameters by name.
         paper: URL of the paper, on arXiv or OpenReview; empty for none.
+        group: Group that lists of methods show it in.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Method(Declared):
     aliases: tuple[str, ...] = ()
     hyperparameters: Hyperparameters = field(default_factory=lambda: COMMON)
     paper: str = ""
+    group: Group = "others"
 
     def __post_init__(self) -> None:
         if self.colour is not None and not re.fullmatch("#[0-9A-Fa-f]{6}", self.colour):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.hyperparameter import Hyperparameters, merge
 from domainbed_ext.system.registry import Declared, Registry
 
@@ -59,6 +60,21 @@ def _make(name: str, implementation: "type[Objective]") -> Declaration:
 OBJECTIVES: Registry[Declaration] = Registry(
     "objective", GROUP, ("domainbed_ext.objectives.declarations",), _make, _spellings, separators="+"
 )
+
+
+def describe_objective(name: str) -> Declaration:
+    """Returns the declaration of an objective, for tables and plots.
+
+    Args:
+        name: Name in a record, after the `+`. One that is not registered has its name as its label.
+    """
+    try:
+        return OBJECTIVES[name]
+    except KeyError:
+        pass
+    except BenchmarkError as error:  # of an entry point
+        warn_once(str(error))
+    return Declaration(name, "", name)
 
 
 def declare(objective: Declaration) -> None:

@@ -5,8 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from domainbed_ext.algorithms.registry import describe
-
-DEFAULT_OBJECTIVE = "ERM"
+from domainbed_ext.objectives.registry import DEFAULT, describe_objective
 
 
 def family_of(algorithm: str) -> str:
@@ -24,15 +23,16 @@ def objective_of(algorithm: str) -> str:
 
     Empty where it is not known: of a method that is not registered, such as one of upstream's.
     """
-    _, plus, objective = family_of(algorithm).partition("+")
+    _, plus, name = family_of(algorithm).partition("+")
     if plus:
-        return objective
-    return DEFAULT_OBJECTIVE if describe(algorithm).path else ""
+        return describe_objective(name).label
+    return describe_objective(DEFAULT).label if describe(algorithm).path else ""
 
 
-def objective_order(objective: str) -> tuple[object, ...]:
-    """Sort key of objectives' labels: the default first."""
-    return objective != DEFAULT_OBJECTIVE, objective
+def objectives_of(algorithms: Iterable[str]) -> list[str]:
+    """The labels of all objectives of some methods that are known, in the order of tables."""
+    names = {family_of(algorithm).partition("+")[2] or DEFAULT for algorithm in algorithms if objective_of(algorithm)}
+    return list(dict.fromkeys(describe_objective(name).label for name in sorted(names, key=_objective_order)))
 
 
 def has_objectives(algorithms: Iterable[str]) -> bool:
@@ -64,7 +64,12 @@ def algorithm_order(algorithm: str) -> tuple[object, ...]:
     method, _, objective = family.partition("+")
     natural = [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", variant)]
     adaptation = describe(without_objective(algorithm))
-    return adaptation.order, method, adaptation.label, objective, natural
+    return adaptation.order, method, adaptation.label, _objective_order(objective or DEFAULT), natural
+
+
+def _objective_order(name: str) -> tuple[object, ...]:
+    """Sort key of objectives' names: by their place, then by name."""
+    return describe_objective(name).order, name
 
 
 def label_of(algorithm: str) -> str:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from domainbed_ext import __version__
 from domainbed_ext.model_selection import Record
 from domainbed_ext.report.environments import dataset_order
-from domainbed_ext.report.methods import adaptation_of, has_objectives, objective_of, objective_order
+from domainbed_ext.report.methods import adaptation_of, has_objectives, objective_of, objectives_of
 from domainbed_ext.report.page.chart import HEIGHT, WIDTH
 from domainbed_ext.report.page.runs import Run, chosen_steps, last_records, make_entries, runs_with_room
 from domainbed_ext.report.plots import plots
@@ -131,8 +131,7 @@ def _groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def _choices(algorithms: Sequence[str]) -> dict[str, list[str]]:
     """What the page can be filtered by, in the order of tables: nothing where there are few rows to look through."""
     adaptations = list(dict.fromkeys(map(adaptation_of, algorithms)))
-    objectives = sorted({objective_of(algorithm) for algorithm in algorithms} - {""}, key=objective_order)
-    choices = {"adaptation": adaptations, "objective": objectives}
+    choices = {"adaptation": adaptations, "objective": objectives_of(algorithms)}
     wanted = has_objectives(algorithms) or len(adaptations) > MANY
     return {name: values for name, values in choices.items() if wanted and len(values) > 1}
 

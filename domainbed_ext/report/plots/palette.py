@@ -6,13 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from domainbed_ext.algorithms.registry import describe
-from domainbed_ext.report.methods import (
-    DEFAULT_OBJECTIVE,
-    adaptation_of,
-    objective_of,
-    objective_order,
-    without_objective,
-)
+from domainbed_ext.report.methods import adaptation_of, objective_of, objectives_of, without_objective
 
 # For methods that declare no colour: of Okabe and Ito's palette, then of Tol's and of darker tones for many methods.
 FREE_COLOURS = [
@@ -50,14 +44,15 @@ def styles_of(algorithms: Sequence[str]) -> dict[str, Style]:
         throughout, and variants that share an objective differ in theirs.
     """
     colours = _colours(algorithms)
+    objectives = ["", *objectives_of(algorithms)]  # of upstream's algorithms it is not known
     variants: defaultdict[tuple[str, str], int] = defaultdict(int)
-    places: dict[str, tuple[str, int]] = {}
+    places: dict[str, tuple[int, int]] = {}
     for algorithm in algorithms:
-        objective = objective_of(algorithm) or DEFAULT_OBJECTIVE
+        objective = objective_of(algorithm)
         shared = adaptation_of(algorithm), objective
-        places[algorithm] = objective, variants[shared]
+        places[algorithm] = variants[shared], max(objectives.index(objective), 1)
         variants[shared] += 1
-    in_order = sorted(set(places.values()), key=lambda place: (place[1], objective_order(place[0])))
+    in_order = sorted(set(places.values()))
     numbers = {place: number for number, place in enumerate(in_order)}
     return {
         algorithm: Style(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from domainbed_ext.report.methods import adaptation_of, has_objectives, objective_of, objective_order, settings_of
+from domainbed_ext.report.methods import adaptation_of, has_objectives, objective_of, objectives_of, settings_of
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.tables.captions import warning
 from domainbed_ext.report.tables.columns import Column, Figure, lay_out
@@ -56,7 +56,7 @@ def objectives_table(comparison: "Comparison", title: str) -> Table | None:
         return None
     rows = _rows(comparison)
     figure = Figure("", comparison, "out_of_domain", ranked=True)
-    objectives = sorted({objective for of_row in rows.values() for objective in of_row}, key=objective_order)
+    objectives = objectives_of(algorithm for of_row in rows.values() for algorithm in of_row.values())
     firsts = [next(iter(of_row.values())) for of_row in rows.values()]
     columns = [
         ObjectiveColumn(

@@ -7,8 +7,16 @@ import itertools
 import pytest
 from rich.console import Console
 
+from domainbed_ext.objectives import Objective, register_objective
 from domainbed_ext.report.leave_one_out import domain_table
-from domainbed_ext.report.methods import adaptation_of, algorithm_order, group_starts, objective_of
+from domainbed_ext.report.methods import (
+    adaptation_of,
+    algorithm_order,
+    group_starts,
+    objective_of,
+    objectives_of,
+    row_label_of,
+)
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.objectives import objectives_table
 from domainbed_ext.report.tables.table import print_tables, render_latex
@@ -35,6 +43,21 @@ def test_an_id_has_an_adaptation_and_an_objective():
 def test_rows_are_ordered_by_adaptation_then_objective_then_variant():
     mixed = NAMES[::-1]
     assert sorted(mixed, key=algorithm_order) == NAMES
+
+
+@pytest.mark.usefixtures("registries")
+def test_an_objective_is_shown_as_it_declares_itself():
+    @register_objective("Zzz", label="my objective", order=-1)
+    class Mine(Objective):
+        pass
+
+    names = ["BA+Zzz", "BA", "BA+Aaa", "LP"]  # Aaa is not registered here
+    mixed = names[::-1]
+    assert sorted(mixed, key=algorithm_order) == names
+    assert objectives_of(names) == ["my objective", "ERM", "Aaa"]
+    table = objectives_table(comparison_of(left_out(names)), "PACS")
+    assert table.columns == ["Adaptation", "my objective", "ERM", "Aaa"]
+    assert row_label_of("BA+Zzz@rank=4") == "BA+Zzz@rank=4 (LoRA + my objective)"
 
 
 def test_groups_are_apart_where_one_has_several_rows():
