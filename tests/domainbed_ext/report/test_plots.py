@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 from matplotlib.text import Annotation, Text
 
-from domainbed_ext.report.methods import label_of
+from domainbed_ext.report.methods import algorithm_order, label_of
 from domainbed_ext.report.plots.palette import styles_of
 from domainbed_ext.report.plots.panels import make_panels
 from domainbed_ext.report.plots.plots import (
@@ -166,7 +166,7 @@ def test_many_methods_are_numbered_and_listed_beside_the_panel(draw):
     assert sorted(int(text.get_text()) for text in labels(axes)) == list(range(1, 16))
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        f"{number}  {label_of(name)}" for number, name in enumerate(MANY, 1)
+        f"{number}  {label_of(name)}" for number, name in enumerate(sorted(MANY, key=algorithm_order), 1)
     ]
     figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in labels(axes)]
