@@ -62,6 +62,11 @@ def choice(*options: Any) -> Draw:
     return lambda generator: generator.choice(options)
 
 
+def uniform(low: float, high: float) -> Draw:
+    """Returns a draw from `low` to `high`."""
+    return lambda generator: generator.uniform(low, high)
+
+
 def log_uniform(low: float, high: float) -> Draw:
     """Returns a draw from 10^low to 10^high, uniform in the exponent."""
     return lambda generator: 10 ** generator.uniform(low, high)

@@ -32,7 +32,7 @@ from domainbed_ext.objectives.base import Batch, Objective, Values
 from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.stages import Stage, unmeasured
-from vitlorafa import cast_frozen, copy_to_cpu, describe_model, speed_up
+from vitlorafa import cast_frozen, classifiers, copy_to_cpu, describe_model, speed_up
 
 T = TypeVar("T")
 
@@ -79,8 +79,9 @@ class Algorithm(nn.Module):
         if self.precision == "bf16":
             cast_frozen(self.backbone)
         self.to(self.device)
-        Forward(self).check(self.objective)
-        self.objective.attach(self.backbone)
+        model = Forward(self)
+        model.check(self.objective)
+        self.objective.attach(self.backbone, model)
         self._buffers_before = {name: buffer.clone() for name, buffer in self._own(self.named_buffers())}
         self.optimizer = self.make_optimizer(self._trained_parameters(), hparams)
         if extra := [parameter for parameter in self.objective.parameters() if parameter.requires_grad]:
@@ -129,6 +130,15 @@ class Algorithm(nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         """[batch, channels, height, width] → [batch, num_classes], for training."""
         return self.backbone(images)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights of the backbone without its classifier by name, differentiable, each up to a constant.
+
+        A method with adapters overrides this: the weight of an adapted layer is what its adapter makes of it.
+        """
+        head = {parameter for each in classifiers(self.backbone) for parameter in each.parameters()}
+        named = self.backbone.named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad and parameter not in head}
 
     def predict(self, x: Tensor) -> Tensor:
         """[batch, channels, height, width] → logits [batch, num_classes]."""

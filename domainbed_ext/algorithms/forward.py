@@ -46,6 +46,10 @@ class Forward:
             logits: Tensor = classifier(features)
         return logits.float()
 
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights of the backbone without its classifier."""
+        return self.algorithm.weights()
+
     def autocast(self) -> AbstractContextManager:
         """The context of the run's precision."""
         return precision.autocast(self.algorithm.precision, self.algorithm.device)

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from domainbed_ext.algorithms.base import OUTSIDE, TRAINED, Algorithm, write_trained
 from domainbed_ext.errors import BenchmarkError
-from vitlorafa import AdapterConfig, AdapterError, correct_gradients, inject, load_adapter, save_adapter
+from vitlorafa import AdapterConfig, AdapterError, adapter_layers, correct_gradients, inject, load_adapter, save_adapter
 
 
 class BA(Algorithm):
@@ -38,6 +38,12 @@ class BA(Algorithm):
         if hparams.get("gradient_correction", False):
             correct_gradients(optimizer, self.backbone)
         return optimizer
+
+    def weights(self) -> dict[str, Tensor]:
+        """The updates s·B·A, and what else of the backbone trains."""
+        adapters = {f"{name}.lora_{factor}" for name, _ in adapter_layers(self.backbone) for factor in "AB"}
+        others = {name: weight for name, weight in super().weights().items() if name not in adapters}
+        return others | {f"{name}.weight": layer.delta_weight() for name, layer in adapter_layers(self.backbone)}
 
     def save(self, folder: Path) -> None:
         """Saves adapter and head in vitlorafa's format, and tensors outside of the backbone in a second file."""

@@ -89,7 +89,9 @@ class _Methods(Registry[Method]):
     def canonical(self, name: str) -> str:
         base, plus, objective = name.partition("+")
         if not plus:
-            return self._canonical_method(name)
+            alone = None if self.spelled(name) else OBJECTIVES.spelled(name)
+            method = OBJECTIVES[alone].method if alone else None
+            return f"{method}+{alone}" if method else self._canonical_method(name)
         if not base or not objective or "+" in objective:
             raise BenchmarkError(f"{name!r} is not METHOD+OBJECTIVE, as in BOnly+CORAL: give one of each")
         method, objective = self._canonical_method(base), OBJECTIVES.canonical(objective)

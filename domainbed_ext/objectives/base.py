@@ -97,6 +97,13 @@ class Model(Protocol):
         """Features [n, width] → logits [n, classes] in float32, by the classifier alone."""
         ...
 
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights of the backbone without its classifier by name, differentiable, each up to a constant.
+
+        The weight of an adapted layer is what its adapter makes of it.
+        """
+        ...
+
     def autocast(self) -> AbstractContextManager:
         """The context of the run's precision, for other modules of an objective; losses belong outside of it."""
         ...
@@ -139,11 +146,12 @@ class Objective(nn.Module):
             backbone: Timm model with a new head, on the CPU.
         """
 
-    def attach(self, backbone: nn.Module) -> None:
-        """Sees the backbone that is to be trained, e.g. to register hooks or to note where its parameters start.
+    def attach(self, backbone: nn.Module, model: "Model") -> None:
+        """Sees the model that is to be trained, e.g. to find layers for hooks or to note where weights start.
 
         Args:
-            backbone: Adapted model, on the device of the run.
+            backbone: Adapted backbone, on the device of the run.
+            model: Model of the backbone.
         """
 
     def optimizer_options(self) -> dict[str, Any]:

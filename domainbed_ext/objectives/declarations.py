@@ -2,7 +2,7 @@
 
 from numpy.random import RandomState
 
-from domainbed_ext.hyperparameter import Hyperparameter, log_uniform
+from domainbed_ext.hyperparameter import Hyperparameter, choice, log_uniform, uniform
 from domainbed_ext.objectives.registry import Declaration, declare
 
 MMD_GAMMA = Hyperparameter(1.0, log_uniform(-1, 1))
@@ -82,5 +82,85 @@ declare(
         paper="https://arxiv.org/abs/1911.08731",
         order=5,
         hyperparameters={"groupdro_eta": Hyperparameter(0.01, log_uniform(-3, -1))},
+    )
+)
+declare(
+    Declaration(
+        "Mixup",
+        "domainbed_ext.objectives.mixup:Mixup",
+        label="Mixup",
+        explanation="images and labels of two domains are blended (Wang et al. 2020)",
+        paper="https://arxiv.org/abs/2001.00677",
+        order=6,
+        hyperparameters={"mixup_alpha": Hyperparameter(0.2, log_uniform(-1, 1))},
+    )
+)
+declare(
+    Declaration(
+        "MixStyle",
+        "domainbed_ext.objectives.mixstyle:MixStyle",
+        label="MixStyle",
+        explanation="statistics of patch tokens are mixed between domains in early blocks (Zhou et al. 2021)",
+        paper="https://openreview.net/forum?id=6xHJ37MVxxp",
+        order=7,
+        hyperparameters={
+            "mixstyle_p": Hyperparameter(0.5),
+            "mixstyle_alpha": Hyperparameter(0.1),
+            "mixstyle_blocks": Hyperparameter(None),  # None is a quarter of the blocks
+        },
+    )
+)
+declare(
+    Declaration(
+        "SAM",
+        "domainbed_ext.objectives.sam:SAM",
+        label="SAM",
+        explanation="the highest loss within a radius of the trained weights (Foret et al. 2021)",
+        paper="https://arxiv.org/abs/2010.01412",
+        order=8,
+        hyperparameters={"sam_rho": Hyperparameter(0.05, choice(0.01, 0.02, 0.05, 0.1))},
+    )
+)
+declare(
+    Declaration(
+        "MIRO",
+        "domainbed_ext.objectives.miro:MIRO",
+        label="MIRO",
+        explanation="features that tell of the pretrained model's (Cha et al. 2022)",
+        paper="https://arxiv.org/abs/2203.10789",
+        order=9,
+        hyperparameters={
+            "miro_lambda": Hyperparameter(0.1, choice(0.01, 0.1, 1.0)),
+            "miro_lr_multiplier": Hyperparameter(10.0),
+        },
+    )
+)
+declare(
+    Declaration(
+        "L2SP",
+        "domainbed_ext.objectives.l2sp:L2SP",
+        label="L2-SP",
+        explanation="a penalty on the distance from the pretrained weights (Li et al. 2018)",
+        paper="https://arxiv.org/abs/1802.01483",
+        order=10,
+        method="FullFT",
+        hyperparameters={
+            "l2sp_alpha": Hyperparameter(0.1, log_uniform(-3, 0)),
+            "l2sp_beta": Hyperparameter(0.01),
+        },
+    )
+)
+declare(
+    Declaration(
+        "RSC",
+        "domainbed_ext.objectives.rsc:RSC",
+        label="RSC",
+        explanation="predictions without the features they depend on most (Huang et al. 2020)",
+        paper="https://arxiv.org/abs/2007.02454",
+        order=11,
+        hyperparameters={
+            "rsc_f_drop_factor": Hyperparameter(1 / 3, uniform(0, 0.5)),
+            "rsc_b_drop_factor": Hyperparameter(1 / 3, uniform(0, 0.5)),
+        },
     )
 )

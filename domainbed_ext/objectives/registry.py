@@ -36,6 +36,7 @@ class Declaration(Declared):
         order: Position in tables; objectives of one position are sorted by name.
         aliases: Other names that commands accept. Case, hyphens and spaces do not count.
         hyperparameters: Hyperparameters that it adds to those of the method, by name.
+        method: Method that is meant where the objective's name stands alone; None if it needs one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Declaration(Declared):
     order: int = LAST
     aliases: tuple[str, ...] = ()
     hyperparameters: Hyperparameters = field(default_factory=dict)
+    method: str | None = None
 
 
 def _spellings(objective: Declaration) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class Shifted(Objective):
         self.encoder = nn.Linear(backbone.num_features, num_outputs := 2)
         self.seen.append(("prepare", num_outputs, [name for name, _ in backbone.named_parameters() if "lora" in name]))
 
-    def attach(self, backbone):
+    def attach(self, backbone, model):
         self.seen.append(("attach", [name for name, _ in backbone.named_parameters() if "lora" in name]))
 
     def optimizer_options(self):
