@@ -32,6 +32,8 @@ from vitlorafa.ops import lora_linear
 from vitlorafa.ops.processor import cpu_has, fastest_precision
 from vitlorafa.optim import correct_gradients
 from vitlorafa.origin import describe_model
+from vitlorafa.quantise import quantise
+from vitlorafa.quantised_linear import QuantisedLinear, dequantise
 from vitlorafa.sites import Site, linear_sites, transformer_blocks
 from vitlorafa.speed_up import speed_up
 from vitlorafa.summary import count_parameters, print_trainable_parameters, summary
@@ -49,6 +51,7 @@ __all__ = [
     "AdapterError",
     "AdapterWarning",
     "LoRALinear",
+    "QuantisedLinear",
     "Site",
     "adapter_layers",
     "cast_frozen",
@@ -57,6 +60,7 @@ __all__ = [
     "correct_gradients",
     "count_parameters",
     "cpu_has",
+    "dequantise",
     "describe_model",
     "disable_adapter",
     "fastest_evaluation_batch",
@@ -70,6 +74,7 @@ __all__ = [
     "merge",
     "merge_and_unload",
     "print_trainable_parameters",
+    "quantise",
     "remove",
     "save_adapter",
     "speed_up",

@@ -11,6 +11,8 @@ from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, join_words, warn
 from vitlorafa.layers import STACKS, LoRALinear
 from vitlorafa.origin import digests
+from vitlorafa.quantised_linear import dequantise
+from vitlorafa.quantised_weight import quantised_weight
 from vitlorafa.sharding import is_sharded, reduces_gradients
 from vitlorafa.sites import Site, check_targets, describe_gaps, has_equal_parts, in_blocks, linear_sites
 from vitlorafa.wrappers import join, named_buffers, named_modules, named_parameters, plain_name, unwrap
@@ -53,8 +55,8 @@ def inject(
 
     Raises:
         AdapterError: If the model is already adapted or sharded, has no layers to adapt or lacks a target or a block,
-            if a target is not a plain linear layer, or if the rank exceeds a layer's width. The model is then
-            unchanged.
+            if a target is neither a plain nor a quantised linear layer, or if the rank exceeds a layer's width. The
+            model is then unchanged.
 
     Warns:
         AdapterWarning: If some blocks lack a target or have linear layers but no attention, or if the model is wrapped
@@ -187,6 +189,9 @@ def unmerge(model: nn.Module) -> nn.Module:
 def merge_and_unload(model: nn.Module) -> nn.Module:
     """Adds each update to the weight of its layer permanently and removes the adapters: a plain timm model again.
 
+    Quantised layers become linear layers with dequantised weights, to which updates are added. They are not quantised
+    again, which would round updates away.
+
     Args:
         model: Adapted model.
 
@@ -199,6 +204,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     merge(model)
     for inner in _adapted_models(model):
         detach_adapters(model, inner)
+        dequantise(inner)
     return model
 
 
@@ -402,11 +408,12 @@ def detach_adapters(model: nn.Module, inner: nn.Module) -> None:
     modules = dict(named_modules(inner))
     for name, layer in list(adapter_layers(inner)):
         owner, _, attribute = name.rpartition(".")
-        setattr(modules[owner], attribute, layer.base)
+        setattr(modules[owner], attribute, layer.without_adapter())
     for name in adapted.joint_bias:
         modules[name].qkv_bias_separate = False  # type: ignore[assignment]
     for name, parameter in named_parameters(inner):
-        parameter.requires_grad_(adapted.requires_grad.get(name, True))  # a head that was replaced since is trainable
+        # A part that was replaced since, such as a head or a quantised weight, keeps what it has.
+        parameter.requires_grad_(adapted.requires_grad.get(name, parameter.requires_grad))
     del inner._vitlorafa
     root = unwrap(model)
     if "_vitlorafa_outside" in vars(root) and not _with_state(root):
@@ -425,13 +432,7 @@ def _check_unadapted(model: nn.Module, inner: nn.Module) -> None:
 
 def _adapt(site: Site, config: AdapterConfig, targets: Collection[str], generator: torch.Generator) -> LoRALinear:
     linear = getattr(site.owner, site.attribute)
-    # Not a subclass with its own forward, and no quantised or parametrised weight.
-    if (
-        not isinstance(linear, nn.Linear)
-        or type(linear).forward is not nn.Linear.forward
-        or type(linear.weight) is not nn.Parameter
-        or not linear.weight.is_floating_point()
-    ):
+    if not _is_plain(linear) and quantised_weight(linear) is None:
         raise AdapterError(
             f"{site.name} is a {type(linear).__name__}, not a plain linear layer: leave {join_words(site.targets)} out"
         )
@@ -446,3 +447,13 @@ def _adapt(site: Site, config: AdapterConfig, targets: Collection[str], generato
     except AdapterError as error:
         raise AdapterError(f"{site.name}: {error}") from None
     return layer.train(linear.training)
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether it is a linear layer, not a subclass with its own forward or one with a parametrised weight."""
+    return (
+        isinstance(linear, nn.Linear)
+        and type(linear).forward is nn.Linear.forward
+        and type(linear.weight) is nn.Parameter
+        and linear.weight.is_floating_point()
+    )

@@ -1,5 +1,6 @@
 """Linear layers: one with adapters, and a faster version of torch's."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,11 @@ from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError
 from vitlorafa.init import RESIDUAL, initialise
 from vitlorafa.ops import autocast_dtype, linear, lora_linear
+from vitlorafa.ops.eager import fold
 from vitlorafa.ops.private import belongs_to_torch_func
+from vitlorafa.ops.quantised import QuantisedWeight, Unpack, dense
+from vitlorafa.quantised_linear import QuantisedLinear, float_linear
+from vitlorafa.quantised_weight import frozen_weight
 
 QKV = ("q", "k", "v")  # order in which a fused qkv stacks its outputs
 # Name of a layer that computes several projections -> these projections, in the order in which it stacks them.
@@ -32,7 +37,7 @@ class LoRALinear(nn.Module):
     unmerged layers.
 
     Args:
-        base: Pretrained layer. The object is kept unchanged; `inject` freezes it.
+        base: Pretrained layer, which may be quantised. The object is kept unchanged; `inject` freezes it.
         config: Rank, scaling, initialisation and trained factors.
         projections: Adapted projections: one name, or any of those in `stack`, in its order.
         stack: Projections that `base` computes as equal parts of its outputs, such as q, k and v; empty if it computes
@@ -62,7 +67,7 @@ class LoRALinear(nn.Module):
 
     def __init__(
         self,
-        base: nn.Linear,
+        base: nn.Linear | QuantisedLinear,
         config: AdapterConfig,
         projections: tuple[str, ...],
         stack: tuple[str, ...] = (),
@@ -83,7 +88,8 @@ class LoRALinear(nn.Module):
         self.fold = config.compute == "folded"
         self.merged = False
         self.disabled = False
-        weights = [base.weight[start : start + m] for start in self.starts]
+        weight = dense(frozen_weight(base))
+        weights = [weight[start : start + m] for start in self.starts]
         inits = [config.inits(name) for name in projections]
         A, B = initialise(inits, config.rank, weights, self.scale, generator)
         self.lora_A = nn.Parameter(A, requires_grad="A" in config.train)
@@ -92,6 +98,7 @@ class LoRALinear(nn.Module):
         self.register_buffer("start_A", A.clone() if any(residual) else None)
         self.register_buffer("start_B", B * B.new_tensor(residual)[:, None, None] if any(residual) else None)
         self._unmerged: Tensor | None = None  # the pretrained weight, while merged
+        self._merged: Tensor | None = None  # the weight with the update, while merged into a quantised layer
         self._cast: tuple[Any, ...] | None = None  # see `_cast_base`
         self.register_load_state_dict_post_hook(_merge_again)
 
@@ -103,7 +110,7 @@ class LoRALinear(nn.Module):
             gelu: Whether to apply GELU to the output.
         """
         if self.merged or self.disabled:
-            y = self.base(x)
+            y = self.base(x) if self._merged is None else linear(x, self._merged, self.base.bias)
             return F.gelu(y) if gelu else y
         dropout = self.dropout if self.training else 0.0
         fold = self.fold and not dropout
@@ -111,9 +118,14 @@ class LoRALinear(nn.Module):
         factors = self.lora_A, self.lora_B, self.scale
         return lora_linear(x, weight, bias, *factors, starts=self.starts, dropout=dropout, fold=fold, gelu=gelu)
 
-    def _cast_base(self, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
-        """The base's weight, or its residual, and its bias, in autocast's dtype; computed once until they change."""
-        weight, bias = self.base.weight, self.base.bias
+    def _cast_base(self, dtype: torch.dtype | None) -> tuple[Tensor | QuantisedWeight, Tensor | None]:
+        """The base's weight, or its residual, and its bias, in autocast's dtype; computed once until they change.
+
+        A quantised weight is returned as it is stored, because a cached one would take the memory that it saves.
+        """
+        weight, bias = frozen_weight(self.base), self.base.bias
+        if isinstance(weight, QuantisedWeight):
+            return self._quantised_residual(weight), bias
         if dtype in (None, weight.dtype) and self.start_A is None:
             return weight, bias
         sources = [tensor for tensor in (weight, bias, self.start_A, self.start_B) if tensor is not None]
@@ -134,18 +146,26 @@ class LoRALinear(nn.Module):
         start = self._start()
         return self.base.weight if start is None else self.base.weight - start
 
+    def _quantised_residual(self, weight: QuantisedWeight) -> QuantisedWeight:
+        """W − s·B₀·A₀ for a quantised W, subtracted whenever it is dequantised."""
+        if self.start_A is None or self.start_B is None:
+            return weight
+        unpack = partial(_unpack_residual, weight.unpack, self.starts, self.scale)
+        return weight._replace(tensors=(*weight.tensors, self.start_A, self.start_B), unpack=unpack)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cast": None}  # neither copied nor saved
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LoRALinear":
         self._cast = None  # moved or converted: frees the old cast immediately
         self._unmerged = None if self._unmerged is None else fn(self._unmerged)
+        self._merged = None if self._merged is None else fn(self._merged)
         return super()._apply(fn, recurse)
 
     @property
     def pretrained_weight(self) -> Tensor:
-        """The base's weight without the update, [d_out, d_in], also while merged."""
-        return self.base.weight if self._unmerged is None else self._unmerged
+        """The base's weight without the update, [d_out, d_in], also while merged; dequantised if it is quantised."""
+        return dense(frozen_weight(self.base)) if self._unmerged is None else self._unmerged
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """torch's `state_dict`, with the pretrained weight also while merged."""
@@ -157,7 +177,7 @@ class LoRALinear(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         # Everything is loaded unmerged; `_merge_again` runs once the base is loaded too.
-        self.reloaded |= f"{prefix}base.weight" in state_dict
+        self.reloaded |= any(f"{prefix}base.{name}" in state_dict for name in ("weight", "codes"))
         self._merge_again = self.merged
         self.unmerge()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
@@ -176,7 +196,7 @@ class LoRALinear(nn.Module):
 
     def _update(self, A: Tensor, B: Tensor) -> Tensor:
         """s·B·A of all projections, [d_out, d_in]."""
-        delta = A.new_zeros(self.base.weight.shape)
+        delta = A.new_zeros(self.out_features, self.in_features)
         with torch.autocast(delta.device.type, enabled=False):  # the result must not depend on the caller's autocast
             for start, A_j, B_j in zip(self.starts, A, B, strict=True):
                 delta[start : start + len(B_j)] = self.scale * (B_j @ A_j)
@@ -186,14 +206,18 @@ class LoRALinear(nn.Module):
     def merge(self) -> None:
         """Adds the update to `base.weight`, so that the layer costs as much as the pretrained one.
 
-        The pretrained weight is kept, so that `unmerge` is exact in every precision.
+        The pretrained weight is kept, so that `unmerge` is exact in every precision. A quantised one stays quantised;
+        the layer then computes with its dequantised values plus the update, which are not quantised again.
         """
         if not self.merged:
-            weight = self.base.weight
+            weight = frozen_weight(self.base)
             with torch.inference_mode(False):
-                merged = (weight.detach() + self.delta_weight()).to(weight.dtype)
-            # In new memory, so that an earlier state dict keeps the pretrained weight.
-            self._unmerged, weight.data = weight.detach(), merged
+                merged = (dense(weight).detach() + self.delta_weight()).to(weight.dtype)
+            if isinstance(weight, QuantisedWeight):
+                self._merged = merged.detach()
+            else:
+                # In new memory, so that an earlier state dict keeps the pretrained weight.
+                self._unmerged, weight.data = weight.detach(), merged
             self.merged = True
 
     @torch.no_grad()
@@ -201,8 +225,12 @@ class LoRALinear(nn.Module):
         """Restores the exact pretrained weight."""
         if self._unmerged is not None:
             self.base.weight.data = self._unmerged
-            self._unmerged = None
-            self.merged = False
+        self._unmerged = self._merged = None
+        self.merged = False
+
+    def without_adapter(self) -> nn.Module:
+        """The base; if the update is merged into a quantised one, a linear layer with the merged weight instead."""
+        return self.base if self._merged is None else float_linear(self.base, self._merged)
 
     # These attributes let models use the layer like an nn.Linear. An attention that computes F.linear(x, qkv.weight,
     # ...) itself gets the update too, but without dropout, and x is kept for backward.
@@ -210,7 +238,7 @@ class LoRALinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight with the update, [d_out, d_in], differentiable."""
-        weight = self.base.weight
+        weight = dense(frozen_weight(self.base)) if self._merged is None else self._merged
         return weight if self.merged or self.disabled else (weight + self.delta_weight()).to(weight.dtype)
 
     @property
@@ -239,6 +267,19 @@ def _merge_again(layer: LoRALinear, _: Any) -> None:
     if layer._merge_again:
         layer._merge_again = False
         layer.merge()
+
+
+def _unpack_residual(
+    unpack: Unpack,
+    starts: tuple[int, ...],
+    scale: float,
+    tensors: tuple[Tensor, ...],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """The weight that `unpack` reads from all tensors but the last two, A₀ and B₀, minus s·B₀·A₀."""
+    *stored, A, B = tensors
+    return fold(unpack(tuple(stored), shape, torch.float32), A, B, -scale, starts, dtype)
 
 
 def _can_cache_cast(tensor: Tensor) -> bool:

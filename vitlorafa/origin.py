@@ -4,7 +4,8 @@ Weights are compared by a digest of the linear layers in the adapted part of the
 evenly spaced values of each layer, which takes milliseconds. Embeddings and head depend on image size and classes, so
 they do not count. There are digests of the values in float32, in bfloat16 and in float16, where one rounding of the
 weights gives them. So a model in half precision has one digest in common with the float32 model that it was rounded
-from.
+from. A model that `vitlorafa.quantise` quantised keeps the digests of its weights before; one that another package
+quantised has none.
 """
 
 import hashlib
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from vitlorafa.errors import abbreviate
 from vitlorafa.layers import LoRALinear
+from vitlorafa.quantised_weight import quantised_weight
 from vitlorafa.sharding import gather
 from vitlorafa.wrappers import named_modules
 
 _VALUES = 4096
+_BEFORE = "_vitlorafa_digests"  # attribute of a quantised model
 _EXACT = (torch.float64, torch.float32)
 _ROUNDED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INPUT = ("mean", "std", "input_size", "interpolation")
@@ -32,6 +35,8 @@ def digests(model: nn.Module, layers: Collection[str]) -> dict[str, str]:
         model: The timm model, adapted or not.
         layers: Names of the layers that are or will be adapted.
     """
+    if any(quantised_weight(module) is not None for module in model.modules()):
+        return dict(vars(model).get(_BEFORE, {}))
     parts = {name.partition(".")[0] for name in layers}
     weights = {name: weight for name, weight in _weights(model) if name.partition(".")[0] in parts}
     if not weights or any(weight.is_meta for weight in weights.values()):
@@ -48,6 +53,16 @@ def digests(model: nn.Module, layers: Collection[str]) -> dict[str, str]:
             content.update(f"{name} {tuple(weight.shape)}".encode())
             content.update(values.to(_ROUNDED[rounded]).view(torch.uint8).numpy().data)
     return {name: content.hexdigest() for name, content in sums.items()}
+
+
+def remember_digests(model: nn.Module, layers: Collection[str]) -> None:
+    """Stores the digests in the model before its weights are quantised.
+
+    Args:
+        model: The timm model, adapted or not.
+        layers: Names of the layers that are or will be adapted.
+    """
+    setattr(model, _BEFORE, digests(model, layers))
 
 
 def describe_model(model: nn.Module, class_names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -1,14 +1,24 @@
 """How large an adapted model is, and which of its layers are adapted."""
 
+from math import prod
+
 from torch import nn
 
 from vitlorafa.inject import adapter_layers
+from vitlorafa.quantised_weight import quantised_weight
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """The number of trainable parameters and the number of all parameters, adapters included."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+    """The number of trainable parameters and the number of all parameters, adapters included.
+
+    A quantised weight counts as many as it has elements, in any format.
+    """
+    sizes = {parameter: parameter.numel() for parameter in model.parameters()}
+    for layer in model.modules():
+        if (weight := quantised_weight(layer)) is not None:
+            stored = [parameter for parameter in layer.parameters(recurse=False) if parameter is not layer.bias]
+            sizes |= {**dict.fromkeys(stored, 0), stored[0]: prod(weight.shape)}
+    return sum(size for p, size in sizes.items() if p.requires_grad), sum(sizes.values())
 
 
 def print_trainable_parameters(model: nn.Module) -> None:

@@ -48,8 +48,9 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def unmerged_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The same as `state_tensors`, but with the pretrained weights of merged layers."""
-    weights = {join(name, "base.weight"): layer.pretrained_weight for name, layer in adapter_layers(model)}
-    return state_tensors(model) | weights
+    layers = {join(name, "base.weight"): layer for name, layer in adapter_layers(model) if layer.merged}
+    tensors = state_tensors(model)
+    return tensors | {name: layer.pretrained_weight for name, layer in layers.items() if name in tensors}
 
 
 def extra_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from vitlorafa.ops import eager
 from vitlorafa.ops.linear import linear, needs_gradient
+from vitlorafa.ops.quantised import QuantisedWeight, dense
 
 # The modules that compute the layer's steps, by name, because a compiler accepts no module as an argument.
 BACKENDS: dict[str, Any] = {"eager": eager}
@@ -28,7 +29,7 @@ BACKENDS: dict[str, Any] = {"eager": eager}
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | QuantisedWeight,
     bias: Tensor | None,
     A: Tensor,
     B: Tensor,
@@ -44,7 +45,7 @@ def lora_linear(
 
     Args:
         x: Input, [N, d_in].
-        weight: Pretrained weight, [d_out, d_in].
+        weight: Pretrained weight, [d_out, d_in], or a quantised one.
         bias: Bias, [d_out], or None.
         A: Factors A, [k, r, d_in].
         B: Factors B, [k, m, r].
@@ -71,7 +72,7 @@ class _LoRALinear(torch.autograd.Function):
     @staticmethod
     def forward(
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | QuantisedWeight,
         bias: Tensor | None,
         A: Tensor,
         B: Tensor,
@@ -87,9 +88,9 @@ class _LoRALinear(torch.autograd.Function):
         steps = BACKENDS[backend]
         xA = steps.project(x, A, dropout, seed) if keep_xA or not fold else None
         if fold:
-            folded = steps.fold(weight, A, B, scale, starts, x.dtype)
+            folded = steps.fold(dense(weight, _wide(x)), A, B, scale, starts, x.dtype)
             return linear(x, folded, bias, gelu=gelu), xA, folded
-        y = linear(x, weight, bias)
+        y = linear(x, dense(weight, x.dtype), bias)
         steps.add_update(y, xA, B, scale, starts)
         return y, xA, None
 
@@ -101,16 +102,19 @@ class _LoRALinear(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
         need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
-        if not need_x or weight.dtype == x.dtype:
+        quantised = isinstance(weight, QuantisedWeight)
+        if not need_x or quantised or weight.dtype == x.dtype:
             folded = None  # not needed, or recomputed at the cost of reading the weight
+        ctx.quantised = weight._replace(tensors=()) if quantised and need_x else None
         ctx.save_for_backward(
             x if need_A or need_weight else None,
             xA if need_B else None,
             folded,
-            weight if need_x and folded is None else None,
+            weight if need_x and folded is None and not quantised else None,
             A,
             B,
             seed,
+            *(weight.tensors if ctx.quantised else ()),
         )
 
     @staticmethod
@@ -118,7 +122,9 @@ class _LoRALinear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if g is None:
             return (None,) * 13
-        x, xA, folded, weight, A, B, seed = ctx.saved_tensors
+        x, xA, folded, weight, A, B, seed, *stored = ctx.saved_tensors
+        if ctx.quantised:
+            weight = ctx.quantised._replace(tensors=tuple(stored))
         need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
         scale, starts, dropout, steps = ctx.scale, ctx.starts, ctx.dropout, BACKENDS[ctx.backend]
         gx = g_weight = g_bias = gA = gB = None
@@ -130,11 +136,16 @@ class _LoRALinear(torch.autograd.Function):
         if need_A:
             gA = steps.grad_A(g_xA, x, dropout, seed).view(A.shape).to(A.dtype)
         if masks:
-            gx = steps.grad_x(g, weight, g_xA, A, dropout, seed)
+            gx = steps.grad_x(g, dense(weight, g.dtype), g_xA, A, dropout, seed)
         elif need_x:
-            gx = g @ (steps.fold(weight, A, B, scale, starts, g.dtype) if folded is None else folded)
+            gx = g @ (steps.fold(dense(weight, _wide(g)), A, B, scale, starts, g.dtype) if folded is None else folded)
         if need_weight:
             g_weight = (g.T @ x).to(ctx.weight_dtype)
         if need_bias:
             g_bias = g.sum(0).to(ctx.bias_dtype)
         return gx, g_weight, g_bias, gA, gB, *(None,) * 8
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype in which W + s B A is formed for an input: float32 or better."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -14,11 +14,12 @@ from vitlorafa.ops.dropout import rounded
 from vitlorafa.ops.linear import needs_gradient
 from vitlorafa.ops.private import inside_torch_func
 from vitlorafa.ops.processor import autocast_dtype
+from vitlorafa.ops.quantised import QuantisedWeight, dense
 
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | QuantisedWeight,
     bias: Tensor | None,
     A: Tensor,
     B: Tensor,
@@ -38,7 +39,7 @@ def lora_linear(
 
     Args:
         x: Input, [..., d_in], with any number of leading dimensions; it may be empty or not contiguous.
-        weight: Pretrained weight, [d_out, d_in].
+        weight: Pretrained weight, [d_out, d_in], or a quantised one, which is dequantised in forward and in backward.
         bias: Bias, [d_out], or None.
         A: Factors A, [k, r, d_in].
         B: Factors B, [k, m, r].
@@ -68,16 +69,17 @@ def lora_linear(
     # torch.func needs the definition, which consists of ordinary operations. So does a compiler that traces torch.func:
     # there, B does not show that it trains, and its gradient would be lost.
     if inside_torch_func():
-        W, A, B = (t.to(x.dtype) for t in (weight, A, B))
+        W, A, B = (t.to(x.dtype) for t in (dense(weight), A, B))
         bias = None if bias is None else bias.to(x.dtype)
         y = reference.lora_linear(x, W, bias, A, B, scale, starts=starts, dropout=dropout, seed=mask_seed)
         return F.gelu(y) if gelu else y
     rows, fold = x.reshape(-1, x.shape[-1]), fold and not dropout
-    fuse_gelu = gelu and fold and not needs_gradient(x, weight, bias, A, B)
+    frozen = weight if isinstance(weight, Tensor) else None
+    fuse_gelu = gelu and fold and not needs_gradient(x, frozen, bias, A, B)
     y = autograd.lora_linear(
         rows, weight, bias, A, B, scale, starts, dropout, mask_seed, fold, fuse_gelu, _choose_backend(x)
     )
-    y = y.view(*x.shape[:-1], len(weight))
+    y = y.view(*x.shape[:-1], weight.shape[0])
     return F.gelu(y) if gelu and not fuse_gelu else y
 
 
@@ -111,7 +113,7 @@ def _choose_backend(x: Tensor) -> str:
     return "triton"
 
 
-def _check(x: Tensor, weight: Tensor, A: Tensor, B: Tensor, starts: tuple[int, ...]) -> None:
+def _check(x: Tensor, weight: Tensor | QuantisedWeight, A: Tensor, B: Tensor, starts: tuple[int, ...]) -> None:
     if A.dim() != 3 or B.dim() != 3 or A.shape[:2] != (B.shape[0], B.shape[2]) or len(starts) != len(A):
         raise AdapterError(
             f"A must be [k, r, d_in] and B [k, m, r] with {len(starts)} projections, "
