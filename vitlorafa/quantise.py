@@ -39,6 +39,8 @@ def quantise(model: nn.Module, format: str = "nf4", *, prefix: str | None = None
     inner = timm_model(model, prefix)
     if is_sharded(model):
         raise AdapterError("the model is sharded: call quantise before fully_shard or FSDP")
+    if any(parameter.is_meta for parameter in inner.parameters()):
+        raise AdapterError("the model is on the meta device, without values: load its weights before quantise")
     sites = linear_sites(inner)
     layers = [getattr(site.owner, site.attribute) for site in sites]
     if any(isinstance(layer, LoRALinear) and layer.merged for layer in layers):

@@ -68,6 +68,7 @@ ADAPTER: Hyperparameters = {
     "targets": Hyperparameter("q,v", aliases=("target_modules",), read=_targets).on(SMALL_IMAGES, "all"),
     "adapter_dropout": Hyperparameter(0.0, choice(0.0, 0.1), aliases=("lora_dropout",)),
     "compute": Hyperparameter("folded"),  # or "separate": see vitlorafa.AdapterConfig
+    "quantise": Hyperparameter(None, aliases=("quantize", "quantization"), later=True),  # or "int8", "nf4": QLoRA
 }
 FROZEN_FACTOR: Hyperparameters = {**ADAPTER, "gradient_correction": Hyperparameter(False)}
 PROBE: Hyperparameters = {**TUNED, "lr": _lr(3e-3, log_uniform(-3.5, -2))}

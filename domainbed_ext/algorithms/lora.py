@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from domainbed_ext.algorithms.base import OUTSIDE, TRAINED, Algorithm, write_trained
 from domainbed_ext.errors import BenchmarkError
-from vitlorafa import AdapterConfig, AdapterError, adapter_layers, correct_gradients, inject, load_adapter, save_adapter
+from vitlorafa import (
+    AdapterConfig,
+    AdapterError,
+    adapter_layers,
+    correct_gradients,
+    inject,
+    load_adapter,
+    quantise,
+    save_adapter,
+)
 
 
 class BA(Algorithm):
@@ -17,7 +26,7 @@ class BA(Algorithm):
     TRAIN: ClassVar[Literal["B", "A", "BA"]] = "BA"
 
     def prepare(self, backbone: nn.Module, hparams: dict[str, Any]) -> None:
-        """Adds the adapters. Their factors and the head train."""
+        """Adds the adapters, and quantises the frozen weights if `quantise`. Factors and head train."""
         try:
             config = AdapterConfig(
                 rank=hparams["rank"],
@@ -29,6 +38,8 @@ class BA(Algorithm):
                 gradient_correction=hparams.get("gradient_correction", False),  # BA has none
             )
             inject(backbone, config, train_head=True)
+            if hparams.get("quantise") is not None:
+                quantise(backbone, hparams["quantise"])
         except AdapterError as error:
             raise BenchmarkError(f"{type(self).__name__} on {hparams['backbone']}: {error}") from error
 

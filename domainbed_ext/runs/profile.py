@@ -5,6 +5,7 @@ the run's precision and threads, measured at the start; a stage without matmuls 
 """
 
 import copy
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import flop_counter
 
 from domainbed_ext.models.precision import autocast
+from vitlorafa import QuantisedLinear
 
 if TYPE_CHECKING:
     from domainbed_ext.algorithms.base import Algorithm
@@ -149,8 +151,8 @@ def product_rate(algorithm: "Algorithm") -> float:
     Args:
         algorithm: Algorithm with the precision and the device of the run.
     """
-    weights = [module.weight for module in algorithm.modules() if isinstance(module, nn.Linear)]
-    outputs, inputs = max((weight.shape for weight in weights), key=lambda shape: shape.numel())
+    layers = [module for module in algorithm.modules() if isinstance(module, (nn.Linear, QuantisedLinear))]
+    outputs, inputs = max(((each.out_features, each.in_features) for each in layers), key=math.prod)
     dtype = torch.bfloat16 if algorithm.precision == "bf16" else torch.float32
     x = torch.ones(_ROWS, inputs, dtype=dtype, device=algorithm.device)
     weight = torch.ones(outputs, inputs, dtype=dtype, device=algorithm.device)

@@ -464,5 +464,7 @@ def test_what_cannot_be_quantised_says_why():
         quantise(model)
     with pytest.raises(AdapterError, match="merged: call unmerge"):
         quantise(vitlorafa.merge(inject(build("test_vit"), AdapterConfig(rank=2))))
+    with pytest.raises(AdapterError, match="meta device, without values"):
+        quantise(build("test_vit").requires_grad_(False).to("meta"))
     with pytest.raises(AdapterError, match="Sequential has no transformer blocks"):
         quantise(nn.Sequential(nn.Linear(4, 4)).requires_grad_(False))
