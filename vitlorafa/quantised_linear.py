@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vitlorafa.errors import unknown
 from vitlorafa.ops.quantised import (
     QuantisedWeight,
+    Unpack,
     bitsandbytes,
     quantise_int8,
     quantise_nf4,
@@ -24,7 +25,7 @@ class _Format(NamedTuple):
 
     tensors: dict[str, torch.dtype]
     pack: Callable[[Tensor], tuple[Tensor, ...]]
-    unpack: Callable[[tuple[Tensor, ...], tuple[int, int], torch.dtype], Tensor]
+    unpack: Unpack
 
 
 _FORMATS = {

@@ -468,3 +468,23 @@ def test_what_cannot_be_quantised_says_why():
         quantise(build("test_vit").requires_grad_(False).to("meta"))
     with pytest.raises(AdapterError, match="Sequential has no transformer blocks"):
         quantise(nn.Sequential(nn.Linear(4, 4)).requires_grad_(False))
+
+
+@FORMATS
+@pytest.mark.parametrize("compute", ["folded", "separate"])
+def test_a_start_at_a_part_of_the_weight(format, compute):
+    """The residual is formed whenever the weight is dequantised, and neither kept nor cached."""
+    quantised_base = quantise(build("vit_small_patch16_224").requires_grad_(False), format)
+    x = images(quantised_base)
+    config = AdapterConfig(rank=4, targets="all", init_A="pissa", init_B="pissa", train="BA", compute=compute, seed=0)
+    model = inject(copy.deepcopy(quantised_base), config)
+    torch.testing.assert_close(model(x), quantised_base(x), rtol=1e-4, atol=1e-4)
+    perturb(model)
+    ours = step(model, x)
+    layer = model.blocks[0].attn.qkv
+    assert layer._cast is None and layer.weight.shape == layer.pretrained_weight.shape
+    for name, value in step(dequantise(copy.deepcopy(model)), x).items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
+    y = model.eval()(x)
+    torch.testing.assert_close(vitlorafa.merge(model)(x), y, rtol=1e-4, atol=1e-4)
+    assert torch.equal(vitlorafa.remove(model)(x), quantised_base(x))

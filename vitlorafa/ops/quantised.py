@@ -34,6 +34,10 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 BLOCK, GROUP = 64, 256  # weights that share a scale in nf4, and scales that share one, as in QLoRA
 
 
+# (tensors, shape of the weight, one of float32, bfloat16 and float16) -> the weight
+Unpack = Callable[[tuple[Tensor, ...], tuple[int, int], torch.dtype], Tensor]
+
+
 class QuantisedWeight(NamedTuple):
     """A frozen weight in fewer bits.
 
@@ -47,7 +51,7 @@ class QuantisedWeight(NamedTuple):
     tensors: tuple[Tensor, ...]
     shape: tuple[int, int]
     dtype: torch.dtype
-    unpack: Callable[[tuple[Tensor, ...], tuple[int, int], torch.dtype], Tensor]
+    unpack: Unpack
 
     def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight, [d_out, d_in], as a new tensor.
