@@ -20,6 +20,8 @@ from domainbed_ext.protocols import PRECISIONS
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system import option_values
 
+_LISTED = 8  # algorithms that an error names
+
 OPTIONS = ("backbone", "weights", "precision")
 """Hyperparameters that are options of commands too."""
 
@@ -134,7 +136,7 @@ def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ig
                 continue
             if owners := _owners_of(name):
                 raise BenchmarkError(
-                    f"unknown hyperparameter in {source}: {name!r} is one of {', '.join(owners)}: leave it out"
+                    f"unknown hyperparameter in {source}: {name!r} is one of {_abbreviated(owners)}: leave it out"
                 )
             synonyms = _synonyms()
             raise unknown(f"hyperparameter in {source}:", name, {*hparams, *ignored} - synonyms.keys(), synonyms)
@@ -154,8 +156,9 @@ def _all(
     methods: Mapping[str, Method], objectives: Mapping[str, Declaration]
 ) -> Iterator[tuple[str, str, Hyperparameter]]:
     """The hyperparameters of some algorithms and objectives: whose it is, its name, its declaration."""
-    for owner, method in methods.items():
-        yield from ((owner, name, kind) for name, kind in method.hyperparameters.items())
+    for method in methods.values():
+        for each in method.variants.values() or (method,):
+            yield from ((each.name, name, kind) for name, kind in each.hyperparameters.items())
     for owner, objective in objectives.items():
         yield from ((owner, name, kind) for name, kind in objective.hyperparameters.items())
 
@@ -163,6 +166,10 @@ def _all(
 def _owners_of(name: str) -> list[str]:
     declared = _all(METHODS.registered(), OBJECTIVES.registered())
     return [owner for owner, each, kind in declared if name in (each, *kind.aliases)]
+
+
+def _abbreviated(owners: list[str]) -> str:
+    return ", ".join([*owners[:_LISTED], *([f"{len(owners) - _LISTED} more"] if len(owners) > _LISTED else [])])
 
 
 def _synonyms() -> dict[str, str]:

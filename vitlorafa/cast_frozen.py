@@ -15,7 +15,8 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Mod
 
     Under autocast to the same format, outputs do not change. Only linear layers and convolutions of torch's own classes
     are cast. Weights under an adapter keep their format, because W + s·B·A is computed in float32 and rounded once.
-    Outside autocast, a layer casts its rounded weights to the format of its input.
+    Those under PEFT's adapters do too: some of these transform W, or change the layer's output in place. Outside
+    autocast, a layer casts its rounded weights to the format of its input.
 
     Args:
         model: Model on any device, adapted or not.
@@ -24,7 +25,8 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Mod
     Returns:
         The same model.
     """
-    adapted = {layer.base for _, layer in adapter_layers(model)}
+    adapted: set[Any] = {layer.base for _, layer in adapter_layers(model)}
+    adapted |= {module.base_layer for module in model.modules() if hasattr(module, "base_layer")}  # PEFT's
     for module in model.modules():
         if type(module) in _CLASSES and module not in adapted:
             frozen = [parameter for parameter in module.parameters(recurse=False) if not parameter.requires_grad]

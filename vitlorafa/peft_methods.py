@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, unknown
+from vitlorafa.sites import check_targets, linear_sites
 
 INSTALL = "pip install 'vitlorafa[peft]'"
 
@@ -121,6 +123,32 @@ def import_peft() -> None:
         raise AdapterError(f"PEFT is not installed: {INSTALL}")
 
 
+def peft_layers(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """The full names of the linear layers that PEFT adapts for some targets.
+
+    PEFT adapts whole layers: any of q, k and v stands for all three where one layer computes them.
+
+    Args:
+        model: The timm model.
+        targets: Targets as in `AdapterConfig`.
+
+    Raises:
+        AdapterError: If a target is unknown or missing, or if the model reads the weight of its qkv without calling
+            the layer, so that PEFT would have no effect.
+    """
+    wanted = AdapterConfig(targets=targets).targets  # type: ignore[arg-type]
+    sites = linear_sites(model)
+    check_targets(model, sites, wanted)
+    chosen = [site for site in sites if set(site.targets) & set(wanted)]
+    for site in chosen:
+        if site.attribute == "qkv" and getattr(site.owner, "qkv_bias_separate", True) is False:
+            raise AdapterError(
+                f"PEFT has no effect on {site.name}, because the model reads its weight without calling it: leave q, k "
+                "and v out of the targets"
+            )
+    return [site.name for site in chosen]
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -147,7 +175,10 @@ def _dropping(name: str) -> Callable[[Sizes, Sequence[str]], dict[str, Any]]:
 
 
 def _adalora(sizes: Sizes, _: Sequence[str]) -> dict[str, Any]:
-    """AdaLoRA starts at 1.5 times its final rank; it prunes between a tenth and seven tenths of the steps."""
+    """AdaLoRA starts at 1.5 times its final rank; it prunes between a tenth and seven tenths of the steps.
+
+    The paper prunes at about every 500th part of the steps.
+    """
     return {
         "target_r": sizes.rank,
         "init_r": max(sizes.rank + 1, 3 * sizes.rank // 2),
@@ -156,7 +187,13 @@ def _adalora(sizes: Sizes, _: Sequence[str]) -> dict[str, Any]:
         "total_step": sizes.steps,
         "tinit": sizes.steps // 10,
         "tfinal": 3 * sizes.steps // 10,
+        "deltaT": max(1, sizes.steps // 500),
     }
+
+
+def _lora_ga(sizes: Sizes, layers: Sequence[str]) -> dict[str, Any]:
+    """LoRA-GA, which starts as LoRA where no gradient was estimated before."""
+    return _lora(init_lora_weights="lora_ga", lora_ga_config={})(sizes, layers)
 
 
 def _ia3(sizes: Sizes, layers: Sequence[str]) -> dict[str, Any]:
@@ -179,6 +216,7 @@ PEFT_METHODS: dict[str, PeftMethod] = {
     "pissa": PeftMethod("PiSSA (PEFT)", _arxiv("2404.02948"), options=_lora(init_lora_weights="pissa")),
     "olora": PeftMethod("OLoRA (PEFT)", _arxiv("2406.01775"), options=_lora(init_lora_weights="olora")),
     "mica": PeftMethod("MiCA (PEFT)", _arxiv("2604.01694"), options=_lora(init_lora_weights="mica")),
+    "lora_ga": PeftMethod("LoRA-GA (PEFT)", _arxiv("2407.05000"), options=_lora_ga),
     "velora": PeftMethod("VeLoRA (PEFT)", _arxiv("2405.17991"), options=_lora(velora_config={})),
     "adalora": PeftMethod("AdaLoRA (PEFT)", _arxiv("2303.10512"), "AdaLoraConfig", _adalora),
     "vera": PeftMethod("VeRA (PEFT)", _arxiv("2310.11454"), "VeraConfig", _dropping("vera_dropout")),
@@ -197,5 +235,7 @@ PEFT_METHODS: dict[str, PeftMethod] = {
     "shira": PeftMethod("SHiRA (PEFT)", _arxiv("2406.13175"), "ShiraConfig", _ranked()),
     "c3a": PeftMethod("C3A (PEFT)", _arxiv("2407.19342"), "C3AConfig", _fixed(block_size=64)),
     "delora": PeftMethod("DeLoRA (PEFT)", _arxiv("2503.18225"), "DeloraConfig", _ranked()),
+    "hira": PeftMethod("HiRA (PEFT)", "https://openreview.net/forum?id=TwJrTz9cRS", "HiraConfig", _ranked()),
+    "psoft": PeftMethod("PSOFT (PEFT)", "https://openreview.net/forum?id=FSHrinMArK", "PsoftConfig", _ranked()),
     "gralora": PeftMethod("GraLoRA (PEFT)", _arxiv("2505.20355"), "GraloraConfig", _lycoris),
 }

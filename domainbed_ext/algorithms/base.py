@@ -100,6 +100,21 @@ class Algorithm(nn.Module):
         """Makes the optimizer of the trainable parameters; fused, because it passes over memory once."""
         return torch.optim.AdamW(parameters, lr=hparams["lr"], weight_decay=hparams["weight_decay"], fused=True)
 
+    def begin(self, steps: int, minibatches: Callable[[int], Iterable[list[Minibatch]]]) -> None:
+        """Is called before the first step of a run, and not when it resumes.
+
+        Args:
+            steps: Number of training steps.
+            minibatches: Function that returns the minibatches of the run's first steps; of fewer if there are fewer.
+        """
+
+    def penalty(self) -> Tensor | None:
+        """Computes what the method adds to the objective's loss; None for nothing."""
+        return None
+
+    def after_step(self) -> None:
+        """Is called after each step of the optimizer, while the gradients of the step are still there."""
+
     def update(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, float]:
         """One step on the objective.
 
@@ -116,6 +131,8 @@ class Algorithm(nn.Module):
         def compute() -> Values:
             with self.stage("forward"):
                 values = self.objective.loss(batch, model)
+                if (penalty := self.penalty()) is not None:
+                    values = {**values, "loss": values["loss"] + penalty}
             with self.stage("backward"):
                 self.optimizer.zero_grad(set_to_none=True)
                 values["loss"].backward()
@@ -125,6 +142,7 @@ class Algorithm(nn.Module):
         values = self.objective.gradients(compute, self._trained_parameters())
         with self.stage("optimizer"):
             self.optimizer.step()
+            self.after_step()
         return {name: value.item() for name, value in values.items()}
 
     def logits(self, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from domainbed_ext.algorithms.hyperparameters import COMMON
-from domainbed_ext.errors import BenchmarkError, warn_once
+from domainbed_ext.errors import BenchmarkError, unknown, warn_once
 from domainbed_ext.hyperparameter import Hyperparameter, Hyperparameters, merge
 from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
 from domainbed_ext.objectives.registry import Declaration as ObjectiveDeclaration
@@ -48,6 +48,8 @@ class Method(Declared):
         hyperparameters: Hyperparameters by name.
         paper: URL of the paper, on arXiv or OpenReview; empty for none.
         group: Group that lists of methods show it in.
+        selector: Hyperparameter that chooses one of `variants` in the method's name; empty for a method without any.
+        variants: Declarations by the value of the selector, each named as in `Peft@method=dora`.
     """
 
     name: str
@@ -61,10 +63,27 @@ class Method(Declared):
     hyperparameters: Hyperparameters = field(default_factory=lambda: COMMON)
     paper: str = ""
     group: Group = "others"
+    selector: str = ""
+    variants: "Mapping[str, Method]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.colour is not None and not re.fullmatch("#[0-9A-Fa-f]{6}", self.colour):
             raise BenchmarkError(f"colour {self.colour!r} of {self.name} is not of the form '#0072B2'")
+
+    def variant(self, chosen: str) -> "Method":
+        """Returns one of the variants.
+
+        Args:
+            chosen: How a name chooses it, as in `method=dora`.
+
+        Raises:
+            BenchmarkError: There is no such variant.
+        """
+        selector, _, value = chosen.partition("=")
+        if selector != self.selector or value not in self.variants:
+            labels = {method.label: name for name, method in self.variants.items()}
+            raise unknown(f"{self.selector} of {self.name}", value, self.variants, labels)
+        return self.variants[value]
 
     def canonical_hyperparameter(self, name: str) -> str:
         """Returns the hyperparameter of an alias; other names are returned unchanged."""
@@ -84,9 +103,17 @@ def _make(name: str, implementation: "type[Algorithm]") -> Method:
 
 
 class _Methods(Registry[Method]):
-    """The methods by name. `BOnly+CORAL` is composed of a method and an objective; `BOnly+ERM` is `BOnly`."""
+    """The methods by name, also composed of a method and an objective, such as `BOnly+CORAL`; `BOnly+ERM` is `BOnly`.
+
+    Of a method with variants, each has a name, such as `Peft@method=dora` and `Peft+CORAL@method=dora`.
+    """
 
     def canonical(self, name: str) -> str:
+        family, at, chosen = name.partition("@")
+        if at:
+            family = self.canonical(family)
+            self[family].variant(chosen)
+            return family + at + chosen
         base, plus, objective = name.partition("+")
         if not plus:
             alone = None if self.spelled(name) else OBJECTIVES.spelled(name)
@@ -101,12 +128,19 @@ class _Methods(Registry[Method]):
         return self[self.canonical(name)]
 
     def __getitem__(self, name: str) -> Method:
-        base, plus, objective = name.partition("+")
-        return compose(super().__getitem__(base), OBJECTIVES[objective]) if plus else super().__getitem__(name)
+        family, at, chosen = name.partition("@")
+        base, plus, objective = family.partition("+")
+        method = super().__getitem__(base)
+        method = method.variant(chosen) if at else method
+        return compose(method, OBJECTIVES[objective]) if plus else method
 
     def __contains__(self, name: object) -> bool:
-        base, plus, objective = str(name).partition("+")
-        return super().__contains__(base) and (not plus or objective in OBJECTIVES)
+        family, at, chosen = str(name).partition("@")
+        base, plus, objective = family.partition("+")
+        if not super().__contains__(base) or (plus and objective not in OBJECTIVES):
+            return False
+        selector, _, value = chosen.partition("=")
+        return not at or (selector == self[base].selector and value in self[base].variants)
 
     def _canonical_method(self, name: str) -> str:
         try:
@@ -134,9 +168,10 @@ def compose(method: Method, objective: ObjectiveDeclaration) -> Method:
             raise BenchmarkError(
                 f"{method.name} and {objective.name} both have the hyperparameter {both}: rename that of the objective"
             )
+    base, at, chosen = method.name.partition("@")
     return replace(
         method,
-        name=f"{method.name}+{objective.name}",
+        name=f"{base}+{objective.name}{at}{chosen}",
         label=f"{method.label} + {objective.label}",
         explanation=f"{method.explanation}, with the objective: {objective.explanation}",
         colour=None,
@@ -149,7 +184,8 @@ def compose(method: Method, objective: ObjectiveDeclaration) -> Method:
     )
 
 
-METHODS = _Methods("algorithm", GROUP, ("domainbed_ext.algorithms.methods",), _make, _spellings, separators="+")
+_BUILT_IN = ("domainbed_ext.algorithms.methods", "domainbed_ext.algorithms.peft_methods")
+METHODS = _Methods("algorithm", GROUP, _BUILT_IN, _make, _spellings, separators="+")
 
 
 class _Classes(MutableMapping[str, "type[Algorithm]"]):
@@ -250,9 +286,11 @@ def describe(name: str) -> Method:
         name: Name in a record, with or without fixed hyperparameters. A method that is not registered, such as one of
             upstream's, has its name as its label.
     """
-    base = name.partition("@")[0]
+    base, _, fixed = name.partition("@")
     try:
-        return METHODS[base]
+        method = METHODS[base]
+        chosen = [part for part in fixed.split(",") if part.partition("=")[0] == method.selector != ""]
+        return METHODS[f"{base}@{chosen[0]}"] if chosen else method
     except KeyError:
         pass
     except BenchmarkError as error:  # of an entry point
@@ -273,7 +311,7 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
         name: Name of a method in any spelling, with or without an objective and fixed hyperparameters.
 
     Returns:
-        The registered name, with the objective, and the fixed hyperparameters by their canonical names.
+        The registered name, with objective and variant, and the other fixed hyperparameters by their canonical names.
 
     Raises:
         BenchmarkError: The algorithm is unknown, a part is not `hyperparameter=value`, or one is there twice.
@@ -300,7 +338,8 @@ def canonical_name(name: str) -> str:
         BenchmarkError: See `parse_name`.
     """
     base, parts = _split(name)
-    return "@".join([base, *([",".join(f"{key}={value}" for key, value in parts)] if parts else [])])
+    fixed = ",".join(f"{key}={value}" for key, value in parts)
+    return f"{base}{',' if '@' in base else '@'}{fixed}" if fixed else base
 
 
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
@@ -314,7 +353,14 @@ def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
         parts.append((key, value))
     objectives = [value for key, value in parts if key == OBJECTIVE]  # BOnly@objective=coral is BOnly+CORAL
     method = METHODS.find("+".join([base, *objectives]))
-    return method.name, [(method.canonical_hyperparameter(key), value) for key, value in parts if key != OBJECTIVE]
+    apart = {OBJECTIVE}
+    if method.variants:  # without a choice, it is the first
+        chosen, *more = [value for key, value in parts if key == method.selector] or [next(iter(method.variants))]
+        if more:
+            raise BenchmarkError(f"{name!r} gives {method.selector} twice: give it once")
+        apart.add(method.selector)
+        method = METHODS.find(f"{method.name}@{method.selector}={chosen}")
+    return method.name, [(method.canonical_hyperparameter(key), value) for key, value in parts if key not in apart]
 
 
 def get_algorithm_class(name: str) -> "type[Algorithm]":

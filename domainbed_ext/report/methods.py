@@ -74,13 +74,14 @@ def _objective_order(name: str) -> tuple[object, ...]:
 
 def label_of(algorithm: str) -> str:
     """The label in plots: `LoRA-FA, rank 16` of `BOnly@rank=16`; a method without a label keeps its name."""
-    return ", ".join([describe(family_of(algorithm)).label, *settings_of(algorithm)])
+    return ", ".join([describe(algorithm).label, *settings_of(algorithm)])
 
 
 def settings_of(algorithm: str) -> list[str]:
     """The fixed hyperparameters of a variant in words: `rank 16` of `BOnly@rank=16`."""
-    variant = algorithm.partition("@")[2]
+    family, _, variant = algorithm.partition("@")
     parts = re.split(r",(?=\w+=)", variant) if variant else []
+    parts = [part for part in parts if part.partition("=")[0] != describe(family).selector]  # the label says it
     return [part.replace("=", " ", 1).replace("_", " ").replace('"', "").replace("+", ",") for part in parts]
 
 
@@ -94,8 +95,7 @@ def row_label_of(algorithm: str, lack: str = "") -> str:
     Returns:
         `BOnly@rank=16 (LoRA-FA)`, or `LP (linear probe; 5 of 6 results)`.
     """
-    family = family_of(algorithm)
-    notes = [note for note in (describe(family).label, lack) if note and note != family]
+    notes = [note for note in (describe(algorithm).label, lack) if note and note != family_of(algorithm)]
     return f"{algorithm} ({'; '.join(notes)})" if notes else algorithm
 
 

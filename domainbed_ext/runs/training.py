@@ -3,12 +3,13 @@
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from torch import cuda, manual_seed
 
+from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.divergence import Watch
 from domainbed_ext.model_selection import better
 from domainbed_ext.runs import checkpoint, formatting, ways
@@ -222,6 +223,8 @@ class Training:
         if state is None:
             self.folder.start()
             print(formatting.format_header(self.facts, self.setup))
+            manual_seed(seed_hash(self.setup.args.seed, "begin"))
+            self.algorithm.begin(self.setup.steps, self._first_minibatches)
             return
         self.folder.start(state["lines"])
         self.algorithm.load_training_state(state["algorithm"])
@@ -235,6 +238,10 @@ class Training:
         self.values.update(state["values"])
         self.saved_at = (time.monotonic(), self.steps_done)
         print(f"resumes after {self.steps_done} of {self.setup.steps} steps (attempt {self.claim.number})")
+
+    def _first_minibatches(self, count: int) -> Iterator[list[Minibatch]]:
+        """The minibatches of the first steps."""
+        return self.feed.training(range(min(count, self.setup.steps)))
 
     def _save_if_due(self) -> None:
         args, (then, step) = self.setup.args, self.saved_at

@@ -15,7 +15,7 @@ WITHOUT_TORCH = (
         for package in (system, report)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ),
-    *(f"domainbed_ext.algorithms.{name}" for name in ("hyperparameters", "methods", "registry")),
+    *(f"domainbed_ext.algorithms.{name}" for name in ("hyperparameters", "methods", "peft_methods", "registry")),
     *(f"domainbed_ext.objectives.{name}" for name in ("declarations", "registry")),
     *(module.name for module in pkgutil.walk_packages(datasets.__path__, "domainbed_ext.datasets.")),
     *(f"{cache.__name__}.{name}" for name in ("command", "decode", "entries", "images")),

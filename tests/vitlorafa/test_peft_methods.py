@@ -68,5 +68,8 @@ def test_without_peft_the_line_that_installs_it_is_said(monkeypatch):
 
 
 def test_every_method_names_its_paper_and_has_a_label_of_its_own():
-    assert all(method.paper.startswith("https://arxiv.org/abs/") for method in PEFT_METHODS.values())
+    assert all(
+        method.paper.startswith(("https://arxiv.org/abs/", "https://openreview.net/"))
+        for method in PEFT_METHODS.values()
+    )
     assert len({method.label for method in PEFT_METHODS.values()}) == len(PEFT_METHODS)
