@@ -20,8 +20,6 @@ from domainbed_ext.protocols import PRECISIONS
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system import option_values
 
-_LISTED = 8  # algorithms that an error names
-
 OPTIONS = ("backbone", "weights", "precision")
 """Hyperparameters that are options of commands too."""
 
@@ -136,7 +134,7 @@ def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ig
                 continue
             if owners := _owners_of(name):
                 raise BenchmarkError(
-                    f"unknown hyperparameter in {source}: {name!r} is one of {_abbreviated(owners)}: leave it out"
+                    f"unknown hyperparameter in {source}: {name!r} is one of {', '.join(owners)}: leave it out"
                 )
             synonyms = _synonyms()
             raise unknown(f"hyperparameter in {source}:", name, {*hparams, *ignored} - synonyms.keys(), synonyms)
@@ -164,12 +162,12 @@ def _all(
 
 
 def _owners_of(name: str) -> list[str]:
+    """Who has a hyperparameter; of a method's variants the number, if it is more than one."""
     declared = _all(METHODS.registered(), OBJECTIVES.registered())
-    return [owner for owner, each, kind in declared if name in (each, *kind.aliases)]
-
-
-def _abbreviated(owners: list[str]) -> str:
-    return ", ".join([*owners[:_LISTED], *([f"{len(owners) - _LISTED} more"] if len(owners) > _LISTED else [])])
+    owners: dict[str, list[str]] = {}
+    for owner in (owner for owner, each, kind in declared if name in (each, *kind.aliases)):
+        owners.setdefault(owner.partition("@")[0], []).append(owner)
+    return [each[0] if len(each) == 1 else f"{len(each)} methods of {family}" for family, each in owners.items()]
 
 
 def _synonyms() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The methods of this package. Their colours are of Okabe and Ito's palette, which the colour-blind can tell apart."""
 
 from domainbed_ext.algorithms import hyperparameters as hp
+from domainbed_ext.algorithms import peft_methods as peft
 from domainbed_ext.algorithms.registry import Method, declare
 
 declare(
@@ -112,6 +113,19 @@ declare(
         hyperparameters=hp.LAST_BLOCKS,
         paper="https://arxiv.org/abs/1411.1792",
         group="partial tuning",
+    )
+)
+declare(
+    Method(
+        peft.NAME,
+        peft.CLASS,
+        label="PEFT",
+        explanation="a method of the package peft, as in Peft@method=dora",
+        order=peft.ORDER,
+        hyperparameters=peft.VARIANTS["lora"].hyperparameters,
+        group="PEFT",
+        selector=peft.SELECTOR,
+        variants=peft.VARIANTS,
     )
 )
 declare(

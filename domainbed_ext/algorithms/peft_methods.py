@@ -7,7 +7,7 @@ that is not among the shared ones is a field of PEFT's config of the same name, 
 from typing import Any
 
 from domainbed_ext.algorithms import hyperparameters as hp
-from domainbed_ext.algorithms.registry import Method, declare
+from domainbed_ext.algorithms.registry import Method
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hyperparameter import Hyperparameter, Hyperparameters, merge
 
@@ -16,8 +16,8 @@ SELECTOR = "method"
 EXTRA_FIELDS = "peft_config"
 """Hyperparameter with further fields of PEFT's config, a JSON object."""
 
-_CLASS = "domainbed_ext.algorithms.peft:Peft"
-_ORDER = 20  # after the methods without PEFT
+CLASS = "domainbed_ext.algorithms.peft:Peft"
+ORDER = 20  # after the methods without PEFT
 
 
 def _only_in_the_name(value: Any) -> Any:
@@ -57,11 +57,12 @@ def _declare(
     OWN[name] = tuple(own)
     VARIANTS[name] = Method(
         f"{NAME}@{SELECTOR}={name}",
-        _CLASS,
+        CLASS,
         label=f"{label} (PEFT)",
         explanation=explanation,
-        order=_ORDER,
+        order=ORDER,
         hyperparameters=kinds,
+        group="PEFT",
         paper=paper if "/" in paper else f"https://arxiv.org/abs/{paper}",
     )
 
@@ -250,17 +251,4 @@ _declare(
         "psoft_mag_a": True,
         "psoft_mag_b": True,
     },
-)
-
-declare(
-    Method(
-        NAME,
-        _CLASS,
-        label="PEFT",
-        explanation=f"one of the methods of the package peft, as in {NAME}@{SELECTOR}=dora",
-        order=_ORDER,
-        hyperparameters=VARIANTS["lora"].hyperparameters,
-        selector=SELECTOR,
-        variants=VARIANTS,
-    )
 )

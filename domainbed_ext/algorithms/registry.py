@@ -184,8 +184,7 @@ def compose(method: Method, objective: ObjectiveDeclaration) -> Method:
     )
 
 
-_BUILT_IN = ("domainbed_ext.algorithms.methods", "domainbed_ext.algorithms.peft_methods")
-METHODS = _Methods("algorithm", GROUP, _BUILT_IN, _make, _spellings, separators="+")
+METHODS = _Methods("algorithm", GROUP, ("domainbed_ext.algorithms.methods",), _make, _spellings, separators="+")
 
 
 class _Classes(MutableMapping[str, "type[Algorithm]"]):

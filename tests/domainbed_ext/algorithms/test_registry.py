@@ -19,6 +19,7 @@ LABELS = {
     "BitFit": "BitFit",
     "NormTuning": "norm tuning",
     "LastBlocks": "last blocks",
+    "Peft": "PEFT",
     "ERM": "DomainBed ERM",
 }
 
