@@ -85,7 +85,10 @@ def test_a_name_fixes_hyperparameters():
         ("BOnly@rnk=16", "unknown hyperparameter.*'rnk': did you mean 'rank'"),
         ("BOnly@16", "'16' is not hyperparameter=value"),
         ("BOnly@rank=many", "rank in the name .* should be of type int, not 'many'"),
-        ("LP@r=8", "unknown hyperparameter in the name .*: 'r' is one of BA, BOnly, AOnly, [0-9]+ methods of Peft: leave"),
+        (
+            "LP@r=8",
+            "unknown hyperparameter in the name .*: 'r' is one of BA, BOnly, AOnly, [0-9]+ methods of Peft: leave",
+        ),
         (
             "BA@gradient_correction=true",
             "unknown hyperparameter in the name .*: 'gradient_correction' is one of BOnly, AO",
