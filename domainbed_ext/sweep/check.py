@@ -7,6 +7,7 @@ from pathlib import Path
 
 from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.algorithms.registry import parse_name
 from domainbed_ext.data import duplicates
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
@@ -108,18 +109,19 @@ def _training_environments(job: Job, earlier: Setup) -> list[int]:
 
 def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) -> dict[tuple[str, str], int]:
     """Makes one of all models that differ in what can go wrong; returns the most bytes that each kind trains."""
-    largest: dict[str, Job] = {}
+    alike: dict[str, list[Job]] = {}
     for job in jobs:
-        hparams = job.computation["hparams"]
+        hparams, dataset = job.computation["hparams"], job.train_args["dataset"]
+        method, named = parse_name(job.train_args["algorithm"])
         fixed = {name: value for name, value in hparams.items() if name not in _FREE}
-        key = strict_json.dumps([*job.kind, fixed, job.computation["weights"]], sort_keys=True)
-        if key not in largest or hparams.get("rank", 0) > largest[key].computation["hparams"].get("rank", 0):
-            largest[key] = job
+        key = [dataset, method, named.get("rank"), fixed, job.computation["weights"]]
+        alike.setdefault(strict_json.dumps(key, sort_keys=True), []).append(job)
     trained: dict[tuple[str, str], int] = {}
-    with bar("checking", len(largest), "models") as shown:
-        for job in largest.values():
-            algorithm = adapt_setup(setups[job.kind], job).make_algorithm()
-            trained[job.kind] = max(trained.get(job.kind, 0), _count_trained_bytes(algorithm))
+    with bar("checking", len(alike), "models") as shown:
+        for group in alike.values():
+            largest = max(group, key=lambda job: job.computation["hparams"].get("rank", 0))
+            size = _count_trained_bytes(adapt_setup(setups[largest.kind], largest).make_algorithm())
+            trained |= {job.kind: max(trained.get(job.kind, 0), size) for job in group}
             shown.advance()
     return trained
 
