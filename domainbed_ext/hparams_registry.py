@@ -15,7 +15,7 @@ from numpy.random import RandomState
 from domainbed_ext.algorithms.registry import METHODS, OBJECTIVE, Method, parse_name
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.hyperparameter import Hyperparameter
-from domainbed_ext.objectives.registry import OBJECTIVES, Declaration
+from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES, Declaration
 from domainbed_ext.protocols import PRECISIONS
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system import option_values
@@ -176,7 +176,7 @@ def _synonyms() -> dict[str, str]:
 
 
 def check(hparams: Mapping[str, Any]) -> None:
-    """Checks the values of hyperparameters that every algorithm has.
+    """Checks the values of hyperparameters that every algorithm has, and of those of the objective.
 
     Args:
         hparams: Final hyperparameters.
@@ -198,6 +198,9 @@ def check(hparams: Mapping[str, Any]) -> None:
     for name in ("resnet_dropout", "vit_dropout"):  # of adapters AdapterConfig checks it
         if not 0 <= hparams.get(name, 0) < 1:
             raise BenchmarkError(f"{name} {hparams[name]} should be 0 or more, and below 1")
+    for name, kind in OBJECTIVES[hparams.get(OBJECTIVE, DEFAULT)].hyperparameters.items():
+        if kind.allowed and not kind.allowed.holds(hparams[name]):
+            raise BenchmarkError(f"{name} {hparams[name]} should be {kind.allowed.words}")
 
 
 def resolve(

@@ -10,6 +10,19 @@ Draw = Callable[[RandomState], Any]
 
 
 @dataclass(frozen=True)
+class Allowed:
+    """The values that a hyperparameter may have.
+
+    Attributes:
+        words: What a value should be, for the error.
+        holds: Function that says whether a value is one of them.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
 class Hyperparameter:
     """A hyperparameter of a method: its default and its random draw.
 
@@ -21,6 +34,7 @@ class Hyperparameter:
         exceptions: Data sets with their own default and draw, added by `on`; the last one counts.
         later: Whether the method has runs from before the hyperparameter: its default does what they did, and is left
             out of the names of run folders, so that these stay.
+        allowed: Values that it may have, of an objective's hyperparameter; None for all.
     """
 
     default: Any
@@ -29,6 +43,7 @@ class Hyperparameter:
     read: Callable[[Any], Any] = field(default=lambda value: value)
     exceptions: tuple[tuple[frozenset[str], Any, Draw | None], ...] = ()
     later: bool = False
+    allowed: Allowed | None = None
 
     def on(self, datasets: Collection[str], default: Any, draw: Draw | None = None) -> "Hyperparameter":
         """Returns the hyperparameter with another default and draw on some data sets.
@@ -55,6 +70,11 @@ class Hyperparameter:
 
 Hyperparameters = Mapping[str, Hyperparameter]
 """Hyperparameters of a method, by name."""
+
+
+ABOVE_0 = Allowed("above 0", lambda value: value > 0)
+NOT_BELOW_0 = Allowed("0 or more", lambda value: value >= 0)
+A_SHARE = Allowed("from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def choice(*options: Any) -> Draw:

@@ -2,9 +2,22 @@
 
 from numpy.random import RandomState
 
-from domainbed_ext.hyperparameter import Hyperparameter, choice, log_uniform, uniform
+from domainbed_ext.hyperparameter import (
+    A_SHARE,
+    ABOVE_0,
+    NOT_BELOW_0,
+    Allowed,
+    Hyperparameter,
+    choice,
+    log_uniform,
+    uniform,
+)
 from domainbed_ext.objectives.registry import Declaration, declare
 
+_A_COUNT = Allowed(
+    "a number of blocks from 1 on, or null for a quarter",
+    lambda value: value is None or (type(value) is int and value >= 1),
+)
 MMD_GAMMA = Hyperparameter(1.0, log_uniform(-1, 1))
 
 
@@ -92,7 +105,7 @@ declare(
         explanation="images and labels of two domains are blended (Wang et al. 2020)",
         paper="https://arxiv.org/abs/2001.00677",
         order=6,
-        hyperparameters={"mixup_alpha": Hyperparameter(0.2, log_uniform(-1, 1))},
+        hyperparameters={"mixup_alpha": Hyperparameter(0.2, log_uniform(-1, 1), allowed=ABOVE_0)},
     )
 )
 declare(
@@ -104,9 +117,9 @@ declare(
         paper="https://openreview.net/forum?id=6xHJ37MVxxp",
         order=7,
         hyperparameters={
-            "mixstyle_p": Hyperparameter(0.5),
-            "mixstyle_alpha": Hyperparameter(0.1),
-            "mixstyle_blocks": Hyperparameter(None),  # None is a quarter of the blocks
+            "mixstyle_p": Hyperparameter(0.5, allowed=A_SHARE),
+            "mixstyle_alpha": Hyperparameter(0.1, allowed=ABOVE_0),
+            "mixstyle_blocks": Hyperparameter(None, allowed=_A_COUNT),  # None: a quarter of the blocks
         },
     )
 )
@@ -118,7 +131,7 @@ declare(
         explanation="the highest loss within a radius of the trained weights (Foret et al. 2021)",
         paper="https://arxiv.org/abs/2010.01412",
         order=8,
-        hyperparameters={"sam_rho": Hyperparameter(0.05, choice(0.01, 0.02, 0.05, 0.1))},
+        hyperparameters={"sam_rho": Hyperparameter(0.05, choice(0.01, 0.02, 0.05, 0.1), allowed=NOT_BELOW_0)},
     )
 )
 declare(
@@ -130,8 +143,8 @@ declare(
         paper="https://arxiv.org/abs/2203.10789",
         order=9,
         hyperparameters={
-            "miro_lambda": Hyperparameter(0.1, choice(0.01, 0.1, 1.0)),
-            "miro_lr_multiplier": Hyperparameter(10.0),
+            "miro_lambda": Hyperparameter(0.1, choice(0.01, 0.1, 1.0), allowed=NOT_BELOW_0),
+            "miro_lr_multiplier": Hyperparameter(10.0, allowed=ABOVE_0),
         },
     )
 )
@@ -145,8 +158,8 @@ declare(
         order=10,
         method="FullFT",
         hyperparameters={
-            "l2sp_alpha": Hyperparameter(0.1, log_uniform(-3, 0)),
-            "l2sp_beta": Hyperparameter(0.01),
+            "l2sp_alpha": Hyperparameter(0.1, log_uniform(-3, 0), allowed=NOT_BELOW_0),
+            "l2sp_beta": Hyperparameter(0.01, allowed=NOT_BELOW_0),
         },
     )
 )
@@ -159,8 +172,8 @@ declare(
         paper="https://arxiv.org/abs/2007.02454",
         order=11,
         hyperparameters={
-            "rsc_f_drop_factor": Hyperparameter(1 / 3, uniform(0, 0.5)),
-            "rsc_b_drop_factor": Hyperparameter(1 / 3, uniform(0, 0.5)),
+            "rsc_f_drop_factor": Hyperparameter(1 / 3, uniform(0, 0.5), allowed=A_SHARE),
+            "rsc_b_drop_factor": Hyperparameter(1 / 3, uniform(0, 0.5), allowed=A_SHARE),
         },
     )
 )

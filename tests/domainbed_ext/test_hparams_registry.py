@@ -116,6 +116,21 @@ def test_values_out_of_range_get_a_sentence(name, value):
         hparams_registry.check(hparams)
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("BOnly+Mixup@mixup_alpha=0.0", "mixup_alpha 0.0 should be above 0"),
+        ("BOnly+MixStyle@mixstyle_blocks=0", "mixstyle_blocks 0 should be a number of blocks from 1 on, or null"),
+        ("BOnly+MixStyle@mixstyle_blocks=two", "mixstyle_blocks two should be a number of blocks"),
+        ("BOnly+RSC@rsc_f_drop_factor=1.5", "rsc_f_drop_factor 1.5 should be from 0 to 1"),
+        ("LP+SAM@sam_rho=-0.1", "sam_rho -0.1 should be 0 or more"),
+    ],
+)
+def test_an_objectives_values_out_of_range_get_a_sentence(name, sentence):
+    with pytest.raises(BenchmarkError, match=sentence):
+        hparams_registry.check(resolve(name, "PACS"))
+
+
 def test_one_hparams_serves_algorithms_that_differ():
     others = hparams_registry.names()
     for algorithm, rank in (("LP", None), ("BA", 4)):
