@@ -2,6 +2,7 @@
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +19,9 @@ OBJECTIVES = {
     "IRM": {"irm_lambda": 30.0, "irm_penalty_anneal_iters": 2},
     "VREx": {"vrex_lambda": 30.0, "vrex_penalty_anneal_iters": 2},
     "GroupDRO": {"groupdro_eta": 0.5},
+    "RSC": {"rsc_f_drop_factor": 0.4, "rsc_b_drop_factor": 0.25},
 }
+HYPERPARAMETERS = {**OBJECTIVES, "Mixup": {"mixup_alpha": 0.7}}  # Mixup has no features of single images
 
 
 class Features(nn.Identity):
@@ -54,6 +57,7 @@ def test_the_loss_is_upstreams_in_every_step(name, upstreams):
             features = Forward(ours.train()).outputs(torch.cat([x for x, _ in minibatches])).features.double()
         theirs.classifier.load_state_dict({key: value.double() for key, value in head.state_dict().items()})
         labels = [y for _, y in minibatches]
+        features.requires_grad_()  # as those of a network do: RSC needs their gradients
         expected = theirs.update(list(zip(features.split(6), labels, strict=True)))
         if "mmd_gamma" in OBJECTIVES[name]:  # of these, upstream's "loss" is without the penalty
             expected = {**expected, "loss": expected["loss"] + 0.7 * expected["penalty"]}
@@ -70,12 +74,42 @@ def test_the_loss_is_upstreams_in_every_step(name, upstreams):
     assert len(set(losses)) == STEPS
 
 
+def test_mixups_loss_is_upstreams_of_the_same_draws(upstreams, monkeypatch):
+    """A linear probe is the model of both: its images may be features, and upstream's are."""
+    ours = make("LP+Mixup", **HYPERPARAMETERS["Mixup"])
+    head = ours.backbone.get_classifier()
+    theirs = upstreams("Mixup", head.in_features, HYPERPARAMETERS["Mixup"])
+    shares = [0.9, 0.3, 0.55]
+    losses = set()
+    for step in range(STEPS):
+        draw = torch.Generator().manual_seed(step)
+        minibatches = [
+            (torch.randn(6, head.in_features, generator=draw), torch.randint(CLASSES, (6,), generator=draw))
+            for _ in range(DOMAINS)
+        ]
+        theirs.classifier.load_state_dict({key: value.double() for key, value in head.state_dict().items()})
+        values = {}
+        for update, images in (
+            (theirs.update, [(x.double(), y) for x, y in minibatches]),
+            (ours.update, minibatches),
+        ):
+            drawn = iter(shares)
+            monkeypatch.setattr(np.random, "beta", lambda a, b, drawn=drawn: next(drawn))
+            monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self, drawn=drawn: torch.tensor(next(drawn)))
+            torch.manual_seed(step)  # of the pairs of domains
+            values[update] = update(images)["loss"]
+        expected, loss = values.values()
+        assert loss == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        losses.add(loss)
+    assert len(losses) == STEPS
+
+
 @pytest.mark.parametrize("dataset", ["PACS", "RotatedMNIST"])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
 def test_defaults_and_random_draws_are_upstreams(name, dataset, checkout):
     registry = importlib.import_module("domainbed.hparams_registry")
     seed = seed_hash(2, 1)
-    own = set(OBJECTIVES[name]) | {"lr", "weight_decay", "batch_size"}
+    own = set(HYPERPARAMETERS[name]) | {"lr", "weight_decay", "batch_size"}
     for function in ("default_hparams", "random_hparams"):
         arguments = (dataset, seed) if function == "random_hparams" else (dataset,)
         theirs = getattr(registry, function)(name, *arguments)
