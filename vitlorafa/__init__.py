@@ -30,11 +30,11 @@ from vitlorafa.layers import LoRALinear
 from vitlorafa.matrices import matrices
 from vitlorafa.ops import lora_linear
 from vitlorafa.ops.processor import cpu_has, fastest_precision
-from vitlorafa.optim import correct_gradients
+from vitlorafa.optim import correct_gradients, parameter_groups
 from vitlorafa.origin import describe_model
 from vitlorafa.quantise import quantise
 from vitlorafa.quantised_linear import QuantisedLinear, dequantise
-from vitlorafa.sites import Site, linear_sites, transformer_blocks
+from vitlorafa.sites import Site, in_blocks, linear_sites, transformer_blocks
 from vitlorafa.speed_up import speed_up
 from vitlorafa.summary import count_parameters, print_trainable_parameters, summary
 from vitlorafa.tensor_bytes import tensor_bytes
@@ -66,6 +66,7 @@ __all__ = [
     "fastest_evaluation_batch",
     "fastest_precision",
     "head_parameters",
+    "in_blocks",
     "inject",
     "linear_sites",
     "load_adapter",
@@ -73,6 +74,7 @@ __all__ = [
     "matrices",
     "merge",
     "merge_and_unload",
+    "parameter_groups",
     "print_trainable_parameters",
     "quantise",
     "remove",

@@ -94,7 +94,7 @@ class AdapterConfig:
             step and rounded once, as full fine-tuning rounds under autocast. "separate": x Wᵀ plus the rank-r
             update. With dropout, layers always compute separately.
         gradient_correction: Whether `vitlorafa.correct_gradients` may bring the update as close as possible to that of
-            full fine-tuning (LoRA-FA, theorem 4.1; LoRA-FB, theorem A.1). Needs a frozen factor.
+            full fine-tuning (LoRA-FA, theorem 4.1; LoRA-FB, theorem A.1; if both factors train, LoRA-Pro).
         seed: Seed of the initialisation; if None, drawn from torch's global generator.
         blocks: Transformer blocks to adapt, counted from 0, or from the end if negative: whole numbers, or a string
             such as "0-5", "0,2,4-6", "first3" or "last4". If None, all. Kept as a tuple of numbers.
@@ -134,8 +134,6 @@ class AdapterConfig:
                 raise AdapterError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.compute not in COMPUTE:
             raise unknown("way to compute", self.compute, COMPUTE)
-        if self.gradient_correction and self.train == "BA":
-            raise AdapterError("gradient_correction needs a frozen factor: set train to 'B' or 'A', or switch it off")
         if self.seed is not None:
             fill("seed", _parse_whole_number("seed", self.seed, at_least=0))
         fill("targets", _parse_targets(self.targets))

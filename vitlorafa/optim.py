@@ -1,20 +1,30 @@
-"""Gradient correction: the gradient of the trained factor whose step on W is closest to that of full fine-tuning.
+"""Gradients and learning rates of the factors: LoRA-FA's and LoRA-Pro's gradient correction, and LoRA+.
 
-With G = dL/dW, LoRA's gradients are g_B = s·G·Aᵀ and g_A = s·Bᵀ·G, and the steps that they cause on W are s·g_B·A and
+Gradient correction gives the factors the gradients whose step on W is closest to that of full fine-tuning. With
+G = dL/dW, LoRA's gradients are g_B = s·G·Aᵀ and g_A = s·Bᵀ·G, and the steps that they cause on W are s·g_B·A and
 s·B·g_A. The steps closest to G in the Frobenius norm are those of
 
-    g_B ← (1/s²) g_B (A Aᵀ)⁻¹    with A frozen: LoRA-FA (Zhang et al. 2023), theorem 4.1
-    g_A ← (1/s²) (Bᵀ B)⁻¹ g_A    with B frozen: LoRA-FB, theorem A.1
+    g_B ← (1/s²) g_B (A Aᵀ)⁻¹                       with A frozen: LoRA-FA (Zhang et al. 2023), theorem 4.1
+    g_A ← (1/s²) (Bᵀ B)⁻¹ g_A                       with B frozen: LoRA-FB, theorem A.1
+    g_A ← (1/s²) (Bᵀ B)⁻¹ g_A + X A                 if both train: LoRA-Pro (Wang et al. 2024), theorem 2.1
+    g_B ← (1/s²) (I − B (Bᵀ B)⁻¹ Bᵀ) g_B (A Aᵀ)⁻¹ − B X
 
-Under SGD, the step on W is then G projected onto the rows of A or the columns of B. It depends neither on their lengths
-nor on s, so the learning rate of full fine-tuning applies. If the frozen factor is orthonormal, as by default, the
-correction is only the factor 1/s², which has no effect under Adam.
+In LoRA-Pro, every X gives the same step s·(B·g_A + g_B·A). The one chosen keeps the gradients closest to LoRA's
+(theorem 2.3): it solves the Sylvester equation Bᵀ B X + X A Aᵀ = −(1/s²) (Bᵀ B)⁻¹ g_A Aᵀ. Where a factor does not have
+full rank, as B at its start at zero, pseudo-inverses take the place of inverses; the step stays the closest.
+
+Under SGD, the step on W is then G projected onto the rows of A, the columns of B, or both. It depends neither on their
+lengths nor on s, so the learning rate of full fine-tuning applies. If the frozen factor is orthonormal, as by default,
+the correction is only the factor 1/s², which has no effect under Adam. Adam's moments are those of the corrected
+gradients; LoRA-Pro's authors call this their efficient mode. In their other mode the moments have the size of W.
 
 PEFT's LoRA-FA optimizer is AdamW with this correction, but it multiplies in bfloat16 where possible, inverts
 A Aᵀ + 1e-8·I in every step, adds eps before it corrects the bias of the second moment, and decays the weights after
 the step.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,16 +38,58 @@ from vitlorafa.layers import LoRALinear
 
 # Smallest ratio of eigenvalues of A Aᵀ that counts as full rank; rounding a factor to float32 causes about 1e-14.
 _FULL_RANK = 1e-10
+# The same if both factors train. Gradients, which are float32 at best, have errors that an inverse would enlarge.
+_NOT_ZERO = 1e-8
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, lr_B_ratio: float = 16.0, parameters: Iterable[nn.Parameter] | None = None
+) -> list[dict[str, Any]]:
+    """Parameter groups in which B has a higher learning rate than A (LoRA+, Hayou et al. 2024).
+
+    `torch.optim.AdamW(parameter_groups(model, lr=1e-4, lr_B_ratio=16))` trains A at 1e-4, B at 1.6e-3, and everything
+    else that trains, such as the head, at 1e-4.
+
+    Args:
+        model: Adapted model, or a module that holds it.
+        lr: Learning rate of A and of everything else.
+        lr_B_ratio: Learning rate of B relative to that of A. The paper recommends 16 where A starts at random.
+        parameters: Parameters to group; if None, all of the model that require a gradient.
+
+    Returns:
+        Groups for an optimizer, with "params" and "lr": A, B, and the others if there are any.
+
+    Raises:
+        AdapterError: If the model is not adapted, a factor is frozen, or a rate is not above 0.
+    """
+    for name, value in {"lr": lr, "lr_B_ratio": lr_B_ratio}.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise AdapterError(f"{name} must be a finite number above 0, not {value!r}")
+    adapted_state(model)
+    factors = {"A": [layer.lora_A for _, layer in adapter_layers(model)]}
+    factors["B"] = [layer.lora_B for _, layer in adapter_layers(model)]
+    for factor, tensors in factors.items():
+        if not all(tensor.requires_grad for tensor in tensors):
+            raise AdapterError(
+                f"lr_B_ratio needs both factors to train, but {factor} is frozen: adapt the model with train='BA', or "
+                "use one learning rate"
+            )
+    chosen = [p for p in model.parameters() if p.requires_grad] if parameters is None else list(parameters)
+    kinds = {id(tensor): factor for factor, tensors in factors.items() for tensor in tensors}
+    rates = {"A": lr, "B": lr_B_ratio * lr, None: lr}
+    groups = [{"params": [p for p in chosen if kinds.get(id(p)) == kind], "lr": rate} for kind, rate in rates.items()]
+    return [group for group in groups if group["params"]]
 
 
 def correct_gradients(optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
-    """Makes each step of an optimizer use corrected gradients (LoRA-FA, theorem 4.1; LoRA-FB, theorem A.1).
+    """Makes each step of an optimizer use corrected gradients: LoRA-FA's, LoRA-FB's, or LoRA-Pro's if both train.
 
-    Inverses are computed once here, and again only after a frozen factor was loaded, moved or changed (not through
-    `.data`, which torch does not track). Only the step sees corrected gradients; afterwards `.grad` is the loss's
-    gradient again, so steps can be repeated and gradients accumulated across them. Gradient clipping before a step acts
-    on the loss's gradients, and `GradScaler` works as usual. A closure's gradients are corrected after each evaluation;
-    a line search then uses the corrected gradient as if it were the loss's.
+    With a frozen factor, inverses are computed once here, and again only after that factor was loaded, moved or changed
+    (not through `.data`, which torch does not track). If both train, they are computed in every step. Only the step
+    sees corrected gradients; afterwards `.grad` is the loss's gradient again, so steps can be repeated and gradients
+    accumulated across them. Gradient clipping before a step acts on the loss's gradients, and `GradScaler` works as
+    usual. A closure's gradients are corrected after each evaluation; a line search then uses the corrected gradient as
+    if it were the loss's.
 
     Args:
         optimizer: Any torch optimizer. Like all optimizer hooks, this one is not in its state_dict or in copies.
@@ -49,16 +101,16 @@ def correct_gradients(optimizer: Optimizer, model: nn.Module) -> RemovableHandle
 
     Raises:
         AdapterError: If the model is not adapted, its config has no gradient correction, the optimizer holds no trained
-            factor of it or corrects them already, or a frozen factor does not have full rank (also in a later step).
+            factor of it (or only one of two) or corrects them already, or a frozen factor does not have full rank (also
+            in a later step).
     """
     config = adapted_state(model).config
     if not config.gradient_correction:
         raise AdapterError("the model was adapted without gradient correction: inject with gradient_correction=True")
-    correction = _Correction(model, config.train)
+    correction = _BothFactors(model) if config.train == "BA" else _OneFactor(model, config.train)
     if not correction.layers_in(optimizer):
-        raise AdapterError(
-            f"the optimizer holds no lora_{config.train} of this model: create it with the parameters that train"
-        )
+        names = " and ".join(f"lora_{factor}" for factor in config.train)
+        raise AdapterError(f"the optimizer holds no {names} of this model: create it with the parameters that train")
     before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
     for hook in before.values():
         other = getattr(hook, "__self__", None)
@@ -74,18 +126,23 @@ def correct_gradients(optimizer: Optimizer, model: nn.Module) -> RemovableHandle
 class _Correction:
     """The hooks before and after a step, with their state."""
 
-    def __init__(self, model: nn.Module, train: str) -> None:
+    def __init__(self, model: nn.Module, trained: tuple[str, ...]) -> None:
         self.layers = dict(adapter_layers(model))
-        self.trained, self.frozen = ("lora_B", "lora_A") if train == "B" else ("lora_A", "lora_B")
-        self.inverses: dict[str, tuple[Tensor, int, Tensor]] = {}  # layer -> frozen factor, its version, inverse
+        self.trained = trained
         self.swapped: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # during a step: factor, gradient, corrected
-        for name, layer in self.layers.items():
-            self.inverse(name, layer)
+
+    def corrected(self, name: str, layer: LoRALinear, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The corrected gradients of a layer's trained factors, in the order of `trained`."""
+        raise NotImplementedError
 
     def layers_in(self, optimizer: Optimizer) -> list[tuple[str, LoRALinear]]:
-        """The layers whose trained factor the optimizer holds at this moment; groups can be added later."""
+        """The layers whose trained factors the optimizer holds at this moment; groups can be added later."""
         params = {id(getattr(p, "factor", p)) for group in optimizer.param_groups for p in group["params"]}
-        return [(name, layer) for name, layer in self.layers.items() if id(getattr(layer, self.trained)) in params]
+        return [
+            (name, layer)
+            for name, layer in self.layers.items()
+            if all(id(getattr(layer, factor)) in params for factor in self.trained)
+        ]
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Corrects the gradients; with a closure, returns arguments with one that corrects after each evaluation."""
@@ -110,18 +167,35 @@ class _Correction:
 
     @torch.no_grad()
     def correct(self, optimizer: Optimizer) -> None:
-        """Replaces the loss's gradients, [k, m, r] of B or [k, r, d_in] of A, by corrected ones."""
+        """Replaces the loss's gradients, [k, m, r] of B and [k, r, d_in] of A, by corrected ones."""
         self.after_step()  # if the previous step failed, or this one is nested in another
         for name, layer in self.layers_in(optimizer):
-            factor = getattr(layer, self.trained)
-            if (grad := factor.grad) is None:
+            factors = [getattr(layer, factor) for factor in self.trained]
+            grads = tuple(factor.grad for factor in factors if factor.grad is not None)
+            if len(grads) < len(factors):
                 continue
-            inverse = self.inverse(name, layer)
-            with torch.autocast(grad.device.type, enabled=False):  # a step may run within autocast
-                wide = grad.to(inverse.dtype)
-                corrected = wide @ inverse if self.trained == "lora_B" else inverse @ wide
-            factor.grad = corrected.to(grad.dtype)
-            self.swapped.append((factor, grad, factor.grad))
+            with torch.autocast(factors[0].device.type, enabled=False):  # a step may run within autocast
+                corrected = self.corrected(name, layer, grads)
+            for factor, grad, value in zip(factors, grads, corrected, strict=True):
+                factor.grad = value.to(grad.dtype)
+                self.swapped.append((factor, grad, factor.grad))
+
+
+class _OneFactor(_Correction):
+    """Theorems 4.1 and A.1 of LoRA-FA: the other factor is frozen."""
+
+    def __init__(self, model: nn.Module, train: str) -> None:
+        self.frozen = "lora_A" if train == "B" else "lora_B"
+        self.inverses: dict[str, tuple[Tensor, int, Tensor]] = {}  # layer -> frozen factor, its version, inverse
+        super().__init__(model, (f"lora_{train}",))
+        for name, layer in self.layers.items():
+            self.inverse(name, layer)
+
+    def corrected(self, name: str, layer: LoRALinear, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """(1/s²) g_B (A Aᵀ)⁻¹, or (1/s²) (Bᵀ B)⁻¹ g_A."""
+        inverse = self.inverse(name, layer)
+        wide = grads[0].to(inverse.dtype)
+        return (wide @ inverse if self.frozen == "lora_A" else inverse @ wide,)
 
     @torch.no_grad()
     def inverse(self, name: str, layer: LoRALinear) -> Tensor:
@@ -143,3 +217,41 @@ class _Correction:
         inverse = inverse.to(factor.device, torch.promote_types(factor.dtype, torch.float32))
         self.inverses[name] = (factor, factor._version, inverse)
         return inverse
+
+
+class _BothFactors(_Correction):
+    """LoRA-Pro, theorems 2.1 and 2.3: both factors train."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, ("lora_A", "lora_B"))
+
+    def corrected(self, name: str, layer: LoRALinear, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The gradients of A and B whose step on W is closest to that of full fine-tuning."""
+        tensors = layer.lora_A.detach(), layer.lora_B.detach(), *grads
+        device = torch.device("cpu") if layer.lora_A.is_mps else layer.lora_A.device  # mps has no float64
+        A, B, g_A, g_B = (tensor.to(device, torch.float64) for tensor in tensors)
+        corrected = _closest_step(A, B, g_A, g_B, layer.scale)
+        return tuple(each.to(layer.lora_A.device) for each in corrected)
+
+
+def _closest_step(A: Tensor, B: Tensor, g_A: Tensor, g_B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """LoRA-Pro's gradients of A [k, r, d_in] and B [k, m, r], by the eigenvectors of both Gram matrices.
+
+    With Bᵀ B = P diag(p) Pᵀ and A Aᵀ = Q diag(q) Qᵀ, the Sylvester equation Bᵀ B X + X A Aᵀ = C is solved by
+    X = P [(Pᵀ C Q)ᵢⱼ / (pᵢ + qⱼ)] Qᵀ.
+    """
+    p, P = torch.linalg.eigh(B.mT @ B)
+    q, Q = torch.linalg.eigh(A @ A.mT)
+    inverse_B, inverse_A = ((V * _reciprocal(v)[:, None, :]) @ V.mT for v, V in ((p, P), (q, Q)))
+    g_A = inverse_B @ g_A / scale**2
+    g_B = g_B @ inverse_A / scale**2
+    g_B = g_B - B @ (inverse_B @ (B.mT @ g_B))
+    C = -g_A @ A.mT
+    X = P @ (P.mT @ C @ Q * _reciprocal((p[:, :, None] + q[:, None, :]).flatten(1)).view_as(C)) @ Q.mT
+    return g_A + X @ A, g_B - B @ X
+
+
+def _reciprocal(eigenvalues: Tensor) -> Tensor:
+    """1/v, and 0 for those that count as zero, [k, n]."""
+    zero = eigenvalues <= _NOT_ZERO * eigenvalues.amax(dim=1, keepdim=True)
+    return torch.where(zero, 0, 1 / torch.where(zero, 1, eigenvalues))

@@ -3,7 +3,7 @@
 base       what they share: loss, optimizer, checkpoints, what is saved
 full       FullFT and ERM
 probe      LP
-lora       BA, BOnly and AOnly
+lora       BA, LoRAPro, BOnly and AOnly
 partial    BitFit, NormTuning and LastBlocks
 methods    what each says of itself: label, place and colour in tables and plots, hyperparameters
 registry   all by name; `register_algorithm` adds one

@@ -7,6 +7,8 @@ Full fine-tuning has DomainBed's rate, which keeps pretrained weights near their
 higher one. A linear probe is a convex problem, for which a large rate is safe. The weight decay is DomainBed's: zero.
 """
 
+from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 from domainbed_ext.hyperparameter import Draw, Hyperparameter, Hyperparameters, choice, log_uniform, power_of_two
@@ -20,6 +22,15 @@ def _targets(value: Any) -> Any:
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
         value = ",".join(value)
     return "all" if value == "all-linear" else value
+
+
+def _text(value: Any) -> Any:
+    """A mapping, a list or a number as it is written behind the "@": "all=uniform,fc2=gaussian", "0,1", "3"."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{target}={name}" for target, name in value.items())
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return value if isinstance(value, (str, bool, NoneType)) else str(value)
 
 
 COMMON: Hyperparameters = {
@@ -69,6 +80,15 @@ ADAPTER: Hyperparameters = {
     "adapter_dropout": Hyperparameter(0.0, choice(0.0, 0.1), aliases=("lora_dropout",)),
     "compute": Hyperparameter("folded"),  # or "separate": see vitlorafa.AdapterConfig
     "quantise": Hyperparameter(None, aliases=("quantize", "quantization"), later=True),  # or "int8", "nf4": QLoRA
+    # None follows from the factors that train.
+    "init_A": Hyperparameter(None, read=_text, later=True),
+    "init_B": Hyperparameter(None, read=_text, later=True),
+    "rank_stabilised": Hyperparameter(False, aliases=("use_rslora",), later=True),
+    "blocks": Hyperparameter(None, aliases=("layers_to_transform",), read=_text, later=True),  # None is all
+}
+BOTH_FACTORS: Hyperparameters = {
+    **ADAPTER,
+    "lr_B_ratio": Hyperparameter(1.0, aliases=("loraplus_lr_ratio",), later=True),  # LoRA+
 }
 FROZEN_FACTOR: Hyperparameters = {**ADAPTER, "gradient_correction": Hyperparameter(False)}
 PROBE: Hyperparameters = {**TUNED, "lr": _lr(3e-3, log_uniform(-3.5, -2))}

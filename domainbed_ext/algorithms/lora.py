@@ -1,4 +1,4 @@
-"""LoRA, LoRA-FA and LoRA-FB: which factors of each adapter train."""
+"""LoRA, LoRA-Pro, LoRA-FA and LoRA-FB: which factors of each adapter train, and on which gradients."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,9 +15,12 @@ from vitlorafa import (
     correct_gradients,
     inject,
     load_adapter,
+    parameter_groups,
     quantise,
     save_adapter,
 )
+
+_LATER = ("init_A", "init_B", "rank_stabilised", "blocks")  # not in the records of earlier versions
 
 
 class BA(Algorithm):
@@ -35,7 +38,8 @@ class BA(Algorithm):
                 targets=hparams["targets"],
                 dropout=hparams["adapter_dropout"],
                 compute=hparams["compute"],
-                gradient_correction=hparams.get("gradient_correction", False),  # BA has none
+                gradient_correction=self.corrects_gradients(hparams),
+                **{name: hparams[name] for name in _LATER if name in hparams},
             )
             inject(backbone, config, train_head=True)
             if hparams.get("quantise") is not None:
@@ -43,11 +47,22 @@ class BA(Algorithm):
         except AdapterError as error:
             raise BenchmarkError(f"{type(self).__name__} on {hparams['backbone']}: {error}") from error
 
+    def corrects_gradients(self, hparams: dict[str, Any]) -> bool:
+        """Whether steps use corrected gradients (LoRA-FA, theorems 4.1 and A.1; LoRA-Pro)."""
+        return bool(hparams.get("gradient_correction", False))  # BA has none
+
     def make_optimizer(self, parameters: list[nn.Parameter], hparams: dict[str, Any]) -> torch.optim.Optimizer:
-        """AdamW, on corrected gradients if `gradient_correction` (theorems 4.1 and A.1 of LoRA-FA)."""
-        optimizer = super().make_optimizer(parameters, hparams)
-        if hparams.get("gradient_correction", False):
-            correct_gradients(optimizer, self.backbone)
+        """AdamW, on corrected gradients or with a learning rate of its own for B (LoRA+) if the run says so."""
+        ratio = hparams.get("lr_B_ratio", 1.0)
+        groups: Any = parameters
+        try:
+            if ratio != 1:
+                groups = parameter_groups(self.backbone, lr=hparams["lr"], lr_B_ratio=ratio, parameters=parameters)
+            optimizer = super().make_optimizer(groups, hparams)
+            if self.corrects_gradients(hparams):
+                correct_gradients(optimizer, self.backbone)
+        except AdapterError as error:
+            raise BenchmarkError(f"{type(self).__name__}: {error}") from error
         return optimizer
 
     def weights(self) -> dict[str, Tensor]:
@@ -71,6 +86,14 @@ class BA(Algorithm):
         load_adapter(self.backbone, folder)
         if (folder / TRAINED).exists():
             self.load_trained(folder / TRAINED, lambda name: name.startswith(OUTSIDE))
+
+
+class LoRAPro(BA):
+    """LoRA-Pro (Wang et al. 2024): both factors train, on gradients as close as possible to full fine-tuning's."""
+
+    def corrects_gradients(self, hparams: dict[str, Any]) -> bool:
+        """Always."""
+        return True
 
 
 class BOnly(BA):

@@ -13,9 +13,22 @@ declare(
         order=0,
         colour="#0072B2",
         trains="BA",
-        hyperparameters=hp.ADAPTER,
+        hyperparameters=hp.BOTH_FACTORS,
         paper="https://arxiv.org/abs/2106.09685",
         group="adapters",
+    )
+)
+declare(
+    Method(
+        "LoRAPro",
+        "domainbed_ext.algorithms.lora:LoRAPro",
+        label="LoRA-Pro",
+        explanation="both factors train, on gradients as close as possible to full fine-tuning's (Wang et al. 2024)",
+        order=0,
+        colour="#332288",
+        trains="BA",
+        hyperparameters=hp.BOTH_FACTORS,
+        paper="https://arxiv.org/abs/2407.18242",
     )
 )
 declare(

@@ -7,12 +7,13 @@ from domainbed_ext.errors import BenchmarkError
 
 
 @functools.cache
-def adapted_shapes(backbone: str, targets: str) -> tuple[tuple[int, int], ...]:
+def adapted_shapes(backbone: str, targets: str, blocks: str | None = None) -> tuple[tuple[int, int], ...]:
     """Returns (d_in, d_out) of every projection that an adapter of these targets adapts.
 
     Args:
         backbone: Name of a timm model; it is built without memory or weights.
         targets: Adapted projections, as in `AdapterConfig`.
+        blocks: Adapted transformer blocks, as in `AdapterConfig`; None for all.
 
     Returns:
         Shapes, q, k and v of a fused layer apart; none if the backbone is not known here.
@@ -22,18 +23,19 @@ def adapted_shapes(backbone: str, targets: str) -> tuple[tuple[int, int], ...]:
     import torch
 
     from domainbed_ext.models import backbone_names
-    from vitlorafa import AdapterConfig, AdapterError, linear_sites
+    from vitlorafa import AdapterConfig, AdapterError, in_blocks, linear_sites
 
     try:
-        wanted = AdapterConfig(targets=targets).targets  # type: ignore[arg-type]
+        config = AdapterConfig(targets=targets, blocks=blocks)  # type: ignore[arg-type]
         with torch.device("meta"):
             model = timm.create_model(backbone_names.parse(backbone).timm, pretrained=False)
+        sites = in_blocks(model, linear_sites(model), config.blocks)
     # A name of another release or of a plug-in that is not here, or a folder that is elsewhere.
     except (AdapterError, BenchmarkError, RuntimeError, ValueError):
         return ()
     shapes = []
-    for site in linear_sites(model):
+    for site in sites:
         layer: Any = getattr(site.owner, site.attribute)
         width = layer.out_features // len(site.targets)
-        shapes += [(layer.in_features, width) for target in site.targets if target in wanted]
+        shapes += [(layer.in_features, width) for target in site.targets if target in config.targets]
     return tuple(shapes)

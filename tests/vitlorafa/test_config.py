@@ -103,7 +103,6 @@ def test_json_round_trip(**kwargs):
         ({"init_B": "gaussian"}, ["init_B", "'gaussian'", "'zero'"]),
         ({"train": "B", "init_A": "zero", "init_B": "gaussian"}, ["A starts at zero", "frozen", "init_A"]),
         ({"train": "A", "init_A": "gaussian", "init_B": "zero"}, ["B starts at zero", "frozen", "init_B"]),
-        ({"train": "BA", "gradient_correction": True}, ["gradient_correction", "frozen", "'B' or 'A'"]),
         ({"init_A": "orthonormal,q=gausian"}, ["initialisation of A", "'gausian'", "'gaussian'"]),
         ({"init_A": {"w": "gaussian"}}, ["target", "'w'"]),
         ({"init_A": {"fc2": "gaussian"}}, ["init_A", "fc2", "add it to targets", "q, v"]),

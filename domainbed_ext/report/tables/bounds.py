@@ -30,7 +30,7 @@ from domainbed_ext.report.tables.table import NOT_RECORDED, Origin
 if TYPE_CHECKING:
     from domainbed_ext.report.figures import Comparison
 
-AdaptedShapes = Callable[[str, str], Sequence[tuple[int, int]]]
+AdaptedShapes = Callable[[str, str, str | None], Sequence[tuple[int, int]]]
 """Function of a backbone's name and an adapter's targets: (d_in, d_out) of each adapted projection, none if unknown."""
 
 SIGMA = 0.5
@@ -98,7 +98,7 @@ def columns(comparison: "Comparison", adapted_shapes: AdaptedShapes) -> list[Col
     return pair if any(text != NOT_RECORDED for text in texts) else []
 
 
-def no_shapes(backbone: str, targets: str) -> Sequence[tuple[int, int]]:
+def no_shapes(backbone: str, targets: str, blocks: str | None = None) -> Sequence[tuple[int, int]]:
     """Knows no backbone: lemma 4.5 is left out."""
     return ()
 
@@ -167,5 +167,5 @@ def _lemma(record: Record, samples: int, adapted_shapes: AdaptedShapes) -> float
     train = describe(record["args"]["algorithm"]).trains
     if train is None or not {"backbone", "targets", "rank"} <= hparams.keys():
         return None
-    shapes = adapted_shapes(hparams["backbone"], hparams["targets"])
+    shapes = adapted_shapes(hparams["backbone"], hparams["targets"], hparams.get("blocks"))
     return lemma_4_5(train, hparams["rank"], shapes, samples) if shapes else None

@@ -12,6 +12,7 @@ from domainbed_ext.hparams_registry import resolve
 
 LABELS = {
     "BA": "LoRA",
+    "LoRAPro": "LoRA-Pro",
     "BOnly": "LoRA-FA",
     "AOnly": "LoRA-FB",
     "LP": "linear probe",

@@ -37,6 +37,8 @@ def test_layers_of_a_backbone():
     every = adapted_shapes("vit_tiny_patch16_224", "all")
     assert len(every) == 12 * 6 and {(192, 768), (768, 192)} <= set(every)
     assert adapted_shapes("vit_pico_patch8_32", "all")
+    assert adapted_shapes("vit_tiny_patch16_224", "q,v", "0,last2") == q_v[:6] and len(q_v) == 24
+    assert adapted_shapes("vit_tiny_patch16_224", "q,v", "12") == ()
     assert adapted_shapes("no_such_model", "all") == () == adapted_shapes("vit_tiny_patch16_224", "nose")
 
 
@@ -62,9 +64,9 @@ def test_cells_are_means_over_runs():
 
     def cells():
         comparison = Results(runs).single_source.comparison("PACS", 1)
-        return [column.text("BOnly") for column in columns(comparison, lambda backbone, targets: [(192, 192)])]
+        return [column.text("BOnly") for column in columns(comparison, lambda *_: [(192, 192)])]
 
-    bounds = [of_record(run, lambda backbone, targets: [(192, 192)]) for run in runs]
+    bounds = [of_record(run, lambda *_: [(192, 192)]) for run in runs]
     assert cells() == [f"{50 * sum(values):,.0f}" for values in zip(*bounds, strict=True)]
     del runs[0]["split_sizes"]
     assert cells() == []  # not the mean of some
