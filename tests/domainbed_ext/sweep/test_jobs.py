@@ -59,7 +59,7 @@ def test_a_name_never_changes_by_accident(tmp_path):
             **{"data_augmentation": True, "class_balanced": False, "lr": 0.001},
             **{"weight_decay": 0.0, "batch_size": 32, "rank": 8, "alpha": None, "targets": "q,v"},
             **{"adapter_dropout": 0.0, "compute": "folded", "gradient_correction": False},
-            **{"init_A": None, "init_B": None, "rank_stabilised": False, "blocks": None},  # not in the name
+            **{"init_A": None, "init_B": None, "rank_stabilised": False, "blocks": None, "quantise": None},
         },
         "weights": "pretrained",
     }
