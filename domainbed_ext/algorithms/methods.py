@@ -28,6 +28,7 @@ declare(
         colour="#332288",
         trains="BA",
         hyperparameters=hp.BOTH_FACTORS,
+        group="adapters",
         paper="https://arxiv.org/abs/2407.18242",
     )
 )
