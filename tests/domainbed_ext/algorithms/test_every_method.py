@@ -1,0 +1,73 @@
+"""Every method and every objective: a run that is killed and resumed gives what it gives without, and is reproduced.
+
+The lists come from the registries, so that a method or an objective is tested by being declared.
+"""
+
+import json
+import math
+
+import pytest
+
+from domainbed_ext import evaluate, train
+from domainbed_ext.algorithms.registry import METHODS
+from domainbed_ext.data.splits import Split
+from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
+from domainbed_ext.runs.folder import RunFolder
+from domainbed_ext.runs.setup import Setup
+
+STEPS, SAVED, KILLED, ANNEALED = 20, 8, 11, 10
+OBJECTIVE_NAMES = [name for name in OBJECTIVES if name != DEFAULT]
+COMPOSED = [f"{method}+{objective}" for method in ("BOnly", "FullFT") for objective in OBJECTIVE_NAMES]
+HPARAMS = {"batch_size": 4} | {
+    name: ANNEALED  # so that the weight of a penalty changes within the run
+    for objective in OBJECTIVES.registered().values()
+    for name in objective.hyperparameters
+    if name.endswith("_anneal_iters")
+}
+VARYING = {"run", "step_time", "args", "mem_gb", "ways"}  # "ways" are those of the attempt so far
+
+
+class Killed(BaseException):
+    """What a kill is to a run: nothing handles it."""
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """Of each split, eight images are evaluated."""
+    whole = Setup.evaluated
+
+    def evaluated(setup, name):
+        split = whole(setup, name)
+        return Split(split.environment, split.keys[:8])
+
+    monkeypatch.setattr(Setup, "evaluated", evaluated)
+
+
+@pytest.mark.parametrize("name", [*METHODS.registered(), *COMPOSED])
+def test_a_run_resumes_to_the_same_and_is_reproduced(name, make_args, tmp_path):
+    def run(folder, progress=lambda share: None):
+        options = {"algorithm": name, "steps": STEPS, "save_steps": SAVED, "hparams": json.dumps(HPARAMS)}
+        train.run(make_args(**options, checkpoint_freq=15, output_dir=str(tmp_path / folder)), progress)
+        return RunFolder(tmp_path / folder)
+
+    def kill(share):
+        if share >= KILLED / STEPS:
+            raise Killed
+
+    expected = run("whole")
+    with pytest.raises(Killed):
+        run("killed", kill)
+    resumed = run("killed")
+    assert f"resumes after {SAVED} of {STEPS} steps" in (resumed.path / "out.txt").read_text()
+    assert _content(resumed) == _content(expected)
+    assert all(math.isfinite(record["loss"]) for record in expected.records())
+    for step in ("best", "last"):
+        record, reproduced = evaluate.evaluate(resumed, step)
+        assert len(reproduced) == 8 and evaluate.describe_difference(record, reproduced) == ""
+
+
+def _content(folder):
+    """The records, and the bytes of what was saved."""
+    records = [{k: v for k, v in record.items() if k not in VARYING} for record in folder.records()]
+    files = {str(p.relative_to(folder.path)): p.read_bytes() for p in sorted(folder.path.glob("*/*.*"))}
+    return records, files
