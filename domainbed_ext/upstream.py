@@ -10,6 +10,7 @@ import argparse
 import importlib
 import importlib.util
 import os
+import re
 import runpy
 import shlex
 import sys
@@ -38,9 +39,9 @@ VARIABLE = "DOMAINBED_CHECKOUT"
 CLONE = "git clone https://github.com/facebookresearch/DomainBed"
 
 DESCRIPTION = f"""\
-Runs a script of a DomainBed checkout with the script's own arguments. Its algorithms are DomainBed's and BA (LoRA),
-BOnly (LoRA-FA), AOnly (LoRA-FB), LP and FullFT. A name may fix hyperparameters, as in BOnly@rank=16. --hparams
-accepts the hyperparameters of these methods too (rank, backbone, weights, ...).
+Runs a script of a DomainBed checkout with the script's own arguments. Its algorithms are DomainBed's and this
+package's, such as BA (LoRA), BOnly (LoRA-FA), LP and FullFT. A name may have an objective and fix hyperparameters, as
+in BOnly+CORAL@rank=16. --hparams accepts the hyperparameters of these methods too (rank, backbone, weights, ...).
 
 The checkout is --checkout, else the environment variable {VARIABLE}, else the importable package
 `domainbed`."""
@@ -213,17 +214,25 @@ class Bridged(Algorithm):
 
 
 def _registered(name: str) -> type[Bridged] | None:
-    """Our algorithm of a name, with or without fixed hyperparameters; None for one of upstream's."""
-    algorithm = vars(sys.modules["domainbed.algorithms"]).get(name.partition("@")[0])
+    """Our algorithm of a name, with or without objective and fixed hyperparameters; None for one of upstream's."""
+    algorithm = vars(sys.modules["domainbed.algorithms"]).get(re.split("[+@]", name)[0])
     return algorithm if isinstance(algorithm, type) and issubclass(algorithm, Bridged) else None
 
 
 def _get_algorithm_class(upstreams: Callable[[str], Any]) -> Callable[[str], Any]:
     def of(name: str) -> Any:
+        if ours := _registered(name):
+            parse_name(name)  # its objective and hyperparameters are checked too
+            return ours
         try:
-            return _registered(name) or upstreams(name)
+            return upstreams(name)
         except NotImplementedError:
             names = sys.modules["domainbed.algorithms"].ALGORITHMS
+            if (base := name.partition("+")[0]) != name and base in names:
+                raise BenchmarkError(
+                    f"{name!r}: {base} is upstream's own here, which takes no objective: give one of "
+                    f"{', '.join(METHODS)} in its place"
+                ) from None
             raise unknown("algorithm", name, names, METHODS.synonyms()) from None
 
     return of

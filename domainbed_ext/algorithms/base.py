@@ -130,7 +130,7 @@ class Algorithm(nn.Module):
 
         def compute() -> Values:
             with self.stage("forward"):
-                values = self.objective.loss(batch, model)
+                values = self.objective(batch, model)
                 if (penalty := self.penalty()) is not None:
                     values = {**values, "loss": values["loss"] + penalty}
             with self.stage("backward"):

@@ -124,6 +124,7 @@ class Objective(nn.Module):
         reads_images: Whether it changes images or reads what the backbone computes of them, so that cached features
             cannot replace them.
         reads_features: Whether it calls `Model.outputs` or `Model.classify`, which need a model with one classifier.
+        asked: Whether its loss was computed, which a method with an `update` of its own may not do.
         shapes_features: Whether it changes nothing but features, so that a method has to train them.
         compares_domains: Whether it is the mean cross-entropy if there is only one training domain.
         least_images: Number of images of each domain that a step needs.
@@ -134,6 +135,7 @@ class Objective(nn.Module):
     shapes_features: ClassVar[bool] = False
     compares_domains: ClassVar[bool] = False
     least_images: ClassVar[int] = 1
+    asked = False
 
     def __init__(self, num_classes: int, num_domains: int, hparams: dict[str, Any]) -> None:
         super().__init__()
@@ -172,6 +174,11 @@ class Objective(nn.Module):
             "loss", which is minimised, and what else is to be recorded, by name.
         """
         raise TypeError(f"{type(self).__name__} has no method loss")
+
+    def forward(self, batch: Batch, model: Model) -> Values:
+        """Computes `loss`, and notes that it was asked for."""
+        self.asked = True
+        return self.loss(batch, model)
 
     def gradients(self, compute: Callable[[], Values], parameters: Sequence[nn.Parameter]) -> Values:
         """Leaves the gradients of a step in the parameters.

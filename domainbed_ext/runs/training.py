@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from torch import cuda, manual_seed
 
+from domainbed_ext.algorithms.registry import OBJECTIVE
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.divergence import Watch
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import better
 from domainbed_ext.runs import checkpoint, formatting, ways
 from domainbed_ext.runs.differences import Kind, differences
@@ -107,6 +109,7 @@ class Training:
         batches = next(stream)
         manual_seed(seed_hash(self.setup.args.seed, "update", self.steps_done))  # for step t needs no history (dropout)
         values = self.algorithm.update(batches)
+        self._check_objective()
         self._look(self.steps_done, values)
         self.watch.check()
         for name, value in values.items():
@@ -114,6 +117,15 @@ class Training:
         self.values["step_time"].append(seconds := time.perf_counter() - start)
         self.time.note_step(seconds)
         self.steps_done += 1
+
+    def _check_objective(self) -> None:
+        """Refuses an objective that the method ignores."""
+        objective = self.setup.hparams.get(OBJECTIVE)
+        if objective and not getattr(getattr(self.algorithm, "objective", None), "asked", False):
+            raise BenchmarkError(
+                f"{type(self.algorithm).__name__} has an update of its own, which does not minimise {objective}: leave "
+                "the objective out, or call super().update() or self.objective in it"
+            )
 
     def _evaluate_if_due(self) -> bool:
         """Evaluates, records and saves after a step that is due, also where an earlier attempt was stopped at it.

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from domainbed_ext import hparams_registry, upstream
+from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.seeds import seed_hash
 
 OURS = ("BA", "BOnly", "AOnly", "LP", "FullFT")
+RANKS = {"BOnly@rank=16": 16, "LP": None, "LP+GroupDRO": None, "FullFT": None}
 HALVES = Inputs((32, 32), (0.5,) * 3, (0.5,) * 3)
 
 
@@ -89,14 +91,16 @@ def train(checkout, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("algorithm", [*OURS, "BOnly@rank=16"])
+@pytest.mark.parametrize("algorithm", [*OURS, "BOnly@rank=16", "BOnly+CORAL@mmd_gamma=2", "LP+GroupDRO"])
 def test_upstreams_train_runs_our_algorithms_and_saves_them(train, algorithm):
     folder = train(algorithm)
     assert (folder / "done").read_text() == "done"
     records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 1]
     assert records[0]["hparams"]["input_stats"] == "backbone" and records[0]["loss"] > 0
-    assert records[0]["hparams"].get("rank") == {"BOnly@rank=16": 16, "LP": None, "FullFT": None}.get(algorithm, 8)
+    assert records[0]["hparams"].get("rank") == RANKS.get(algorithm, 8)
+    assert records[0]["hparams"].get("mmd_gamma") == (2 if "CORAL" in algorithm else None)
+    assert ("penalty" in records[0]) == ("CORAL" in algorithm)
 
     saved = torch.load(folder / "model.pkl", weights_only=True)
     algorithms = importlib.import_module("domainbed.algorithms")
@@ -111,8 +115,8 @@ def test_upstreams_train_runs_our_algorithms_and_saves_them(train, algorithm):
 def test_our_names_and_hyperparameters_are_in_upstreams_registries(checkout):
     assert upstream.register(checkout) == checkout.resolve()  # twice is once
     algorithms, registry = (importlib.import_module(f"domainbed.{name}") for name in ("algorithms", "hparams_registry"))
-    assert algorithms.ALGORITHMS[-5:] == list(OURS) and len(set(algorithms.ALGORITHMS)) == len(algorithms.ALGORITHMS)
-    for name in OURS:
+    assert set(METHODS) <= set(algorithms.ALGORITHMS) and len(set(algorithms.ALGORITHMS)) == len(algorithms.ALGORITHMS)
+    for name in (*OURS, "BOnly+IRM"):
         seed = seed_hash(3, 1)
         for dataset in ("PACS", "DomainNet", "RotatedMNIST"):
             drawn = registry.random_hparams(name, dataset, seed)
@@ -121,6 +125,11 @@ def test_our_names_and_hyperparameters_are_in_upstreams_registries(checkout):
             assert defaults == {**hparams_registry.default_hparams(name, dataset), "input_stats": "backbone"}
     assert registry.random_hparams("BA@rank=3,lr=0.5", "PACS", 1)["rank"] == 3
     assert algorithms.get_algorithm_class("BA@rank=3") is algorithms.BA
+    assert algorithms.get_algorithm_class("BA+IRM@rank=3") is algorithms.BA
+    with pytest.raises(BenchmarkError, match="unknown objective 'IMR': did you mean 'IRM'"):
+        algorithms.get_algorithm_class("BA+IMR")
+    with pytest.raises(BenchmarkError, match=r"'ERM\+IRM': ERM is upstream's own here, which takes no objective: give"):
+        algorithms.get_algorithm_class("ERM+IRM")
     with pytest.raises(BenchmarkError, match="unknown hyperparameter.*'rnk': did you mean 'rank'"):
         registry.default_hparams("BA@rnk=3", "PACS")
 
