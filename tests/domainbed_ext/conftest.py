@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from domainbed_ext.algorithms.registry import METHODS
+from domainbed_ext.data.splits import Split
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.objectives.registry import OBJECTIVES
 from domainbed_ext.runs import imports
@@ -49,6 +50,20 @@ def make_args(tmp_path):
         return RunArguments(**{**values, **overrides})
 
     return make
+
+
+@pytest.fixture
+def few_evaluated(monkeypatch):
+    """Of each split, eight images are evaluated."""
+    from domainbed_ext.runs.setup import Setup  # torch, which not all tests need
+
+    whole = Setup.evaluated
+
+    def evaluated(setup, name):
+        split = whole(setup, name)
+        return Split(split.environment, split.keys[:8])
+
+    monkeypatch.setattr(Setup, "evaluated", evaluated)
 
 
 @pytest.fixture

@@ -10,10 +10,8 @@ import pytest
 
 from domainbed_ext import evaluate, train
 from domainbed_ext.algorithms.registry import METHODS
-from domainbed_ext.data.splits import Split
 from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
 from domainbed_ext.runs.folder import RunFolder
-from domainbed_ext.runs.setup import Setup
 
 STEPS, SAVED, KILLED, ANNEALED = 20, 8, 11, 10
 OBJECTIVE_NAMES = [name for name in OBJECTIVES if name != DEFAULT]
@@ -31,18 +29,7 @@ class Killed(BaseException):
     """What a kill is to a run: nothing handles it."""
 
 
-@pytest.fixture(autouse=True)
-def few_images(monkeypatch):
-    """Of each split, eight images are evaluated."""
-    whole = Setup.evaluated
-
-    def evaluated(setup, name):
-        split = whole(setup, name)
-        return Split(split.environment, split.keys[:8])
-
-    monkeypatch.setattr(Setup, "evaluated", evaluated)
-
-
+@pytest.mark.usefixtures("few_evaluated")
 @pytest.mark.parametrize("name", [*METHODS.registered(), *COMPOSED])
 def test_a_run_resumes_to_the_same_and_is_reproduced(name, make_args, tmp_path):
     def run(folder, progress=lambda share: None):

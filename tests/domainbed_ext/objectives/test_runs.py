@@ -1,18 +1,22 @@
 """Runs with an objective: what they train on, what they record, and what they refuse."""
 
+import json
+
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from domainbed_ext import register_algorithm, register_objective, train
 from domainbed_ext.algorithms.full import FullFT
 from domainbed_ext.objectives import Objective
+from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.setup import set_up
 from domainbed_ext.sweep.finished import _sources
 from domainbed_ext.system.exit_codes import ExitCode
 
-pytestmark = pytest.mark.usefixtures("registries")
+pytestmark = pytest.mark.usefixtures("registries", "few_evaluated")
 seen = []
 
 
@@ -44,7 +48,10 @@ def watching(registries):
     ("objective", "augmented", "shape"),
     [("Watching", False, (12, 128)), ("Watching", True, (12, 3, 32, 32)), ("WatchingImages", False, (12, 3, 32, 32))],
 )
-def test_a_probe_trains_on_features_unless_the_objective_reads_images(make_args, objective, augmented, shape):
+def test_a_probe_trains_on_features_unless_the_objective_reads_images(
+    make_args, monkeypatch, objective, augmented, shape
+):
+    monkeypatch.setattr(Feed, "_all_features", lambda feed, env: torch.randn(len(feed.setup.dataset[env]), 128))
     hparams = f'{{"data_augmentation": {str(augmented).lower()}, "batch_size": 4}}'
     args = make_args(algorithm=f"LP+{objective}", hparams=hparams, steps=2)
     assert train.run(args) == ExitCode.DONE
@@ -76,7 +83,7 @@ class Delegating(FullFT):
         return {**super().update(minibatches, unlabeled), "more": 1.0}
 
 
-def test_a_method_that_ignores_its_objective_is_refused(make_args, tmp_path, capsys):
+def test_a_method_that_ignores_its_objective_is_refused(make_args, tmp_path):
     for kind in (Own, Delegating):
         register_algorithm(kind.__name__)(kind)
 
@@ -84,12 +91,14 @@ def test_a_method_that_ignores_its_objective_is_refused(make_args, tmp_path, cap
         return train.run(make_args(algorithm=algorithm, steps=1, output_dir=str(tmp_path / algorithm)))
 
     assert run("Own+Watching") == ExitCode.BAD_INPUT
-    assert "error: Own has an update of its own, which does not minimise Watching: leave" in capsys.readouterr().err
+    failed = json.loads((tmp_path / "Own+Watching" / "failed").read_text())
+    assert failed["error"].startswith("Own has an update of its own, which does not minimise Watching: leave")
     assert run("Own") == run("Delegating+Watching") == ExitCode.DONE
     assert RunFolder(tmp_path / "Delegating+Watching").records()[0]["more"] == 1.0
 
 
-def test_a_probe_that_cannot_be_ends_in_one_sentence(make_args, capsys):
-    assert train.run(make_args(algorithm="LP+CORAL", steps=1)) == ExitCode.BAD_INPUT
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert line.startswith("error: LP+CORAL: CORAL shapes features, which LP does not train: choose another method")
+def test_a_probe_that_cannot_be_ends_in_one_sentence(make_args):
+    args = make_args(algorithm="LP+CORAL", steps=1)
+    assert train.run(args) == ExitCode.BAD_INPUT
+    sentence = json.loads((RunFolder(args.output_dir).path / "failed").read_text())["error"]
+    assert sentence.startswith("LP+CORAL: CORAL shapes features, which LP does not train: choose another method")
