@@ -16,7 +16,7 @@ help:
 	@echo "make test-engines  set up, run the tests on Slurm, if it is installed, and on a local Ray"
 	@echo "make check         set up, check format, lint, types, import order and spelling; build the docs"
 	@echo "make docs          set up, build the documentation site in site/"
-	@echo "make format        format the code as make check expects it"
+	@echo "make format        format the code as make check expects it, and write the tables of docs/methods.md"
 	@echo "make clean         remove the environments and what tools left behind"
 
 quickstart: $(VENV)/installed
@@ -59,6 +59,7 @@ docs: $(VENV)/installed-docs
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python docs/methods_tables.py
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""Runs a command by its name, or lists all: `python -m domainbed_ext` and the console script `domainbed-ext`."""
+"""Runs a command, or lists commands and methods: `python -m domainbed_ext` and the console script `domainbed-ext`."""
 
 import sys
 from collections.abc import Sequence
@@ -38,7 +38,9 @@ def _show_commands(argv: Sequence[str] | None) -> int:
 
         print(f"domainbed_ext {__version__}")
     elif word in (None, "-h", "--help"):
-        print(list_commands())
+        from domainbed_ext.algorithms.listing import format_short
+
+        print(f"{list_commands()}\n\n{format_short()}")
     elif meant := suggest(word):
         raise BenchmarkError(f"unknown command {word!r}: did you mean {format_command(meant)}?")
     else:

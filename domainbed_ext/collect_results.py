@@ -41,7 +41,7 @@ writes to OUTPUT_DIR:
   index.html     one page of all results: sortable tables, plots, and the runs behind each number
   plot.png   plot.svg   in-domain against out-of-domain accuracy
   gaps.svg   parameters.svg   training.svg   the other plots, if the runs have the data for them
-  differences.csv   with --reference: each method's paired difference to it, with its interval
+  differences.csv   differences.svg   with --reference: each method's paired difference to it
   paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
 
@@ -100,7 +100,7 @@ def collect(
         extra |= of_paper
     text = io.StringIO()
     print_tables(plain(text), tables, results.headline, results.duplicates())
-    figures = plots.draw_plots(results)
+    figures = plots.draw_plots(results, reference)
     contents = {
         "results.txt": _text(text.getvalue()),
         "results.md": _text(render_markdown(tables, results.duplicates())),

@@ -151,6 +151,17 @@ def test_the_glossary_has_every_method_with_its_label():
     assert sorted(shown) == sorted((method.name, method.label) for method in ours)
 
 
+def test_the_tables_of_methods_are_what_methods_declare():
+    path = ROOT / "docs" / "methods_tables.py"
+    names = {"__file__": str(path), "__name__": "methods_tables"}
+    exec(path.read_text(encoding="utf-8"), names)
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert names["fill"](page) == page, "run `make format`"
+    shown = re.findall(r"^\| `([\w@=]+)` \|.*\| *(\[[^]]+]\(https://[^)]+\))? *\|$", page, flags=re.MULTILINE)
+    assert {name for name, _ in shown} >= {"BOnly", "FullFT", "CORAL"} and len(shown) > 10
+    assert [name for name, link in shown if not link] == ["FullFT"]  # older than any paper
+
+
 def test_tests_that_are_named_exist():
     named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
     assert named and named <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")} | {"test_vit"}

@@ -297,12 +297,6 @@ def describe(name: str) -> Method:
     return Method(base, "", base)
 
 
-def listing() -> str:
-    """Returns all names with their labels, for help texts; entry points, which are not imported, by name alone."""
-    labels = {name: method.label for name, method in METHODS.registered().items() if method.label != name}
-    return ", ".join(f"{name} ({labels[name]})" if name in labels else name for name in METHODS)
-
-
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
     """Splits `BOnly+CORAL@rank=16,lr=0.001`.
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from domainbed_ext import hparams_registry, protocols
-from domainbed_ext.algorithms.registry import listing
+from domainbed_ext.algorithms.listing import NAME_HELP, format_short
 from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE
 from domainbed_ext.data import duplicates
 from domainbed_ext.datasets.registry import DATASETS
@@ -319,12 +319,13 @@ def make_parser() -> argparse.ArgumentParser:
         description="Trains one algorithm and tests it on environments that were held out, as DomainBed does.",
         epilog="examples:\n  python -m domainbed_ext.train --dataset PACS --data_dir data --algorithm BOnly@rank=16 "
         "--test_envs 3 \\\n    --steps 300 --output_dir runs/sketch\n  python -m domainbed_ext.train --dataset PACS "
-        "--data_dir data --protocol single_source --source_envs cartoon \\\n    --output_dir runs/cartoon",
+        "--data_dir data --protocol single_source --source_envs cartoon \\\n    --output_dir runs/cartoon\n\n"
+        + format_short(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data_dir", type=option_values.path, metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (%(default)s)")
-    parser.add_argument("--algorithm", metavar="NAME", help=f"{listing()}, or NAME@rank=16 (%(default)s)")
+    parser.add_argument("--algorithm", metavar="NAME", help=f"{NAME_HELP} (%(default)s)")
     parser.add_argument("--task", metavar="NAME", help="%(default)s")
     parser.add_argument(
         "--hparams", metavar="JSON", help="hyperparameters that override the defaults or the random draw"

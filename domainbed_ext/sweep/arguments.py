@@ -40,6 +40,7 @@ class SweepArguments(SharedArguments):
         command_launcher: Name of the launcher.
         launcher_options: Options of the launcher.
         jobs: Number of runs at once; 0 leaves it to the launcher.
+        reference: Name of the method that the tables compare all others with; None for no such table.
         skip_model_save: Whether not to save the trained parameters.
         skip_confirmation: Whether not to ask.
         dry_run: Whether to change nothing.
@@ -64,6 +65,7 @@ class SweepArguments(SharedArguments):
     command_launcher: str
     launcher_options: Mapping[str, Any]
     jobs: int
+    reference: str | None
     skip_model_save: bool
     skip_confirmation: bool
     dry_run: bool
@@ -114,6 +116,7 @@ def parse(argv: Sequence[str] | None = None) -> SweepArguments:
         "output_dir": Path(args.output_dir),
         "datasets": datasets,
         "algorithms": algorithms,
+        "reference": _reference(args, algorithms),
         "launcher_options": _launcher_options(args),
     }
     return SweepArguments(**{field.name: values[field.name] for field in fields(SweepArguments)})
@@ -126,6 +129,17 @@ def _names(args: Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
     imports.load(args.imports)
     datasets, algorithms = map(DATASETS.canonical, args.datasets), map(canonical_name, args.algorithms)
     return tuple(dict.fromkeys(datasets)), tuple(dict.fromkeys(algorithms))
+
+
+def _reference(args: Namespace, algorithms: Sequence[str]) -> str | None:
+    """The method that the tables compare all others with; checked now, for tables are made when all runs are done."""
+    if args.reference is None or args.command == "cancel":
+        return None
+    if (name := canonical_name(args.reference)) not in algorithms:
+        raise BenchmarkError(
+            f"--reference {args.reference} is not among the methods: choose one of {', '.join(algorithms)}"
+        )
+    return name
 
 
 def _launcher_options(args: Namespace) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def _collect(args: SweepArguments, statuses: Sequence[RunStatus]) -> int:
         print(warning, file=sys.stderr)
     unreadable: list[str] = []
     try:
-        collect(str(args.output_dir), unreadable=unreadable)
+        collect(str(args.output_dir), unreadable=unreadable, reference=args.reference)
     except BenchmarkError as error:  # what became of the runs is still to be printed
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT

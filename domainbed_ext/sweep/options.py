@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from domainbed_ext import launchers
-from domainbed_ext.algorithms.registry import listing
+from domainbed_ext.algorithms.listing import NAME_HELP, format_short
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import unknown
 from domainbed_ext.runs import arguments as run_options
@@ -31,7 +31,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         f"files ({QUICKSTART}, unless --datasets or --algorithms is given)",
     )
     group.add_argument("--datasets", nargs="+", metavar="NAME", help=", ".join(DATASETS))
-    group.add_argument("--algorithms", nargs="+", metavar="NAME", help=f"{listing()}, or NAME@rank=16")
+    group.add_argument("--algorithms", nargs="+", metavar="NAME", help=NAME_HELP)
     group.add_argument(
         "--task",
         default="domain_generalization",
@@ -114,6 +114,11 @@ def _add_launching(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--jobs_per_gpu", type=option_values.whole(1), metavar="N", help="runs that share a GPU (1)")
     run_options.add_image_options(group)
+    group.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="method that the tables compare all others with, paired by trial, with 95 %% intervals (none)",
+    )
     group.add_argument("--skip_model_save", action="store_true", help="do not save the trained parameters")
     run_options.add_speed_options(parser)
     run_options.add_resume_options(parser)
@@ -143,13 +148,13 @@ class SubCommand:
         summary: What it does, in one line.
         examples: Options of example commands, each with a remark.
         parts: Groups of options that it uses.
-        has_launcher_table: Whether its help lists the options of launchers.
+        has_lists: Whether its help lists methods, and the options of launchers.
     """
 
     summary: str
     examples: Sequence[tuple[str, str]]
     parts: Sequence[Part] = (_add_caution, _add_runs, _add_launching)
-    has_launcher_table: bool = False
+    has_lists: bool = False
 
 
 _SUB_COMMANDS = {
@@ -175,7 +180,7 @@ _SUB_COMMANDS = {
                 "",
             ),
         ),
-        has_launcher_table=True,
+        has_lists=True,
     ),
     "retry": SubCommand(
         "run only what failed or was interrupted",
@@ -192,7 +197,7 @@ _SUB_COMMANDS = {
     "validate": SubCommand(
         "check the setup and estimate the cost; run nothing",
         (("--sweep mine.yaml --data_dir data", "before a launch"),),
-        has_launcher_table=True,
+        has_lists=True,
     ),
     "cancel": SubCommand(
         "stop launches in progress: running runs stop at a checkpoint, queued runs do not start",
@@ -274,12 +279,12 @@ def _overview() -> str:
 def _command_help(name: str) -> str:
     command = _SUB_COMMANDS[name]
     examples = "\n".join(["examples:", *(_example(name, *example) for example in command.examples)])
-    table = f"\n\noptions of launchers, for --launcher_options:\n{_launcher_table()}"
+    lists = f"\n\noptions of launchers, for --launcher_options:\n{_launcher_table()}\n\n{format_short()}"
     shown = CommandLine(
         prog=f"{PROGRAM} {name}",
         usage="%(prog)s [options]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-        epilog=examples + (table if command.has_launcher_table else ""),
+        epilog=examples + (lists if command.has_lists else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for add in command.parts:

@@ -29,6 +29,7 @@ COMMANDS = {
     "train": CommandEntry("train", "train one run"),
     "collect_results": CommandEntry("collect_results", "make tables, plots and a page from a folder of runs"),
     "evaluate": CommandEntry("evaluate", "recompute a run's recorded accuracies from what it saved"),
+    "methods": CommandEntry("methods", "list methods and objectives, with hyperparameters and papers"),
     "prepare": CommandEntry("prepare.command", "download, unpack and check data sets"),
     "cache": CommandEntry("cache.command", "list, build and remove decoded images"),
     "bench": CommandEntry("bench.__main__", "measure how fast runs and sweeps are on this machine"),
@@ -42,6 +43,7 @@ _INSTEAD = {
     **dict.fromkeys(("check", "cost"), "sweep validate"),
     **dict.fromkeys(("launchers", "jobs"), "sweep launch"),
     **dict.fromkeys(("tables", "plots", "page", "paper", "report"), "collect_results"),
+    **dict.fromkeys(("algorithms", "objectives", "list_methods", "hyperparameters"), "methods"),
     "profile": "train --profile",
 }  # commands that people mean by other names
 

@@ -28,6 +28,7 @@ from domainbed_ext.system import strict_json
 ASSETS = Path(__file__).parent / "assets"
 PICTURES = {
     "plot": "In-domain against out-of-domain accuracy",
+    "differences": "Differences to a reference",
     "gaps": "Generalisation gaps",
     "parameters": "Accuracy against trainable parameters",
     "training": "Training",

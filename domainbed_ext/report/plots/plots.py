@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from domainbed_ext.report.methods import adaptation_of, algorithm_order, group_starts, label_of
+from domainbed_ext.report.plots.differences import difference_plot
 from domainbed_ext.report.plots.labels import Labelled, place_labels
 from domainbed_ext.report.plots.palette import MARKER_SIZES, Style
 from domainbed_ext.report.plots.panels import Panel, Point, make_panels
@@ -40,11 +41,12 @@ Drawn = tuple[Point, list[Moment]]
 """A method and its mean trajectory."""
 
 
-def draw_plots(results: Results) -> dict[str, Figure]:
+def draw_plots(results: Results, reference: str | None = None) -> dict[str, Figure]:
     """Draws every plot that the runs allow.
 
     Args:
         results: Figures of the runs; of leave-one-out runs, those of the main selection method are shown.
+        reference: Id of the method that all others are compared with; None for no such plot.
 
     Returns:
         Plots by the name of their file.
@@ -52,6 +54,7 @@ def draw_plots(results: Results) -> dict[str, Figure]:
     shown = make_panels(results)
     drawn = {
         "plot": generalisation_plot(shown),
+        "differences": None if reference is None else difference_plot(results, reference),
         "gaps": gap_plot(shown),
         "parameters": parameters_plot(shown),
         "training": training_plot(shown),

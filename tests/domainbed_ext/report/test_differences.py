@@ -9,6 +9,8 @@ from rich.console import Console
 
 from domainbed_ext.collect_results import collect
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.report.plots.differences import difference_plot
+from domainbed_ext.report.plots.plots import draw_plots
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.differences import difference_over_trials, difference_table
 from tests.domainbed_ext.fabricated_records import left_out_run, paper_like, write_runs
@@ -86,11 +88,34 @@ def test_the_command_writes_them(tmp_path):
     (row,) = frame[frame["metric"] == "out_of_domain"].to_dict("records")
     assert (row["algorithm"], row["reference"], row["trials"], row["adaptation"]) == ("LP", "BOnly", 3, "linear probe")
     assert [row[name] for name in ("mean", "low", "high")] == pytest.approx([-2, -4.484, 0.484], abs=1e-3)
+    assert tmp_path / "tables" / "differences.svg" in paths
     page = (tmp_path / "tables" / "index.html").read_text(encoding="utf-8")
-    assert '−2.0<span class="error"> (−4.5 to +0.5)</span>' in page
+    assert 'id="differences-figure"' in page and '−2.0<span class="error"> (−4.5 to +0.5)</span>' in page
 
 
 def test_a_reference_without_runs(tmp_path):
     write_runs(tmp_path, runs())
     with pytest.raises(BenchmarkError, match="--reference BA: there are no runs of it: choose one of BOnly, LP"):
         collect(tmp_path, console=Console(quiet=True), reference="BA")
+
+
+def test_the_plot_has_a_bar_for_each_method_but_the_reference():
+    records = runs()
+    for record in [record for record in runs() if record["args"]["algorithm"] == "LP"]:
+        args = {**record["args"], "algorithm": "FullFT"}
+        level = {f"env{env}_in_acc": record[f"env{env}_in_acc"] - 0.1 for env in args["test_envs"]}
+        records.append({**record, "args": args, "run": record["run"].replace("LP", "FullFT"), **level})
+    results = Results(records)
+    (axes,) = draw_plots(results, "BOnly")["differences"].axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["linear probe", "full fine-tuning"]
+    points = [line for line in axes.lines if line.get_marker() == "o"]
+    # The interval of LP holds 0 (see above), that of FullFT does not.
+    assert [float(point.get_xdata()[0]) for point in points] == pytest.approx([-2, -12])
+    assert points[0].get_markerfacecolor() == "white" != points[1].get_markerfacecolor()
+    (low, high), _ = [bar.get_segments()[0][:, 0] for bar in axes.collections]
+    assert (low, high) == pytest.approx((-4.484, 0.484), abs=1e-3)
+    assert "differences" not in draw_plots(results)
+
+
+def test_there_is_no_plot_of_nothing():
+    assert difference_plot(Results(left_out_run("BOnly", 0, 0, 0.5)), "BOnly") is None

@@ -255,3 +255,12 @@ def test_the_command_line_prints_one_line_and_exits_with_2(tmp_path):
     process = subprocess.run(argv, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert process.returncode == 2
     assert process.stderr == "error: unknown algorithm 'BOnyl': did you mean 'BOnly'?\n"
+
+
+def test_the_reference_is_one_of_the_methods():
+    words = "launch --datasets DigitsShift --algorithms BOnly LP --output_dir o --reference".split()
+    assert parse([*words, "lora-fa"]).reference == "BOnly"
+    assert parse(words[:-1]).reference is None
+    # Tables are made when all runs are done, which is late for an error.
+    with pytest.raises(BenchmarkError, match="--reference BA is not among the methods: choose one of BOnly, LP"):
+        parse([*words, "BA"])
