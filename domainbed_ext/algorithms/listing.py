@@ -182,7 +182,9 @@ def as_json(entries: list[Entry], dataset: str = "") -> list[dict[str, Any]]:
 
 
 def written(value: Any) -> str:
-    """A value as a method's name has it after the @: `q+v`, for a comma separates hyperparameters."""
+    """A value as a method's name has it after the @, rounded: `q+v`, for a comma separates hyperparameters."""
+    if isinstance(value, float) and len(repr(value)) > 8:
+        return f"{value:.4g}"
     return value.replace(",", "+") if isinstance(value, str) else strict_json.dumps(value)
 
 

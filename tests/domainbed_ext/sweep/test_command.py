@@ -258,7 +258,7 @@ def test_the_command_line_prints_one_line_and_exits_with_2(tmp_path):
 
 
 def test_the_reference_is_one_of_the_methods():
-    words = "launch --datasets DigitsShift --algorithms BOnly LP --output_dir o --reference".split()
+    words = ["launch", "--datasets", "DigitsShift", "--algorithms", "BOnly", "LP", "--output_dir", "o", "--reference"]
     assert parse([*words, "lora-fa"]).reference == "BOnly"
     assert parse(words[:-1]).reference is None
     # Tables are made when all runs are done, which is late for an error.
