@@ -41,7 +41,7 @@ def difference_plot(results: Results, reference: str) -> Figure | None:
         return None
     styles = styles_of(results.algorithms)
     height = 0.9 + 0.28 * (1 + max(compared.rows[-1] for compared in shown))
-    figure, axes = figure_of(shown, (PANEL_INCHES[0] + 1, max(height, 2.0)))
+    figure, axes = figure_of([compared.title for compared in shown], (PANEL_INCHES[0] + 1, max(height, 2.0)))
     for ax, compared in zip(axes, shown, strict=True):
         bare(ax, "x")
         ax.spines["left"].set_visible(False)

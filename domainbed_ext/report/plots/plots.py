@@ -93,7 +93,7 @@ def gap_plot(shown: Sequence[Panel]) -> Figure | None:
         return None
     rows = [_rows(panel) for panel in shown]
     height = 0.9 + 0.42 * (1 + max(of_panel[-1] for of_panel in rows))
-    figure, axes = figure_of(shown, (PANEL_INCHES[0], height))
+    figure, axes = figure_of(_titles(shown), (PANEL_INCHES[0], height))
     for ax, panel, of_panel in zip(axes, shown, rows, strict=True):
         bare(ax, "x")
         ax.spines["left"].set_visible(False)
@@ -226,8 +226,12 @@ def _rows(panel: Panel) -> list[float]:
 def _scatter_figure(shown: Sequence[Panel]) -> tuple[Figure, list[Axes]]:
     """A figure of panels in which each method is a point, with room for a legend where there are many."""
     if not _has_many(shown):
-        return figure_of(shown)
-    return figure_of(shown, PANEL_OF_MANY_INCHES, LEGEND_INCHES * _legend_columns(shown))
+        return figure_of(_titles(shown))
+    return figure_of(_titles(shown), PANEL_OF_MANY_INCHES, LEGEND_INCHES * _legend_columns(shown))
+
+
+def _titles(shown: Sequence[Panel]) -> list[str]:
+    return [panel.title for panel in shown]
 
 
 def _has_many(shown: Sequence[Panel]) -> bool:

@@ -19,26 +19,26 @@ GRID = "#E6E6E6"
 
 
 def figure_of(
-    shown: Sequence[Panel], panel_inches: tuple[float, float] = PANEL_INCHES, room: float = 0.0
+    titles: Sequence[str], panel_inches: tuple[float, float] = PANEL_INCHES, room: float = 0.0
 ) -> tuple[Figure, list[Axes]]:
     """Makes a figure outside matplotlib's global state, with a titled axes for each panel, at most three in a row.
 
     Args:
-        shown: Panels.
+        titles: Titles of the panels.
         panel_inches: Width and height of a panel.
         room: Width that is added for a legend, in inches.
     """
-    columns = min(3, len(shown)) or 1
-    rows = -(-len(shown) // columns) or 1
+    columns = min(3, len(titles)) or 1
+    rows = -(-len(titles) // columns) or 1
     width, height = panel_inches
     figure = Figure(figsize=(width * columns + room, height * rows), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax in axes[len(shown) :]:
+    for ax in axes[len(titles) :]:
         ax.set_axis_off()
-    for ax, panel in zip(axes, shown, strict=False):
-        ax.set_title(panel.title, fontweight="bold")
-    return figure, axes[: len(shown)]
+    for ax, title in zip(axes, titles, strict=False):
+        ax.set_title(title, fontweight="bold")
+    return figure, axes[: len(titles)]
 
 
 def bare(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
