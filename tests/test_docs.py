@@ -160,6 +160,7 @@ def test_the_tables_of_methods_are_what_methods_declare():
     shown = re.findall(r"^\| `([\w@=]+)` \|.*\| *(\[[^]]+]\(https://[^)]+\))? *\|$", page, flags=re.MULTILINE)
     assert {name for name, _ in shown} >= {"BOnly", "FullFT", "CORAL"} and len(shown) > 10
     assert [name for name, link in shown if not link] == ["FullFT"]  # older than any paper
+    assert {f"Peft@method={name}" for name in describe("Peft").variants} <= {name for name, _ in shown}
 
 
 def test_tests_that_are_named_exist():

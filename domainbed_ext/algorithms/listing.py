@@ -55,10 +55,11 @@ class Entry:
             dataset: Name of the data set; empty for those without defaults of their own.
         """
         shared = defaults(COMMON, dataset)
+        in_name = {OBJECTIVE, self.name.partition("@")[2].partition("=")[0]}
         return {
             name: default
             for name, default in defaults(self.hyperparameters, dataset).items()
-            if name != OBJECTIVE and (name not in shared or shared[name] != default)
+            if name not in in_name and (name not in shared or shared[name] != default)
         }
 
 
@@ -110,8 +111,9 @@ def format_short() -> str:
     """All names in groups, for help texts; entry points, which are not imported, by name alone."""
     methods = METHODS.registered()
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
-    for entry in _in_order([_short(method) for method in methods.values()]):
-        groups[entry.group].append(entry.title)
+    for method in sorted(methods.values(), key=lambda method: method.order):
+        variants = f"@{method.selector}=NAME: {', '.join(method.variants)}" if method.variants else ""
+        groups[method.group].append(f"{method.name}{variants}" if variants else _entry(method).title)
     groups["others"] += [name for name in METHODS if name not in methods]
     groups[OBJECTIVES_GROUP] = [f"{name} (default)" if name == DEFAULT else f"+{name}" for name in OBJECTIVES]
     width = max(map(len, GROUPS)) + 4
@@ -200,10 +202,10 @@ def _is_built_in(declared: Declared) -> bool:
 
 def _of_method(method: Method) -> Iterator[Entry]:
     """The method, or each of its variants."""
-    yield _short(method)
+    yield from map(_entry, method.variants.values() or [method])
 
 
-def _short(method: Method) -> Entry:
+def _entry(method: Method) -> Entry:
     return Entry(
         method.name,
         method.label,

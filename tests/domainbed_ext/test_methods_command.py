@@ -1,6 +1,7 @@
 """Lists of methods and objectives, in short and in full."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ EVERY = [*METHODS.registered(), *OBJECTIVES.registered()]
 
 
 def words_of(text):
-    return set(text.replace(",", " ").replace("+", " ").split())
+    return set(re.split(r"[\s,+@]+", text))
 
 
 def test_every_help_lists_all_in_groups(capsys):
@@ -38,7 +39,8 @@ def test_every_help_lists_all_in_groups(capsys):
 def test_the_whole_list_says_what_each_is(capsys):
     main([])
     text = capsys.readouterr().out
-    for declared in [*METHODS.registered().values(), *OBJECTIVES.registered().values()]:
+    methods = [each for method in METHODS.registered().values() for each in method.variants.values() or [method]]
+    for declared in [*methods, *OBJECTIVES.registered().values()]:
         assert f"\n  {declared.name}" in text and declared.paper in text
         assert " ".join(declared.explanation.split()) in " ".join(text.split())
     assert "rank=8*" in text and "targets=q+v" in text and "batch_size=32*" in text
@@ -80,6 +82,17 @@ def test_defaults_of_a_data_set(capsys):
 def test_unknown_names_are_refused():
     with pytest.raises(BenchmarkError, match="unknown algorithm 'CORALL'"):
         main(["CORALL"])
+
+
+def test_variants_are_entries_of_their_own(capsys):
+    variants = METHODS["Peft"].variants
+    assert f"Peft@method=NAME: {', '.join(list(variants)[:3])}" in " ".join(listing.format_short().split())
+    main(["peft@method=dora"])
+    text = capsys.readouterr().out
+    assert variants["dora"].paper in text and "(DoRA (PEFT))" in text and "method=dora," not in text
+    assert [entry.name for entry in listing.find_entries("Peft")] == ["Peft@method=lora"]  # the default
+    names = [entry.name for entry in listing.list_entries() if entry.group == "PEFT"]
+    assert names == [f"Peft@method={name}" for name in variants]
 
 
 @pytest.mark.usefixtures("registries")
