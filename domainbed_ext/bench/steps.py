@@ -24,8 +24,9 @@ from domainbed_ext.hparams_registry import resolve
 from domainbed_ext.models.precision import autocast
 from domainbed_ext.runs.profile import wait
 from vitlorafa import AdapterConfig, fastest_evaluation_batch
+from vitlorafa.bench.case import CLASSES, Case
 from vitlorafa.bench.measure import make_batch, train_step
-from vitlorafa.bench.methods import CLASSES, Case, Setup, build, why_unavailable
+from vitlorafa.bench.methods import Setup, build, why_unavailable
 
 DROPOUT = 0.1
 EVALUATED = 128  # images: whole batches of any size that a run evaluates in

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from vitlorafa.bench.case import Case, stack_of
 from vitlorafa.bench.formulas import rank_saved
 from vitlorafa.bench.measure import Memory, Peak, Times, measure_saved, time_steps
-from vitlorafa.bench.methods import METHODS, Case, adapter_of, build, stack_of
+from vitlorafa.bench.methods import METHODS, adapter_of, build
 from vitlorafa.bench.tables import Row, table
 from vitlorafa.config import TARGETS
 

@@ -13,9 +13,11 @@ from timm.layers import set_fused_attn, use_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlorafa import AdapterError
+from vitlorafa.bench import case as cases
 from vitlorafa.bench import formulas, machine, measure, methods, plots, tables
 from vitlorafa.bench.__main__ import main, make_parser
-from vitlorafa.bench.methods import METHODS, Case, build, count
+from vitlorafa.bench.case import Case
+from vitlorafa.bench.methods import CORE, METHODS, build, count
 from vitlorafa.config import TARGETS
 
 SMALL = Case("test_vit", 4, 32, "float32", rank=4, targets=TARGETS, depth=2)
@@ -36,15 +38,15 @@ def unfused():
 @pytest.fixture
 def no_child(monkeypatch):
     """The CLI without a fresh process for each method, which takes seconds to import torch."""
-    monkeypatch.setattr("vitlorafa.bench.__main__.measure_peak", lambda method, case: measure.Peak(3 << 20, 1 << 20))
+    monkeypatch.setattr("vitlorafa.bench.grid.measure_peak", lambda method, case: measure.Peak(3 << 20, 1 << 20))
 
 
 def possible(case):
-    return [method for method in METHODS if methods.why_unavailable(method, case) is None]
+    return [method for method in CORE if methods.why_unavailable(method, case) is None]
 
 
 def stack(case):
-    return formulas.Stack.of(methods.build_backbone(case), case.batch_size, case.element)
+    return formulas.Stack.of(cases.build_backbone(case), case.batch_size, case.element)
 
 
 def count_by_torch(setup, case):
@@ -105,7 +107,7 @@ def test_kept_weights_do_not_grow_with_the_batch():
     assert kept[1].activations == 6 * kept[0].activations
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CORE)
 def test_what_trains(method):
     if reason := methods.why_unavailable(method, SMALL):
         pytest.skip(reason)
@@ -229,7 +231,7 @@ def test_a_method_whose_memory_cannot_be_had_leaves_the_others(tmp_path, capsys,
     def fail(method, case):
         raise RuntimeError("killed")
 
-    monkeypatch.setattr("vitlorafa.bench.__main__.measure_peak", fail)
+    monkeypatch.setattr("vitlorafa.bench.grid.measure_peak", fail)
     assert run(tmp_path, "memory", "--methods", "lower_bound", "--plot_ranks") == 0
     output = capsys.readouterr()
     assert output.err == "killed\n"
@@ -280,6 +282,8 @@ def test_bad_input_gets_one_sentence(tmp_path, capsys, options, named):
         ("lora", "lora"),
         ("LoRA-FB (separate)", "lora_fb_separate"),
         ("PEFT LoRA", "peft_lora"),
+        ("DoRA (PEFT)", "peft_dora"),
+        ("dora", "peft_dora"),
         ("lower bound", "lower_bound"),
         ("floor", "lower_bound"),
         ("B-folded", "lora_fa"),
@@ -292,9 +296,9 @@ def test_labels_and_names_of_earlier_versions_name_methods(typed, method):
 
 
 def test_a_method_has_one_colour_and_marker_of_its_own_in_all_plots():
-    variants = {label.removesuffix(" (separate)") for label in plots._METHODS}
-    assert len({method.colour for method in METHODS.values()}) == len(variants)
-    assert len(set(plots._MARKERS.values())) == len(METHODS)
+    variants = {METHODS[name].label.removesuffix(" (separate)") for name in CORE}
+    assert len({METHODS[name].colour for name in CORE}) == len(variants)
+    assert len(set(plots._MARKERS.values())) == len(CORE)
 
 
 def test_redrawing_from_the_files_gives_the_same_files(tmp_path, capsys, no_child):
@@ -328,8 +332,8 @@ def test_without_peft_its_methods_are_left_out_with_a_line(tmp_path, capsys, mon
     monkeypatch.setattr(methods, "find_spec", lambda name: None)
     assert run(tmp_path, "--dry_run", "--methods", "lower_bound", "peft_lora") == 0
     output = capsys.readouterr()
-    assert output.err.startswith("PEFT LoRA ") and "pip install 'vitlorafa[peft]'" in output.err
-    assert output.err.count("\n") == 1 and "PEFT LoRA" not in output.out
+    assert output.err.startswith("LoRA (PEFT) ") and "pip install 'vitlorafa[peft]'" in output.err
+    assert output.err.count("\n") == 1 and "LoRA (PEFT)" not in output.out
     assert run(tmp_path, "--methods", "peft_lora") == 2
     output = capsys.readouterr()
     assert output.err.startswith("error: ") and "pip install 'vitlorafa[peft]'" in output.err
@@ -355,7 +359,7 @@ def test_models_without_a_formula_are_measured_all_the_same():
     )
     assert row[0]["gflop"] is None
     with pytest.raises(AdapterError, match="beit_base_patch16_224 .* VisionTransformer"):
-        methods.build_backbone(replace(scaled, model="beit_base_patch16_224"))
+        cases.build_backbone(replace(scaled, model="beit_base_patch16_224"))
 
 
 @pytest.mark.gpu
@@ -371,6 +375,17 @@ def test_weighing_leaves_nothing_behind():
     setup.model.blocks[0].mlp.fc1.register_forward_hook(lambda module, args, y: seen.append(weakref.ref(y)))
     measure.measure_saved(setup, SMALL)
     assert len(seen) == 2 and not any(ref() is not None for ref in seen)
+
+
+def test_what_was_saved_for_a_graph_that_is_gone_is_not_kept():
+    setup = build("lora_fa", SMALL)
+    before = measure.measure_saved(setup, SMALL)
+
+    def waste(module, inputs):
+        (module.weight.detach().clone().requires_grad_() ** 2).exp().detach()
+
+    setup.model.head.register_forward_pre_hook(waste)
+    assert measure.measure_saved(setup, SMALL) == before
 
 
 @pytest.mark.slow

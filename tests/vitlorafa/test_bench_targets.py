@@ -3,7 +3,7 @@
 from bench_targets import compare
 
 from vitlorafa.bench import formulas, measure, methods
-from vitlorafa.bench.methods import Case
+from vitlorafa.bench.case import Case, stack_of
 from vitlorafa.config import TARGETS
 
 CASE = Case("vit_small_patch16_224", 16, 224, "bf16", 8, TARGETS)
@@ -24,7 +24,7 @@ def test_a_limit_on_time():
 
 
 def test_a_limit_on_memory():
-    sizes = methods.stack_of(CASE)
+    sizes = stack_of(CASE)
     bound = formulas.lower_bound_saved(sizes)
     limit = bound * 1.01 + formulas.rank_saved(sizes, methods.adapter_of("lora_fa", CASE))
     for size, met in ((int(limit) - 9, "yes"), (int(limit) + 9, "no")):

@@ -1,6 +1,6 @@
 """Operations and kept bytes of one training step by formula; `vitlorafa.bench` explains the formulas."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from timm.layers import Mlp
@@ -115,18 +115,18 @@ class Adapter:
 def forward_flops(stack: Stack) -> int:
     """Operations of the forward pass."""
     block = _linear_flops(stack, *LINEARS) + 4 * stack.rows * stack.tokens * stack.dim
-    return stack.depth * block + _patch_flops(stack) + _head_flops(stack)
+    return stack.depth * block + _patch_flops(stack) + head_flops(stack)
 
 
 def lower_bound_flops(stack: Stack) -> int:
     """Operations of the forward pass and of the gradient of the first block's input."""
     block = _linear_flops(stack, *LINEARS) + _attention_backward_flops(stack)
-    return forward_flops(stack) + stack.depth * block + _head_flops(stack)
+    return forward_flops(stack) + stack.depth * block + head_flops(stack)
 
 
 def full_flops(stack: Stack) -> int:
     """Operations of full fine-tuning; the images need no gradient."""
-    weights = stack.depth * _linear_flops(stack, *LINEARS) + _patch_flops(stack) + _head_flops(stack)
+    weights = stack.depth * _linear_flops(stack, *LINEARS) + _patch_flops(stack) + head_flops(stack)
     return lower_bound_flops(stack) + weights
 
 
@@ -147,16 +147,54 @@ def adapter_flops(stack: Stack, adapter: Adapter) -> int:
 def lower_bound_saved(stack: Stack) -> int:
     """Bytes of activations that the lower bound keeps."""
     block = 2 * _norm_saved(stack) + _attention_saved(stack) + stack.rows * stack.hidden * stack.element
-    return stack.depth * block + _norm_saved(stack) + stack.batch * (4 * stack.classes + 8)  # the loss
+    return stack.depth * block + _norm_saved(stack) + _loss_saved(stack)
 
 
 def full_saved(stack: Stack) -> int:
     """Bytes of activations that full fine-tuning keeps: those of the lower bound and the input of every layer."""
     inputs = stack.depth * sum(_input_saved(stack, linear) for linear in LINEARS)
-    images = stack.batch * stack.patches * stack.patch_inputs * stack.element
-    # In float32 the head's input is a view into all tokens; under autocast it is a copy of one token per image.
-    pooled = (stack.rows if stack.element == 4 else stack.batch) * stack.dim * stack.element
-    return lower_bound_saved(stack) + inputs + images + pooled
+    return lower_bound_saved(stack) + inputs + _images_saved(stack) + head_saved(stack)
+
+
+def head_saved(stack: Stack) -> int:
+    """Additional bytes where the head trains: its input."""
+    # In float32 it is a view into all tokens; under autocast it is a copy of one token per image.
+    return (stack.rows if stack.element == 4 else stack.batch) * stack.dim * stack.element
+
+
+def head_flops(stack: Stack) -> int:
+    """Operations of one matmul with the head's weight; the gradient of a trained head is one more of them."""
+    return 2 * stack.batch * stack.dim * stack.classes
+
+
+def probe_flops(stack: Stack) -> int:
+    """Operations of a linear probe: the forward pass and the gradient of the head's weight."""
+    return forward_flops(stack) + head_flops(stack)
+
+
+def probe_saved(stack: Stack) -> int:
+    """Bytes that a linear probe keeps: the input of the head, and the loss."""
+    return head_saved(stack) + _loss_saved(stack)
+
+
+def norm_tuning_saved(stack: Stack) -> int:
+    """Bytes of activations kept where all norms and the head train: the inputs of norms are kept anyway."""
+    return lower_bound_saved(stack) + head_saved(stack)
+
+
+def bias_saved(stack: Stack) -> int:
+    """Bytes of activations kept where all biases and the head train.
+
+    A bias needs no input, but torch keeps that of a convolution, here the images.
+    """
+    return norm_tuning_saved(stack) + _images_saved(stack)
+
+
+def last_blocks_saved(stack: Stack, n: int) -> int:
+    """Bytes of activations kept where the last n blocks train; those before them need no gradient."""
+    trained = replace(stack, depth=min(n, stack.depth))
+    inputs = trained.depth * sum(_input_saved(stack, linear) for linear in LINEARS)
+    return lower_bound_saved(trained) + inputs + head_saved(stack)
 
 
 def adapter_saved(stack: Stack, adapter: Adapter) -> int:
@@ -225,13 +263,17 @@ def _patch_flops(stack: Stack) -> int:
     return 2 * stack.batch * stack.patches * stack.patch_inputs * stack.dim
 
 
-def _head_flops(stack: Stack) -> int:
-    return 2 * stack.batch * stack.dim * stack.classes
-
-
 def _norm_saved(stack: Stack) -> int:
     """Input, mean and reciprocal standard deviation, in float32."""
     return stack.rows * (4 * stack.dim + 8)
+
+
+def _images_saved(stack: Stack) -> int:
+    return stack.batch * stack.patches * stack.patch_inputs * stack.element
+
+
+def _loss_saved(stack: Stack) -> int:
+    return stack.batch * (4 * stack.classes + 8)
 
 
 def _attention_saved(stack: Stack) -> int:

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shlex
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ import torch
 import vitlorafa
 from vitlorafa.machine import cpu_name, device_name
 
-__all__ = ["collect_provenance", "device_name", "file_name"]
+__all__ = ["collect_provenance", "device_name", "file_name", "matmul_rate"]
 
 
 def collect_provenance(argv: Sequence[str], device: str) -> dict[str, Any]:
@@ -43,6 +44,31 @@ def collect_provenance(argv: Sequence[str], device: str) -> dict[str, Any]:
         },
         "versions": versions,
     }
+
+
+def matmul_rate(dtype: torch.dtype, device: str) -> float:
+    """Operations per second of a large square matmul, the fastest of some.
+
+    Args:
+        dtype: Number format.
+        device: "cpu" or "cuda".
+    """
+    size, tries = (8192, 20) if torch.device(device).type == "cuda" else (2048, 5)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
+    seconds = []
+    for _ in range(tries):
+        _wait(device)
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def _wait(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
 
 
 def file_name(device: str) -> str:

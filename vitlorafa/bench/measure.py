@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from vitlorafa.bench.case import CLASSES, PRECISIONS, Case
 from vitlorafa.bench.formulas import Stack
-from vitlorafa.bench.methods import CLASSES, METHODS, PRECISIONS, Case, Setup, build, count
+from vitlorafa.bench.methods import METHODS, Setup, build, count
 
 MIB = 2**20
 _STATUS = Path("/proc/self/status")
@@ -224,6 +226,12 @@ def measure_peak(method: str, case: Case) -> Peak:
     return Peak(**json.loads(child.stdout.splitlines()[-1]))
 
 
+def storages_of(tensor: Tensor) -> list[torch.UntypedStorage]:
+    """The storages of a tensor: one, or those of indices and values if it is sparse."""
+    parts = [tensor._indices(), tensor._values()] if tensor.layout == torch.sparse_coo else [tensor]
+    return [part.untyped_storage() for part in parts]
+
+
 def _cuda_mark() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
@@ -237,24 +245,30 @@ def _loss(model: nn.Module, case: Case, images: Tensor, labels: Tensor) -> Tenso
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
+class _Kept:
+    """A tensor that autograd keeps; the graph alone refers to it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def _saved_bytes(setup: Setup, case: Case, size: int) -> int:
     model = setup.model
     owned = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    sizes: dict[int, int] = {}
+    kept: WeakSet[_Kept] = WeakSet()
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        # Kept alive until the loss is freed, so that no address is used twice. Detached, because a node that holds its
-        # own output would never be freed.
-        return tensor.detach()
+    def pack(tensor: Tensor) -> _Kept:
+        # Detached, because a node that holds its own output would never be freed.
+        packed = _Kept(tensor.detach())
+        kept.add(packed)
+        return packed
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
         loss = _loss(model, case, *make_batch(case, size))
-    total = sum(sizes.values())
+    # After forward, so that what was saved for a graph that is gone again does not count.
+    storages = {storage.data_ptr(): storage.nbytes() for each in kept for storage in storages_of(each.tensor)}
     del loss
-    return total
+    return sum(nbytes for address, nbytes in storages.items() if address not in owned)
 
 
 def _peak_here(method: str, case: Case) -> Peak:

@@ -1,80 +1,25 @@
-"""The methods that the benchmark compares: each prepares a model with random weights for training."""
+"""The methods that the benchmark measures: each prepares a model with random weights for training."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-import timm
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from vitlorafa import AdapterConfig, AdapterError, inject
+from vitlorafa import AdapterConfig, correct_gradients, inject
 from vitlorafa.bench import formulas
+from vitlorafa.bench.case import LEARNING_RATE, SCALE, Case, build_backbone
 from vitlorafa.bench.formulas import LINEARS, Adapter, Stack
-from vitlorafa.config import TARGETS
+from vitlorafa.bench.plain_lora import PlainLoRA
 from vitlorafa.errors import unknown
+from vitlorafa.peft_methods import INSTALL, PEFT_METHODS, Sizes, apply_peft
 
-CLASSES = 10
-SCALE = 2  # alpha / rank of every adapter
-LEARNING_RATE = 1e-3
-PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # name -> autocast's dtype
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is the same for all methods of a comparison.
-
-    Attributes:
-        model: Name of the timm model.
-        batch_size: Number of images.
-        resolution: Height and width of an image in pixels.
-        precision: Name in `PRECISIONS`.
-        rank: Rank of every adapter.
-        targets: Adapted projections.
-        dropout: Dropout probability on the adapter's input.
-        device: "cpu" or "cuda".
-        depth: Number of blocks; if None, the model's own.
-    """
-
-    model: str
-    batch_size: int
-    resolution: int
-    precision: str
-    rank: int
-    targets: tuple[str, ...]
-    dropout: float = 0.0
-    device: str = "cpu"
-    depth: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.setting}, rank {self.rank}"
-
-    @property
-    def setting(self) -> str:
-        """Everything but the rank, as text."""
-        targets = "all targets" if self.targets == TARGETS else ", ".join(self.targets)
-        depth = f", {self.depth} blocks" if self.depth else ""
-        dropout = f", dropout {self.dropout:g}" if self.dropout else ""
-        images = f"batch {self.batch_size} at {self.resolution} px"
-        return f"{self.model}{depth}, {images}, {self.precision}, {targets}{dropout}"
-
-    @property
-    def element(self) -> int:
-        """Bytes of an element in the precision of the matmuls."""
-        return 4 if PRECISIONS[self.precision] is None else 2
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as values that JSON can hold."""
-        return asdict(self) | {"targets": list(self.targets)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Case":
-        """The case that `to_dict` wrote."""
-        return cls(**values | {"targets": tuple(values["targets"])})
+LAST_BLOCKS = 2  # blocks that "last blocks" trains
+_LR_RATIO = 16  # learning rate of B over that of A in LoRA+
 
 
 @dataclass
@@ -103,54 +48,35 @@ class Method:
         label: Name in tables and plots.
         colour: Colour in all plots.
         prepare: Function that adapts a new model for a case.
-        train: Factors that train ("B", "A" or "BA"); empty without an adapter.
-        way: How the adapter computes: "folded", "separate" or "plain" (see `vitlorafa.bench.formulas.Adapter`).
-        peft: Whether the adapter is PEFT's.
+        group: Kind of the method: "reference", "part of the model", or the adapter's package: "vitlorafa", "plain
+            PyTorch" or "PEFT".
+        train: Factors that train ("B", "A" or "BA") of a method whose cost has a formula; otherwise empty.
+        way: How the adapter computes: "folded", "separate" or "plain" (see `vitlorafa.bench.formulas.Adapter`); empty
+            without a formula.
+        peft: Name in `PEFT_METHODS`; empty for methods that are not PEFT's.
+        optimizer: What makes the optimizer of the trained parameters.
+        needs: Module that has to be there, the name of its package, and the line that installs it.
     """
 
     label: str
     colour: str
     prepare: Callable[[VisionTransformer, Case], nn.Module]
+    group: str
     train: str = ""
     way: str = ""
-    peft: bool = False
+    peft: str = ""
+    optimizer: "Callable[[nn.Module, Case], Optimizer | None] | None" = None
+    needs: tuple[str, str, str] | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether something is added to frozen layers."""
+        return self.group not in ("reference", "part of the model")
 
     @property
     def is_ours(self) -> bool:
         """Whether the adapter is one of `vitlorafa`."""
         return self.way in ("folded", "separate")
-
-
-def build_backbone(case: Case) -> VisionTransformer:
-    """The case's model on the CPU, with the same random weights in every call.
-
-    Raises:
-        AdapterError: If timm does not have the model or cannot build it with these sizes, or if it is not a plain
-            `VisionTransformer`.
-    """
-    if not timm.is_model(case.model):
-        raise unknown("model", case.model, timm.list_models("*vit*"))
-    options: dict[str, Any] = {"num_classes": CLASSES, "img_size": case.resolution}
-    if case.depth is not None:
-        options["depth"] = case.depth
-    torch.manual_seed(0)
-    try:
-        model = timm.create_model(case.model, pretrained=False, **options)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        words = ", ".join(f"{name}={value}" for name, value in options.items())
-        raise AdapterError(f"timm cannot build {case.model} with {words}: {error}") from None
-    if not isinstance(model, VisionTransformer):
-        raise AdapterError(f"{case.model} is a {type(model).__name__}: the benchmark needs timm's VisionTransformer")
-    patch = max(model.patch_embed.patch_size)
-    if case.resolution % patch:
-        raise AdapterError(f"resolution {case.resolution} is not a multiple of {case.model}'s patches of {patch} px")
-    return model
-
-
-@cache
-def stack_of(case: Case) -> Stack | None:
-    """The sizes of the case's model for the formulas; None if it does not consist of plain blocks only."""
-    return Stack.of(build_backbone(case), case.batch_size, case.element)
 
 
 def find_method(name: str) -> str:
@@ -159,10 +85,10 @@ def find_method(name: str) -> str:
     Raises:
         AdapterError: If there is no such method.
     """
-    plain = name.lower().replace("-", "_").replace(" ", "_")
+    plain = _plain(name)
     method = _ALIASES.get(plain, plain)
     if method not in METHODS:
-        raise unknown("method", name, METHODS)
+        raise unknown("method", name, [*METHODS, *(short for short in PEFT_METHODS if short not in METHODS)])
     return method
 
 
@@ -173,13 +99,13 @@ def why_unavailable(method: str, case: Case) -> str | None:
         method: Name in `METHODS`.
         case: Case to run.
     """
-    if METHODS[method].way == "folded" and case.dropout:
+    described = METHODS[method]
+    if described.way == "folded" and case.dropout:
         return "with dropout an adapter computes the separate way"
-    if METHODS[method].peft:
-        if find_spec("peft") is None:
-            return "PEFT is not installed: pip install 'vitlorafa[peft]'"
-        if 0 < len(set(LINEARS["qkv"]) & set(case.targets)) < 3:
-            return "PEFT adapts a fused qkv as a whole: give it all of q, k and v, or none"
+    if described.needs and find_spec(described.needs[0]) is None:
+        return "{1} is not installed: {2}".format(*described.needs)
+    if described.peft and 0 < len(set(LINEARS["qkv"]) & set(case.targets)) < 3:
+        return "PEFT adapts a fused qkv as a whole: give it all of q, k and v, or none"
     return None
 
 
@@ -193,15 +119,12 @@ def build(method: str, case: Case) -> Setup:
     Raises:
         AdapterError: If the model or the adapter cannot be built.
     """
-    model = METHODS[method].prepare(build_backbone(case), case).to(case.device).train()
-    if method == "peft_lora_fa":
-        from peft.optimizers import create_lorafa_optimizer
-
-        # This is what freezes A.
-        alpha = SCALE * case.rank
-        return Setup(model, create_lorafa_optimizer(model, r=case.rank, lora_alpha=alpha, lr=LEARNING_RATE))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return Setup(model, AdamW(trained, lr=LEARNING_RATE, foreach=True) if trained else None)
+    described, backbone = METHODS[method], build_backbone(case)
+    head = backbone.get_classifier()
+    model = described.prepare(backbone, case).to(case.device).train()
+    if case.head and method != "lower_bound":
+        head.requires_grad_(True)
+    return Setup(model, (described.optimizer or _make_adamw)(model, case))
 
 
 def count(method: str, case: Case, stack: Stack | None) -> tuple[int | None, int | None]:
@@ -212,17 +135,20 @@ def count(method: str, case: Case, stack: Stack | None) -> tuple[int | None, int
         case: Case to count for.
         stack: Sizes of the model; None if it does not consist of plain blocks only.
     """
-    if stack is None:
+    if stack is None or case.blocks is not None:
         return None, None
-    if method == "lower_bound":
-        flops, saved = formulas.lower_bound_flops(stack), formulas.lower_bound_saved(stack)
-        return flops, saved if stack.fused else None
-    if method == "full":
-        return formulas.full_flops(stack), formulas.full_saved(stack) if stack.fused else None
+    if method in _FORMULAS:
+        count_flops, count_saved = _FORMULAS[method]
+        return count_flops and count_flops(stack), count_saved(stack) if stack.fused else None
+    if not METHODS[method].train:
+        return None, None
     adapter = adapter_of(method, case)
+    flops, saved = formulas.adapter_flops(stack, adapter), formulas.adapter_saved(stack, adapter)
+    if case.head:
+        flops, saved = flops + formulas.head_flops(stack), saved + formulas.head_saved(stack)
     # Outside `vitlorafa`, dropout keeps masks of several kinds and precisions.
     has_formula = stack.fused and (METHODS[method].is_ours or not case.dropout)
-    return formulas.adapter_flops(stack, adapter), formulas.adapter_saved(stack, adapter) if has_formula else None
+    return flops, saved if has_formula else None
 
 
 def adapter_of(method: str, case: Case) -> Adapter:
@@ -235,42 +161,51 @@ def adapter_of(method: str, case: Case) -> Adapter:
     described = METHODS[method]
     # With dropout, the gradient of the input has two paths, as in plain PyTorch.
     way = "plain" if case.dropout else described.way
-    return Adapter(case.rank, case.targets, described.train, way, described.peft)
+    return Adapter(case.rank, case.targets, described.train, way, bool(described.peft))
 
 
-class PlainLoRA(nn.Module):
-    """y = base(x) + s·B(A(x)) for each projection, with A frozen: what people write without a kernel.
+def adapted_linears(case: Case) -> list[str]:
+    """The full names of the linear layers that an adapter changes."""
+    owners = {"qkv": "attn", "proj": "attn", "fc1": "mlp", "fc2": "mlp"}
+    blocks = range(len(build_backbone(case).blocks)) if case.blocks is None else case.blocks
+    return [f"blocks.{i}.{owners[name]}.{name}" for i in blocks for name in _linears(case)]
 
-    Args:
-        base: Pretrained layer.
-        case: Case with rank and dropout.
-        adapted: For each of the equal parts of the output, whether it is adapted.
-    """
 
-    def __init__(self, base: nn.Linear, case: Case, adapted: list[bool]) -> None:
-        super().__init__()
-        width = base.out_features // len(adapted)
-        self.base = base
-        self.dropout = nn.Dropout(case.dropout)
-        self.A, self.B = nn.ModuleList(), nn.ModuleList()
-        self.adapted = adapted
-        for _ in range(sum(adapted)):
-            A = nn.Linear(base.in_features, case.rank, bias=False).requires_grad_(False)
-            B = nn.Linear(case.rank, width, bias=False)
-            nn.init.orthogonal_(A.weight)
-            nn.init.zeros_(B.weight)
-            self.A.append(A)
-            self.B.append(B)
+def _make_adamw(model: nn.Module, case: Case) -> Optimizer | None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return AdamW(trained, lr=LEARNING_RATE, foreach=True) if trained else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The adapted layer: [..., d_in] -> [..., d_out]."""
-        y = self.base(x)
-        x = self.dropout(x)
-        updates = (SCALE * B(A(x)) for A, B in zip(self.A, self.B, strict=True))
-        if len(self.adapted) == 1:
-            return y + next(updates)
-        zeros = y.new_zeros(*y.shape[:-1], y.shape[-1] // len(self.adapted))
-        return y + torch.cat([next(updates) if adapted else zeros for adapted in self.adapted], dim=-1)
+
+def _make_corrected(model: nn.Module, case: Case) -> Optimizer | None:
+    optimizer = _make_adamw(model, case)
+    if optimizer is not None:
+        correct_gradients(optimizer, model)
+    return optimizer
+
+
+def _make_lora_fa(model: nn.Module, case: Case) -> Optimizer:
+    from peft.optimizers import create_lorafa_optimizer
+
+    # This is what freezes A.
+    optimizer: Optimizer = create_lorafa_optimizer(model, r=case.rank, lora_alpha=SCALE * case.rank, lr=LEARNING_RATE)
+    return optimizer
+
+
+def _make_lora_plus(model: nn.Module, case: Case) -> Optimizer:
+    from peft.optimizers import create_loraplus_optimizer
+
+    optimizer: Optimizer = create_loraplus_optimizer(
+        model, AdamW, lr=LEARNING_RATE, loraplus_lr_ratio=_LR_RATIO, foreach=True
+    )
+    return optimizer
+
+
+def _make_adalora(model: Any, case: Case) -> Optimizer | None:
+    """AdamW, followed by AdaLoRA's update of its importance scores, which is part of each of its steps."""
+    optimizer = _make_adamw(model, case)
+    if optimizer is not None:
+        optimizer.register_step_post_hook(lambda *_: model.base_model.update_and_allocate(1))
+    return optimizer
 
 
 def _freeze(model: VisionTransformer, case: Case) -> nn.Module:
@@ -287,32 +222,49 @@ def _keep(model: VisionTransformer, case: Case) -> nn.Module:
     return model
 
 
-def _add_plain_lora(model: VisionTransformer, case: Case) -> nn.Module:
+def _train_part(
+    model: VisionTransformer, case: Case, *, part: Callable[[VisionTransformer], Iterable[nn.Parameter]]
+) -> nn.Module:
     model.requires_grad_(False)
-    for name in _adapted_linears(case):
-        for block in model.blocks:
-            owner = block.attn if name in ("qkv", "proj") else block.mlp
-            adapted = [target in case.targets for target in LINEARS[name]]
-            setattr(owner, name, PlainLoRA(getattr(owner, name), case, adapted))
+    for parameter in [*part(model), *model.get_classifier().parameters()]:
+        parameter.requires_grad_(True)
     return model
 
 
-def _inject(model: VisionTransformer, case: Case, *, train: str, compute: str) -> nn.Module:
-    options: dict[str, Any] = {"targets": case.targets, "dropout": case.dropout, "alpha": SCALE * case.rank}
+def _biases(model: VisionTransformer) -> list[nn.Parameter]:
+    return [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
+
+
+def _norms(model: VisionTransformer) -> list[nn.Parameter]:
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    return [parameter for norm in norms for parameter in norm.parameters()]
+
+
+def _last_blocks(model: VisionTransformer) -> list[nn.Parameter]:
+    return [*model.blocks[-LAST_BLOCKS:].parameters(), *model.norm.parameters()]
+
+
+def _add_plain_lora(model: VisionTransformer, case: Case) -> nn.Module:
+    model.requires_grad_(False)
+    for name in adapted_linears(case):
+        owner, _, attribute = name.rpartition(".")
+        adapted = [target in case.targets for target in LINEARS[attribute]]
+        setattr(model.get_submodule(owner), attribute, PlainLoRA(model.get_submodule(name), case, adapted))
+    return model
+
+
+def _inject(model: VisionTransformer, case: Case, *, train: str, compute: str, **more: Any) -> nn.Module:
+    options: dict[str, Any] = {"targets": case.targets, "dropout": case.dropout, "alpha": SCALE * case.rank, **more}
+    if case.blocks is not None:
+        options["blocks"] = case.blocks
     return inject(model, AdapterConfig(rank=case.rank, train=train, compute=compute, seed=0, **options))
 
 
-def _add_peft_lora(model: VisionTransformer, case: Case) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    # Full names: PEFT matches the end of a name, so "proj" would include the patch embedding.
-    owners = {"qkv": "attn", "proj": "attn", "fc1": "mlp", "fc2": "mlp"}
-    names = [f"blocks.{i}.{owners[name]}.{name}" for i in range(len(model.blocks)) for name in _adapted_linears(case)]
-    options = {"r": case.rank, "lora_alpha": SCALE * case.rank, "lora_dropout": case.dropout}
-    return get_peft_model(model, LoraConfig(target_modules=names, **options))
+def _add_peft(model: VisionTransformer, case: Case, *, name: str) -> nn.Module:
+    return apply_peft(model, name, Sizes(case.rank, SCALE * case.rank, case.dropout), adapted_linears(case))
 
 
-def _adapted_linears(case: Case) -> list[str]:
+def _linears(case: Case) -> list[str]:
     return [name for name, targets in LINEARS.items() if set(targets) & set(case.targets)]
 
 
@@ -326,28 +278,99 @@ def _own_methods() -> dict[str, Method]:
     for name, label, colour, train in kinds:
         for way, suffix, addition in (("folded", "", ""), ("separate", "_separate", " (separate)")):
             prepare = partial(_inject, train=train, compute=way)
-            methods[name + suffix] = Method(label + addition, colour, prepare, train, way)
+            methods[name + suffix] = Method(label + addition, colour, prepare, "vitlorafa", train, way)
     return methods
+
+
+_PEFT_COLOUR = "#E69F00"
+# What trains in methods of PEFT whose cost is that of LoRA, LoRA-FA or LoRA-FB in plain PyTorch.
+_PEFT_FACTORS = {
+    **dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora"), "BA"),
+    "lora_fa": "B",
+    "mica": "A",
+}
+_PEFT_OPTIMIZERS = {"lora_fa": _make_lora_fa, "lora_plus": _make_lora_plus, "adalora": _make_adalora}
+
+
+def _peft_methods() -> dict[str, Method]:
+    methods = {}
+    for name, declared in PEFT_METHODS.items():
+        factors = _PEFT_FACTORS.get(name, "")
+        methods[f"peft_{name}"] = Method(
+            label=declared.label,
+            colour="#56B4E9" if name == "lora" else _PEFT_COLOUR,
+            prepare=partial(_add_peft, name=name),
+            group="PEFT",
+            train=factors,
+            way="plain" if factors else "",
+            peft=name,
+            optimizer=_PEFT_OPTIMIZERS.get(name),
+            needs=("peft", "PEFT", INSTALL),
+        )
+    return methods
+
+
+def _parts() -> dict[str, Method]:
+    parts: dict[str, tuple[str, Callable[[VisionTransformer], Iterable[nn.Parameter]]]] = {
+        "linear_probe": ("linear probe", lambda model: ()),
+        "bitfit": ("BitFit", _biases),
+        "norm_tuning": ("norm tuning", _norms),
+        "last_blocks": (f"last {LAST_BLOCKS} blocks", _last_blocks),
+    }
+    return {
+        name: Method(label, "#999933", partial(_train_part, part=part), "part of the model")
+        for name, (label, part) in parts.items()
+    }
 
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart. Methods that `domainbed_ext` plots too have the
 # same colours there.
 METHODS: dict[str, Method] = {
-    "lower_bound": Method("lower bound", "#7A7A7A", _freeze),
-    "full": Method("full fine-tuning", "#CC79A7", _keep),
-    "lora_fa_plain": Method("LoRA-FA (plain PyTorch)", "#8C6D31", _add_plain_lora, "B", "plain"),
+    "lower_bound": Method("lower bound", "#7A7A7A", _freeze, "reference"),
+    "full": Method("full fine-tuning", "#CC79A7", _keep, "reference"),
+    **_parts(),
+    "lora_fa_plain": Method("LoRA-FA (plain PyTorch)", "#8C6D31", _add_plain_lora, "plain PyTorch", "B", "plain"),
     **_own_methods(),
-    "peft_lora": Method("PEFT LoRA", "#56B4E9", _add_peft_lora, "BA", "plain", peft=True),
-    "peft_lora_fa": Method("PEFT LoRA-FA", "#E69F00", _add_peft_lora, "B", "plain", peft=True),
+    "lora_fa_corrected": Method(
+        "LoRA-FA (gradient correction)",
+        "#D55E00",
+        partial(_inject, train="B", compute="folded", gradient_correction=True),
+        "vitlorafa",
+        "B",
+        "folded",
+        optimizer=_make_corrected,
+    ),
+    **_peft_methods(),
 }
+# The methods that `step` and `memory` compare by default; each has a colour and a marker of its own.
+CORE = (
+    "lower_bound",
+    "full",
+    "lora_fa_plain",
+    *_own_methods(),
+    "peft_lora",
+    "peft_lora_fa",
+)
+# Name -> operations of a step and kept bytes, of methods without an adapter.
+_FORMULAS: dict[str, tuple[Callable[[Stack], int] | None, Callable[[Stack], int]]] = {
+    "lower_bound": (formulas.lower_bound_flops, formulas.lower_bound_saved),
+    "full": (formulas.full_flops, formulas.full_saved),
+    "linear_probe": (formulas.probe_flops, formulas.probe_saved),
+    "bitfit": (None, formulas.bias_saved),
+    "norm_tuning": (None, formulas.norm_tuning_saved),
+    "last_blocks": (None, partial(formulas.last_blocks_saved, n=LAST_BLOCKS)),
+}
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_").replace(" ", "_")
+
+
 _ALIASES = {
-    **{method.label.lower().replace("-", "_").replace(" ", "_"): name for name, method in METHODS.items()},
-    # Names of earlier versions, which committed commands use.
+    **{name: f"peft_{name}" for name in PEFT_METHODS if name not in METHODS},
+    **{_plain(method.label): name for name, method in METHODS.items()},
+    # Names of earlier versions, which committed commands and tables use.
     "floor": "lower_bound",
     "lora_plain": "lora_fa_plain",
-    **{
-        f"{method.train.lower()}_{method.way}": name
-        for name, method in METHODS.items()
-        if method.way in ("folded", "separate")
-    },
+    **{f"{method.train.lower()}_{method.way}": name for name, method in _own_methods().items()},
 }

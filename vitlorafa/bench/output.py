@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitlorafa.bench.plots import plot_memory, plot_ranks, save_figure
-from vitlorafa.bench.tables import Row, csv_text, markdown, rank_markdown, read_csv
+from vitlorafa.bench.plots import plot_growth, plot_memory, plot_methods, plot_ranks, save_figure
+from vitlorafa.bench.tables import Row, csv_text, growth_markdown, markdown, rank_markdown, read_csv
 from vitlorafa.errors import AdapterError
+
+_PLOTS = {"memory": plot_memory, "methods": plot_methods, "growth": plot_growth}
 
 
 def write(
@@ -17,10 +19,10 @@ def write(
 
     Args:
         folder: Existing folder.
-        what: "step" or "memory", the first part of the file names.
+        what: "step", "memory", "methods" or "growth", the first part of the file names.
         device: Last part of the file names, as by `vitlorafa.bench.machine.file_name`.
         provenance: Command, date, machine and versions, from `collect_provenance`.
-        rows: Rows of `step_rows` or `memory_rows`.
+        rows: Rows of `step_rows`, `memory_rows`, `method_rows` or `growth_rows`.
         ranks: Rows of `rank_rows`.
     """
     stem = f"{what}_{device}"
@@ -44,7 +46,7 @@ def redraw(folder: Path) -> list[str]:
         AdapterError: If the folder has no such files, or one of them is damaged.
     """
     written = []
-    for what in ("step", "memory"):
+    for what in ("step", "memory", "methods", "growth"):
         for path in sorted(folder.glob(f"{what}_*.csv")):
             device = path.stem.removeprefix(f"{what}_")
             ranks = folder / f"ranks_{device}.csv"
@@ -56,7 +58,10 @@ def redraw(folder: Path) -> list[str]:
                 raise AdapterError(f"{path} or the files next to it cannot be read ({error}): measure again") from None
             written.append(f"{path.stem}.md")
     if not written:
-        raise AdapterError(f"{folder} has no step_*.csv or memory_*.csv: name the --output_dir of an earlier run")
+        raise AdapterError(
+            f"{folder} has no step_*.csv, memory_*.csv, methods_*.csv or growth_*.csv: name the --output_dir of an "
+            "earlier run"
+        )
     return written
 
 
@@ -67,11 +72,11 @@ def _render(
     parts = [
         f"{machine['device']}, {machine['threads']} threads; torch {versions['torch']}, timm {versions['timm']}, "
         f"PEFT {versions['peft']}; {provenance['date']}\n\n`{provenance['command']}`\n",
-        markdown(what, rows),
+        growth_markdown(rows) if what == "growth" else markdown(what, rows),
     ]
     if ranks:
         parts.append(rank_markdown(ranks))
         save_figure(plot_ranks(ranks), folder, f"ranks_{device}")
-    if what == "memory":
-        save_figure(plot_memory(rows), folder, f"memory_{device}")
+    if what in _PLOTS:
+        save_figure(_PLOTS[what](rows), folder, f"{what}_{device}")
     (folder / f"{what}_{device}.md").write_text("\n".join(parts), encoding="utf-8")

@@ -4,14 +4,16 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vitlorafa.bench.case import Case
+from vitlorafa.bench.costs import Cost
 from vitlorafa.bench.measure import MIB, Memory, Times
-from vitlorafa.bench.methods import METHODS, Case
+from vitlorafa.bench.methods import METHODS
 
 Row = dict[str, Any]
 Curves = dict[tuple[str, str], dict[int, int]]  # (setting, method) -> rank -> bytes of kept activations
@@ -88,6 +90,96 @@ def rank_rows(curves: Curves) -> list[Row]:
     ]
 
 
+def method_rows(costs: Iterable[Cost], times: Iterable[Times], rate: float, memory: Mapping[str, int]) -> list[Row]:
+    """One row for each method: trained parameters, MiB of each part of the memory, time, MFU and the largest batches.
+
+    Args:
+        costs: Memory and operations of each method, of one case.
+        times: Times of the same methods.
+        rate: Operations per second of a large matmul.
+        memory: Sizes in bytes by their text, for each of which a column has the largest batch.
+    """
+    costs, by_method = list(costs), {record.method: record for record in times}
+    bound = by_method.get("lower_bound")
+    kept = next((cost.saved.activations for cost in costs if cost.method == "lower_bound"), None)
+    rows = []
+    for cost in costs:
+        record = by_method[cost.method]
+        median = statistics.median(record.step)
+        rows.append(
+            {
+                **_case_columns(cost.case),
+                "method": METHODS[cost.method].label,
+                "group": METHODS[cost.method].group,
+                "adapter_parameters": cost.adapter,
+                "head_parameters": cost.head,
+                "frozen_mib": cost.frozen / MIB,
+                "trained_mib": cost.trained / MIB,
+                "gradients_mib": cost.trained / MIB,
+                "optimizer_mib": cost.optimizer / MIB,
+                "kept_weights_mib": cost.saved.weights / MIB,
+                "kept_mib": cost.saved.activations / MIB,
+                "formula_mib": _to_mib(cost.formula),
+                "kept_ratio": cost.saved.activations / kept if kept else None,
+                "total_mib": cost.total / MIB,
+                "peak_mib": _to_mib(cost.peak.total if cost.peak else None),
+                "step_ms": 1000 * median,
+                "fastest_ms": 1000 * min(record.step),
+                "ratio_to_lower_bound": record.ratio(bound) if bound else None,
+                "model_gflop": cost.flops / 1e9,
+                "matmul_gflop_per_s": rate / 1e9,
+                "mfu": cost.flops / median / rate,
+                "rounds": len(record.step),
+                **{f"{_LARGEST}{text}": cost.largest_batch(size) for text, size in memory.items()},
+            }
+        )
+    return rows
+
+
+def growth_rows(costs: Iterable[tuple[str, int, Cost]]) -> list[Row]:
+    """One row for each point of the plots of growing memory.
+
+    Args:
+        costs: Panel ("rank", "first blocks", "last blocks" or "resolution"), value and memory of each point.
+    """
+    return [
+        {
+            **_case_columns(cost.case),
+            "case": cost.case.size,
+            "panel": panel,
+            "value": value,
+            "method": METHODS[cost.method].label,
+            "adapter_parameters": cost.adapter,
+            "kept_mib": cost.saved.activations / MIB,
+            "kept_weights_mib": cost.saved.weights / MIB,
+            "total_mib": cost.total / MIB,
+        }
+        for panel, value, cost in costs
+    ]
+
+
+def growth_markdown(rows: Sequence[Row]) -> str:
+    """One Markdown table for each panel of the plots of growing memory: all counted MiB by value and method.
+
+    Args:
+        rows: Rows of `growth_rows`.
+    """
+    parts = ["Memory, counted, in MiB: weights, gradients, optimizer state, what is kept for backward, and images."]
+    for panel in dict.fromkeys(row["panel"] for row in rows):
+        within = [row for row in rows if row["panel"] == panel]
+        methods = dict.fromkeys(row["method"] for row in within)
+        totals = {(row["value"], row["method"]): row["total_mib"] for row in within}
+        lines = [
+            {panel: value} | {method: totals.get((value, method)) for method in methods}
+            for value in dict.fromkeys(row["value"] for row in within)
+        ]
+        parts += [
+            f"**{within[0]['case']}**",
+            table(lines, {panel: (panel, "{}")} | {m: (m, "{:.1f}") for m in methods}),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
 # Key of a row -> header of the Markdown table and format of the number.
 _STEP = {
     "method": ("method", "{}"),
@@ -121,28 +213,53 @@ _FORMULA = {
     "formula_mib": ("kept activations, MiB", "{:.2f}"),
     "kept_ratio": ("× lower bound", "{:.3f}"),
 }
+_METHODS_TABLE = {
+    "method": ("method", "{}"),
+    "adapter_parameters": ("trained, without head", "{:,}"),
+    "head_parameters": ("head", "{:,}"),
+    "kept_mib": ("kept activations, MiB", "{:.1f}"),
+    "kept_ratio": ("× lower bound", "{:.3f}"),
+    "kept_weights_mib": ("kept weights", "{:.1f}"),
+    "frozen_mib": ("frozen weights", "{:.1f}"),
+    "optimizer_mib": ("optimizer state", "{:.2f}"),
+    "total_mib": ("all parts", "{:.0f}"),
+    "peak_mib": ("peak", "{:.0f}"),
+    "step_ms": ("step, ms", "{:.0f}"),
+    "ratio_to_lower_bound": ("× lower bound", "{:.2f}"),
+    "mfu": ("MFU", "{:.1%}"),
+}
 _BOUND = "Lower bound: the frozen model's forward pass and the gradients of its activations."
 _NOTES = {
     "step": f"Medians over the rounds. {_BOUND}\n"
     "× lower bound: median of the ratios within each round. GFLOP: by formula.",
     "memory": f"Kept: what autograd saves from forward to backward, without parameters. {_BOUND}\n"
     "Peak: weights, gradients, optimizer state and activations together.",
+    "methods": f"{_BOUND}\n"
+    "Memory is counted, in MiB; all parts: also trained weights, their gradients and the images.\n"
+    "Step: median; × lower bound: median of the ratios within each round.\n"
+    "MFU, model FLOPs utilisation: the operations that the model itself needs, divided by time and by the rate of a\n"
+    "large matmul. They are the forward pass, the gradients of activations back to the first layer that trains or is\n"
+    "adapted, and the gradients of the model's own trained weights; what a method adds counts as time only.\n"
+    "Largest batch: its counted bytes fit; what is allocated for a moment only is not counted.",
     "formula": f"By formula; nothing was run. {_BOUND}",
 }
-_HEADERS = {"step": _STEP, "memory": _MEMORY, "formula": _FORMULA}
+_HEADERS = {"step": _STEP, "memory": _MEMORY, "formula": _FORMULA, "methods": _METHODS_TABLE}
+_LARGEST = "batch_in_"  # first part of the names of these columns, which end in the size
 
 
 def markdown(what: str, rows: Sequence[Row]) -> str:
     """One Markdown table for each case, with a note on what it shows.
 
     Args:
-        what: "step", "memory" or "formula".
-        rows: Rows of `step_rows` or `memory_rows`, or others with the case's name under "case".
+        what: "step", "memory", "methods" or "formula".
+        rows: Rows of `step_rows`, `memory_rows` or `method_rows`, or others with the case's name under "case".
     """
     parts = [_NOTES[what]]
+    largest = [key for key in rows[0] if key.startswith(_LARGEST)]
+    headers = _HEADERS[what] | {key: (f"largest batch in {key.removeprefix(_LARGEST)}", "{:,}") for key in largest}
     for case in dict.fromkeys(row["case"] for row in rows):
         parts.append(f"**{case}**")
-        parts.append(table([row for row in rows if row["case"] == case], _HEADERS[what]))
+        parts.append(table([row for row in rows if row["case"] == case], headers))
     return "\n\n".join(parts) + "\n"
 
 
@@ -200,7 +317,8 @@ def _parse(cell: str) -> str | int | float | None:
 
 
 def _case_columns(case: Case) -> Row:
-    return {"case": str(case), **case.to_dict(), "targets": " ".join(case.targets)}
+    blocks = None if case.blocks is None else " ".join(map(str, case.blocks))
+    return {"case": str(case), **case.to_dict(), "targets": " ".join(case.targets), "blocks": blocks}
 
 
 def _to_mib(size: int | None) -> float | None:

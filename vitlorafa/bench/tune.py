@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from vitlorafa import AdapterConfig, AdapterError, cast_frozen, inject, speed_up, tuning
+from vitlorafa.bench.case import CLASSES, PRECISIONS, SCALE, Case, build_backbone
 from vitlorafa.bench.command_line import CommandLine, check_positive
-from vitlorafa.bench.methods import CLASSES, PRECISIONS, SCALE, Case, build_backbone
 from vitlorafa.bench.tables import Row, table
 from vitlorafa.config import TARGETS, TRAIN
 from vitlorafa.errors import unknown

@@ -1,0 +1,171 @@
+"""The part `growth` of the benchmark: memory by rank, by number of adapted blocks and by resolution."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vitlorafa import AdapterError
+from vitlorafa.bench import output
+from vitlorafa.bench.case import PRECISIONS, Case, build_backbone
+from vitlorafa.bench.command_line import CommandLine, check_positive, expand_path, find_device, run_part
+from vitlorafa.bench.costs import Cost, measure_cost, scale_cost
+from vitlorafa.bench.machine import collect_provenance, file_name
+from vitlorafa.bench.methods import METHODS, build, find_method, why_unavailable
+from vitlorafa.bench.progress import show_progress
+from vitlorafa.bench.tables import growth_markdown, growth_rows
+from vitlorafa.config import TARGETS
+from vitlorafa.errors import unknown
+
+_DEFAULT = ("lower_bound", "full", "lora_fa", "lora", "peft_lora", "peft_lora_fa")
+EXAMPLES = """examples:
+  python -m vitlorafa.bench growth                          # ViT-S/16, batch 16, bf16
+  python -m vitlorafa.bench growth --ranks 8 64 --resolutions 224 384 512 --methods lora_fa lora full
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement.
+
+    Attributes:
+        panel: "rank", "first blocks", "last blocks" or "resolution".
+        value: Rank, number of blocks, or pixels.
+        method: Name in `METHODS`.
+        case: Case to count in, with one or two images.
+        batch_size: Number of images that the plot shows.
+    """
+
+    panel: str
+    value: int
+    method: str
+    case: Case
+    batch_size: int
+
+    def measure(self) -> tuple[str, int, Cost]:
+        """Panel, value and cost."""
+        cost = measure_cost(self.method, self.case, build(self.method, self.case))
+        return self.panel, self.value, scale_cost(cost, self.batch_size)
+
+
+def make_parser(prog: str = "python -m vitlorafa.bench growth") -> argparse.ArgumentParser:
+    """The command line.
+
+    Args:
+        prog: Name of the command in messages.
+    """
+    names = "".join(f"\n  {name:22} {method.label}" for name, method in METHODS.items())
+    parser = CommandLine(
+        prog=prog,
+        description="Count the memory of a training step by rank, by number of adapted blocks and by resolution, and\n"
+        "plot it in three panels. What one image keeps is measured; it is the same for every image of a batch.",
+        epilog=f"methods:{names}\n\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", default="vit_small_patch16_224", metavar="NAME", help="timm model (default: ViT-S/16)")
+    add("--batch_size", type=int, default=16, metavar="N", help="images in a step (default: %(default)s)")
+    add("--rank", type=int, default=8, metavar="R", help="rank in the other panels (default: %(default)s)")
+    add(
+        "--ranks",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8, 16, 32, 64, 128],
+        metavar="R",
+        help="ranks (default: 1 2 4 ... 128)",
+    )
+    add("--blocks", type=int, nargs="+", metavar="N", help="numbers of adapted blocks (default: every other one)")
+    add("--resolution", type=int, default=224, metavar="PX", help="pixels in the other panels (default: %(default)s)")
+    add(
+        "--resolutions",
+        type=int,
+        nargs="+",
+        default=[128, 224, 320, 384, 448, 512],
+        metavar="PX",
+        help="image sizes (default: 128 224 320 384 448 512)",
+    )
+    add("--precision", default="bf16", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: %(default)s)")
+    add("--methods", nargs="+", default=list(_DEFAULT), metavar="NAME", help=f"default: {' '.join(_DEFAULT)}")
+    add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if available)")
+    add("--depth", type=int, metavar="N", help="number of blocks (default: the model's)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add(
+        "--output_dir",
+        type=expand_path,
+        default="runs/bench",
+        metavar="DIR",
+        help="folder for results (default: %(default)s)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments.
+        prog: Name of the command in messages.
+
+    Returns:
+        The exit code: 0, 1 if a measurement failed, 2 if an argument is invalid, 130 if interrupted.
+    """
+    return run_part(make_parser(prog), argv, _prepare, _run)
+
+
+def _prepare(args: argparse.Namespace) -> list[Point]:
+    check_positive(args, "batch_size", "rank", "ranks", "blocks", "resolution", "resolutions", "depth", "threads")
+    if args.precision not in PRECISIONS:
+        raise unknown("precision", args.precision, PRECISIONS)
+    device = find_device(args.device)
+    case = Case(args.model, 2, args.resolution, args.precision, args.rank, TARGETS, 0.0, device, args.depth, head=True)
+    backbone = build_backbone(case)
+    width, depth = backbone.embed_dim, len(backbone.blocks)
+    for rank in (args.rank, *args.ranks):
+        if rank > width:
+            raise AdapterError(f"rank {rank} is larger than the width {width} of {args.model}: choose a smaller one")
+    numbers = args.blocks or sorted({*range(2, depth + 1, 2), 1, depth})
+    if max(numbers) > depth:
+        raise AdapterError(f"--blocks {max(numbers)} is more than the {depth} blocks of {args.model}")
+    for resolution in args.resolutions:
+        build_backbone(replace(case, resolution=resolution))
+    methods = []
+    for method in dict.fromkeys(find_method(name) for name in args.methods):
+        if reason := why_unavailable(method, case):
+            print(f"{METHODS[method].label} is left out: {reason}", file=sys.stderr)
+        else:
+            methods.append(method)
+    if not methods:
+        raise AdapterError("no method can run")
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    return [
+        Point(panel, value, method, each, args.batch_size)
+        for panel, value, each in _cases(case, args, numbers, depth)
+        for method in methods
+        if each.blocks is None or METHODS[method].is_adapter
+    ]
+
+
+def _cases(case: Case, args: argparse.Namespace, numbers: list[int], depth: int) -> Iterator[tuple[str, int, Case]]:
+    for rank in args.ranks:
+        yield "rank", rank, replace(case, rank=rank)
+    for number in numbers:
+        yield "first blocks", number, replace(case, blocks=tuple(range(number)))
+        yield "last blocks", number, replace(case, blocks=tuple(range(depth - number, depth)))
+    for resolution in args.resolutions:
+        yield "resolution", resolution, replace(case, resolution=resolution)
+
+
+def _run(args: argparse.Namespace, argv: Sequence[str], points: list[Point]) -> None:
+    start, device = time.monotonic(), points[0].case.device
+    costs = []
+    with show_progress(len(points)) as advance:
+        for point in points:
+            costs.append(point.measure())
+            advance()
+    rows = growth_rows(costs)
+    provenance = collect_provenance(["growth", *argv], device) | {"seconds": round(time.monotonic() - start)}
+    output.write(Path(args.output_dir), "growth", file_name(device), provenance, rows)
+    print(growth_markdown(rows))
+    print(f"written to {args.output_dir}")

@@ -1,0 +1,178 @@
+"""The part `methods` of the benchmark: parameters, memory, time and largest batch of every method, in one table."""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from vitlorafa import AdapterConfig, AdapterError
+from vitlorafa.bench import output
+from vitlorafa.bench.case import PRECISIONS, Case, build_backbone, stack_of
+from vitlorafa.bench.command_line import CommandLine, check_positive, expand_path, find_device, run_part
+from vitlorafa.bench.costs import Cost, measure_cost, parse_memory, share_weights
+from vitlorafa.bench.machine import collect_provenance, file_name, matmul_rate
+from vitlorafa.bench.measure import measure_peak, time_steps
+from vitlorafa.bench.methods import METHODS, Setup, build, find_method, why_unavailable
+from vitlorafa.bench.progress import show_progress
+from vitlorafa.bench.tables import Row, markdown, method_rows
+from vitlorafa.errors import unknown
+
+_NAMES = "".join(f"\n  {name:22} {method.label}" for name, method in METHODS.items())
+EXAMPLES = """examples:
+  python -m vitlorafa.bench methods                                     # ViT-S/16, batch 16, bf16, rank 8
+  python -m vitlorafa.bench methods --model vit_base_patch16_224 --batch_size 8 --memory 8GiB 24GiB
+  python -m vitlorafa.bench methods --methods lower_bound full lora_fa lora peft_lora peft_dora
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        case: What is the same for all methods.
+        methods: Names in `METHODS`.
+        memory: Sizes in bytes, by the text that the user typed, for which the largest batch is computed.
+    """
+
+    case: Case
+    methods: list[str]
+    memory: dict[str, int]
+
+
+def make_parser(prog: str = "python -m vitlorafa.bench methods") -> argparse.ArgumentParser:
+    """The command line.
+
+    Args:
+        prog: Name of the command in messages.
+    """
+    parser = CommandLine(
+        prog=prog,
+        description="Measure every method in one table and one figure: trained parameters, memory part by part, step\n"
+        "time relative to the lower bound, model FLOPs utilisation, and the largest batch in a given memory.\n"
+        "Weights and images are random. The head trains in all rows but the lower bound.",
+        epilog=f"methods:{_NAMES}\n\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", default="vit_small_patch16_224", metavar="NAME", help="timm model (default: ViT-S/16)")
+    add("--batch_size", type=int, default=16, metavar="N", help="images in a step (default: %(default)s)")
+    add("--resolution", type=int, default=224, metavar="PX", help="image size in pixels (default: %(default)s)")
+    add("--rank", type=int, default=8, metavar="R", help="rank of the adapters (default: %(default)s)")
+    add(
+        "--targets",
+        default="all",
+        metavar="NAMES",
+        help="projections, e.g. q,v, from q, k, v, proj, fc1, fc2 (default: all)",
+    )
+    add("--precision", default="bf16", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: %(default)s)")
+    add("--methods", nargs="+", default=list(METHODS), metavar="NAME", help="methods, listed below (default: all)")
+    add(
+        "--memory",
+        nargs="+",
+        type=str,
+        default=["8GiB", "24GiB"],
+        metavar="SIZE",
+        help="memory for the column of the largest batch (default: 8GiB 24GiB)",
+    )
+    add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if available)")
+    add("--depth", type=int, metavar="N", help="number of blocks (default: the model's)")
+    add("--repeats", type=int, default=5, metavar="N", help="rounds that count (default: %(default)s)")
+    add("--warmup", type=int, default=1, metavar="N", help="rounds before them (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add(
+        "--output_dir",
+        type=expand_path,
+        default="runs/bench",
+        metavar="DIR",
+        help="folder for results (default: %(default)s)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments.
+        prog: Name of the command in messages.
+
+    Returns:
+        The exit code: 0, 1 if a measurement failed, 2 if an argument is invalid, 130 if interrupted.
+    """
+    return run_part(make_parser(prog), argv, _prepare, _run)
+
+
+def _prepare(args: argparse.Namespace) -> Plan:
+    check_positive(args, "batch_size", "resolution", "rank", "depth", "repeats", "threads")
+    if args.warmup < 0:
+        raise AdapterError(f"--warmup must be at least 0, not {args.warmup}")
+    if args.precision not in PRECISIONS:
+        raise unknown("precision", args.precision, PRECISIONS)
+    asked = dict.fromkeys(find_method(name) for name in args.methods)
+    memory = {text: parse_memory(text) for text in args.memory}
+    targets = AdapterConfig(rank=args.rank, targets=args.targets).targets
+    device = find_device(args.device)
+    case = Case(
+        args.model, args.batch_size, args.resolution, args.precision, args.rank, targets, 0.0, device, args.depth, True
+    )
+    width = build_backbone(case).embed_dim
+    if args.rank > width:
+        raise AdapterError(
+            f"--rank {args.rank} is larger than the width {width} of {args.model}: choose a smaller rank"
+        )
+    reasons = {method: why_unavailable(method, case) for method in asked}
+    for method, reason in reasons.items():
+        if reason is not None:
+            _leave_out(method, reason)
+    methods = [method for method in METHODS if method in reasons and reasons[method] is None]
+    if not methods:
+        raise AdapterError("no method can run")
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    return Plan(case, methods, memory)
+
+
+def _run(args: argparse.Namespace, argv: Sequence[str], plan: Plan) -> None:
+    start, case = time.monotonic(), plan.case
+    dtype = PRECISIONS[case.precision] or torch.float32
+    rate = matmul_rate(dtype, case.device)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # about kernels that were not compiled
+    with show_progress(len(plan.methods) * (1 + args.warmup + args.repeats)) as advance:
+        setups: dict[str, Setup] = {}
+        costs: list[Cost] = []
+        backbone = build_backbone(case).to(case.device)
+        for method in plan.methods:
+            try:
+                setup = build(method, case)
+                costs.append(measure_cost(method, case, setup))
+            except (AdapterError, RuntimeError) as error:  # one method that fails must not stop the others
+                _leave_out(method, str(error).strip().splitlines()[0])
+                continue
+            share_weights(setup.model, backbone)
+            setups[method] = setup
+            advance()
+        if not setups:
+            raise AdapterError("no method could be measured")
+        times = time_steps(setups, case, args.repeats, args.warmup, advance, stack_of(case))
+        rate = max(rate, matmul_rate(dtype, case.device))  # the machine's speed varies; the faster one is the peak
+        setups.clear()
+        if torch.device(case.device).type == "cuda":
+            costs = [replace(cost, peak=measure_peak(cost.method, case)) for cost in costs]
+    rows = method_rows(costs, times, rate, plan.memory)
+    provenance = collect_provenance(["methods", *argv], case.device) | {"seconds": round(time.monotonic() - start)}
+    _write(args.output_dir, case, provenance, rows)
+    print(markdown("methods", rows))
+    print(f"written to {args.output_dir}")
+
+
+def _write(folder: str, case: Case, provenance: Row, rows: list[Row]) -> None:
+    output.write(Path(folder), "methods", file_name(case.device), provenance, rows)
+
+
+def _leave_out(method: str, reason: str) -> None:
+    print(f"{METHODS[method].label} is left out: {reason}", file=sys.stderr)
