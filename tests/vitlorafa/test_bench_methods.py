@@ -222,6 +222,23 @@ def test_one_method_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch, 
     assert [row["method"] for row in read(tmp_path)] == ["lower bound", "LoRA-FA"]
 
 
+def test_an_interruption_while_steps_are_timed_keeps_the_counts(tmp_path, capsys, monkeypatch, no_rate):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(methods_table, "time_steps", interrupt)
+    assert run(tmp_path, "--methods", "lower_bound", "lora_fa") == 130
+    assert str(tmp_path / "out") in capsys.readouterr().err
+    assert [(float(row["kept_mib"]) > 0, row["step_ms"]) for row in read(tmp_path)] == [(True, "")] * 2
+
+
+def test_without_rounds_nothing_is_timed(tmp_path, capsys, monkeypatch):
+    monkeypatch.delattr(methods_table, "time_steps")
+    assert run(tmp_path, "--methods", "lora_fa", "--repeats", "0") == 0
+    assert "| LoRA-FA |" in capsys.readouterr().out
+    assert [row["mfu"] for row in read(tmp_path)] == [""]
+
+
 def test_without_peft_its_methods_are_left_out_with_the_line_that_installs_it(tmp_path, capsys, monkeypatch, no_rate):
     monkeypatch.setattr(methods, "find_spec", lambda name: None)
     assert run(tmp_path, "--methods", "linear_probe", "peft_dora") == 0
@@ -237,6 +254,7 @@ def test_without_peft_its_methods_are_left_out_with_the_line_that_installs_it(tm
         (["--rank", "65"], ["--rank 65", "64", "test_vit"]),
         (["--rank", "0"], ["--rank", "at least 1"]),
         (["--warmup", "-1"], ["--warmup", "at least 0"]),
+        (["--repeats", "-1"], ["--repeats", "at least 0"]),
         (["--precision", "bf61"], ["precision", "'bf61'", "'bf16'"]),
         (["--device", "tpu"], ["device", "'tpu'"]),
         (["--model", "vit_tiny_244"], ["model", "'vit_tiny_244'"]),

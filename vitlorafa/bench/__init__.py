@@ -36,6 +36,8 @@ How it is measured:
   the input of the first block requires a gradient. The optimizer is AdamW with `foreach`; PEFT's LoRA-FA has its own.
 - Kept bytes: each storage that autograd saves counts once; parameters and buffers do not count. Measured at two batch
   sizes: what grows with the batch is activations, the rest is weights (cast copies, and W + s·B·A).
+- The parts `methods` and `growth` also count weights, gradients and optimizer state, see `vitlorafa.bench.costs`. There
+  the head trains in all rows but the lower bound.
 - Peak memory: weights, gradients, optimizer state and activations, minus what the process held before the model was
   built. On a GPU, torch's own count; on a CPU, the resident size of a new process for each method.
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from vitlorafa import AdapterError
@@ -15,10 +16,12 @@ from vitlorafa.bench.costs import Cost, measure_cost, scale_cost
 from vitlorafa.bench.machine import collect_provenance, file_name
 from vitlorafa.bench.methods import METHODS, build, find_method, why_unavailable
 from vitlorafa.bench.progress import show_progress
-from vitlorafa.bench.tables import growth_markdown, growth_rows
+from vitlorafa.bench.tables import Row, growth_markdown, growth_rows
 from vitlorafa.config import TARGETS
 from vitlorafa.errors import unknown
 
+_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
+_RESOLUTIONS = (128, 224, 320, 384, 448, 512)
 _DEFAULT = ("lower_bound", "full", "lora_fa", "lora", "peft_lora", "peft_lora_fa")
 EXAMPLES = """examples:
   python -m vitlorafa.bench growth                          # ViT-S/16, batch 16, bf16
@@ -68,23 +71,15 @@ def make_parser(prog: str = "python -m vitlorafa.bench growth") -> argparse.Argu
     add("--model", default="vit_small_patch16_224", metavar="NAME", help="timm model (default: ViT-S/16)")
     add("--batch_size", type=int, default=16, metavar="N", help="images in a step (default: %(default)s)")
     add("--rank", type=int, default=8, metavar="R", help="rank in the other panels (default: %(default)s)")
-    add(
-        "--ranks",
-        type=int,
-        nargs="+",
-        default=[1, 2, 4, 8, 16, 32, 64, 128],
-        metavar="R",
-        help="ranks (default: 1 2 4 ... 128)",
-    )
+    add("--ranks", type=int, nargs="+", metavar="R", help="ranks (default: 1 2 4 ... 128)")
     add("--blocks", type=int, nargs="+", metavar="N", help="numbers of adapted blocks (default: every other one)")
     add("--resolution", type=int, default=224, metavar="PX", help="pixels in the other panels (default: %(default)s)")
     add(
         "--resolutions",
         type=int,
         nargs="+",
-        default=[128, 224, 320, 384, 448, 512],
         metavar="PX",
-        help="image sizes (default: 128 224 320 384 448 512)",
+        help="image sizes (default: the multiples of the patch size next to 128, 224, 320, 384, 448 and 512)",
     )
     add("--precision", default="bf16", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: %(default)s)")
     add("--methods", nargs="+", default=list(_DEFAULT), metavar="NAME", help=f"default: {' '.join(_DEFAULT)}")
@@ -122,12 +117,15 @@ def _prepare(args: argparse.Namespace) -> list[Point]:
     case = Case(args.model, 2, args.resolution, args.precision, args.rank, TARGETS, 0.0, device, args.depth, head=True)
     backbone = build_backbone(case)
     width, depth = backbone.embed_dim, len(backbone.blocks)
+    args.ranks = args.ranks or [rank for rank in _RANKS if rank <= width]
     for rank in (args.rank, *args.ranks):
         if rank > width:
             raise AdapterError(f"rank {rank} is larger than the width {width} of {args.model}: choose a smaller one")
-    numbers = args.blocks or sorted({*range(2, depth + 1, 2), 1, depth})
-    if max(numbers) > depth:
-        raise AdapterError(f"--blocks {max(numbers)} is more than the {depth} blocks of {args.model}")
+    args.blocks = args.blocks or sorted({*range(2, depth + 1, 2), 1, depth})
+    if max(args.blocks) > depth:
+        raise AdapterError(f"--blocks {max(args.blocks)} is more than the {depth} blocks of {args.model}")
+    patch = max(backbone.patch_embed.patch_size)
+    args.resolutions = args.resolutions or [patch * round(pixels / patch) for pixels in _RESOLUTIONS]
     for resolution in args.resolutions:
         build_backbone(replace(case, resolution=resolution))
     methods = []
@@ -141,17 +139,18 @@ def _prepare(args: argparse.Namespace) -> list[Point]:
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     return [
         Point(panel, value, method, each, args.batch_size)
-        for panel, value, each in _cases(case, args, numbers, depth)
+        for panel, value, each in _cases(case, args, depth)
         for method in methods
         if each.blocks is None or METHODS[method].is_adapter
     ]
 
 
-def _cases(case: Case, args: argparse.Namespace, numbers: list[int], depth: int) -> Iterator[tuple[str, int, Case]]:
+def _cases(case: Case, args: argparse.Namespace, depth: int) -> Iterator[tuple[str, int, Case]]:
     for rank in args.ranks:
         yield "rank", rank, replace(case, rank=rank)
-    for number in numbers:
+    for number in args.blocks:
         yield "first blocks", number, replace(case, blocks=tuple(range(number)))
+    for number in args.blocks:
         yield "last blocks", number, replace(case, blocks=tuple(range(depth - number, depth)))
     for resolution in args.resolutions:
         yield "resolution", resolution, replace(case, resolution=resolution)
@@ -159,13 +158,13 @@ def _cases(case: Case, args: argparse.Namespace, numbers: list[int], depth: int)
 
 def _run(args: argparse.Namespace, argv: Sequence[str], points: list[Point]) -> None:
     start, device = time.monotonic(), points[0].case.device
-    costs = []
+    rows: list[Row] = []
     with show_progress(len(points)) as advance:
-        for point in points:
-            costs.append(point.measure())
-            advance()
-    rows = growth_rows(costs)
-    provenance = collect_provenance(["growth", *argv], device) | {"seconds": round(time.monotonic() - start)}
-    output.write(Path(args.output_dir), "growth", file_name(device), provenance, rows)
+        for _, panel in groupby(points, key=lambda point: point.panel):
+            for point in panel:
+                rows += growth_rows([point.measure()])
+                advance()
+            provenance = collect_provenance(["growth", *argv], device) | {"seconds": round(time.monotonic() - start)}
+            output.write(Path(args.output_dir), "growth", file_name(device), provenance, rows)
     print(growth_markdown(rows))
     print(f"written to {args.output_dir}")

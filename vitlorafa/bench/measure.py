@@ -254,7 +254,6 @@ class _Kept:
 
 def _saved_bytes(setup: Setup, case: Case, size: int) -> int:
     model = setup.model
-    owned = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept: WeakSet[_Kept] = WeakSet()
 
     def pack(tensor: Tensor) -> _Kept:
@@ -265,7 +264,8 @@ def _saved_bytes(setup: Setup, case: Case, size: int) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
         loss = _loss(model, case, *make_batch(case, size))
-    # After forward, so that what was saved for a graph that is gone again does not count.
+    # After forward: what was saved for a graph that is gone does not count, and a buffer that was replaced is none.
+    owned = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     storages = {storage.data_ptr(): storage.nbytes() for each in kept for storage in storages_of(each.tensor)}
     del loss
     return sum(nbytes for address, nbytes in storages.items() if address not in owned)

@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from vitlorafa.bench.case import PRECISIONS, Case, build_backbone, stack_of
 from vitlorafa.bench.command_line import CommandLine, check_positive, expand_path, find_device, run_part
 from vitlorafa.bench.costs import Cost, measure_cost, parse_memory, share_weights
 from vitlorafa.bench.machine import collect_provenance, file_name, matmul_rate
-from vitlorafa.bench.measure import measure_peak, time_steps
+from vitlorafa.bench.measure import Times, measure_peak, time_steps
 from vitlorafa.bench.methods import METHODS, Setup, build, find_method, why_unavailable
 from vitlorafa.bench.progress import show_progress
 from vitlorafa.bench.tables import Row, markdown, method_rows
@@ -82,7 +82,7 @@ def make_parser(prog: str = "python -m vitlorafa.bench methods") -> argparse.Arg
     )
     add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if available)")
     add("--depth", type=int, metavar="N", help="number of blocks (default: the model's)")
-    add("--repeats", type=int, default=5, metavar="N", help="rounds that count (default: %(default)s)")
+    add("--repeats", type=int, default=5, metavar="N", help="rounds that count; 0 times nothing (default: 5)")
     add("--warmup", type=int, default=1, metavar="N", help="rounds before them (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     add(
@@ -109,9 +109,10 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> Plan:
-    check_positive(args, "batch_size", "resolution", "rank", "depth", "repeats", "threads")
-    if args.warmup < 0:
-        raise AdapterError(f"--warmup must be at least 0, not {args.warmup}")
+    check_positive(args, "batch_size", "resolution", "rank", "depth", "threads")
+    for name in ("repeats", "warmup"):
+        if getattr(args, name) < 0:
+            raise AdapterError(f"--{name} must be at least 0, not {getattr(args, name)}")
     if args.precision not in PRECISIONS:
         raise unknown("precision", args.precision, PRECISIONS)
     asked = dict.fromkeys(find_method(name) for name in args.methods)
@@ -139,39 +140,48 @@ def _prepare(args: argparse.Namespace) -> Plan:
 
 def _run(args: argparse.Namespace, argv: Sequence[str], plan: Plan) -> None:
     start, case = time.monotonic(), plan.case
-    dtype = PRECISIONS[case.precision] or torch.float32
-    rate = matmul_rate(dtype, case.device)
+
+    def write(costs: list[Cost], times: Sequence[Times] = (), rate: float | None = None) -> list[Row]:
+        rows = method_rows(costs, times, rate, plan.memory)
+        provenance = collect_provenance(["methods", *argv], case.device) | {"seconds": round(time.monotonic() - start)}
+        output.write(Path(args.output_dir), "methods", file_name(case.device), provenance, rows)
+        return rows
+
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # about kernels that were not compiled
-    with show_progress(len(plan.methods) * (1 + args.warmup + args.repeats)) as advance:
-        setups: dict[str, Setup] = {}
-        costs: list[Cost] = []
-        backbone = build_backbone(case).to(case.device)
-        for method in plan.methods:
-            try:
-                setup = build(method, case)
-                costs.append(measure_cost(method, case, setup))
-            except (AdapterError, RuntimeError) as error:  # one method that fails must not stop the others
-                _leave_out(method, str(error).strip().splitlines()[0])
-                continue
-            share_weights(setup.model, backbone)
-            setups[method] = setup
-            advance()
-        if not setups:
-            raise AdapterError("no method could be measured")
-        times = time_steps(setups, case, args.repeats, args.warmup, advance, stack_of(case))
-        rate = max(rate, matmul_rate(dtype, case.device))  # the machine's speed varies; the faster one is the peak
-        setups.clear()
-        if torch.device(case.device).type == "cuda":
-            costs = [replace(cost, peak=measure_peak(cost.method, case)) for cost in costs]
-    rows = method_rows(costs, times, rate, plan.memory)
-    provenance = collect_provenance(["methods", *argv], case.device) | {"seconds": round(time.monotonic() - start)}
-    _write(args.output_dir, case, provenance, rows)
+    with show_progress(len(plan.methods) * (1 + args.repeats + (args.warmup if args.repeats else 0))) as advance:
+        setups, costs = _count(plan, advance)
+        rows = write(costs)  # an interruption loses no more than the times
+        if args.repeats:
+            dtype = PRECISIONS[case.precision] or torch.float32
+            rate = matmul_rate(dtype, case.device)
+            times = time_steps(setups, case, args.repeats, args.warmup, advance, stack_of(case))
+            rate = max(rate, matmul_rate(dtype, case.device))  # a machine's speed varies; its peak is the faster one
+            rows = write(costs, times, rate)
     print(markdown("methods", rows))
     print(f"written to {args.output_dir}")
 
 
-def _write(folder: str, case: Case, provenance: Row, rows: list[Row]) -> None:
-    output.write(Path(folder), "methods", file_name(case.device), provenance, rows)
+def _count(plan: Plan, advance: Callable[[], None]) -> tuple[dict[str, Setup], list[Cost]]:
+    """The models of all methods, which share their frozen weights, and their costs."""
+    case = plan.case
+    backbone = build_backbone(case).to(case.device)
+    setups: dict[str, Setup] = {}
+    costs: list[Cost] = []
+    for method in plan.methods:
+        try:
+            peak = measure_peak(method, case) if torch.device(case.device).type == "cuda" else None
+            setup = build(method, case)
+            costs.append(replace(measure_cost(method, case, setup), peak=peak))
+        except (AdapterError, RuntimeError) as error:  # one method that fails must not stop the others
+            _leave_out(method, str(error).strip().splitlines()[0])
+            continue
+        finally:
+            advance()
+        share_weights(setup.model, backbone)
+        setups[method] = setup
+    if not setups:
+        raise AdapterError("no method could be measured")
+    return setups, costs
 
 
 def _leave_out(method: str, reason: str) -> None:

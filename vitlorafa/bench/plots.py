@@ -106,10 +106,11 @@ def plot_methods(rows: Sequence[Row]) -> "Figure":
         memory.text(total, place, f" {total:,.0f}", va="center", fontsize=7)
     memory.set_xlim(0, 1.12 * max(left))
     memory.set_xlabel("memory, counted (MiB)", fontsize=9)
-    speed.barh(places, [row["mfu"] for row in shown], color=[_colour(row) for row in shown])
+    speed.barh(places, [row["mfu"] or 0 for row in shown], color=[_colour(row) for row in shown])
     for place, row in zip(places, shown, strict=True):
-        speed.text(row["mfu"], place, f" {row['step_ms']:,.0f} ms", va="center", fontsize=7)
-    speed.set_xlim(0, 1.2 * max(row["mfu"] for row in shown))
+        text = f" {row['step_ms']:,.0f} ms" if row["step_ms"] else " not timed"
+        speed.text(row["mfu"] or 0, place, text, va="center", fontsize=7)
+    speed.set_xlim(0, 1.2 * max(row["mfu"] or 0 for row in shown) or 1)
     speed.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     speed.set_xlabel("model FLOPs utilisation; time of a step", fontsize=9)
     memory.set_yticks(places, [row["method"] for row in shown])

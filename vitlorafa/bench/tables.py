@@ -90,13 +90,15 @@ def rank_rows(curves: Curves) -> list[Row]:
     ]
 
 
-def method_rows(costs: Iterable[Cost], times: Iterable[Times], rate: float, memory: Mapping[str, int]) -> list[Row]:
+def method_rows(
+    costs: Iterable[Cost], times: Iterable[Times], rate: float | None, memory: Mapping[str, int]
+) -> list[Row]:
     """One row for each method: trained parameters, MiB of each part of the memory, time, MFU and the largest batches.
 
     Args:
         costs: Memory and operations of each method, of one case.
-        times: Times of the same methods.
-        rate: Operations per second of a large matmul.
+        times: Times of the same methods; empty if none were measured.
+        rate: Operations per second of a large matmul; None if no times were measured.
         memory: Sizes in bytes by their text, for each of which a column has the largest batch.
     """
     costs, by_method = list(costs), {record.method: record for record in times}
@@ -104,8 +106,8 @@ def method_rows(costs: Iterable[Cost], times: Iterable[Times], rate: float, memo
     kept = next((cost.saved.activations for cost in costs if cost.method == "lower_bound"), None)
     rows = []
     for cost in costs:
-        record = by_method[cost.method]
-        median = statistics.median(record.step)
+        record = by_method.get(cost.method)
+        median = statistics.median(record.step) if record else None
         rows.append(
             {
                 **_case_columns(cost.case),
@@ -123,13 +125,13 @@ def method_rows(costs: Iterable[Cost], times: Iterable[Times], rate: float, memo
                 "kept_ratio": cost.saved.activations / kept if kept else None,
                 "total_mib": cost.total / MIB,
                 "peak_mib": _to_mib(cost.peak.total if cost.peak else None),
-                "step_ms": 1000 * median,
-                "fastest_ms": 1000 * min(record.step),
-                "ratio_to_lower_bound": record.ratio(bound) if bound else None,
+                "step_ms": median and 1000 * median,
+                "fastest_ms": 1000 * min(record.step) if record else None,
+                "ratio_to_lower_bound": record.ratio(bound) if record and bound else None,
                 "model_gflop": cost.flops / 1e9,
-                "matmul_gflop_per_s": rate / 1e9,
-                "mfu": cost.flops / median / rate,
-                "rounds": len(record.step),
+                "matmul_gflop_per_s": rate and rate / 1e9,
+                "mfu": cost.flops / median / rate if median and rate else None,
+                "rounds": len(record.step) if record else 0,
                 **{f"{_LARGEST}{text}": cost.largest_batch(size) for text, size in memory.items()},
             }
         )
