@@ -23,7 +23,7 @@ from domainbed_ext.sweep import options as sweep_options
 from domainbed_ext.sweep.arguments import parse
 from tests import forked
 from vitlorafa.bench import __main__ as adapters_bench
-from vitlorafa.bench import tune
+from vitlorafa.bench import growth, methods_table, tune
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -196,7 +196,17 @@ def test_commands_that_are_shown_are_understood(module, make_parser):
 def test_options_that_are_named_exist():
     known = {
         option
-        for module in (options, sweep_options, evaluate, prepare, collect_results, adapters_bench, tune)
+        for module in (
+            options,
+            sweep_options,
+            evaluate,
+            prepare,
+            collect_results,
+            adapters_bench,
+            growth,
+            methods_table,
+            tune,
+        )
         for action in module.make_parser()._actions
         for option in action.option_strings
     }
