@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
+from vitlorafa.errors import AdapterError
+
 # (rank, weight [*, width], fan_in, generator) -> [rank, width]
 Init = Callable[[int, Tensor, int, Generator], Tensor]
 
@@ -108,6 +110,20 @@ def initialise(
     return factor(0), factor(1)
 
 
+def blank_factors(rank: int, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Factors of zeros, for values that are loaded: singular values of large weights take long.
+
+    Args:
+        rank: Rank r.
+        weights: Pretrained weights of the projections, [m, d_in] each.
+
+    Returns:
+        A, [k, r, d_in], and B, [k, m, r], on the weights' device.
+    """
+    (m, d_in), k, dtype = weights[0].shape, len(weights), _dtype(weights[0])
+    return weights[0].new_zeros(k, rank, d_in, dtype=dtype), weights[0].new_zeros(k, m, rank, dtype=dtype)
+
+
 def _initialise(place: int, name: str, rank: int, weight: Tensor, generator: Generator) -> Tensor:
     """A if `place` is 0, B if it is 1."""
     if place == 0:
@@ -116,6 +132,8 @@ def _initialise(place: int, name: str, rank: int, weight: Tensor, generator: Gen
 
 
 def _svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if weight.is_meta:
+        raise AdapterError("a start at singular vectors needs a weight with values, and this one is on the meta device")
     U, S, Vh = torch.linalg.svd(weight.detach().to("cpu", _dtype(weight)), full_matrices=False)
     return U, S, Vh
 

@@ -80,6 +80,7 @@ def inject_layers(
     layers: Mapping[str, Collection[str]],
     *,
     train_head: bool = False,
+    blank: bool = False,
 ) -> nn.Module:
     """`inject` for named layers, such as those in a file, instead of all layers of the config's targets.
 
@@ -89,6 +90,7 @@ def inject_layers(
         config: Configuration of the adapters.
         layers: Targets by layer name; layers that the model does not have are ignored.
         train_head: Whether the classifier stays trainable.
+        blank: Whether factors are zeros, which a file's are loaded over, instead of the config's initialisation.
     """
     _check_unadapted(model, inner)
     root, sites = unwrap(model), linear_sites(inner)
@@ -96,7 +98,7 @@ def inject_layers(
     sites = [site for site in sites if set(site.targets) & set(layers.get(site.name, ()))]
     head = set(head_parameters(inner).values()) if train_head else set()
     generator = config.generator()
-    adapters = [_adapt(site, config, layers[site.name], generator) for site in sites]
+    adapters = [_adapt(site, config, layers[site.name], generator, blank) for site in sites]
 
     if reduces_gradients(model):
         warn(
@@ -430,7 +432,9 @@ def _check_unadapted(model: nn.Module, inner: nn.Module) -> None:
         raise AdapterError("the model is sharded: call inject or load_adapter before fully_shard or FSDP")
 
 
-def _adapt(site: Site, config: AdapterConfig, targets: Collection[str], generator: torch.Generator) -> LoRALinear:
+def _adapt(
+    site: Site, config: AdapterConfig, targets: Collection[str], generator: torch.Generator, blank: bool
+) -> LoRALinear:
     linear = getattr(site.owner, site.attribute)
     if not _is_plain(linear) and quantised_weight(linear) is None:
         raise AdapterError(
@@ -443,7 +447,7 @@ def _adapt(site: Site, config: AdapterConfig, targets: Collection[str], generato
         )
     projections = tuple(name for name in site.targets if name in targets)
     try:
-        layer = LoRALinear(linear, config, projections, stack, generator)
+        layer = LoRALinear(linear, config, projections, stack, generator, blank)
     except AdapterError as error:
         raise AdapterError(f"{site.name}: {error}") from None
     return layer.train(linear.training)

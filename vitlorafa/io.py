@@ -161,7 +161,7 @@ def load_adapter(
         is_new = "_vitlorafa" not in vars(inner)
         if is_new:
             config = AdapterConfig.from_dict(description["config"])
-            inject_layers(model, inner, config, description["layers"], train_head=head)
+            inject_layers(model, inner, config, description["layers"], train_head=head, blank=True)
         try:
             destinations = _find_destinations(unwrap(model), inner, folder, description, tensors, head)
         except AdapterError:

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError
-from vitlorafa.init import RESIDUAL, initialise
+from vitlorafa.init import RESIDUAL, blank_factors, initialise
 from vitlorafa.ops import autocast_dtype, linear, lora_linear
 from vitlorafa.ops.eager import fold
 from vitlorafa.ops.private import belongs_to_torch_func
@@ -43,6 +43,7 @@ class LoRALinear(nn.Module):
         stack: Projections that `base` computes as equal parts of its outputs, such as q, k and v; empty if it computes
             one only.
         generator: Generator on the CPU for the initialisation; if None, a new one from the config.
+        blank: Whether the factors are zeros, which a file's are loaded over, instead of the config's initialisation.
 
     Attributes:
         lora_A: Stacked factors A, [k, r, d_in], for k projections.
@@ -72,6 +73,7 @@ class LoRALinear(nn.Module):
         projections: tuple[str, ...],
         stack: tuple[str, ...] = (),
         generator: Generator | None = None,
+        blank: bool = False,
     ) -> None:
         super().__init__()
         m = base.out_features // max(1, len(stack))
@@ -91,7 +93,10 @@ class LoRALinear(nn.Module):
         weight = dense(frozen_weight(base))
         weights = [weight[start : start + m] for start in self.starts]
         inits = [config.inits(name) for name in projections]
-        A, B = initialise(inits, config.rank, weights, self.scale, generator)
+        if blank:
+            A, B = blank_factors(config.rank, weights)
+        else:
+            A, B = initialise(inits, config.rank, weights, self.scale, generator)
         self.lora_A = nn.Parameter(A, requires_grad="A" in config.train)
         self.lora_B = nn.Parameter(B, requires_grad="B" in config.train)
         residual = [init in RESIDUAL for init, _ in inits]

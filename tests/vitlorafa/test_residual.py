@@ -152,6 +152,24 @@ def test_what_was_saved_is_loaded_merged_and_removed(format, train, name, tmp_pa
     assert all(torch.equal(restored[key], start[key]) for key in start if not key.startswith("head."))
 
 
+def test_loading_decomposes_no_weight(tmp_path, monkeypatch):
+    """That of a large model would take longer than all else."""
+    model = adapted()
+    save_adapter(model, tmp_path)
+    monkeypatch.setattr(torch.linalg, "svd", None)
+    loaded = load_adapter(build(VIT), tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(factors(loaded), factors(model), strict=True))
+
+
+def factors(model):
+    return [t for _, each in adapter_layers(model) for t in (each.lora_A, each.lora_B, each.start_A, each.start_B)]
+
+
+def test_a_model_without_values_gets_a_sentence():
+    with pytest.raises(AdapterError, match=naming("blocks.0.attn.qkv", "singular vectors", "meta device")):
+        inject(build(VIT).to("meta"), AdapterConfig(rank=3, init_A="pissa"))
+
+
 def test_a_state_dict_of_a_merged_model_has_the_pretrained_weights():
     model = merge(adapted())
     other = inject(build(VIT), AdapterConfig(rank=3, init_A="pissa"), train_head=True)
