@@ -17,8 +17,10 @@ from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.algorithms.registry import describe
 from domainbed_ext.bench import __main__ as bench
 from domainbed_ext.cache import command as cache
+from domainbed_ext.objectives import OBJECTIVES
 from domainbed_ext.prepare import command as prepare
 from domainbed_ext.runs import arguments as options
+from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.sweep import options as sweep_options
 from domainbed_ext.sweep.arguments import parse
 from tests import forked
@@ -151,6 +153,29 @@ def test_its_costs_of_many_runs_are_the_measured_ones():
             f"{row['over the work (%)']} % | {largest[0]:.0f}, {largest[1]:.0f} MiB | {files[0]:.0f}, {files[1]:.0f} |"
         )
     assert rows and [line for line in shown if line.startswith("|")][2:] == rows
+
+
+OBJECTIVES_PAGE = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+
+
+def test_an_objective_of_your_own_is_one(tmp_path):
+    """The page's file and its run, but for fewer steps."""
+    (code,) = re.findall(r"```python\n(.*?)```", OBJECTIVES_PAGE, flags=re.DOTALL)
+    (tmp_path / "smoothed.py").write_text(code, encoding="utf-8")
+    (words,) = [words for words in commands("domainbed_ext.train") if "smoothed.py" in words]
+    run_python(tmp_path, "-m", "domainbed_ext.train", *words, "--steps", "1", "--train_eval_share", "0.02")
+    (record,) = RunFolder(tmp_path / "runs" / "smoothed").records()
+    assert record["spread"] > 0 and record["args"]["algorithm"] == "BOnly+Smoothed@smoothing=0.2"
+    assert record["hparams"]["smoothing"] == 0.2 and set(record["sources"]) == {"Smoothed"}
+
+
+def test_the_page_of_objectives_has_all_with_what_a_probe_trains_on():
+    def probe(kind):
+        return "no" if kind.shapes_features else "images" if kind.reads_images else "features"
+
+    shown = re.findall(r"^\| `(\w+)` \| [^|]+ \| (\w+) \| \[[^]]+\]\((.*)\) \|$", OBJECTIVES_PAGE, flags=re.MULTILINE)
+    registered = OBJECTIVES.registered().items()
+    assert shown == [(name, probe(declared.load()), declared.paper) for name, declared in registered]
 
 
 def test_the_glossary_has_every_method_with_its_label():

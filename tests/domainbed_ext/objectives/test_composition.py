@@ -17,6 +17,7 @@ from domainbed_ext.hyperparameter import Hyperparameter, choice
 from domainbed_ext.objectives import OBJECTIVES, Objective, register_objective
 from domainbed_ext.runs import identity
 from domainbed_ext.runs.arguments import RunArguments
+from domainbed_ext.runs.imports import find_missing
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -74,6 +75,14 @@ def test_an_objective_changes_the_identity_of_a_run_and_erm_does_not(tmp_path):
         )
 
     assert folder("BOnly") == folder(canonical_name("BOnly+ERM")) != folder("BOnly+Smoothed")
+
+
+def test_an_objective_of_a_record_that_was_imported_is_missed_where_it_is_not():
+    def missing(algorithm):
+        return find_missing({"args": {"imports": ["mine.py"], "algorithm": algorithm, "dataset": "DigitsShift"}})
+
+    assert missing("BOnly+Smoothed@rank=4") == {}
+    assert missing("BOnly+Theirs@rank=4") == {"BOnly+Theirs": "mine.py"}
 
 
 @pytest.mark.parametrize(
