@@ -63,6 +63,10 @@ CLOSED = {
     "lora_fa_corrected": ours("B"),
     "lora_fb": ours("A"),
     "lora": ours("BA"),
+    "lora_pro": ours("BA"),
+    "pissa": ours("BA"),
+    "lora_nf4": ours("BA"),
+    "lora_fa_int8": ours("B"),
     "peft_lora": lambda name, d_in, d_out: RANK * (d_in + d_out),
     "peft_rslora": lambda name, d_in, d_out: RANK * (d_in + d_out),
     "peft_pissa": lambda name, d_in, d_out: RANK * (d_in + d_out),
@@ -89,6 +93,26 @@ def test_trained_parameters_are_those_of_the_closed_formula(method):
     cost = costs.measure_cost(method, SMALL, build(method, SMALL))
     assert cost.adapter == DEPTH * sum(CLOSED[method](name, *shape) for name, shape in shapes())
     assert cost.head == 10 * cases.stack_of(SMALL).dim + 10
+
+
+def test_targets_of_its_own():
+    dim = cases.stack_of(SMALL).dim
+    for case in (SMALL, replace(SMALL, targets=("fc1",))):
+        cost = costs.measure_cost("lora_qv", case, build("lora_qv", case))
+        assert cost.adapter == DEPTH * 2 * RANK * (dim + dim)
+        assert cost.formula == cost.saved.activations
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_a_quantised_base_takes_fewer_bytes():
+    sizes = [d_in * d_out for _, (d_in, d_out) in shapes()]
+    dense = costs.measure_cost("lora", SMALL, build("lora", SMALL))
+    int8 = costs.measure_cost("lora_int8", SMALL, build("lora_int8", SMALL))
+    nf4 = costs.measure_cost("lora_nf4", SMALL, build("lora_nf4", SMALL))
+    rows = sum(d_out for _, (_, d_out) in shapes())
+    assert dense.frozen - int8.frozen == DEPTH * (3 * sum(sizes) - 4 * rows)
+    assert dense.frozen - nf4.frozen > DEPTH * 3.3 * sum(sizes)
+    assert int8.saved.activations == nf4.saved.activations == dense.saved.activations
 
 
 def test_trained_parts_of_the_model():

@@ -112,3 +112,10 @@ def build_backbone(case: Case) -> VisionTransformer:
 def stack_of(case: Case) -> Stack | None:
     """The sizes of the case's model for the formulas; None if it does not consist of plain blocks only."""
     return Stack.of(build_backbone(case), case.batch_size, case.element)
+
+
+@cache
+def count_blocks(case: Case) -> int:
+    """Number of blocks of the case's model."""
+    with torch.device("meta"):
+        return len(build_backbone(case).blocks)

@@ -18,6 +18,7 @@ upper bound; on a GPU the table also has the measured peak.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitlorafa.bench.case import Case, build_backbone, stack_of
 from vitlorafa.bench.measure import Peak, Saved, make_batch, measure_saved, storages_of, train_step
-from vitlorafa.bench.methods import METHODS, Setup, adapted_linears, count
+from vitlorafa.bench.methods import METHODS, Setup, adapted_linears, count, own_case
 from vitlorafa.errors import AdapterError
 
 _UNITS = {"": 1, "b": 1, **{f"{prefix}ib": 2 ** (10 * power) for power, prefix in enumerate("kmgt", start=1)}}
@@ -155,6 +156,14 @@ def model_flops(method: str, case: Case) -> int:
         method: Name in `METHODS`.
         case: Case to count for.
     """
+    # The methods of a table differ in a few sizes only, and what an adapter adds does not count.
+    adapted = tuple(adapted_linears(own_case(method, case))) if METHODS[method].is_adapter else None
+    return case.batch_size * _count_flops("" if adapted else method, case, adapted)
+
+
+@cache
+def _count_flops(method: str, case: Case, adapted: tuple[str, ...] | None) -> int:
+    """Model FLOPs for one image, of a method without an adapter or with adapted layers."""
     fused = bool(use_fused_attn())
     set_fused_attn(False)  # plain matmuls: they are counted on every device, and nothing is recomputed
     try:
@@ -162,17 +171,17 @@ def model_flops(method: str, case: Case) -> int:
             model = build_backbone(case)
     finally:
         set_fused_attn(fused)
-    if METHODS[method].is_adapter:
-        model.requires_grad_(False)
-        for name in adapted_linears(case):
-            model.get_submodule(name).register_forward_hook(_require_grad)
-    else:
+    if adapted is None:
         METHODS[method].prepare(model, case)
+    else:
+        model.requires_grad_(False)
+        for name in adapted:
+            model.get_submodule(name).register_forward_hook(_require_grad)
     if case.head and method != "lower_bound":
         model.get_classifier().requires_grad_(True)
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, case.resolution, case.resolution, device="meta")).sum().backward()
-    return case.batch_size * int(counter.get_total_flops())
+    return int(counter.get_total_flops())
 
 
 def share_weights(model: nn.Module, backbone: VisionTransformer) -> None:

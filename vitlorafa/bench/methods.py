@@ -1,7 +1,7 @@
 """The methods that the benchmark measures: each prepares a model with random weights for training."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -10,9 +10,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from vitlorafa import AdapterConfig, correct_gradients, inject
+from vitlorafa import AdapterConfig, correct_gradients, inject, quantise
 from vitlorafa.bench import formulas
-from vitlorafa.bench.case import LEARNING_RATE, SCALE, Case, build_backbone
+from vitlorafa.bench.case import LEARNING_RATE, SCALE, Case, build_backbone, count_blocks
 from vitlorafa.bench.formulas import LINEARS, Adapter, Stack
 from vitlorafa.bench.plain_lora import PlainLoRA
 from vitlorafa.errors import unknown
@@ -48,13 +48,14 @@ class Method:
         label: Name in tables and plots.
         colour: Colour in all plots.
         prepare: Function that adapts a new model for a case.
-        group: Kind of the method: "reference", "part of the model", or the adapter's package: "vitlorafa", "plain
-            PyTorch" or "PEFT".
+        group: Kind of the method: "reference", "part of the model", "quantised base", or the adapter's package:
+            "vitlorafa", "plain PyTorch" or "PEFT".
         train: Factors that train ("B", "A" or "BA") of a method whose cost has a formula; otherwise empty.
         way: How the adapter computes: "folded", "separate" or "plain" (see `vitlorafa.bench.formulas.Adapter`); empty
             without a formula.
         peft: Name in `PEFT_METHODS`; empty for methods that are not PEFT's.
         optimizer: What makes the optimizer of the trained parameters.
+        targets: Projections that it adapts whatever the case's are; None for those of the case.
         needs: Module that has to be there, the name of its package, and the line that installs it.
     """
 
@@ -66,6 +67,7 @@ class Method:
     way: str = ""
     peft: str = ""
     optimizer: "Callable[[nn.Module, Case], Optimizer | None] | None" = None
+    targets: tuple[str, ...] | None = None
     needs: tuple[str, str, str] | None = None
 
     @property
@@ -119,12 +121,23 @@ def build(method: str, case: Case) -> Setup:
     Raises:
         AdapterError: If the model or the adapter cannot be built.
     """
-    described, backbone = METHODS[method], build_backbone(case)
+    described, backbone, case = METHODS[method], build_backbone(case), own_case(method, case)
     head = backbone.get_classifier()
     model = described.prepare(backbone, case).to(case.device).train()
     if case.head and method != "lower_bound":
         head.requires_grad_(True)
     return Setup(model, (described.optimizer or _make_adamw)(model, case))
+
+
+def own_case(method: str, case: Case) -> Case:
+    """The case with the targets of a method that has targets of its own.
+
+    Args:
+        method: Name in `METHODS`.
+        case: Case of the comparison.
+    """
+    targets = METHODS[method].targets
+    return case if targets is None else replace(case, targets=targets)
 
 
 def count(method: str, case: Case, stack: Stack | None) -> tuple[int | None, int | None]:
@@ -158,7 +171,7 @@ def adapter_of(method: str, case: Case) -> Adapter:
         method: Name in `METHODS` of a method with an adapter.
         case: Case with rank, targets and dropout.
     """
-    described = METHODS[method]
+    described, case = METHODS[method], own_case(method, case)
     # With dropout, the gradient of the input has two paths, as in plain PyTorch.
     way = "plain" if case.dropout else described.way
     return Adapter(case.rank, case.targets, described.train, way, bool(described.peft))
@@ -167,7 +180,7 @@ def adapter_of(method: str, case: Case) -> Adapter:
 def adapted_linears(case: Case) -> list[str]:
     """The full names of the linear layers that an adapter changes."""
     owners = {"qkv": "attn", "proj": "attn", "fc1": "mlp", "fc2": "mlp"}
-    blocks = range(len(build_backbone(case).blocks)) if case.blocks is None else case.blocks
+    blocks = range(count_blocks(case)) if case.blocks is None else case.blocks
     return [f"blocks.{i}.{owners[name]}.{name}" for i in blocks for name in _linears(case)]
 
 
@@ -282,10 +295,52 @@ def _own_methods() -> dict[str, Method]:
     return methods
 
 
+def _variants() -> dict[str, Method]:
+    """Methods that compute as LoRA-FA or LoRA, with other gradients, another start or other targets."""
+    lora_fa, lora = _own_methods()["lora_fa"], _own_methods()["lora"]
+    corrected: dict[str, Any] = {"compute": "folded", "gradient_correction": True}
+    return {
+        "lora_fa_corrected": replace(
+            lora_fa,
+            label="LoRA-FA (gradient correction)",
+            prepare=partial(_inject, train="B", **corrected),
+            optimizer=_make_corrected,
+        ),
+        "lora_pro": replace(
+            lora, label="LoRA-Pro", prepare=partial(_inject, train="BA", **corrected), optimizer=_make_corrected
+        ),
+        "pissa": replace(
+            lora, label="PiSSA", prepare=partial(_inject, train="BA", compute="folded", init_A="pissa", init_B="pissa")
+        ),
+        "lora_qv": replace(lora, label="LoRA (q, v)", targets=("q", "v")),
+    }
+
+
+def _quantised_methods() -> dict[str, Method]:
+    """Adapters on a frozen base in 8 or 4 bits."""
+    own = _own_methods()
+    return {
+        f"{name}_{format}": replace(
+            own[name],
+            label=f"{own[name].label} ({format} base)",
+            prepare=partial(_quantise, prepare=own[name].prepare, format=format),
+            group="quantised base",
+            needs=("bitsandbytes", "bitsandbytes", "pip install 'vitlorafa[quant]'"),
+        )
+        for name, format in (("lora_fa", "int8"), ("lora_fa", "nf4"), ("lora", "int8"), ("lora", "nf4"))
+    }
+
+
+def _quantise(
+    model: VisionTransformer, case: Case, *, prepare: Callable[[VisionTransformer, Case], nn.Module], format: str
+) -> nn.Module:
+    return quantise(prepare(model, case), format)
+
+
 _PEFT_COLOUR = "#E69F00"
 # What trains in methods of PEFT whose cost is that of LoRA, LoRA-FA or LoRA-FB in plain PyTorch.
 _PEFT_FACTORS = {
-    **dict.fromkeys(("lora", "rslora", "lora_plus", "pissa", "olora"), "BA"),
+    **dict.fromkeys(("lora", "rslora", "lora_plus", "lora_ga", "pissa", "olora"), "BA"),
     "lora_fa": "B",
     "mica": "A",
 }
@@ -331,15 +386,8 @@ METHODS: dict[str, Method] = {
     **_parts(),
     "lora_fa_plain": Method("LoRA-FA (plain PyTorch)", "#8C6D31", _add_plain_lora, "plain PyTorch", "B", "plain"),
     **_own_methods(),
-    "lora_fa_corrected": Method(
-        "LoRA-FA (gradient correction)",
-        "#D55E00",
-        partial(_inject, train="B", compute="folded", gradient_correction=True),
-        "vitlorafa",
-        "B",
-        "folded",
-        optimizer=_make_corrected,
-    ),
+    **_variants(),
+    **_quantised_methods(),
     **_peft_methods(),
 }
 # The methods that `step` and `memory` compare by default; each has a colour and a marker of its own.
