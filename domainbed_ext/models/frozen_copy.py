@@ -34,7 +34,8 @@ class FrozenCopy:
             owner, _, attribute = name.rpartition(".")
             module = self.model.get_submodule(owner)
             if original in frozen and _is_same(getattr(module, attribute), original):
-                setattr(module, attribute, original)
+                # The memory, not the parameter, whose data may be replaced, as merging does.
+                setattr(module, attribute, nn.Parameter(original.data, requires_grad=False))
         self._originals = {}
 
 
