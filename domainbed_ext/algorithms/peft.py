@@ -60,6 +60,12 @@ class Peft(Algorithm):
         """Lets the method change what it adapts, as AdaLoRA does."""
         self.adaptation.after_step()
 
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that adapted layers compute with, each up to its bias, and what else of the backbone trains."""
+        inside = tuple(f"{name}." for name in self.adaptation.layers)
+        others = {name: weight for name, weight in super().weights().items() if not name.startswith(inside)}
+        return others | {f"{name}.weight": _weight(layer) for name, layer in self.adaptation.adapted()}
+
     def training_state(self) -> dict[str, Any]:
         """The same as that of all methods, with a tensor that several layers share, as VeRA's projections, once."""
         state = super().training_state()
@@ -89,3 +95,18 @@ class Peft(Algorithm):
     def _is_apart(self, name: str) -> bool:
         """Whether PEFT's file lacks it: what is outside of the backbone, or a buffer of the backbone's own."""
         return name.startswith(OUTSIDE) or self.adaptation.untouched(name.rpartition(".")[0])
+
+
+def _weight(layer: Any) -> Tensor:
+    """What an adapted linear layer makes of unit vectors: its weight [d_out, d_in], whatever the method, plus its bias.
+
+    In evaluation mode, which has no dropout, and exact gradients where a method approximates them in training.
+    """
+    is_training, device = layer.training, next(layer.parameters()).device
+    layer.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            outputs: Tensor = layer(torch.eye(layer.in_features, device=device))
+    finally:
+        layer.train(is_training)
+    return outputs.mT

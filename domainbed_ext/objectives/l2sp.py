@@ -21,7 +21,7 @@ class L2SP(Objective):
 
     def attach(self, backbone: nn.Module, model: Model) -> None:
         """Notes where the weights start."""
-        self._head = list(head_parameters(backbone).values())
+        self._head = [parameter for parameter in head_parameters(backbone).values() if parameter.requires_grad]
         self._start = {name: start for name, start in _copies(model.weights()) if start.any()}
 
     def loss(self, batch: Batch, model: Model) -> Values:
@@ -44,7 +44,7 @@ def squared_distance(weights: Mapping[str, Tensor], start: Mapping[str, Tensor])
 
 def squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The sum of the squares of all elements."""
-    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
+    return sum((tensor.square().sum() for tensor in tensors), torch.zeros(()))
 
 
 def _copies(weights: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:

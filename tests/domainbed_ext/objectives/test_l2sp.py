@@ -8,7 +8,14 @@ from domainbed_ext.objectives.l2sp import squared_distance
 from tests.domainbed_ext.objectives.small_algorithms import batches, make
 from vitlorafa import adapter_layers
 
-METHODS = ["FullFT", "BA", "BOnly", "AOnly", "BitFit"]
+METHODS = [
+    "FullFT",
+    "BA",
+    "BOnly",
+    "AOnly",
+    "BitFit",
+    "BA@init_A=pissa,init_B=pissa",
+]
 
 
 def composed(method, **hparams):
@@ -57,6 +64,33 @@ def test_the_penalty_is_the_distance_of_the_weights_that_the_model_computes_with
     assert distance > 1e-3
     assert values["penalty"] == pytest.approx(0.35 * distance + 0.15 * norm, rel=1e-4)
     assert values["loss"] == pytest.approx(nll + values["penalty"], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("method", ["lora", "lora_ga", "velora", "ia3"])
+def test_the_distance_of_pefts_layers_is_that_of_what_they_compute(method, precision):
+    pytest.importorskip("peft", "0.21")
+    algorithm = make(f"Peft+L2SP@method={method}", l2sp_alpha=2.0, l2sp_beta=2.0, lr=1e-2, precision=precision)
+    start = [layer.get_base_layer().weight.double() for _, layer in algorithm.adaptation.adapted()]
+    algorithm.begin(3, lambda count: (batches(i) for i in range(count)))
+    for step in range(2):
+        algorithm.update(batches(step))
+    expected = 0.0
+    for (_, layer), W in zip(algorithm.adaptation.adapted(), start, strict=True):
+        now = layer.get_base_layer().weight.double()
+        if method == "ia3":
+            scale = layer.ia3_l["default"].double()  # [d_out, 1], or [1, d_in] of fc2
+            now = now * scale
+        else:
+            now = now + layer.scaling["default"] * (
+                layer.lora_B["default"].weight.double() @ layer.lora_A["default"].weight.double()
+            )
+        expected += ((now - W) ** 2).sum().item()
+    assert expected > 1e-3
+    for parameter in algorithm.backbone.get_classifier().parameters():
+        expected += (parameter.double() ** 2).sum().item() if parameter.requires_grad else 0
+    values = algorithm.update(batches(2))
+    assert values["penalty"] == pytest.approx(expected, rel=1e-2 if precision == "bf16" else 1e-4)
 
 
 def test_weights_are_pulled_to_their_start():

@@ -9,10 +9,12 @@ from domainbed_ext.objectives.miro import gap
 from tests.domainbed_ext.objectives.small_algorithms import SHAPE, batches, make
 from vitlorafa import adapter_layers, disable_adapter
 
-METHODS = ["FullFT", "BOnly", "BA", "BitFit"]
+METHODS = ["FullFT", "BOnly", "BA", "BitFit", "BA@init_A=pissa,init_B=pissa", "Peft@method=dora"]
 
 
 def composed(method, **hparams):
+    if method.startswith("Peft"):
+        pytest.importorskip("peft")
     base, at, rest = method.partition("@")
     return make(f"{base}+MIRO{at}{rest}", **hparams)
 
