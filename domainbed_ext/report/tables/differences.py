@@ -1,6 +1,6 @@
 """Differences of methods to a reference, paired by trial, with confidence intervals.
 
-Runs of one trial share splits and seeds, so a difference within a trial varies less than either accuracy does.
+Runs of one trial share their splits, so a difference within a trial varies less than one across trials.
 Intervals are those of Student's t over trials: of three trials, a difference has to be 4.3 standard errors from zero.
 """
 

@@ -70,13 +70,14 @@ def objectives_table(comparison: "Comparison", title: str) -> Table | None:
         )
         for objective in objectives
     ]
+    lacking = " -: not run." if any(len(of_row) < len(objectives) for of_row in rows.values()) else ""
     return lay_out(
         f"{title}, objectives",
         ["Adaptation"],
         [[name] for name in rows],
         firsts,
         columns,
-        f"Out-of-domain accuracy in % of each adaptation with each objective, mean ± {comparison.error}. -: not run. "
+        f"Out-of-domain accuracy in % of each adaptation with each objective, mean ± {comparison.error}.{lacking} "
         f"Selection: {comparison.selection.description}." + warning([comparison]),
     )
 
