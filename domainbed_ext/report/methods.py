@@ -2,8 +2,9 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
+from domainbed_ext.algorithms.hyperparameters import COMMON
 from domainbed_ext.algorithms.registry import describe
 from domainbed_ext.objectives.registry import DEFAULT, describe_objective
 
@@ -77,12 +78,24 @@ def label_of(algorithm: str) -> str:
     return ", ".join([describe(algorithm).label, *settings_of(algorithm)])
 
 
-def settings_of(algorithm: str) -> list[str]:
-    """The fixed hyperparameters of a variant in words: `rank 16` of `BOnly@rank=16`."""
+def settings_of(algorithm: str, but: Container[str] = ()) -> list[str]:
+    """The fixed hyperparameters of a variant in words: `rank 16` of `BOnly@rank=16`.
+
+    Args:
+        algorithm: Id, as in commands and records.
+        but: Names of hyperparameters that are left out.
+    """
     family, _, variant = algorithm.partition("@")
     parts = re.split(r",(?=\w+=)", variant) if variant else []
     parts = [part for part in parts if part.partition("=")[0] != describe(family).selector]  # the label says it
+    parts = [part for part in parts if part.partition("=")[0] not in but]
     return [part.replace("=", " ", 1).replace("_", " ").replace('"', "").replace("+", ",") for part in parts]
+
+
+def adaptation_settings_of(algorithm: str) -> list[str]:
+    """The settings that say what trains, without those of the objective and of training, such as the learning rate."""
+    objective = family_of(algorithm).partition("+")[2] or DEFAULT
+    return settings_of(algorithm, {*COMMON, *describe_objective(objective).hyperparameters})
 
 
 def row_label_of(algorithm: str, lack: str = "") -> str:

@@ -1,11 +1,18 @@
 """A table of objectives: a row for each adaptation that has several, a column for each objective."""
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from domainbed_ext.report.methods import adaptation_of, has_objectives, objective_of, objectives_of, settings_of
+from domainbed_ext.report.methods import (
+    adaptation_of,
+    adaptation_settings_of,
+    has_objectives,
+    objective_of,
+    objectives_of,
+    settings_of,
+)
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.tables.captions import warning
 from domainbed_ext.report.tables.columns import Column, Figure, lay_out
@@ -83,12 +90,21 @@ def objectives_table(comparison: "Comparison", title: str) -> Table | None:
 
 
 def _rows(comparison: "Comparison") -> dict[str, dict[str, str]]:
-    """The ids by row and objective: a row is an adaptation, or one of its variants where it has several."""
-    count = Counter((adaptation_of(algorithm), objective_of(algorithm)) for algorithm in comparison.algorithms)
-    varied = {adaptation for (adaptation, _), number in count.items() if number > 1}
-    rows: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    """The ids by row and objective, of rows with several objectives.
+
+    A row is an adaptation or, where the methods differ in more than the objective, a variant of one: by what trains if
+    that tells them apart, else by all of their settings.
+    """
+    namings: list[Callable[[str], list[str]]] = [lambda algorithm: [], adaptation_settings_of, settings_of]
+    by_adaptation: defaultdict[str, list[str]] = defaultdict(list)
     for algorithm in comparison.algorithms:
-        adaptation = adaptation_of(algorithm)
-        name = ", ".join([adaptation, *(settings_of(algorithm) if adaptation in varied else [])])
-        rows[name][objective_of(algorithm)] = algorithm
+        by_adaptation[adaptation_of(algorithm)].append(algorithm)
+    rows: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for adaptation, algorithms in by_adaptation.items():
+        for settings in namings:
+            places = [(", ".join([adaptation, *settings(each)]), objective_of(each)) for each in algorithms]
+            if len(set(places)) == len(places):
+                break
+        for (name, objective), algorithm in zip(places, algorithms, strict=True):
+            rows[name][objective] = algorithm
     return {name: of_row for name, of_row in rows.items() if len(of_row) > 1}

@@ -129,6 +129,21 @@ def test_variants_of_an_adaptation_are_rows_of_the_table_of_objectives():
     table = objectives_table(comparison_of(left_out(NAMES)), "PACS")
     # Rank 16 was run with one objective alone.
     assert [row[0] for row in table.rows] == ["LoRA", "LoRA-FA, rank 8"]
+    assert "-: not run" not in table.caption
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        # Each has the learning rate that was best for it, which is not part of what trains.
+        (["BA@lr=0.01", "BA@lr=0.001,rank=16", "BA+CORAL@lr=0.002,mmd_gamma=0.5"], ["LoRA"]),
+        (["BA@lr=0.01", "BA@lr=0.001", "BA+CORAL@lr=0.001"], ["LoRA, lr 0.001"]),
+        (["BA@lr=0.01", "BA+CORAL@lr=0.002,mmd_gamma=0.5", "LP@lr=0.1", "LP+CORAL"], ["LoRA", "linear probe"]),
+    ],
+)
+def test_training_and_objective_make_no_row_of_their_own(names, rows):
+    table = objectives_table(comparison_of(left_out(names, trials=1)), "PACS")
+    assert [row[0] for row in table.rows] == rows
 
 
 def test_csv_files_have_both():
