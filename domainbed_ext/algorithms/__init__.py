@@ -5,6 +5,7 @@ full       FullFT and ERM
 probe      LP
 lora       BA, LoRAPro, BOnly and AOnly
 partial    BitFit, NormTuning and LastBlocks
+peft       Peft, with `peft_methods` (what it offers) and `peft_adaptations` (what its methods need beside a config)
 methods    what each says of itself: label, place and colour in tables and plots, hyperparameters
 registry   all by name; `register_algorithm` adds one
 """
