@@ -184,6 +184,7 @@ class LoRALinear(nn.Module):
         # Everything is loaded unmerged; `_merge_again` runs once the base is loaded too.
         self.reloaded |= any(f"{prefix}base.{name}" in state_dict for name in ("weight", "codes"))
         self._merge_again = self.merged
+        self._cast = None  # under `fully_shard`, a new weight may have the address and the version of the old one
         self.unmerge()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 

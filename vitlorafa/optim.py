@@ -35,6 +35,7 @@ from torch.utils.hooks import RemovableHandle
 from vitlorafa.errors import AdapterError
 from vitlorafa.inject import adapted_state, adapter_layers
 from vitlorafa.layers import LoRALinear
+from vitlorafa.sharding import assign, gather, own_part
 
 # Smallest ratio of eigenvalues of A Aᵀ that counts as full rank; rounding a factor to float32 causes about 1e-14.
 _FULL_RANK = 1e-10
@@ -175,9 +176,10 @@ class _Correction:
             if len(grads) < len(factors):
                 continue
             with torch.autocast(factors[0].device.type, enabled=False):  # a step may run within autocast
-                corrected = self.corrected(name, layer, grads)
+                corrected = self.corrected(name, layer, tuple(map(gather, grads)))
             for factor, grad, value in zip(factors, grads, corrected, strict=True):
-                factor.grad = value.to(grad.dtype)
+                factor.grad = torch.empty_like(grad)
+                assign(factor.grad, value)
                 self.swapped.append((factor, grad, factor.grad))
 
 
@@ -200,12 +202,12 @@ class _OneFactor(_Correction):
     @torch.no_grad()
     def inverse(self, name: str, layer: LoRALinear) -> Tensor:
         """(1/s²) (A Aᵀ)⁻¹ or (1/s²) (Bᵀ B)⁻¹, [k, r, r], in float32 or better, by Cholesky in float64 on the CPU."""
-        factor = getattr(layer, self.frozen).detach()
+        factor = own_part(getattr(layer, self.frozen).detach())
         cached, version, inverse = self.inverses.get(name, (None, None, factor))
         # Keeps the factor alive, so that no other tensor gets its address.
         if cached is not None and cached.data_ptr() == factor.data_ptr() and version == factor._version:
             return inverse
-        wide = factor.to("cpu", torch.float64)
+        wide = gather(getattr(layer, self.frozen)).to("cpu", torch.float64)
         gram = wide @ wide.mT if self.frozen == "lora_A" else wide.mT @ wide
         rank = gram.shape[-1]
         if not (gram.isfinite().all() and torch.linalg.matrix_rank(gram, rtol=_FULL_RANK).eq(rank).all()):
@@ -227,7 +229,7 @@ class _BothFactors(_Correction):
 
     def corrected(self, name: str, layer: LoRALinear, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The gradients of A and B whose step on W is closest to that of full fine-tuning."""
-        tensors = layer.lora_A.detach(), layer.lora_B.detach(), *grads
+        tensors = gather(layer.lora_A), gather(layer.lora_B), *grads
         device = torch.device("cpu") if layer.lora_A.is_mps else layer.lora_A.device  # mps has no float64
         A, B, g_A, g_B = (tensor.to(device, torch.float64) for tensor in tensors)
         corrected = _closest_step(A, B, g_A, g_B, layer.scale)

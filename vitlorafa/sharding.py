@@ -24,6 +24,12 @@ def gather(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of the tensor that this process holds: all of it, if it is not sharded."""
+    part: Tensor = tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    return part
+
+
 def assign(target: Tensor, value: Tensor) -> None:
     """Copies a full tensor, the same on every process, into one that may be sharded.
 

@@ -136,3 +136,13 @@ def test_loading_while_disabled(tmp_path):
         load_adapter(other, tmp_path)
     vitlorafa.unmerge(other)
     assert torch.equal(other(images(model)), model(images(model)))
+
+
+def test_casts_of_the_base_do_not_outlive_a_loaded_state_dict():
+    model = inject(build("test_vit"), AdapterConfig(rank=2, compute="separate"))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images(model))
+    layers = [layer for _, layer in adapter_layers(model)]
+    assert all(layer._cast is not None for layer in layers)
+    model.load_state_dict(model.state_dict())
+    assert all(layer._cast is None for layer in layers)
