@@ -10,7 +10,7 @@ from timm.layers import set_fused_attn, use_fused_attn
 
 from vitlorafa import AdapterError
 from vitlorafa.bench import case as cases
-from vitlorafa.bench import costs, formulas, machine, measure, methods, methods_table
+from vitlorafa.bench import costs, formulas, machine, measure, methods, methods_table, plots
 from vitlorafa.bench.__main__ import main
 from vitlorafa.bench.case import Case
 from vitlorafa.bench.methods import METHODS, build, count
@@ -226,6 +226,9 @@ def test_the_table_has_every_method_and_the_figure_is_made(tmp_path, capsys, no_
     assert [row["method"] for row in rows] == [METHODS[method].label for method in POSSIBLE]
     assert all(f"| {METHODS[method].label} |" in output.out for method in POSSIBLE)
     assert all(float(row["mfu"]) > 0 and float(row["step_ms"]) > 0 for row in rows)
+    parts = [key for _, _, keys in plots._PARTS for key in keys]
+    for row in rows:  # the bars of the figure end where the table's sum says
+        assert sum(float(row[key]) for key in parts) == pytest.approx(float(row["total_mib"]), rel=1e-4)
     assert all(int(row["batch_in_1GiB"]) > int(row["batch_in_1MiB"]) for row in rows)
     folder, device = tmp_path / "out", machine.file_name("cpu")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}

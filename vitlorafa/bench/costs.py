@@ -72,9 +72,14 @@ class Cost:
         return self.frozen + 2 * self.trained + self.optimizer + self.saved.weights
 
     @property
+    def image(self) -> int:
+        """Bytes of an image, in float32."""
+        return 3 * self.case.resolution**2 * 4
+
+    @property
     def per_image(self) -> int:
         """Bytes of an image and of its activations."""
-        return self.saved.activations // self.case.batch_size + 3 * self.case.resolution**2 * 4
+        return self.saved.activations // self.case.batch_size + self.image
 
     @property
     def total(self) -> int:

@@ -19,7 +19,7 @@ _PARTS = (
     ("frozen weights", "#BBBBBB", ("frozen_mib",)),
     ("trained weights, gradients, optimizer state", "#CC79A7", ("trained_mib", "gradients_mib", "optimizer_mib")),
     ("weights kept for backward", "#E69F00", ("kept_weights_mib",)),
-    ("activations kept for backward", "#0072B2", ("kept_mib",)),
+    ("activations kept for backward, images", "#0072B2", ("kept_mib", "images_mib")),
 )
 
 

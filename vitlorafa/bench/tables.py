@@ -123,6 +123,7 @@ def method_rows(
                 "kept_mib": cost.saved.activations / MIB,
                 "formula_mib": _to_mib(cost.formula),
                 "kept_ratio": cost.saved.activations / kept if kept else None,
+                "images_mib": cost.case.batch_size * cost.image / MIB,
                 "total_mib": cost.total / MIB,
                 "peak_mib": _to_mib(cost.peak.total if cost.peak else None),
                 "step_ms": median and 1000 * median,
