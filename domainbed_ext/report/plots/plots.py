@@ -227,7 +227,8 @@ def _scatter_figure(shown: Sequence[Panel]) -> tuple[Figure, list[Axes]]:
     """A figure of panels in which each method is a point, with room for a legend where there are many."""
     if not _has_many(shown):
         return figure_of(_titles(shown))
-    return figure_of(_titles(shown), PANEL_OF_MANY_INCHES, LEGEND_INCHES * _legend_columns(shown))
+    # One below the other: side by side, a page would show them too small to read.
+    return figure_of(_titles(shown), PANEL_OF_MANY_INCHES, LEGEND_INCHES * _legend_columns(shown), across=1)
 
 
 def _titles(shown: Sequence[Panel]) -> list[str]:
@@ -239,8 +240,7 @@ def _has_many(shown: Sequence[Panel]) -> bool:
 
 
 def _legend_columns(shown: Sequence[Panel]) -> int:
-    rows = LEGEND_ROWS * -(-len(shown) // 3)
-    return -(-len(_numbered(shown)) // rows)
+    return -(-len(_numbered(shown)) // (LEGEND_ROWS * len(shown)))
 
 
 def _numbered(shown: Sequence[Panel]) -> dict[str, tuple[int, Point]]:

@@ -19,16 +19,17 @@ GRID = "#E6E6E6"
 
 
 def figure_of(
-    titles: Sequence[str], panel_inches: tuple[float, float] = PANEL_INCHES, room: float = 0.0
+    titles: Sequence[str], panel_inches: tuple[float, float] = PANEL_INCHES, room: float = 0.0, across: int = 3
 ) -> tuple[Figure, list[Axes]]:
-    """Makes a figure outside matplotlib's global state, with a titled axes for each panel, at most three in a row.
+    """Makes a figure outside matplotlib's global state, with a titled axes for each panel.
 
     Args:
         titles: Titles of the panels.
         panel_inches: Width and height of a panel.
         room: Width that is added for a legend, in inches.
+        across: Number of panels in a row, at most.
     """
-    columns = min(3, len(titles)) or 1
+    columns = min(across, len(titles)) or 1
     rows = -(-len(titles) // columns) or 1
     width, height = panel_inches
     figure = Figure(figsize=(width * columns + room, height * rows), dpi=160, layout="constrained")

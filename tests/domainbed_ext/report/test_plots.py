@@ -181,6 +181,9 @@ def test_a_method_has_the_same_number_in_all_panels():
     figure = generalisation_plot(panels_of(apart))
     assert [text.get_text() for text in labels(figure.axes[0])] == ["1"]  # BA, which is not among PACS's
     assert sorted(int(text.get_text()) for text in labels(figure.axes[1])) == list(range(2, 15))
+    # One below the other, so that a page need not shrink them.
+    above, below = (axes.get_window_extent() for axes in figure.axes)
+    assert above.y0 > below.y1 and figure.get_figwidth() < 13
 
 
 def test_bars_of_adaptations_are_apart():
