@@ -7,6 +7,7 @@ import json
 import math
 
 import pytest
+from safetensors import safe_open
 
 from domainbed_ext import evaluate, train
 from domainbed_ext.algorithms.registry import METHODS
@@ -54,7 +55,15 @@ def test_a_run_resumes_to_the_same_and_is_reproduced(name, make_args, tmp_path):
 
 
 def _content(folder):
-    """The records, and the bytes of what was saved."""
+    """The records, and what was saved."""
     records = [{k: v for k, v in record.items() if k not in VARYING} for record in folder.records()]
-    files = {str(p.relative_to(folder.path)): p.read_bytes() for p in sorted(folder.path.glob("*/*.*"))}
+    files = {str(path.relative_to(folder.path)): _read(path) for path in sorted(folder.path.glob("*/*.*"))}
     return records, files
+
+
+def _read(path):
+    """The bytes of a file; of a safetensors file its content, for its header has the metadata in any order."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with safe_open(path, "np") as file:
+        return file.metadata(), {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118

@@ -41,7 +41,7 @@ def test_each_run_is_opened_once_and_each_record_parsed_once(protocol, tmp_path,
 
     sys.addaudithook(watch)  # for good, so it is told when to stop
     monkeypatch.setattr(json, "loads", lambda text, **options: parsed.append(text) or parse(text, **options))
-    monkeypatch.setattr(plots, "draw_plots", lambda results: {"plot": Figure()})
+    monkeypatch.setattr(plots, "draw_plots", lambda results, reference: {"plot": Figure()})
     collect(tmp_path / "runs", tmp_path / "tables", console=Console(quiet=True))
     watching = False
     files = {str(tmp_path / "runs" / record["run"] / "results.jsonl") for record in records}

@@ -245,7 +245,7 @@ def test_a_launch_that_is_stopped_says_how_to_go_on(tmp_path, engine, capsys, ca
 
 
 def test_tables_that_cannot_be_made_hide_no_failure(tmp_path, engine, capsys, monkeypatch):
-    def collect(folder, unreadable):
+    def collect(folder, unreadable, reference):
         raise BenchmarkError("no run can be read")
 
     monkeypatch.setattr("domainbed_ext.collect_results.collect", collect)
@@ -256,7 +256,7 @@ def test_tables_that_cannot_be_made_hide_no_failure(tmp_path, engine, capsys, mo
 
 
 def test_a_run_that_the_tables_leave_out_is_a_failure(tmp_path, engine, monkeypatch):
-    leave_out = lambda folder, unreadable: unreadable.append("run x cannot be read")  # noqa: E731
+    leave_out = lambda folder, unreadable, reference: unreadable.append("run x cannot be read")  # noqa: E731
     monkeypatch.setattr("domainbed_ext.collect_results.collect", leave_out)
     assert sweep.main(words(tmp_path)) == ExitCode.FAILED
 
