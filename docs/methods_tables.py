@@ -40,13 +40,16 @@ def fill(page: str) -> str:
 
 def _grouped(methods: list[Entry]) -> list[str]:
     """The rows, the first of each group with the group's name above it."""
-    rows, group, settings = [], "", ""
+    rows, group, above = [], "", {}
     for each in methods:
         if each.group != group:
             group = each.group
-            rows.append(f"| **{group}** | | | | |")
-        same, settings = settings, _settings(each)
-        shown = "as above" if settings and settings == same else settings
+            rows.append(f"| **{listing.HEADINGS.get(group, group)}** | | | | |")
+        own = each.own_defaults()
+        if own and own == {name: default for name, default in above.items() if name not in each.in_name}:
+            shown = "as above"
+        else:
+            shown, above = _settings(each), own
         rows.append(f"| `{each.name}` | {each.label} | {_what(each)} | {shown} | {_paper(each)} |")
     return rows
 

@@ -35,6 +35,7 @@ class Hyperparameter:
         later: Whether the method has runs from before the hyperparameter: its default does what they did, and is left
             out of the names of run folders, so that these stay.
         allowed: Values that it may have, of an objective's hyperparameter; None for all.
+        words: Words of labels for a value, as "{} base"; empty for the name, then the value.
     """
 
     default: Any
@@ -44,6 +45,7 @@ class Hyperparameter:
     exceptions: tuple[tuple[frozenset[str], Any, Draw | None], ...] = ()
     later: bool = False
     allowed: Allowed | None = None
+    words: str = ""
 
     def on(self, datasets: Collection[str], default: Any, draw: Draw | None = None) -> "Hyperparameter":
         """Returns the hyperparameter with another default and draw on some data sets.

@@ -3,19 +3,27 @@
 `domainbed_ext` trains them and `vitlorafa.bench` measures them. No method's code is repeated here: PEFT has it.
 """
 
+import copy
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import nn
 
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, unknown
+from vitlorafa.noise import silence_bitsandbytes, without_extension_messages
 from vitlorafa.sites import check_targets, linear_sites
 
 INSTALL = "pip install 'vitlorafa[peft]'"
+
+_REFUSALS = (
+    *(ValueError, TypeError, ImportError, NotImplementedError, RuntimeError),
+    *(AssertionError, AttributeError, LookupError, ArithmeticError),
+)
 
 
 @dataclass(frozen=True)
@@ -91,15 +99,39 @@ def apply_peft(model: nn.Module, name: str, sizes: Sizes, layers: Sequence[str],
         more: Further arguments of PEFT's config class.
 
     Raises:
-        AdapterError: As `peft_config`, or if PEFT cannot adapt these layers.
+        AdapterError: As `peft_config`, or if PEFT cannot adapt these layers or train them.
     """
     config = peft_config(name, sizes, layers, **more)
     from peft import get_peft_model
 
     try:
-        return get_peft_model(model, config)
-    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
+        with without_extension_messages():
+            adapted: nn.Module = get_peft_model(model, config)
+        _try_layers([model.get_submodule(layer) for layer in layers])
+    except _REFUSALS as error:
         raise AdapterError(f"PEFT refuses {PEFT_METHODS[name].label} here: {_first_line(error)}") from None
+    _check_butterfly_factors(model, layers, config)
+    return adapted
+
+
+def _try_layers(layers: Sequence[Any]) -> None:
+    """Computes forward and backward passes of one row on a copy of one layer of each shape: some values fail there."""
+    shapes = {(layer.in_features, layer.out_features): layer for layer in layers}
+    with torch.random.fork_rng([]):
+        for layer in shapes.values():
+            trial = copy.deepcopy(layer)
+            row = torch.zeros(1, 1, layer.in_features, device=next(trial.parameters()).device, requires_grad=True)
+            trial(row).sum().backward()
+
+
+def _check_butterfly_factors(model: nn.Module, layers: Sequence[str], config: Any) -> None:
+    """Refuses a number of BOFT's factors that PEFT has replaced by 1."""
+    wanted = getattr(config, "boft_n_butterfly_factor", 1)
+    if any(len(model.get_parameter(f"{layer}.boft_R.default")) != wanted for layer in layers if wanted != 1):
+        raise AdapterError(
+            f"PEFT computes boft_n_butterfly_factor {wanted} only with its CUDA extension, which it could not compile "
+            "here: leave it out"
+        )
 
 
 def find_peft_method(name: str) -> PeftMethod:
@@ -114,13 +146,14 @@ def find_peft_method(name: str) -> PeftMethod:
 
 
 def import_peft() -> None:
-    """Checks that PEFT is installed, without importing it.
+    """Checks that PEFT is installed, without importing it, and leaves out what its import would print.
 
     Raises:
         AdapterError: If it is not.
     """
     if find_spec("peft") is None:
         raise AdapterError(f"PEFT is not installed: {INSTALL}")
+    silence_bitsandbytes()
 
 
 def peft_layers(model: nn.Module, targets: str | Sequence[str]) -> list[str]:

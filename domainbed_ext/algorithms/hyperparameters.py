@@ -76,10 +76,11 @@ ADAPTER: Hyperparameters = {
     ),
     "alpha": Hyperparameter(None, aliases=("lora_alpha",)),  # None is 2·rank
     # The parameter counts of Zhu et al. (2024) imply q and v.
-    "targets": Hyperparameter("q,v", aliases=("target_modules",), read=_targets).on(SMALL_IMAGES, "all"),
+    "targets": Hyperparameter("q,v", aliases=("target_modules",), read=_targets, words="{}").on(SMALL_IMAGES, "all"),
     "adapter_dropout": Hyperparameter(0.0, choice(0.0, 0.1), aliases=("lora_dropout",)),
     "compute": Hyperparameter("folded"),  # or "separate": see vitlorafa.AdapterConfig
-    "quantise": Hyperparameter(None, aliases=("quantize", "quantization"), later=True),  # or "int8", "nf4": QLoRA
+    # None, "int8" or "nf4".
+    "quantise": Hyperparameter(None, aliases=("quantize", "quantization"), later=True, words="{} base"),
     # None follows from the factors that train.
     "init_A": Hyperparameter(None, read=_text, later=True),
     "init_B": Hyperparameter(None, read=_text, later=True),
@@ -88,7 +89,7 @@ ADAPTER: Hyperparameters = {
 }
 BOTH_FACTORS: Hyperparameters = {
     **ADAPTER,
-    "lr_B_ratio": Hyperparameter(1.0, aliases=("loraplus_lr_ratio",), later=True),  # LoRA+
+    "lr_B_ratio": Hyperparameter(1.0, aliases=("loraplus_lr_ratio",), later=True, words="ratio {}"),
 }
 FROZEN_FACTOR: Hyperparameters = {**ADAPTER, "gradient_correction": Hyperparameter(False)}
 PROBE: Hyperparameters = {**TUNED, "lr": _lr(3e-3, log_uniform(-3.5, -2))}

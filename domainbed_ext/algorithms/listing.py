@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from domainbed_ext.algorithms.hyperparameters import COMMON
-from domainbed_ext.algorithms.registry import METHODS, OBJECTIVE, Group, Method, canonical_name, describe
+from domainbed_ext.algorithms.registry import (
+    METHODS,
+    OBJECTIVE,
+    Group,
+    Method,
+    canonical_name,
+    describe,
+    fixed_hyperparameters,
+    in_parentheses,
+)
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hyperparameter import Hyperparameters
 from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
@@ -16,6 +25,11 @@ from domainbed_ext.system.commands import PACKAGE, format_command
 from domainbed_ext.system.registry import Declared
 
 OBJECTIVES_GROUP = "objectives"
+HEADINGS = {
+    "PEFT": "PEFT: adapts whole layers, so that q, k or v in targets means the whole qkv layer",
+    OBJECTIVES_GROUP: f"{OBJECTIVES_GROUP}, as in BOnly+CORAL",
+}
+"""What the heading of a group says, where that is more than its name."""
 GROUPS: tuple[str, ...] = (*get_args(Group), OBJECTIVES_GROUP)
 NAME_HELP = "METHOD, METHOD+OBJECTIVE or METHOD@rank=16,lr=0.001, of those listed by the command `methods`"
 _WIDTH = 100
@@ -46,7 +60,12 @@ class Entry:
     @property
     def title(self) -> str:
         """The name, with the label if it is another one: `BOnly (LoRA-FA)`."""
-        return self.name if self.label == self.name else f"{self.name} ({self.label})"
+        return self.name if self.label == self.name else f"{self.name} ({in_parentheses(self.label)})"
+
+    @property
+    def in_name(self) -> set[str]:
+        """The hyperparameters that its name gives."""
+        return {OBJECTIVE, *(key for key, _ in fixed_hyperparameters(self.name))}
 
     def own_defaults(self, dataset: str = "") -> dict[str, Any]:
         """The defaults of its own hyperparameters: those that not all methods have, or have another default of.
@@ -55,11 +74,10 @@ class Entry:
             dataset: Name of the data set; empty for those without defaults of their own.
         """
         shared = defaults(COMMON, dataset)
-        in_name = {OBJECTIVE, self.name.partition("@")[2].partition("=")[0]}
         return {
             name: default
             for name, default in defaults(self.hyperparameters, dataset).items()
-            if name not in in_name and (name not in shared or shared[name] != default)
+            if name not in self.in_name and (name not in shared or shared[name] != default)
         }
 
 
@@ -75,14 +93,14 @@ def defaults(hyperparameters: Hyperparameters, dataset: str = "") -> dict[str, A
 
 def list_entries() -> list[Entry]:
     """Lists all methods, then all objectives, by group and in the order of tables; imports those of entry points."""
-    methods = [entry for _, method in METHODS.importable() for entry in _of_method(method)]
+    methods = [entry for _, method in METHODS.importable() for entry in _all_of_method(method)]
     return _in_order(methods) + [_of_objective(objective) for _, objective in OBJECTIVES.importable()]
 
 
 def built_in_entries() -> list[Entry]:
     """Lists the methods and objectives of this package alone."""
     methods = [
-        entry for method in METHODS.registered().values() if _is_built_in(method) for entry in _of_method(method)
+        entry for method in METHODS.registered().values() if _is_built_in(method) for entry in _all_of_method(method)
     ]
     return _in_order(methods) + [_of_objective(each) for each in OBJECTIVES.registered().values() if _is_built_in(each)]
 
@@ -144,7 +162,7 @@ def format_full(entries: list[Entry], dataset: str = "") -> str:
     for entry in entries:
         if entry.group != group:
             group = entry.group
-            heading = f"{group}, as in BOnly+CORAL" if group == OBJECTIVES_GROUP else group
+            heading = HEADINGS.get(group, group)
             lines += ["", heading] if lines else [heading]
         lines.append(f"  {entry.title}")
         lines += [*_wrapped(entry.explanation), *_wrapped(entry.paper)]
@@ -203,6 +221,13 @@ def _is_built_in(declared: Declared) -> bool:
 def _of_method(method: Method) -> Iterator[Entry]:
     """The method, or each of its variants."""
     yield from map(_entry, method.variants.values() or [method])
+
+
+def _all_of_method(method: Method) -> Iterator[Entry]:
+    """The method, or each of its variants, and its settings with a name of their own."""
+    yield from _of_method(method)
+    for each in method.named:
+        yield _entry(describe(f"{method.name}@{each.fixed}"))
 
 
 def _entry(method: Method) -> Entry:

@@ -2,7 +2,7 @@
 
 from domainbed_ext.algorithms import hyperparameters as hp
 from domainbed_ext.algorithms import peft_methods as peft
-from domainbed_ext.algorithms.registry import Method, declare
+from domainbed_ext.algorithms.registry import Method, NamedSetting, declare
 
 declare(
     Method(
@@ -16,6 +16,44 @@ declare(
         hyperparameters=hp.BOTH_FACTORS,
         paper="https://arxiv.org/abs/2106.09685",
         group="adapters",
+        named=(
+            NamedSetting(
+                "quantise",
+                "nf4",
+                "QLoRA",
+                "LoRA on frozen weights in 4 bits (Dettmers et al. 2023)",
+                "https://arxiv.org/abs/2305.14314",
+            ),
+            NamedSetting(
+                "lr_B_ratio",
+                16,
+                "LoRA+",
+                "LoRA with a higher learning rate for B (Hayou et al. 2024)",
+                "https://arxiv.org/abs/2402.12354",
+                others=True,
+            ),
+            NamedSetting(
+                "init_A",
+                "pissa",
+                "PiSSA",
+                "LoRA that starts at the largest singular vectors of W (Meng et al. 2024)",
+                "https://arxiv.org/abs/2404.02948",
+            ),
+            NamedSetting(
+                "init_A",
+                "milora",
+                "MiLoRA",
+                "LoRA that starts at the smallest singular vectors of W (Wang et al. 2024)",
+                "https://arxiv.org/abs/2406.09044",
+            ),
+            NamedSetting(
+                "rank_stabilised",
+                True,
+                "rsLoRA",
+                "LoRA, scaled by alpha/√rank (Kalajdzievski 2023)",
+                "https://arxiv.org/abs/2312.03732",
+            ),
+        ),
     )
 )
 declare(

@@ -61,10 +61,14 @@ class Peft(Algorithm):
         self.adaptation.after_step()
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights that adapted layers compute with, each up to its bias, and what else of the backbone trains."""
+        """The weights and biases that adapted layers compute with, and what else of the backbone trains."""
         inside = tuple(f"{name}." for name in self.adaptation.layers)
-        others = {name: weight for name, weight in super().weights().items() if not name.startswith(inside)}
-        return others | {f"{name}.weight": _weight(layer) for name, layer in self.adaptation.adapted()}
+        weights = {name: weight for name, weight in super().weights().items() if not name.startswith(inside)}
+        for name, layer in self.adaptation.adapted():
+            weights[f"{name}.weight"], bias = _weight_and_bias(layer)
+            if layer.get_base_layer().bias is not None:
+                weights[f"{name}.bias"] = bias
+        return weights
 
     def training_state(self) -> dict[str, Any]:
         """The same as that of all methods, with a tensor that several layers share, as VeRA's projections, once."""
@@ -97,16 +101,18 @@ class Peft(Algorithm):
         return name.startswith(OUTSIDE) or self.adaptation.untouched(name.rpartition(".")[0])
 
 
-def _weight(layer: Any) -> Tensor:
-    """What an adapted linear layer makes of unit vectors: its weight [d_out, d_in], whatever the method, plus its bias.
+def _weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
+    """The weight [d_out, d_in] and the bias [d_out] that an adapted layer computes with, whatever the method.
 
+    They are what it makes of unit vectors and of zeros.
     In evaluation mode, which has no dropout, and exact gradients where a method approximates them in training.
     """
     is_training, device = layer.training, next(layer.parameters()).device
     layer.eval()
     try:
         with torch.autocast(device.type, enabled=False):
-            outputs: Tensor = layer(torch.eye(layer.in_features, device=device))
+            outputs: Tensor = layer(torch.eye(layer.in_features + 1, layer.in_features, device=device))
     finally:
         layer.train(is_training)
-    return outputs.mT
+    bias = outputs[-1]  # the last row of the input is zero
+    return (outputs[:-1] - bias).mT, bias

@@ -6,7 +6,7 @@ that tables, plots and `--help` know their labels without loading them.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -33,6 +33,32 @@ Group = Literal["adapters", "partial tuning", "PEFT", "full fine-tuning", "other
 
 
 @dataclass(frozen=True)
+class NamedSetting:
+    """A method with a fixed hyperparameter that has a name of its own, as LoRA on a base in 4 bits is QLoRA.
+
+    Attributes:
+        hyperparameter: Name of the hyperparameter.
+        value: Its value.
+        label: Label of the method with this value.
+        explanation: What it is, in one line.
+        paper: URL of the paper.
+        others: Whether other values than the default have the label too; labels then show the value.
+    """
+
+    hyperparameter: str
+    value: Any
+    label: str
+    explanation: str
+    paper: str
+    others: bool = False
+
+    @property
+    def fixed(self) -> str:
+        """The setting as a method's name has it after the @."""
+        return f"{self.hyperparameter}={self.value if isinstance(self.value, str) else json.dumps(self.value)}"
+
+
+@dataclass(frozen=True)
 class Method(Declared):
     """The declaration of a method.
 
@@ -50,6 +76,7 @@ class Method(Declared):
         group: Group that lists of methods show it in.
         selector: Hyperparameter that chooses one of `variants` in the method's name; empty for a method without any.
         variants: Declarations by the value of the selector, each named as in `Peft@method=dora`.
+        named: Settings of its hyperparameters that have a name of their own.
     """
 
     name: str
@@ -65,6 +92,7 @@ class Method(Declared):
     group: Group = "others"
     selector: str = ""
     variants: "Mapping[str, Method]" = field(default_factory=dict)
+    named: tuple[NamedSetting, ...] = ()
 
     def __post_init__(self) -> None:
         if self.colour is not None and not re.fullmatch("#[0-9A-Fa-f]{6}", self.colour):
@@ -84,6 +112,40 @@ class Method(Declared):
             labels = {method.label: name for name, method in self.variants.items()}
             raise unknown(f"{self.selector} of {self.name}", value, self.variants, labels)
         return self.variants[value]
+
+    def named_setting(self, hyperparameter: str, value: str) -> NamedSetting | None:
+        """Returns the setting with a name of its own that a fixed hyperparameter is; None if it has none.
+
+        Args:
+            hyperparameter: Canonical name.
+            value: Value as written in a method's name.
+        """
+        read = _read_value(value)
+        for each in self.named:
+            if each.hyperparameter == hyperparameter and (
+                read == each.value or (each.others and read != self.hyperparameters[hyperparameter].default)
+            ):
+                return each
+        return None
+
+    def with_settings(self, fixed: Iterable[tuple[str, str]]) -> "Method":
+        """Returns the declaration of the method with fixed hyperparameters: itself, but for those with a name.
+
+        Args:
+            fixed: Names and values, as written in a method's name.
+        """
+        named = [(key, value, each) for key, value in fixed if (each := self.named_setting(key, value))]
+        if not named:
+            return self
+        return replace(
+            self,
+            name=f"{self.name}@{','.join(f'{key}={value}' for key, value, _ in named)}",
+            label=", ".join(each.label for *_, each in named),
+            explanation="; ".join(each.explanation for *_, each in named),
+            colour=None,
+            aliases=(),
+            paper=named[0][-1].paper,
+        )
 
     def canonical_hyperparameter(self, name: str) -> str:
         """Returns the hyperparameter of an alias; other names are returned unchanged."""
@@ -285,16 +347,35 @@ def describe(name: str) -> Method:
         name: Name in a record, with or without fixed hyperparameters. A method that is not registered, such as one of
             upstream's, has its name as its label.
     """
-    base, _, fixed = name.partition("@")
+    family = name.partition("@")[0]
+    base, plus, objective = family.partition("+")
+    fixed = fixed_hyperparameters(name)
     try:
         method = METHODS[base]
-        chosen = [part for part in fixed.split(",") if part.partition("=")[0] == method.selector != ""]
-        return METHODS[f"{base}@{chosen[0]}"] if chosen else method
+        chosen = [f"{key}={value}" for key, value in fixed if key == method.selector]
+        method = method.variant(chosen[0]) if chosen else method.with_settings(fixed)
+        return compose(method, OBJECTIVES[objective]) if plus else method
     except KeyError:
         pass
     except BenchmarkError as error:  # of an entry point
         warn_once(str(error))
-    return Method(base, "", base)
+    return Method(family, "", family)
+
+
+def fixed_hyperparameters(name: str) -> list[tuple[str, str]]:
+    """Returns the fixed hyperparameters of a name in a record, with values as written there.
+
+    Args:
+        name: Name of a method; those of earlier versions may have commas in values.
+    """
+    fixed = name.partition("@")[2]
+    parts = re.split(r",(?=\w+=)", fixed) if fixed else []
+    return [(key, value) for key, _, value in (part.partition("=") for part in parts)]
+
+
+def in_parentheses(label: str) -> str:
+    """Returns a label as it stands within parentheses: `DoRA, PEFT` of `DoRA (PEFT)`."""
+    return re.sub(r" \(([^()]*)\)", r", \1", label)
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -314,11 +395,15 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
     for key, value in parts:
         if key in hparams:
             raise BenchmarkError(f"{name!r} gives {key} twice: give it once")
-        try:
-            hparams[key] = json.loads(value)
-        except json.JSONDecodeError:
-            hparams[key] = value.replace("+", ",")  # targets=q+v: a comma separates hyperparameters
+        hparams[key] = _read_value(value)
     return base, hparams
+
+
+def _read_value(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value.replace("+", ",")  # targets=q+v: a comma separates hyperparameters
 
 
 def canonical_name(name: str) -> str:

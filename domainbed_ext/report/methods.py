@@ -5,7 +5,7 @@ import re
 from collections.abc import Container, Iterable, Sequence
 
 from domainbed_ext.algorithms.hyperparameters import COMMON
-from domainbed_ext.algorithms.registry import describe
+from domainbed_ext.algorithms.registry import Method, NamedSetting, describe, fixed_hyperparameters, in_parentheses
 from domainbed_ext.objectives.registry import DEFAULT, describe_objective
 
 
@@ -85,11 +85,22 @@ def settings_of(algorithm: str, but: Container[str] = ()) -> list[str]:
         algorithm: Id, as in commands and records.
         but: Names of hyperparameters that are left out.
     """
-    family, _, variant = algorithm.partition("@")
-    parts = re.split(r",(?=\w+=)", variant) if variant else []
-    parts = [part for part in parts if part.partition("=")[0] != describe(family).selector]  # the label says it
-    parts = [part for part in parts if part.partition("=")[0] not in but]
-    return [part.replace("=", " ", 1).replace("_", " ").replace('"', "").replace("+", ",") for part in parts]
+    method = describe(family_of(algorithm))
+    fixed = [
+        (key, value)
+        for key, value in fixed_hyperparameters(algorithm)
+        if key not in but and key != method.selector and not _is_in_label(method.named_setting(key, value))
+    ]
+    return [_in_words(method, key, value.replace('"', "").replace("+", ",")) for key, value in fixed]
+
+
+def _is_in_label(setting: NamedSetting | None) -> bool:
+    return setting is not None and not setting.others
+
+
+def _in_words(method: Method, key: str, value: str) -> str:
+    words = method.hyperparameters[key].words if key in method.hyperparameters else ""
+    return words.format(value) if words else f"{key} {value}".replace("_", " ")
 
 
 def adaptation_settings_of(algorithm: str) -> list[str]:
@@ -108,7 +119,8 @@ def row_label_of(algorithm: str, lack: str = "") -> str:
     Returns:
         `BOnly@rank=16 (LoRA-FA)`, or `LP (linear probe; 5 of 6 results)`.
     """
-    notes = [note for note in (describe(algorithm).label, lack) if note and note != family_of(algorithm)]
+    label = in_parentheses(describe(algorithm).label)
+    notes = [note for note in (label, lack) if note and note != family_of(algorithm)]
     return f"{algorithm} ({'; '.join(notes)})" if notes else algorithm
 
 

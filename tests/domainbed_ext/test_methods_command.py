@@ -89,10 +89,20 @@ def test_variants_are_entries_of_their_own(capsys):
     assert f"Peft@method=NAME: {', '.join(list(variants)[:3])}" in " ".join(listing.format_short().split())
     main(["peft@method=dora"])
     text = capsys.readouterr().out
-    assert variants["dora"].paper in text and "(DoRA (PEFT))" in text and "method=dora," not in text
+    assert variants["dora"].paper in text and "(DoRA, PEFT)" in text and "method=dora," not in text
     assert [entry.name for entry in listing.find_entries("Peft")] == ["Peft@method=lora"]  # the default
     names = [entry.name for entry in listing.list_entries() if entry.group == "PEFT"]
     assert names == [f"Peft@method={name}" for name in variants]
+
+
+def test_settings_with_a_name_are_entries_of_their_own(capsys):
+    main([])
+    text = capsys.readouterr().out
+    assert "  BA@quantise=nf4 (QLoRA)\n" in text and "https://arxiv.org/abs/2305.14314" in text
+    assert text.count("q, k or v in targets means the whole qkv layer") == 1
+    (entry,) = listing.find_entries("LoRA@quantize=nf4,r=4")
+    assert (entry.title, "quantise" in entry.own_defaults()) == ("BA@quantise=nf4 (QLoRA)", False)
+    assert [entry.title for entry in listing.find_entries("BA")] == ["BA (LoRA)"]
 
 
 @pytest.mark.usefixtures("registries")

@@ -3,7 +3,6 @@
 import argparse
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +146,6 @@ def _run(args: argparse.Namespace, argv: Sequence[str], plan: Plan) -> None:
         output.write(Path(args.output_dir), "methods", file_name(case.device), provenance, rows)
         return rows
 
-    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # about kernels that were not compiled
     with show_progress(len(plan.methods) * (1 + args.repeats + (args.warmup if args.repeats else 0))) as advance:
         setups, costs = _count(plan, advance)
         rows = write(costs)  # an interruption loses no more than the times

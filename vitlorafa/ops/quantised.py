@@ -14,7 +14,6 @@ A dequantised weight is never kept for backward: forward and backward dequantise
 hundredth of the time of the layer's matmul.
 """
 
-import logging
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -24,12 +23,10 @@ import torch
 from torch import Tensor
 
 from vitlorafa.errors import AdapterError
+from vitlorafa.noise import silence_bitsandbytes
 from vitlorafa.ops.linear import linear
 from vitlorafa.ops.private import inside_torch_func
 from vitlorafa.ops.processor import autocast_dtype
-
-# bitsandbytes, which PEFT imports too, warns if a package for a function is missing that is not used here.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 BLOCK, GROUP = 64, 256  # weights that share a scale in nf4, and scales that share one, as in QLoRA
 
@@ -200,6 +197,7 @@ def bitsandbytes() -> Any:
     Raises:
         AdapterError: If bitsandbytes is not installed.
     """
+    silence_bitsandbytes()
     try:
         return import_module("bitsandbytes.functional")
     except ImportError as error:

@@ -17,6 +17,11 @@ from domainbed_ext.runs.folder import RunFolder
 STEPS, SAVED, KILLED, ANNEALED = 20, 8, 11, 10
 OBJECTIVE_NAMES = [name for name in OBJECTIVES if name != DEFAULT]
 COMPOSED = [f"{method}+{objective}" for method in ("BOnly", "FullFT") for objective in OBJECTIVE_NAMES]
+VARIANTS = [
+    pytest.param(variant.name, marks=pytest.mark.slow)
+    for method in METHODS.registered().values()
+    for variant in method.variants.values()
+]
 HPARAMS = {"batch_size": 4} | {
     name: ANNEALED  # so that the weight of a penalty changes within the run
     for objective in OBJECTIVES.registered().values()
@@ -31,8 +36,11 @@ class Killed(BaseException):
 
 
 @pytest.mark.usefixtures("few_evaluated")
-@pytest.mark.parametrize("name", [*METHODS.registered(), *COMPOSED])
+@pytest.mark.parametrize("name", [*METHODS.registered(), *VARIANTS, *COMPOSED])
 def test_a_run_resumes_to_the_same_and_is_reproduced(name, make_args, tmp_path):
+    if name.startswith("Peft"):
+        pytest.importorskip("peft")
+
     def run(folder, progress=lambda share: None):
         options = {"algorithm": name, "steps": STEPS, "save_steps": SAVED, "hparams": json.dumps(HPARAMS)}
         train.run(make_args(**options, checkpoint_freq=15, output_dir=str(tmp_path / folder)), progress)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pickle
 from importlib.util import find_spec
 
@@ -14,6 +15,7 @@ from domainbed_ext.algorithms.peft_methods import OWN, VARIANTS
 from domainbed_ext.algorithms.registry import canonical_name, describe, get_algorithm_class, parse_name
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
+from domainbed_ext.objectives.l2sp import squared_distance
 from domainbed_ext.report.methods import label_of, row_label_of
 from domainbed_ext.runs import checkpoint
 from domainbed_ext.runs.folder import RunFolder
@@ -23,9 +25,9 @@ needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="needs PEFT")
 STEPS = 8
 
 
-def make(name="lora", extra="", **options):
+def make(name="lora", extra="", objective="", **options):
     """The algorithm of a method of PEFT, on the small backbone in float32."""
-    full = f"Peft@method={name}{extra}"
+    full = f"Peft{objective}@method={name}{extra}"
     given = {"backbone": "vit_pico_patch8_32", "weights": "none", "precision": "float32", **options}
     torch.manual_seed(0)
     return get_algorithm_class(full)((3, 32, 32), 5, 2, hparams_registry.resolve(full, "DigitsShift", **given))
@@ -134,7 +136,7 @@ def test_names_and_labels():
     assert describe("Peft@method=dora,rank=4").label == "DoRA (PEFT)"
     assert describe("Peft@rank=4,method=dora").paper == "https://arxiv.org/abs/2402.09353"
     assert label_of("Peft@method=dora,rank=4") == "DoRA (PEFT), rank 4"
-    assert row_label_of("Peft@method=lora_plus") == "Peft@method=lora_plus (LoRA+ (PEFT))"
+    assert row_label_of("Peft@method=lora_plus") == "Peft@method=lora_plus (LoRA+, PEFT)"
 
 
 def test_each_method_has_its_own_hyperparameters():
@@ -171,6 +173,8 @@ def test_mistakes_in_names_and_hyperparameters_are_found_without_peft(algorithm,
         ("dora", ",rank=0", None, ["Peft@method=dora on vit_pico_patch8_32", "PEFT refuses DoRA (PEFT)"]),
         ("lora", ",targets=qv", None, ["target", "'qv'"]),
         ("c3a", ",block_size=48", None, ["PEFT refuses C3A (PEFT)", "48"]),
+        ("vblora", ",topk=500", None, ["PEFT refuses VB-LoRA (PEFT) here: selected index k out of range"]),
+        ("boft", ",boft_n_butterfly_factor=2", None, ["boft_n_butterfly_factor 2 only with its CUDA extension"]),
         ("adalora", ",init_r=8", None, ["init_r 8 has to be above the rank 8"]),
         ("adalora", ",tinit=99999", None, ["PEFT refuses AdaLoRA (PEFT)"]),
         ("lora", "", '{"peft_config": {"use_dra": true}}', ["field of PEFT's LoraConfig", "'use_dora'"]),
@@ -328,6 +332,54 @@ def test_pissa_needs_no_other_weights_than_the_pretrained_ones(tmp_path):
     assert not torch.allclose(logits(other), logits(algorithm), atol=1e-2)
     other.load(tmp_path)
     torch.testing.assert_close(logits(other), logits(algorithm), atol=1e-4, rtol=1e-4)
+
+
+@needs_peft
+@pytest.mark.parametrize("name", ["lora", "ia3", "boft"])
+def test_weights_and_biases_are_those_of_the_linear_layer(name):
+    algorithm = make(name, hparams='{"peft_config": {"bias": "all"}}' if name != "ia3" else None)
+    with torch.no_grad():
+        for parameter in algorithm.backbone.parameters():
+            parameter.add_(0.01)
+    algorithm.eval()
+    weights = algorithm.weights()
+    for layer, module in algorithm.adaptation.adapted():
+        rows = torch.randn(3, module.in_features, generator=torch.Generator().manual_seed(0))
+        expected = torch.nn.functional.linear(rows, weights[f"{layer}.weight"], weights[f"{layer}.bias"])
+        torch.testing.assert_close(module(rows), expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_peft
+def test_l2sp_counts_a_moved_bias_once():
+    algorithm = make("lora", hparams='{"peft_config": {"bias": "all"}}')
+    start = {name: weight.detach().clone() for name, weight in algorithm.weights().items()}
+    (_, layer), *_ = algorithm.adaptation.adapted()
+    with torch.no_grad():
+        layer.get_base_layer().bias[0] += 0.5
+    assert squared_distance(algorithm.weights(), start).item() == pytest.approx(0.25, rel=1e-4)
+
+
+@needs_peft
+@pytest.mark.parametrize("name", ["adalora", "lora_ga"])
+def test_l2sp_on_methods_that_change_the_frozen_weights(name):
+    algorithm = make(name, objective="+L2SP")
+    begin(algorithm)
+    values = [algorithm.update(batch) for batch in minibatches(3)]
+    assert all(math.isfinite(each["loss"]) for each in values) and values[-1]["penalty"] > 0
+
+
+@needs_peft
+def test_boft_prints_nothing(capfd, caplog, recwarn):
+    train_on(begin(make("boft")), minibatches(1))
+    assert [str(each.message) for each in recwarn if "peft" in each.filename] == [] and caplog.text == ""
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_peft
+def test_the_trial_of_a_layer_leaves_random_numbers_as_they_are(monkeypatch):
+    made = logits(make("lora", ",adapter_dropout=0.5"))
+    monkeypatch.setattr("vitlorafa.peft_methods._try_layers", lambda layers: None)
+    assert torch.equal(logits(make("lora", ",adapter_dropout=0.5")), made)
 
 
 @needs_peft

@@ -6,9 +6,11 @@ from domainbed_ext.algorithms import registry
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.algorithms.hyperparameters import Hyperparameter, choice
 from domainbed_ext.algorithms.lora import BOnly
-from domainbed_ext.algorithms.registry import ALGORITHMS, METHODS, describe, register_algorithm
+from domainbed_ext.algorithms.registry import ALGORITHMS, METHODS, canonical_name, describe, register_algorithm
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import resolve
+from domainbed_ext.report.methods import adaptation_of, label_of, row_label_of
+from domainbed_ext.report.plots.palette import styles_of
 
 LABELS = {
     "BA": "LoRA",
@@ -178,3 +180,35 @@ def test_entry_points_bring_methods_and_a_broken_one_is_a_warning(monkeypatch, c
     assert "warning: algorithm 'Bad' of the package" in capsys.readouterr().err
     with pytest.raises(BenchmarkError, match="unknown algorithm 'Insyde': did you mean 'Inside'"):
         registry.parse_name("Insyde")
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "row"),
+    [
+        ("BA@quantise=nf4", "QLoRA", "QLoRA"),
+        ("BA+CORAL@quantise=nf4,rank=4", "QLoRA + CORAL, rank 4", "QLoRA + CORAL"),
+        ("BA@quantise=int8", "LoRA, int8 base", "LoRA"),
+        ("BOnly@quantise=nf4", "LoRA-FA, nf4 base", "LoRA-FA"),
+        ("BA@lr_B_ratio=16", "LoRA+, ratio 16", "LoRA+"),
+        ("BA@lr_B_ratio=4.0,lr=0.001", "LoRA+, ratio 4.0, lr 0.001", "LoRA+"),
+        ("BA@lr_B_ratio=1", "LoRA, ratio 1", "LoRA"),
+        ("BA@init_A=pissa", "PiSSA", "PiSSA"),
+        ("BA@init_A=milora,quantise=int8", "MiLoRA, int8 base", "MiLoRA"),
+        ("BA@init_A=gaussian", "LoRA, init A gaussian", "LoRA"),
+        ("BA@rank_stabilised=true,quantise=nf4", "rsLoRA, QLoRA", "rsLoRA, QLoRA"),
+        ("BA@rank_stabilised=false", "LoRA, rank stabilised false", "LoRA"),
+        ("BA@targets=q+v", "LoRA, q,v", "LoRA"),
+    ],
+)
+def test_settings_with_a_name_of_their_own_are_in_the_label(name, label, row):
+    assert (canonical_name(name), label_of(name)) == (name, label)
+    assert row_label_of(name) == f"{name} ({row})"
+
+
+def test_named_settings_are_adaptations_of_their_own():
+    names = ["BA", "BA@rank=4", "BA@quantise=nf4", "BA+CORAL@quantise=nf4"]
+    assert [adaptation_of(name) for name in names] == ["LoRA", "LoRA", "QLoRA", "QLoRA"]
+    assert describe("BA@quantise=nf4").paper == "https://arxiv.org/abs/2305.14314" != describe("BA").paper
+    assert describe("BA@quantise=nf4").trains == "BA" and describe("BA@quantise=nf4").colour is None
+    colours = [style.colour for style in styles_of(names).values()]
+    assert colours[0] == colours[1] != colours[2] == colours[3]
