@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors.torch import load_file
@@ -332,6 +332,9 @@ class LoRAGA(Residual):
 
     def __init__(self, backbone: nn.Module, name: str, hparams: Mapping[str, Any]) -> None:
         super().__init__(backbone, name, hparams)
+        for field, kind in get_type_hints(type(self.config.lora_ga_config)).items():  # PEFT does not check them
+            if field in hparams and get_origin(kind) is Literal and hparams[field] not in get_args(kind):
+                raise unknown(field, hparams[field], get_args(kind))
         self.start = {}  # until the run begins, it is LoRA
 
     def begin(self, steps: int, losses: Losses) -> None:
