@@ -15,8 +15,9 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Mod
 
     Under autocast to the same format, outputs do not change. Only linear layers and convolutions of torch's own classes
     are cast. Weights under an adapter keep their format, because W + s·B·A is computed in float32 and rounded once.
-    Those under PEFT's adapters do too: some of these transform W, or change the layer's output in place. Outside
-    autocast, a layer casts its rounded weights to the format of its input.
+    Those under PEFT's adapters do too: some of these transform W, or change the layer's output in place. To store them
+    in fewer bits as well, which changes outputs, freeze and cast the model before `inject`. Outside autocast, a layer
+    casts its rounded weights to the format of its input.
 
     Args:
         model: Model on any device, adapted or not.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, join_words, warn
-from vitlorafa.layers import STACKS, LoRALinear
+from vitlorafa.layers import STACKS, FastLinear, LoRALinear
 from vitlorafa.origin import digests
 from vitlorafa.quantised_linear import dequantise
 from vitlorafa.quantised_weight import quantised_weight
@@ -454,10 +454,10 @@ def _adapt(
 
 
 def _is_plain(linear: nn.Module) -> bool:
-    """Whether it is a linear layer, not a subclass with its own forward or one with a parametrised weight."""
+    """Whether it is torch's linear layer or a `FastLinear`, with a weight that is not parametrised."""
     return (
         isinstance(linear, nn.Linear)
-        and type(linear).forward is nn.Linear.forward
+        and type(linear).forward in (nn.Linear.forward, FastLinear.forward)
         and type(linear.weight) is nn.Parameter
         and linear.weight.is_floating_point()
     )

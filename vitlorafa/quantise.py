@@ -35,7 +35,6 @@ def quantise(model: nn.Module, format: str = "nf4", *, prefix: str | None = None
     """
     if format not in FORMATS:
         raise unknown("format of quantised weights", format, FORMATS)
-    bitsandbytes()
     inner = timm_model(model, prefix)
     if is_sharded(model):
         raise AdapterError("the model is sharded: call quantise before fully_shard or FSDP")
@@ -52,6 +51,7 @@ def quantise(model: nn.Module, format: str = "nf4", *, prefix: str | None = None
     places = [(owner, name) for owner, name in places if _can_quantise(getattr(owner, name))]
     if not places:
         raise AdapterError(_why_nothing(inner, layers))
+    bitsandbytes()
     remember_digests(inner, [site.name for site in sites])
     for owner, name in places:
         setattr(owner, name, QuantisedLinear(getattr(owner, name), format))

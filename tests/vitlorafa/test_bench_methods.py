@@ -65,6 +65,7 @@ CLOSED = {
     "lora": ours("BA"),
     "lora_pro": ours("BA"),
     "pissa": ours("BA"),
+    "lora_bf16": ours("BA"),
     "lora_nf4": ours("BA"),
     "lora_fa_int8": ours("B"),
     "peft_lora": lambda name, d_in, d_out: RANK * (d_in + d_out),
@@ -101,6 +102,19 @@ def test_targets_of_its_own():
         cost = costs.measure_cost("lora_qv", case, build("lora_qv", case))
         assert cost.adapter == DEPTH * 2 * RANK * (dim + dim)
         assert cost.formula == cost.saved.activations
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_base_in_bf16_takes_half_the_bytes(precision):
+    case = replace(SMALL, precision=precision)
+    dense, half = (costs.measure_cost(method, case, build(method, case)) for method in ("lora_fa", "lora_fa_bf16"))
+    linears = [shape for _, shape in shapes()]
+    assert dense.frozen - half.frozen == DEPTH * 2 * sum((d_in + 1) * d_out for d_in, d_out in linears)
+    assert half.saved.activations == dense.saved.activations == half.formula
+    # W + s·B·A is kept where base and matmuls differ in their format; otherwise it is formed again from the base. The
+    # first layer needs neither, because nothing before it trains.
+    sizes = DEPTH * [d_in * d_out for d_in, d_out in linears]
+    assert dense.saved.weights - half.saved.weights == {"float32": -4, "bf16": 2}[precision] * sum(sizes[1:])
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")

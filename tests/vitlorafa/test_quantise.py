@@ -456,12 +456,15 @@ def test_an_unknown_format_is_refused(format):
         quantise(build("test_vit").requires_grad_(False), format)
 
 
-def test_what_cannot_be_quantised_says_why():
-    with pytest.raises(AdapterError, match="call inject or model.requires_grad_.False. before quantise"):
-        quantise(build("test_vit"))
+def test_a_model_that_is_quantised_already_says_so():
     model = quantise(inject(build("test_vit"), AdapterConfig(rank=2)))
     with pytest.raises(AdapterError, match="quantised already: call dequantise"):
         quantise(model)
+
+
+def test_models_that_are_refused_say_why():
+    with pytest.raises(AdapterError, match="call inject or model.requires_grad_.False. before quantise"):
+        quantise(build("test_vit"))
     with pytest.raises(AdapterError, match="merged: call unmerge"):
         quantise(vitlorafa.merge(inject(build("test_vit"), AdapterConfig(rank=2))))
     with pytest.raises(AdapterError, match="meta device, without values"):

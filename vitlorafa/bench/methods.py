@@ -4,19 +4,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from vitlorafa import AdapterConfig, correct_gradients, inject, quantise
+from vitlorafa import AdapterConfig, cast_frozen, correct_gradients, inject, quantise
 from vitlorafa.bench import formulas
 from vitlorafa.bench.case import LEARNING_RATE, SCALE, Case, build_backbone, count_blocks
 from vitlorafa.bench.formulas import LINEARS, Adapter, Stack
 from vitlorafa.bench.plain_lora import PlainLoRA
 from vitlorafa.errors import unknown
 from vitlorafa.peft_methods import INSTALL, PEFT_METHODS, Sizes, apply_peft
+from vitlorafa.quantised_linear import FORMATS
 
 LAST_BLOCKS = 2  # blocks that "last blocks" trains
 _LR_RATIO = 16  # learning rate of B over that of A in LoRA+
@@ -48,7 +50,7 @@ class Method:
         label: Name in tables and plots.
         colour: Colour in all plots.
         prepare: Function that adapts a new model for a case.
-        group: Kind of the method: "reference", "part of the model", "quantised base", or the adapter's package:
+        group: Kind of the method: "reference", "part of the model", "base in fewer bits", or the adapter's package:
             "vitlorafa", "plain PyTorch" or "PEFT".
         train: Factors that train ("B", "A" or "BA") of a method whose cost has a formula; otherwise empty.
         way: How the adapter computes: "folded", "separate" or "plain" (see `vitlorafa.bench.formulas.Adapter`); empty
@@ -316,25 +318,30 @@ def _variants() -> dict[str, Method]:
     }
 
 
-def _quantised_methods() -> dict[str, Method]:
-    """Adapters on a frozen base in 8 or 4 bits."""
+def _methods_of_smaller_bases() -> dict[str, Method]:
+    """Adapters on linear layers in 16, 8 or 4 bits; in `_own_methods` they are in float32."""
     own = _own_methods()
     return {
         f"{name}_{format}": replace(
             own[name],
             label=f"{own[name].label} ({format} base)",
-            prepare=partial(_quantise, prepare=own[name].prepare, format=format),
-            group="quantised base",
-            needs=("bitsandbytes", "bitsandbytes", "pip install 'vitlorafa[quant]'"),
+            prepare=partial(_shrink_base, prepare=own[name].prepare, format=format),
+            group="base in fewer bits",
+            needs=None if format == "bf16" else ("bitsandbytes", "bitsandbytes", "pip install 'vitlorafa[quant]'"),
         )
-        for name, format in (("lora_fa", "int8"), ("lora_fa", "nf4"), ("lora", "int8"), ("lora", "nf4"))
+        for name, format in product(("lora_fa", "lora"), ("bf16", *FORMATS))
     }
 
 
-def _quantise(
+def _shrink_base(
     model: VisionTransformer, case: Case, *, prepare: Callable[[VisionTransformer, Case], nn.Module], format: str
 ) -> nn.Module:
-    return quantise(prepare(model, case), format)
+    model.requires_grad_(False)
+    if format == "bf16":
+        cast_frozen(model.blocks)  # the layers that `quantise` quantises
+    else:
+        quantise(model, format)
+    return prepare(model, case)
 
 
 _PEFT_COLOUR = "#E69F00"
@@ -387,7 +394,7 @@ METHODS: dict[str, Method] = {
     "lora_fa_plain": Method("LoRA-FA (plain PyTorch)", "#8C6D31", _add_plain_lora, "plain PyTorch", "B", "plain"),
     **_own_methods(),
     **_variants(),
-    **_quantised_methods(),
+    **_methods_of_smaller_bases(),
     **_peft_methods(),
 }
 # The methods that `step` and `memory` compare by default; each has a colour and a marker of its own.
