@@ -76,7 +76,7 @@ def test_the_figure_and_the_files_of_growing_memory(tmp_path, capsys):
     ("options", "named"),
     [
         (["--blocks", "3"], ["--blocks 3", "2 blocks", "test_vit"]),
-        (["--ranks", "65"], ["rank 65", "64", "test_vit"]),
+        (["--ranks", "65"], ["--ranks 65", "64", "test_vit"]),
         (["--resolutions", "33"], ["resolution 33", "16 px"]),
         (["--methods", "lora_fx"], ["method", "'lora_fx'"]),
         (["--precision", "bf61"], ["precision", "'bf61'"]),

@@ -235,7 +235,9 @@ def test_sizes_of_memory(text, size):
 def test_the_table_has_every_method_and_the_figure_is_made(tmp_path, capsys, no_rate):
     assert run(tmp_path, "--memory", "1GiB", "1MiB") == 0
     output = capsys.readouterr()
-    assert [line for line in output.err.splitlines() if "is left out" not in line] == []
+    # torch's compiler, which PEFT's BOFT imports, warns on machines with CUDA's compiler but without a GPU.
+    expected = ("is left out", "cpp_extension.py")
+    assert [line for line in output.err.splitlines() if not any(words in line for words in expected)] == []
     rows = read(tmp_path)
     assert [row["method"] for row in rows] == [METHODS[method].label for method in POSSIBLE]
     assert all(f"| {METHODS[method].label} |" in output.out for method in POSSIBLE)

@@ -3,12 +3,15 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeVar
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from vitlorafa import AdapterError
+from vitlorafa.bench.case import PRECISIONS, Case
+from vitlorafa.bench.methods import METHODS, find_method, why_unavailable
 from vitlorafa.errors import unknown
 
 T = TypeVar("T")
@@ -20,6 +23,48 @@ class CommandLine(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises an `AdapterError`."""
         raise AdapterError(f"{message}; see {self.prog} --help")
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of all parts that measure methods: device, depth, threads and output folder.
+
+    Args:
+        parser: Parser with the options of one part.
+    """
+    add = parser.add_argument
+    add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if available)")
+    add("--depth", type=int, metavar="N", help="number of blocks (default: the model's)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add(
+        "--output_dir",
+        type=expand_path,
+        default="runs/bench",
+        metavar="DIR",
+        help="folder for results (default: %(default)s)",
+    )
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of the adapted projections.
+
+    Args:
+        parser: Parser with the options of one part.
+    """
+    parser.add_argument(
+        "--targets",
+        default="all",
+        metavar="NAMES",
+        help="projections, e.g. q,v, from q, k, v, proj, fc1, fc2 (default: all)",
+    )
+
+
+def list_methods(names: Iterable[str]) -> str:
+    """Lines with the names and labels of methods, for the end of a help text.
+
+    Args:
+        names: Names in `METHODS`.
+    """
+    return "".join(f"\n  {name:22} {METHODS[name].label}" for name in names)
 
 
 def expand_path(text: str) -> str:
@@ -42,6 +87,68 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
         for value in values if isinstance(values, list) else [1 if values is None else values]:
             if value < 1:
                 raise AdapterError(f"--{name} must be at least 1, not {value}")
+
+
+def check_precisions(*names: str) -> None:
+    """Refuses unknown precisions.
+
+    Args:
+        names: Names that a user typed.
+
+    Raises:
+        AdapterError: If one is not in `PRECISIONS`.
+    """
+    for name in names:
+        if name not in PRECISIONS:
+            raise unknown("precision", name, PRECISIONS)
+
+
+def check_ranks(option: str, ranks: Iterable[int], model: str, backbone: VisionTransformer) -> None:
+    """Refuses ranks that a model is too small for.
+
+    Args:
+        option: Option that gave the ranks, such as "--rank".
+        ranks: Ranks of adapters.
+        model: Name of the timm model.
+        backbone: The model.
+
+    Raises:
+        AdapterError: If a rank is larger than the model's width.
+    """
+    width = backbone.embed_dim
+    for rank in ranks:
+        if rank > width:
+            raise AdapterError(f"{option} {rank} is larger than the width {width} of {model}: choose a smaller rank")
+
+
+def choose_methods(names: Iterable[str], case: Case) -> list[str]:
+    """The methods that can run in a case, in the order of `METHODS`; the others are named on stderr.
+
+    Args:
+        names: Names that a user typed.
+        case: Case to run.
+
+    Raises:
+        AdapterError: If a name is unknown, or no method can run.
+    """
+    reasons = {method: why_unavailable(method, case) for method in map(find_method, names)}
+    for method, reason in reasons.items():
+        if reason is not None:
+            leave_out(method, reason)
+    methods = [method for method in METHODS if method in reasons and reasons[method] is None]
+    if not methods:
+        raise AdapterError("no method can run")
+    return methods
+
+
+def leave_out(method: str, reason: str) -> None:
+    """Says on stderr why a method is not measured.
+
+    Args:
+        method: Name in `METHODS`.
+        reason: Reason, as by `why_unavailable`.
+    """
+    print(f"{METHODS[method].label} is left out: {reason}", file=sys.stderr)
 
 
 def find_device(name: str | None) -> str:

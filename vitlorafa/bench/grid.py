@@ -11,7 +11,19 @@ from pathlib import Path
 from vitlorafa import AdapterConfig, AdapterError
 from vitlorafa.bench import output
 from vitlorafa.bench.case import PRECISIONS, Case, build_backbone
-from vitlorafa.bench.command_line import CommandLine, check_positive, expand_path, find_device, run_part
+from vitlorafa.bench.command_line import (
+    CommandLine,
+    add_common_options,
+    add_targets,
+    check_positive,
+    check_precisions,
+    check_ranks,
+    expand_path,
+    find_device,
+    leave_out,
+    list_methods,
+    run_part,
+)
 from vitlorafa.bench.formulas import Stack
 from vitlorafa.bench.machine import collect_provenance, file_name
 from vitlorafa.bench.measure import MIB, Memory, Peak, Times, measure_peak, measure_saved, time_steps
@@ -41,7 +53,6 @@ other parts, each with its own --help:
   python -m vitlorafa.bench growth     # memory by rank, by number of adapted blocks and by resolution
   python -m vitlorafa.bench tune       # the fastest ways of this machine to compute a model
 """
-_METHOD_NAMES = "".join(f"\n  {name:18} {METHODS[name].label}" for name in CORE)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ def make_parser(prog: str = "python -m vitlorafa.bench") -> argparse.ArgumentPar
         "plain PyTorch, PEFT, full fine-tuning, and a lower bound (the frozen model's forward pass and the\n"
         "gradients of its activations). Weights and images are random. Several values of an option make\n"
         "a grid.",
-        epilog=f"methods, and those of the part methods:{_METHOD_NAMES}\n\n{EXAMPLES}",
+        epilog=f"methods, and those of the part methods:{list_methods(CORE)}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -103,12 +114,7 @@ def make_parser(prog: str = "python -m vitlorafa.bench") -> argparse.ArgumentPar
         metavar="R",
         help="ranks in the plot of memory by rank (default: 1 2 4 ... 128)",
     )
-    add(
-        "--targets",
-        default="all",
-        metavar="NAMES",
-        help="projections, e.g. q,v, from q, k, v, proj, fc1, fc2 (default: all)",
-    )
+    add_targets(parser)
     add("--precision", nargs="+", default=["bf16"], metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: bf16)")
     add(
         "--dropout",
@@ -118,19 +124,10 @@ def make_parser(prog: str = "python -m vitlorafa.bench") -> argparse.ArgumentPar
         metavar="P",
         help="dropout on the adapter's input (default: 0)",
     )
-    add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if available)")
     add("--methods", nargs="+", default=list(CORE), metavar="NAME", help="methods (default: those listed below)")
-    add("--depth", type=int, metavar="N", help="number of blocks (default: the model's)")
     add("--repeats", type=int, default=10, metavar="N", help="rounds that count (default: %(default)s)")
     add("--warmup", type=int, default=2, metavar="N", help="rounds before them (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    add(
-        "--output_dir",
-        type=expand_path,
-        default="runs/bench",
-        metavar="DIR",
-        help="folder for results (default: %(default)s)",
-    )
+    add_common_options(parser)
     add("--dry_run", action="store_true", help="print the formulas' numbers; measure and write nothing")
     add(
         "--redraw",
@@ -153,10 +150,10 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     check_positive(args, "batch_size", "resolution", "ranks", "plot_ranks", "depth", "repeats", "threads")
     if args.warmup < 0:
         raise AdapterError(f"--warmup must be at least 0, not {args.warmup}")
-    for kind, names, choices in (("measurement", args.what, WHAT), ("precision", args.precision, PRECISIONS)):
-        for name in names:
-            if name not in choices:
-                raise unknown(kind, name, choices)
+    for name in args.what:
+        if name not in WHAT:
+            raise unknown("measurement", name, WHAT)
+    check_precisions(*args.precision)
     asked = [find_method(name) for name in args.methods]
     device = find_device(args.device)
     plans = []
@@ -166,16 +163,14 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
         targets = AdapterConfig(rank=rank, targets=args.targets, dropout=dropout).targets
         case = Case(model, size, resolution, precision, rank, targets, dropout, device, args.depth)
         network = build_backbone(case)
-        width = network.embed_dim
-        if rank > width:
-            raise AdapterError(f"--ranks {rank} is larger than the width {width} of {model}: choose a smaller rank")
+        check_ranks("--ranks", [rank], model, network)
         reasons = {method: why_unavailable(method, case) for method in dict.fromkeys(asked)}
         methods = [method for method in METHODS if method in reasons and reasons[method] is None]
         skipped = {method: reason for method, reason in reasons.items() if reason is not None}
         if not methods:
             raise AdapterError(f"no method can run: {next(iter(skipped.values()))}")
         is_first = rank == args.ranks[0]  # one curve for all ranks
-        ranks = [each for each in sorted(set(args.plot_ranks)) if each <= width] if is_first else []
+        ranks = [each for each in sorted(set(args.plot_ranks)) if each <= network.embed_dim] if is_first else []
         plans.append(Plan(case, methods, skipped, Stack.of(network, size, case.element), ranks))
     return plans
 
@@ -199,7 +194,7 @@ def _prepare(args: argparse.Namespace) -> list[Plan]:
         return []
     plans = make_plans(args)
     for method, reason in {pair: None for plan in plans for pair in plan.skipped.items()}:
-        print(f"{METHODS[method].label} is left out: {reason}", file=sys.stderr)
+        leave_out(method, reason)
     if args.dry_run:
         print(markdown("formula", _formula_rows(plans)))
         return []

@@ -1,7 +1,6 @@
 """The part `growth` of the benchmark: memory by rank, by number of adapted blocks and by resolution."""
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +10,23 @@ from pathlib import Path
 from vitlorafa import AdapterError
 from vitlorafa.bench import output
 from vitlorafa.bench.case import PRECISIONS, Case, build_backbone
-from vitlorafa.bench.command_line import CommandLine, check_positive, expand_path, find_device, run_part
+from vitlorafa.bench.command_line import (
+    CommandLine,
+    add_common_options,
+    check_positive,
+    check_precisions,
+    check_ranks,
+    choose_methods,
+    find_device,
+    list_methods,
+    run_part,
+)
 from vitlorafa.bench.costs import Cost, measure_cost, scale_cost
 from vitlorafa.bench.machine import collect_provenance, file_name
-from vitlorafa.bench.methods import METHODS, build, find_method, why_unavailable
+from vitlorafa.bench.methods import METHODS, build
 from vitlorafa.bench.progress import show_progress
 from vitlorafa.bench.tables import Row, growth_markdown, growth_rows
 from vitlorafa.config import TARGETS
-from vitlorafa.errors import unknown
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 _RESOLUTIONS = (128, 224, 320, 384, 448, 512)
@@ -59,12 +67,11 @@ def make_parser(prog: str = "python -m vitlorafa.bench growth") -> argparse.Argu
     Args:
         prog: Name of the command in messages.
     """
-    names = "".join(f"\n  {name:22} {method.label}" for name, method in METHODS.items())
     parser = CommandLine(
         prog=prog,
         description="Count the memory of a training step by rank, by number of adapted blocks and by resolution, and\n"
         "plot it in three panels. What one image keeps is measured; it is the same for every image of a batch.",
-        epilog=f"methods:{names}\n\n{EXAMPLES}",
+        epilog=f"methods:{list_methods(METHODS)}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -83,16 +90,7 @@ def make_parser(prog: str = "python -m vitlorafa.bench growth") -> argparse.Argu
     )
     add("--precision", default="bf16", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: %(default)s)")
     add("--methods", nargs="+", default=list(_DEFAULT), metavar="NAME", help=f"default: {' '.join(_DEFAULT)}")
-    add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if available)")
-    add("--depth", type=int, metavar="N", help="number of blocks (default: the model's)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    add(
-        "--output_dir",
-        type=expand_path,
-        default="runs/bench",
-        metavar="DIR",
-        help="folder for results (default: %(default)s)",
-    )
+    add_common_options(parser)
     return parser
 
 
@@ -111,16 +109,14 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _prepare(args: argparse.Namespace) -> list[Point]:
     check_positive(args, "batch_size", "rank", "ranks", "blocks", "resolution", "resolutions", "depth", "threads")
-    if args.precision not in PRECISIONS:
-        raise unknown("precision", args.precision, PRECISIONS)
+    check_precisions(args.precision)
     device = find_device(args.device)
     case = Case(args.model, 2, args.resolution, args.precision, args.rank, TARGETS, 0.0, device, args.depth, head=True)
     backbone = build_backbone(case)
     width, depth = backbone.embed_dim, len(backbone.blocks)
     args.ranks = args.ranks or [rank for rank in _RANKS if rank <= width]
-    for rank in (args.rank, *args.ranks):
-        if rank > width:
-            raise AdapterError(f"rank {rank} is larger than the width {width} of {args.model}: choose a smaller one")
+    check_ranks("--rank", [args.rank], args.model, backbone)
+    check_ranks("--ranks", args.ranks, args.model, backbone)
     args.blocks = args.blocks or sorted({*range(2, depth + 1, 2), 1, depth})
     if max(args.blocks) > depth:
         raise AdapterError(f"--blocks {max(args.blocks)} is more than the {depth} blocks of {args.model}")
@@ -128,14 +124,7 @@ def _prepare(args: argparse.Namespace) -> list[Point]:
     args.resolutions = args.resolutions or [patch * round(pixels / patch) for pixels in _RESOLUTIONS]
     for resolution in args.resolutions:
         build_backbone(replace(case, resolution=resolution))
-    methods = []
-    for method in dict.fromkeys(find_method(name) for name in args.methods):
-        if reason := why_unavailable(method, case):
-            print(f"{METHODS[method].label} is left out: {reason}", file=sys.stderr)
-        else:
-            methods.append(method)
-    if not methods:
-        raise AdapterError("no method can run")
+    methods = choose_methods(args.methods, case)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     return [
         Point(panel, value, method, each, args.batch_size)

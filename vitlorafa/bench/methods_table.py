@@ -1,7 +1,6 @@
 """The part `methods` of the benchmark: parameters, memory, time and largest batch of every method, in one table."""
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +11,26 @@ import torch
 from vitlorafa import AdapterConfig, AdapterError
 from vitlorafa.bench import output
 from vitlorafa.bench.case import PRECISIONS, Case, build_backbone, stack_of
-from vitlorafa.bench.command_line import CommandLine, check_positive, expand_path, find_device, run_part
+from vitlorafa.bench.command_line import (
+    CommandLine,
+    add_common_options,
+    add_targets,
+    check_positive,
+    check_precisions,
+    check_ranks,
+    choose_methods,
+    find_device,
+    leave_out,
+    list_methods,
+    run_part,
+)
 from vitlorafa.bench.costs import Cost, measure_cost, parse_memory, share_weights
 from vitlorafa.bench.machine import collect_provenance, file_name, matmul_rate
 from vitlorafa.bench.measure import Times, measure_peak, time_steps
-from vitlorafa.bench.methods import METHODS, Setup, build, find_method, why_unavailable
+from vitlorafa.bench.methods import METHODS, Setup, build
 from vitlorafa.bench.progress import show_progress
 from vitlorafa.bench.tables import Row, markdown, method_rows
-from vitlorafa.errors import unknown
 
-_NAMES = "".join(f"\n  {name:22} {method.label}" for name, method in METHODS.items())
 EXAMPLES = """examples:
   python -m vitlorafa.bench methods                                     # ViT-S/16, batch 16, bf16, rank 8
   python -m vitlorafa.bench methods --model vit_base_patch16_224 --batch_size 8 --memory 8GiB 24GiB
@@ -55,7 +64,7 @@ def make_parser(prog: str = "python -m vitlorafa.bench methods") -> argparse.Arg
         description="Measure every method in one table and one figure: trained parameters, memory part by part, step\n"
         "time relative to the lower bound, model FLOPs utilisation, and the largest batch in a given memory.\n"
         "Weights and images are random. The head trains in all rows but the lower bound.",
-        epilog=f"methods:{_NAMES}\n\n{EXAMPLES}",
+        epilog=f"methods:{list_methods(METHODS)}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -63,12 +72,7 @@ def make_parser(prog: str = "python -m vitlorafa.bench methods") -> argparse.Arg
     add("--batch_size", type=int, default=16, metavar="N", help="images in a step (default: %(default)s)")
     add("--resolution", type=int, default=224, metavar="PX", help="image size in pixels (default: %(default)s)")
     add("--rank", type=int, default=8, metavar="R", help="rank of the adapters (default: %(default)s)")
-    add(
-        "--targets",
-        default="all",
-        metavar="NAMES",
-        help="projections, e.g. q,v, from q, k, v, proj, fc1, fc2 (default: all)",
-    )
+    add_targets(parser)
     add("--precision", default="bf16", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: %(default)s)")
     add("--methods", nargs="+", default=list(METHODS), metavar="NAME", help="methods, listed below (default: all)")
     add(
@@ -79,18 +83,9 @@ def make_parser(prog: str = "python -m vitlorafa.bench methods") -> argparse.Arg
         metavar="SIZE",
         help="memory for the column of the largest batch (default: 8GiB 24GiB)",
     )
-    add("--device", metavar="NAME", help="cpu or cuda (default: a GPU if available)")
-    add("--depth", type=int, metavar="N", help="number of blocks (default: the model's)")
     add("--repeats", type=int, default=5, metavar="N", help="rounds that count; 0 times nothing (default: 5)")
     add("--warmup", type=int, default=1, metavar="N", help="rounds before them (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    add(
-        "--output_dir",
-        type=expand_path,
-        default="runs/bench",
-        metavar="DIR",
-        help="folder for results (default: %(default)s)",
-    )
+    add_common_options(parser)
     return parser
 
 
@@ -112,27 +107,15 @@ def _prepare(args: argparse.Namespace) -> Plan:
     for name in ("repeats", "warmup"):
         if getattr(args, name) < 0:
             raise AdapterError(f"--{name} must be at least 0, not {getattr(args, name)}")
-    if args.precision not in PRECISIONS:
-        raise unknown("precision", args.precision, PRECISIONS)
-    asked = dict.fromkeys(find_method(name) for name in args.methods)
+    check_precisions(args.precision)
     memory = {text: parse_memory(text) for text in args.memory}
     targets = AdapterConfig(rank=args.rank, targets=args.targets).targets
     device = find_device(args.device)
     case = Case(
         args.model, args.batch_size, args.resolution, args.precision, args.rank, targets, 0.0, device, args.depth, True
     )
-    width = build_backbone(case).embed_dim
-    if args.rank > width:
-        raise AdapterError(
-            f"--rank {args.rank} is larger than the width {width} of {args.model}: choose a smaller rank"
-        )
-    reasons = {method: why_unavailable(method, case) for method in asked}
-    for method, reason in reasons.items():
-        if reason is not None:
-            _leave_out(method, reason)
-    methods = [method for method in METHODS if method in reasons and reasons[method] is None]
-    if not methods:
-        raise AdapterError("no method can run")
+    check_ranks("--rank", [args.rank], args.model, build_backbone(case))
+    methods = choose_methods(args.methods, case)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     return Plan(case, methods, memory)
 
@@ -171,7 +154,7 @@ def _count(plan: Plan, advance: Callable[[], None]) -> tuple[dict[str, Setup], l
             setup = build(method, case)
             costs.append(replace(measure_cost(method, case, setup), peak=peak))
         except (AdapterError, RuntimeError) as error:  # one method that fails must not stop the others
-            _leave_out(method, str(error).strip().splitlines()[0])
+            leave_out(method, str(error).strip().splitlines()[0])
             continue
         finally:
             advance()
@@ -180,7 +163,3 @@ def _count(plan: Plan, advance: Callable[[], None]) -> tuple[dict[str, Setup], l
     if not setups:
         raise AdapterError("no method could be measured")
     return setups, costs
-
-
-def _leave_out(method: str, reason: str) -> None:
-    print(f"{METHODS[method].label} is left out: {reason}", file=sys.stderr)
