@@ -38,6 +38,15 @@ def packaged(folder, pattern, package):
     return {f"{package}/{path.as_posix()}" for path in files}
 
 
+def test_every_package_is_declared():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    folders = {path.parent for name in ("vitlorafa", "domainbed_ext") for path in (ROOT / name).rglob("*.py")}
+    code = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    data = {line.partition(" = ")[0] for line in setup["options"]["package_dir"].strip().splitlines()}
+    assert set(setup["options"]["packages"].split()) == code | data
+
+
 @pytest.mark.slow
 def test_code_sweeps_weights_and_tables_are_in_the_wheel(wheel):
     wheel_names = set(wheel.namelist())
