@@ -117,7 +117,7 @@ def apply_peft(model: nn.Module, name: str, sizes: Sizes, layers: Sequence[str],
 def _try_layers(layers: Sequence[Any]) -> None:
     """Computes forward and backward passes of one row on a copy of one layer of each shape: some values fail there."""
     shapes = {(layer.in_features, layer.out_features): layer for layer in layers}
-    with torch.random.fork_rng([]):
+    with torch.random.fork_rng([]), torch.enable_grad():
         for layer in shapes.values():
             trial = copy.deepcopy(layer)
             row = torch.zeros(1, 1, layer.in_features, device=next(trial.parameters()).device, requires_grad=True)

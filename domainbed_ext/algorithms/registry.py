@@ -15,6 +15,7 @@ from domainbed_ext.errors import BenchmarkError, unknown, warn_once
 from domainbed_ext.hyperparameter import Hyperparameter, Hyperparameters, merge
 from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
 from domainbed_ext.objectives.registry import Declaration as ObjectiveDeclaration
+from domainbed_ext.system import strict_json
 from domainbed_ext.system.registry import Declared, Registry
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class NamedSetting:
     @property
     def fixed(self) -> str:
         """The setting as a method's name has it after the @."""
-        return f"{self.hyperparameter}={self.value if isinstance(self.value, str) else json.dumps(self.value)}"
+        return f"{self.hyperparameter}={self.value if isinstance(self.value, str) else strict_json.dumps(self.value)}"
 
 
 @dataclass(frozen=True)

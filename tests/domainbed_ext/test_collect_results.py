@@ -154,7 +154,7 @@ def test_labels():
     ] == [
         "LoRA-FA",
         "LoRA, rank 16",
-        "LoRA-FB, rank 4, targets q,v",
+        "LoRA-FB, rank 4, q,v",
         "linear probe, adapter dropout 0.1",
     ]
     assert row_label_of("BOnly@rank=16") == "BOnly@rank=16 (LoRA-FA)"
