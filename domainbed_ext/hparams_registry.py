@@ -134,7 +134,7 @@ def apply(hparams: dict[str, Any], overrides: Mapping[str, Any], source: str, ig
                 continue
             if owners := _owners_of(name):
                 raise BenchmarkError(
-                    f"unknown hyperparameter in {source}: {name!r} is one of {', '.join(owners)}: leave it out"
+                    f"unknown hyperparameter in {source}: {name!r} belongs to {', '.join(owners)}: leave it out"
                 )
             synonyms = _synonyms()
             raise unknown(f"hyperparameter in {source}:", name, {*hparams, *ignored} - synonyms.keys(), synonyms)

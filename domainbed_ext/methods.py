@@ -14,6 +14,7 @@ examples:
   python -m domainbed_ext.methods                        # all
   python -m domainbed_ext.methods LoRA-FA CORAL          # these
   python -m domainbed_ext.methods BOnly+CORAL --dataset PACS --json
+  python -m domainbed_ext.methods --import mine.py       # yours too
 """
 
 

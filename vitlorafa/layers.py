@@ -156,7 +156,7 @@ class LoRALinear(nn.Module):
         if self.start_A is None or self.start_B is None:
             return weight
         unpack = partial(_unpack_residual, weight.unpack, self.starts, self.scale)
-        return QuantisedWeight((*weight.tensors, self.start_A, self.start_B), weight.shape, weight.dtype, unpack)
+        return weight._replace(tensors=(*weight.tensors, self.start_A, self.start_B), unpack=unpack)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cast": None}  # neither copied nor saved

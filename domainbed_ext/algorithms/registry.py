@@ -429,6 +429,10 @@ def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
         key, equals, value = part.partition("=")
         if not (key and equals and value):
             raise BenchmarkError(f"{name!r}: {part!r} is not hyperparameter=value, as in {base}@rank=16")
+        before, plus, last = part.rpartition("+")
+        if plus and (objective := OBJECTIVES.spelled(last)):
+            right = f"{base}+{objective}@{fixed.replace(part, before)}"
+            raise BenchmarkError(f"{name!r} names the objective after the @: write {right}")
         parts.append((key, value))
     objectives = [value for key, value in parts if key == OBJECTIVE]  # BOnly@objective=coral is BOnly+CORAL
     method = METHODS.find("+".join([base, *objectives]))

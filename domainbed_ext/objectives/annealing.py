@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from domainbed_ext.errors import warn_once
 from domainbed_ext.objectives.base import Objective
 
 
@@ -28,6 +29,14 @@ class Annealed(Objective):
     def weight(self) -> float:
         """Weight of the penalty in the present step."""
         return float(self.hparams[f"{self.prefix}_lambda"]) if self.steps > self._annealed else 1.0
+
+    def begin(self, steps: int) -> None:
+        """Warns of a run that ends before the weight changes."""
+        if steps <= self._annealed:
+            warn_once(
+                f"{self.prefix}_penalty_anneal_iters {self._annealed} is not below the {steps} steps of the run: its "
+                f"penalty has weight 1 throughout, not {self.prefix}_lambda {self.hparams[f'{self.prefix}_lambda']}"
+            )
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Counts the steps, and empties the optimizer's state where the weight changes."""

@@ -160,6 +160,13 @@ class Objective(nn.Module):
         """Options of the optimizer for the objective's own parameters, e.g. {"lr": 0.01}; others are the method's."""
         return {}
 
+    def begin(self, steps: int) -> None:
+        """Is called before the first step of a run, and not when it resumes.
+
+        Args:
+            steps: Number of training steps.
+        """
+
     def before_step(self, optimizer: Optimizer) -> None:
         """Is called before each step."""
 

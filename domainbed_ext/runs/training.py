@@ -236,6 +236,7 @@ class Training:
             self.folder.start()
             print(formatting.format_header(self.facts, self.setup))
             manual_seed(seed_hash(self.setup.args.seed, "begin"))
+            self.algorithm.objective.begin(self.setup.steps)
             self.algorithm.begin(self.setup.steps, self._first_minibatches)
             return
         self.folder.start(state["lines"])

@@ -87,11 +87,11 @@ def test_a_name_fixes_hyperparameters():
         ("BOnly@rank=many", "rank in the name .* should be of type int, not 'many'"),
         (
             "LP@r=8",
-            "'r' is one of BA, LoRAPro, BOnly, AOnly, [0-9]+ methods of Peft: leave",
+            "'r' belongs to BA, LoRAPro, BOnly, AOnly, [0-9]+ methods of Peft: leave",
         ),
         (
             "BA@gradient_correction=true",
-            "unknown hyperparameter in the name .*: 'gradient_correction' is one of BOnly, AO",
+            "unknown hyperparameter in the name .*: 'gradient_correction' belongs to BOnly, AO",
         ),
         ("BOnly@gradient_correction=1", "gradient_correction in the name .* should be of type bool, not 1"),
     ],

@@ -105,7 +105,7 @@ class _LoRALinear(torch.autograd.Function):
         quantised = isinstance(weight, QuantisedWeight)
         if not need_x or quantised or weight.dtype == x.dtype:
             folded = None  # not needed, or recomputed at the cost of reading the weight
-        ctx.quantised = weight.with_tensors(()) if quantised and need_x else None
+        ctx.quantised = weight._replace(tensors=()) if quantised and need_x else None
         ctx.save_for_backward(
             x if need_A or need_weight else None,
             xA if need_B else None,
@@ -124,7 +124,7 @@ class _LoRALinear(torch.autograd.Function):
             return (None,) * 13
         x, xA, folded, weight, A, B, seed, *stored = ctx.saved_tensors
         if ctx.quantised:
-            weight = ctx.quantised.with_tensors(tuple(stored))
+            weight = ctx.quantised._replace(tensors=tuple(stored))
         need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
         scale, starts, dropout, steps = ctx.scale, ctx.starts, ctx.dropout, BACKENDS[ctx.backend]
         gx = g_weight = g_bias = gA = gB = None

@@ -50,14 +50,6 @@ class QuantisedWeight(NamedTuple):
     dtype: torch.dtype
     unpack: Unpack
 
-    def with_tensors(self, tensors: tuple[Tensor, ...]) -> "QuantisedWeight":
-        """The same with other tensors. Compilers of older torch do not trace `_replace`.
-
-        Args:
-            tensors: Codes and scales.
-        """
-        return QuantisedWeight(tensors, self.shape, self.dtype, self.unpack)
-
     def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight, [d_out, d_in], as a new tensor.
 
@@ -109,13 +101,13 @@ class _QuantisedLinear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, QuantisedWeight, Tensor | None], output: Tensor) -> None:
         _, weight, _ = inputs
-        ctx.weight = weight.with_tensors(())
+        ctx.weight = weight._replace(tensors=())
         ctx.save_for_backward(*weight.tensors)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         need_x, _, need_bias = ctx.needs_input_grad
-        weight = ctx.weight.with_tensors(ctx.saved_tensors)
+        weight = ctx.weight._replace(tensors=ctx.saved_tensors)
         gx = g @ weight.dequantise(g.dtype) if need_x else None
         return gx, None, g.reshape(-1, g.shape[-1]).sum(0) if need_bias else None
 

@@ -126,7 +126,7 @@ def test_lora_pro_steps_on_corrected_gradients():
         ("BA@blocks=all", "blocks must be whole numbers, or a string such as '0-5' or 'last4', not 'all'"),
         ("BA@lr_B_ratio=0", "BA: lr_B_ratio must be a finite number above 0, not 0"),
         ("BA@lr_B_ratio=-2", "BA: lr_B_ratio must be a finite number above 0, not -2"),
-        ("BOnly@lr_B_ratio=4", "'lr_B_ratio' is one of BA, LoRAPro: leave it out"),
+        ("BOnly@lr_B_ratio=4", "'lr_B_ratio' belongs to BA, LoRAPro: leave it out"),
         ("BA@lr_B_ratio=high", "lr_B_ratio in the name .* should be of type float, not 'high'"),
         ("BA@rank_stabilised=1", "rank_stabilised in the name .* should be of type bool, not 1"),
     ],

@@ -152,12 +152,12 @@ def test_each_method_has_its_own_hyperparameters():
     [
         ("Peft@method=doar", None, ["method of Peft", "'doar'", "did you mean 'dora'"]),
         ("Peft@method=dora,method=ia3", None, ["gives method twice"]),
-        ("Peft@method=dora,init_r=12", None, ["'init_r' is one of Peft@method=adalora: leave it out"]),
-        ("Peft@method=ia3,rank=12", None, ["'rank' is one of BA, ", " methods of Peft: leave it out"]),
+        ("Peft@method=dora,init_r=12", None, ["'init_r' belongs to Peft@method=adalora: leave it out"]),
+        ("Peft@method=ia3,rank=12", None, ["'rank' belongs to BA, ", " methods of Peft: leave it out"]),
         ("Peft@method=adalora,beta1=high", None, ["beta1", "should be of type float, not 'high'"]),
         ("Peft@method=lora", '{"method": "dora"}', ["method 'dora'", "Peft@method=dora"]),
         ("Peft@method=lora", '{"peft_config": 3}', ["peft_config in --hparams should be of type dict, not 3"]),
-        ("BOnly@method=dora", None, ["'method' is one of", "methods of Peft"]),
+        ("BOnly@method=dora", None, ["'method' belongs to", "methods of Peft"]),
     ],
 )
 def test_mistakes_in_names_and_hyperparameters_are_found_without_peft(algorithm, hparams, words):

@@ -68,7 +68,7 @@ def test_it_is_off_and_not_drawn_and_other_methods_refuse_it():
         assert all(random_hparams(method, "PACS", seed)["quantise"] is None for seed in range(5))
         assert describe(method).hyperparameters["quantise"].later
     for method in ("LP", "FullFT", "BitFit", "ERM"):
-        with pytest.raises(BenchmarkError, match="'quantise' is one of BA, .*BOnly, AOnly.*: leave it out"):
+        with pytest.raises(BenchmarkError, match="'quantise' belongs to BA, .*BOnly, AOnly.*: leave it out"):
             resolve(f"{method}@quantise=nf4", "PACS")
     with pytest.raises(BenchmarkError, match="unknown format of quantised weights 'int4': .*int8.*"):
         make("BA@quantise=int4")

@@ -95,7 +95,8 @@ def test_an_objective_of_a_record_that_was_imported_is_missed_where_it_is_not():
         ("BOnly+", r"'BOnly\+' is not METHOD\+OBJECTIVE"),
         ("+LS", r"'\+LS' is not METHOD\+OBJECTIVE"),
         ("ls", r"'ls' is an objective: write it after a method, as in BOnly\+Smoothed or FullFT\+Smoothed"),
-        ("BOnly@rank=4+LS", "has another type|hyperparameter rank .* should be of type int"),
+        ("BOnly@lr=0.1,rank=4+LS", r"after the @: write BOnly\+Smoothed@lr=0.1,rank=4$"),
+        ("BOnly@targets=q+v+LS,rank=4", r"after the @: write BOnly\+Smoothed@targets=q\+v,rank=4$"),
     ],
 )
 def test_a_name_that_is_none_gets_a_sentence(name, sentence):
@@ -104,7 +105,7 @@ def test_a_name_that_is_none_gets_a_sentence(name, sentence):
 
 
 def test_hyperparameters_of_other_objectives_and_the_objective_itself_are_refused():
-    with pytest.raises(BenchmarkError, match="'smoothing' is one of Smoothed: leave it out"):
+    with pytest.raises(BenchmarkError, match="'smoothing' belongs to Smoothed: leave it out"):
         resolve("BOnly@smoothing=0.2", "PACS")
     with pytest.raises(BenchmarkError, match=r"--hparams gives the objective: write it in the method's name"):
         resolve("BOnly", "PACS", hparams='{"objective": "Smoothed"}')

@@ -153,6 +153,18 @@ def test_a_penalty_weighs_more_after_its_steps_and_the_optimizer_starts_again(na
     assert weights == pytest.approx([1, 1, 7, 7], rel=1e-3) and ages == [1, 2, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["IRM", "VREx"])
+def test_a_run_that_ends_before_the_penalty_weighs_more_is_warned_of(name, capsys):
+    prefix = name.lower()
+    hparams = {f"{prefix}_lambda": 7.5, f"{prefix}_penalty_anneal_iters": 31}
+    annealed = OBJECTIVES[name].load()(CLASSES, DOMAINS, hparams)
+    annealed.begin(32)
+    assert capsys.readouterr().err == ""
+    annealed.begin(31)
+    sentence = f"{prefix}_penalty_anneal_iters 31 is not below the 31 steps of the run: its penalty has weight 1"
+    assert f"warning: {sentence} throughout, not {prefix}_lambda 7.5\n" == capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["CORAL", "MMD", "VREx", "GroupDRO"])
 def test_with_one_training_domain_it_is_the_mean_cross_entropy_and_says_so(name, capsys):
     batch, model = minibatches(1), Linear()
