@@ -191,6 +191,8 @@ def run_part(
     try:
         args = parser.parse_args(argv)
         work = prepare(args)
+    except BrokenPipeError:
+        raise
     except (AdapterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -85,6 +85,8 @@ def main(argv: Sequence[str], prog: str) -> int:
         if args.again:
             tuning.forget()
         _run(args)
+    except BrokenPipeError:
+        raise
     except (AdapterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
