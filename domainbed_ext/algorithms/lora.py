@@ -52,7 +52,7 @@ class BA(Algorithm):
         return bool(hparams.get("gradient_correction", False))  # BA has none
 
     def make_optimizer(self, parameters: list[nn.Parameter], hparams: dict[str, Any]) -> torch.optim.Optimizer:
-        """AdamW, on corrected gradients or with a learning rate of its own for B (LoRA+) if the run says so."""
+        """AdamW; `gradient_correction` corrects its gradients, and `lr_B_ratio` gives B another rate (LoRA+)."""
         ratio = hparams.get("lr_B_ratio", 1.0)
         groups: Any = parameters
         try:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from messages import assert_only_error
 from timm.layers import set_fused_attn, use_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -268,10 +269,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(tmp_path, capsys, options, named):
     assert run(tmp_path, *options) == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.startswith("error: ") and [word for word in named if word not in output.err] == []
-    assert output.err.count("\n") == 1
+    assert_only_error(capsys.readouterr(), named)
     assert not (tmp_path / "out").exists()
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
+from messages import assert_only_error
 
 from vitlorafa.bench import case as cases
 from vitlorafa.bench import formulas, machine, measure
@@ -84,7 +85,5 @@ def test_the_figure_and_the_files_of_growing_memory(tmp_path, capsys):
 )
 def test_bad_input_gets_one_sentence(tmp_path, capsys, options, named):
     assert run(tmp_path, *options) == 2
-    output = capsys.readouterr()
-    assert output.out == "" and output.err.startswith("error: ") and output.err.count("\n") == 1
-    assert [word for word in named if word not in output.err] == []
+    assert_only_error(capsys.readouterr(), named)
     assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from messages import assert_only_error
 from timm.layers import set_fused_attn, use_fused_attn
 
 from vitlorafa import AdapterError
@@ -306,8 +307,5 @@ def test_without_peft_its_methods_are_left_out_with_the_line_that_installs_it(tm
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(tmp_path, capsys, options, named):
     assert run(tmp_path, *options) == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.startswith("error: ") and [word for word in named if word not in output.err] == []
-    assert output.err.count("\n") == 1
+    assert_only_error(capsys.readouterr(), named)
     assert not (tmp_path / "out").exists()

@@ -44,6 +44,27 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_case_options(
+    parser: argparse.ArgumentParser,
+    batch_size: int,
+    resolution: str = "image size in pixels",
+    rank: str = "rank of the adapters",
+) -> None:
+    """Adds the options of the parts that measure one case: model, batch size, resolution and rank.
+
+    Args:
+        parser: Parser with the options of one part.
+        batch_size: Default number of images in a step.
+        resolution: What the resolution is.
+        rank: What the rank is.
+    """
+    add = parser.add_argument
+    add("--model", default="vit_small_patch16_224", metavar="NAME", help="timm model (default: ViT-S/16)")
+    add("--batch_size", type=int, default=batch_size, metavar="N", help="images in a step (default: %(default)s)")
+    add("--resolution", type=int, default=224, metavar="PX", help=f"{resolution} (default: %(default)s)")
+    add("--rank", type=int, default=8, metavar="R", help=f"{rank} (default: %(default)s)")
+
+
 def add_targets(parser: argparse.ArgumentParser) -> None:
     """Adds the option of the adapted projections.
 

@@ -12,6 +12,7 @@ from vitlorafa.bench import output
 from vitlorafa.bench.case import PRECISIONS, Case, build_backbone
 from vitlorafa.bench.command_line import (
     CommandLine,
+    add_case_options,
     add_common_options,
     check_positive,
     check_precisions,
@@ -74,13 +75,10 @@ def make_parser(prog: str = "python -m vitlorafa.bench growth") -> argparse.Argu
         epilog=f"methods:{list_methods(METHODS)}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_case_options(parser, 16, "pixels in the other panels", "rank in the other panels")
     add = parser.add_argument
-    add("--model", default="vit_small_patch16_224", metavar="NAME", help="timm model (default: ViT-S/16)")
-    add("--batch_size", type=int, default=16, metavar="N", help="images in a step (default: %(default)s)")
-    add("--rank", type=int, default=8, metavar="R", help="rank in the other panels (default: %(default)s)")
     add("--ranks", type=int, nargs="+", metavar="R", help="ranks (default: 1 2 4 ... 128)")
     add("--blocks", type=int, nargs="+", metavar="N", help="numbers of adapted blocks (default: every other one)")
-    add("--resolution", type=int, default=224, metavar="PX", help="pixels in the other panels (default: %(default)s)")
     add(
         "--resolutions",
         type=int,

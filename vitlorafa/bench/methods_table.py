@@ -13,6 +13,7 @@ from vitlorafa.bench import output
 from vitlorafa.bench.case import PRECISIONS, Case, build_backbone, stack_of
 from vitlorafa.bench.command_line import (
     CommandLine,
+    add_case_options,
     add_common_options,
     add_targets,
     check_positive,
@@ -67,11 +68,8 @@ def make_parser(prog: str = "python -m vitlorafa.bench methods") -> argparse.Arg
         epilog=f"methods:{list_methods(METHODS)}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_case_options(parser, 16)
     add = parser.add_argument
-    add("--model", default="vit_small_patch16_224", metavar="NAME", help="timm model (default: ViT-S/16)")
-    add("--batch_size", type=int, default=16, metavar="N", help="images in a step (default: %(default)s)")
-    add("--resolution", type=int, default=224, metavar="PX", help="image size in pixels (default: %(default)s)")
-    add("--rank", type=int, default=8, metavar="R", help="rank of the adapters (default: %(default)s)")
     add_targets(parser)
     add("--precision", default="bf16", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: %(default)s)")
     add("--methods", nargs="+", default=list(METHODS), metavar="NAME", help="methods, listed below (default: all)")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from vitlorafa import AdapterConfig, AdapterError, cast_frozen, inject, speed_up, tuning
 from vitlorafa.bench.case import CLASSES, PRECISIONS, SCALE, Case, build_backbone
-from vitlorafa.bench.command_line import CommandLine, check_positive
+from vitlorafa.bench.command_line import CommandLine, add_case_options, check_positive
 from vitlorafa.bench.tables import Row, table
 from vitlorafa.config import TARGETS, TRAIN
 from vitlorafa.errors import unknown
@@ -47,13 +47,10 @@ def make_parser(prog: str = "python -m vitlorafa.bench tune") -> argparse.Argume
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_case_options(parser, 24)
     add = parser.add_argument
-    add("--model", default="vit_small_patch16_224", metavar="NAME", help="timm model (default: ViT-S/16)")
-    add("--batch_size", type=int, default=24, metavar="N", help="images in a step (default: %(default)s)")
-    add("--resolution", type=int, default=224, metavar="PX", help="image size in pixels (default: %(default)s)")
     add("--precision", default="auto", metavar="NAME", help="auto, bf16 or float32 (default: the faster one)")
     add("--train", default="B", metavar="NAME", help=f"trained factors: {', '.join(TRAIN)} (default: %(default)s)")
-    add("--rank", type=int, default=8, metavar="R", help="rank of the adapters (default: %(default)s)")
     add("--depth", type=int, metavar="N", help="number of blocks (default: the model's)")
     add(
         "--threads",
