@@ -36,6 +36,7 @@ from vitlorafa.quantise import quantise
 from vitlorafa.quantised_linear import QuantisedLinear, dequantise
 from vitlorafa.sites import Site, in_blocks, linear_sites, transformer_blocks
 from vitlorafa.speed_up import speed_up
+from vitlorafa.strength import set_strength
 from vitlorafa.summary import count_parameters, print_trainable_parameters, summary
 from vitlorafa.tensor_bytes import tensor_bytes
 from vitlorafa.trained import copy_to_cpu
@@ -79,6 +80,7 @@ __all__ = [
     "quantise",
     "remove",
     "save_adapter",
+    "set_strength",
     "speed_up",
     "summary",
     "tensor_bytes",

@@ -5,6 +5,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -123,10 +124,10 @@ class AdapterConfig:
 
         fill("rank", _parse_whole_number("rank", self.rank, at_least=1))
         fill("train", _parse_train(self.train))
-        fill("alpha", _parse_number("alpha", 2 * self.rank if self.alpha is None else self.alpha))
+        fill("alpha", parse_number("alpha", 2 * self.rank if self.alpha is None else self.alpha))
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise AdapterError(f"alpha must be finite and above 0, not {self.alpha}")
-        fill("dropout", _parse_number("dropout", self.dropout))
+        fill("dropout", parse_number("dropout", self.dropout))
         if not 0 <= self.dropout < 1:
             raise AdapterError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         for name in ("rank_stabilised", "gradient_correction"):
@@ -251,10 +252,20 @@ def _parse_whole_number(name: str, value: Any, at_least: int) -> int:
     return number
 
 
-def _parse_number(name: str, value: Any) -> float:
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise AdapterError(f"{name} must be a number, not {value!r}")
-    return float(value)
+def parse_number(name: str, value: Any) -> float:
+    """A number, which may be of NumPy or torch.
+
+    Args:
+        name: Name of the value, for the message.
+        value: Value that the user gave.
+
+    Raises:
+        AdapterError: If it is not one number.
+    """
+    with suppress(TypeError, ValueError, RuntimeError):  # of arrays and tensors of several numbers
+        if not isinstance(value, (bool, str)) and hasattr(value, "__float__"):
+            return float(value)
+    raise AdapterError(f"{name} must be a number, not {value!r}")
 
 
 def _parse_targets(targets: str | Iterable[str]) -> tuple[str, ...]:

@@ -144,7 +144,7 @@ def remove(model: nn.Module) -> nn.Module:
         AdapterError: If the model is not adapted.
     """
     unmerge(model)
-    for inner in _adapted_models(model):
+    for inner in adapted_models(model):
         _restore_buffers(inner)
         detach_adapters(model, inner)
     return model
@@ -204,7 +204,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
         AdapterError: If the model is not adapted.
     """
     merge(model)
-    for inner in _adapted_models(model):
+    for inner in adapted_models(model):
         detach_adapters(model, inner)
         dequantise(inner)
     return model
@@ -223,7 +223,7 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         AdapterError: If the model is not adapted.
     """
-    _adapted_models(model)
+    adapted_models(model)
     before = [(layer, layer.merged, layer.disabled) for _, layer in adapter_layers(model)]
     try:
         for layer, _, _ in before:
@@ -254,7 +254,7 @@ def adapted_state(model: nn.Module) -> _Adapted:
     Raises:
         AdapterError: If the model is not adapted, or several models inside it are.
     """
-    inner, *more = _adapted_models(model)
+    inner, *more = adapted_models(model)
     if more:
         raise _ambiguous(model, "adapted models", [inner, *more])
     return inner._vitlorafa  # type: ignore[return-value]
@@ -371,7 +371,15 @@ def _with_state(model: nn.Module) -> list[nn.Module]:
     return [module for _, module in named_modules(model) if "_vitlorafa" in vars(module)]
 
 
-def _adapted_models(model: nn.Module) -> list[nn.Module]:
+def adapted_models(model: nn.Module) -> list[nn.Module]:
+    """The adapted timm models in a module.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        AdapterError: If there is none.
+    """
     adapted = _with_state(model)
     if not adapted:
         raise AdapterError("the model is not adapted: call inject(model, config) first")
@@ -394,7 +402,7 @@ def _ambiguous(model: nn.Module, kind: str, models: list[nn.Module]) -> AdapterE
 
 def _check_switchable(model: nn.Module) -> None:
     """Raises while adapters are disabled: merging or removing them would then leave wrong weights."""
-    for inner in _adapted_models(model):
+    for inner in adapted_models(model):
         if any(layer.disabled for _, layer in adapter_layers(inner)):
             raise AdapterError("the adapters are disabled: leave disable_adapter(model) first")
 

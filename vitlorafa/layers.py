@@ -53,6 +53,8 @@ class LoRALinear(nn.Module):
             weight, such as "pissa"; else None. The frozen weight is then the residual W − s·B₀·A₀. B₀ is zero for
             projections that start otherwise. They belong to the state dict.
         starts: First output of each projection.
+        strength: Share a of the update in all that the layer computes, from 0 to 1: W + a·s·B·A. Set it with
+            `vitlorafa.set_strength`, which keeps merged weights up to date. It does not belong to the state dict.
         merged: Whether the update is added to `base.weight`.
         disabled: Whether the layer computes like `base`, without the update.
         reloaded: Whether `load_state_dict` has loaded a weight since construction.
@@ -85,7 +87,8 @@ class LoRALinear(nn.Module):
         self.base = base
         self.projections = projections
         self.starts = tuple(stack.index(name) * m for name in projections) if stack else (0,)
-        self.scale = config.scale
+        self.full_scale = config.scale
+        self.strength = 1.0
         self.dropout = config.dropout
         self.fold = config.compute == "folded"
         self.merged = False
@@ -114,7 +117,7 @@ class LoRALinear(nn.Module):
             x: Input.
             gelu: Whether to apply GELU to the output.
         """
-        if self.merged or self.disabled:
+        if self._has_one_weight:
             y = self.base(x) if self._merged is None else linear(x, self._merged, self.base.bias)
             return F.gelu(y) if gelu else y
         dropout = self.dropout if self.training else 0.0
@@ -122,6 +125,16 @@ class LoRALinear(nn.Module):
         weight, bias = self._cast_base(None if fold else autocast_dtype(x))
         factors = self.lora_A, self.lora_B, self.scale
         return lora_linear(x, weight, bias, *factors, starts=self.starts, dropout=dropout, fold=fold, gelu=gelu)
+
+    @property
+    def scale(self) -> float:
+        """The factor of B·A: the config's s, times the strength."""
+        return self.full_scale * self.strength
+
+    @property
+    def _has_one_weight(self) -> bool:
+        """Whether the layer computes with one weight, merged or pretrained."""
+        return self.merged or self.disabled or self.strength == 0
 
     def _cast_base(self, dtype: torch.dtype | None) -> tuple[Tensor | QuantisedWeight, Tensor | None]:
         """The base's weight, or its residual, and its bias, in autocast's dtype; computed once until they change.
@@ -136,7 +149,7 @@ class LoRALinear(nn.Module):
         sources = [tensor for tensor in (weight, bias, self.start_A, self.start_B) if tensor is not None]
         if not all(map(_can_cache_cast, sources)):
             return self._residual(), bias
-        state = (dtype, weight.device, *((p.data_ptr(), p._version) for p in sources))
+        state = (dtype, weight.device, self.scale, *((p.data_ptr(), p._version) for p in sources))
         if self._cast is None or self._cast[0] != state:
             # Created outside inference mode, because training cannot use inference tensors.
             with torch.inference_mode(False), torch.no_grad():
@@ -191,7 +204,7 @@ class LoRALinear(nn.Module):
     def delta_weight(self) -> Tensor:
         """The update s·B·A of all projections, [d_out, d_in], differentiable, in the factors' dtype.
 
-        It is s·(B·A − B₀·A₀) if the factors started at a part of the weight.
+        It is s·(B·A − B₀·A₀) if the factors started at a part of the weight, and times the strength.
         """
         update, start = self._update(self.lora_A, self.lora_B), self._start()
         return update if start is None else update - start
@@ -245,7 +258,7 @@ class LoRALinear(nn.Module):
     def weight(self) -> Tensor:
         """The weight with the update, [d_out, d_in], differentiable."""
         weight = dense(frozen_weight(self.base)) if self._merged is None else self._merged
-        return weight if self.merged or self.disabled else (weight + self.delta_weight()).to(weight.dtype)
+        return weight if self._has_one_weight else (weight + self.delta_weight()).to(weight.dtype)
 
     @property
     def bias(self) -> Tensor | None:
@@ -265,7 +278,8 @@ class LoRALinear(nn.Module):
     def extra_repr(self) -> str:
         """The layer's text in `print(model)`."""
         trained = "".join(name for name in "BA" if getattr(self, f"lora_{name}").requires_grad)
-        return f"{', '.join(self.projections)}, rank={self.lora_A.shape[1]}, trained={trained or 'none'}"
+        text = f"{', '.join(self.projections)}, rank={self.lora_A.shape[1]}, trained={trained or 'none'}"
+        return text if self.strength == 1 else f"{text}, strength={self.strength:g}"
 
 
 def _merge_again(layer: LoRALinear, _: Any) -> None:

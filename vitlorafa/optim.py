@@ -86,11 +86,11 @@ def correct_gradients(optimizer: Optimizer, model: nn.Module) -> RemovableHandle
     """Makes each step of an optimizer use corrected gradients: LoRA-FA's, LoRA-FB's, or LoRA-Pro's if both train.
 
     With a frozen factor, inverses are computed once here, and again only after that factor was loaded, moved or changed
-    (not through `.data`, which torch does not track). If both train, they are computed in every step. Only the step
-    sees corrected gradients; afterwards `.grad` is the loss's gradient again, so steps can be repeated and gradients
-    accumulated across them. Gradient clipping before a step acts on the loss's gradients, and `GradScaler` works as
-    usual. A closure's gradients are corrected after each evaluation; a line search then uses the corrected gradient as
-    if it were the loss's.
+    (not through `.data`, which torch does not track), or the strength was set. If both train, they are computed in
+    every step. Only the step sees corrected gradients; afterwards `.grad` is the loss's gradient again, so steps can be
+    repeated and gradients accumulated across them. Gradient clipping before a step acts on the loss's gradients, and
+    `GradScaler` works as usual. A closure's gradients are corrected after each evaluation; a line search then uses the
+    corrected gradient as if it were the loss's.
 
     Args:
         optimizer: Any torch optimizer. Like all optimizer hooks, this one is not in its state_dict or in copies.
@@ -188,7 +188,7 @@ class _OneFactor(_Correction):
 
     def __init__(self, model: nn.Module, train: str) -> None:
         self.frozen = "lora_A" if train == "B" else "lora_B"
-        self.inverses: dict[str, tuple[Tensor, int, Tensor]] = {}  # layer -> frozen factor, its version, inverse
+        self.inverses: dict[str, tuple[Tensor, Any, Tensor]] = {}  # layer -> frozen factor, its state, inverse
         super().__init__(model, (f"lora_{train}",))
         for name, layer in self.layers.items():
             self.inverse(name, layer)
@@ -203,9 +203,9 @@ class _OneFactor(_Correction):
     def inverse(self, name: str, layer: LoRALinear) -> Tensor:
         """(1/s²) (A Aᵀ)⁻¹ or (1/s²) (Bᵀ B)⁻¹, [k, r, r], in float32 or better, by Cholesky in float64 on the CPU."""
         factor = own_part(getattr(layer, self.frozen).detach())
-        cached, version, inverse = self.inverses.get(name, (None, None, factor))
+        cached, state, inverse = self.inverses.get(name, (None, None, factor))
         # Keeps the factor alive, so that no other tensor gets its address.
-        if cached is not None and cached.data_ptr() == factor.data_ptr() and version == factor._version:
+        if cached is not None and cached.data_ptr() == factor.data_ptr() and state == (factor._version, layer.scale):
             return inverse
         wide = gather(getattr(layer, self.frozen)).to("cpu", torch.float64)
         gram = wide @ wide.mT if self.frozen == "lora_A" else wide.mT @ wide
@@ -217,7 +217,7 @@ class _OneFactor(_Correction):
             )
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram)) / layer.scale**2
         inverse = inverse.to(factor.device, torch.promote_types(factor.dtype, torch.float32))
-        self.inverses[name] = (factor, factor._version, inverse)
+        self.inverses[name] = (factor, (factor._version, layer.scale), inverse)
         return inverse
 
 
