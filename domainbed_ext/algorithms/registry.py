@@ -423,7 +423,7 @@ def canonical_name(name: str) -> str:
 
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
     """The registered name, and the fixed hyperparameters by their canonical names, with values as written."""
-    base, _, fixed = name.partition("@")
+    base, _, fixed = _spell_out(name).partition("@")
     parts = []
     for part in fixed.split(",") if fixed else ():
         key, equals, value = part.partition("=")
@@ -444,6 +444,29 @@ def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
         apart.add(method.selector)
         method = METHODS.find(f"{method.name}@{method.selector}={chosen}")
     return method.name, [(method.canonical_hyperparameter(key), value) for key, value in parts if key not in apart]
+
+
+def _spell_out(name: str) -> str:
+    """Returns a name by the method behind it: `BA+CORAL@quantise=nf4,rank=4` of `QLoRA+CORAL@rank=4`.
+
+    Settings and variants may stand for themselves, as QLoRA and DoRA do. Names of methods come first, then settings.
+    """
+    base, _, fixed = name.partition("@")
+    if METHODS.spelled(base):
+        return name
+    methods = METHODS.registered().values()
+    names = [(each.label, method.name, each.fixed) for method in methods for each in method.named]
+    names += [
+        (value, each.name, f"{each.selector}={value}")
+        for each in methods
+        for value in each.variants
+        if not METHODS.spelled(value)
+    ]
+    for spelling, method, setting in names:
+        start, rest = base[: len(spelling)], base[len(spelling) :]
+        if start.casefold() == spelling.casefold() and (not rest or (rest[0] == "+" and rest[1:])):
+            return f"{method}{rest}@{','.join(filter(None, (setting, fixed)))}"
+    return name
 
 
 def get_algorithm_class(name: str) -> "type[Algorithm]":

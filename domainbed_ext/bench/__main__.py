@@ -101,6 +101,15 @@ def make_parser() -> argparse.ArgumentParser:
     against.add_argument("--rank", type=option_values.whole(1), default=8, metavar="R", help="default: %(default)s")
     against.add_argument("--targets", default="all", metavar="NAMES", help="adapted projections (default: %(default)s)")
     against.add_argument("--threads", type=option_values.whole(1), default=1, metavar="N", help="default: %(default)s")
+    against.add_argument(
+        "--peers",
+        nargs="+",
+        choices=steps.PEERS,
+        default=list(steps.PEERS),
+        metavar="PRECISION",
+        help="precisions of PEFT's and timm's models: bf16, under autocast, and float32 (default: both); a processor "
+        "without bf16 instructions emulates them, which takes many times as long",
+    )
     against.add_argument("--rounds", type=option_values.whole(1), default=9, metavar="N", help="default: %(default)s")
 
     run = commands.add_parser(

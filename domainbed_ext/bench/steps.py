@@ -30,7 +30,8 @@ from vitlorafa.bench.methods import Setup, build, why_unavailable
 
 DROPOUT = 0.1
 EVALUATED = 128  # images: whole batches of any size that a run evaluates in
-PEERS = ("bf16", "float32")  # precisions of PEFT's and timm's models
+PEERS = ("bf16", "float32")
+"""Precisions that PEFT's and timm's models can be timed in."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class _Models:
         if self.has_peft:
             peers["PEFT LoRA-FA"] = build("peft_lora_fa", self.case)
             peers["PEFT LoRA-FA, dropout"] = build("peft_lora_fa", replace(self.case, dropout=DROPOUT))
-        for precision in PEERS:
+        for precision in self.args.peers:
             for name, setup in peers.items():
                 functions[f"{name}, {precision}"] = partial(self._step, setup, precision, *batch)
             comparisons.append(Comparison("step, FullFT", full, f"timm, full fine-tuning, {precision}"))
@@ -143,7 +144,7 @@ class _Models:
             algorithm = self.ours(method).eval()
             batches = _split(algorithm.backbone, algorithm.precision, images)
             functions[_named(method, algorithm)] = partial(_evaluate, algorithm.predict, batches)
-        for precision in PEERS:
+        for precision in self.args.peers:
             name = f"timm, {precision}"
             batches = _split(timm, precision, images)
             functions[name] = partial(_evaluate, partial(_forward, timm, precision), batches)

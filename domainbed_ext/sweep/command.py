@@ -3,7 +3,7 @@
 python -m domainbed_ext.sweep launch                       # the quickstart
 python -m domainbed_ext.sweep launch --sweep FILE.yaml     # a definition, arguments overriding it
 python -m domainbed_ext.sweep launch --datasets PACS --algorithms BA BOnly --data_dir D --output_dir O
-python -m domainbed_ext.sweep status --sweep FILE.yaml     # also retry, validate, delete_incomplete, cancel
+python -m domainbed_ext.sweep status --sweep FILE.yaml     # also retry, confirm, validate, cancel, ...
 """
 
 import importlib

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from domainbed_ext.errors import not_writable
 from domainbed_ext.runs.folder import State
 from domainbed_ext.sweep.arguments import SweepArguments
-from domainbed_ext.sweep.jobs import Job
+from domainbed_ext.sweep.jobs import Job, make_jobs
 from domainbed_ext.sweep.states import format_runs, is_incomplete, print_states
 from domainbed_ext.system.attempts import Taken
 from domainbed_ext.system.console import confirm
@@ -29,7 +29,7 @@ def run(args: SweepArguments) -> int:
     Raises:
         BenchmarkError: A folder cannot be written to.
     """
-    jobs = [status.job for status in print_states(args) if is_incomplete(status)]
+    jobs = [status.job for status in print_states(make_jobs(args), args.output_dir) if is_incomplete(status)]
     if args.dry_run or not jobs:
         for job in jobs:
             print(f"would delete {job.folder.path}")

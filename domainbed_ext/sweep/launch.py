@@ -18,7 +18,7 @@ from domainbed_ext.sweep.by_name import link_by_name
 from domainbed_ext.sweep.check import Checked, check_duplicates, check_runs
 from domainbed_ext.sweep.fill_cache import fill_cache
 from domainbed_ext.sweep.finished import check_finished
-from domainbed_ext.sweep.jobs import Job
+from domainbed_ext.sweep.jobs import Job, make_jobs
 from domainbed_ext.sweep.outcome import Outcome, launch_jobs
 from domainbed_ext.sweep.states import (
     RunStatus,
@@ -45,14 +45,15 @@ def run(args: SweepArguments) -> int:
     Returns:
         The exit code.
     """
-    return launch_runs(args, is_missing, "Nothing is left to launch.")
+    return launch_runs(args, make_jobs(args), is_missing, "Nothing is left to launch.")
 
 
-def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool], if_none: str) -> int:
+def launch_runs(args: SweepArguments, jobs: Sequence[Job], is_wanted: Callable[[RunStatus], bool], if_none: str) -> int:
     """Runs some of a sweep's runs, and prints its tables.
 
     Args:
         args: Arguments of the sweep.
+        jobs: Jobs of all its runs.
         is_wanted: Function that tells whether to run a run, by its status.
         if_none: What to print if there is none.
 
@@ -62,7 +63,7 @@ def launch_runs(args: SweepArguments, is_wanted: Callable[[RunStatus], bool], if
     Raises:
         BenchmarkError: Something would stop a run.
     """
-    statuses = print_states(args)
+    statuses = print_states(jobs, args.output_dir)
     check_finished(statuses)
     start = time.monotonic()
     jobs = [status.job for status in statuses if is_wanted(status)]

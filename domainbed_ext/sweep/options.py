@@ -186,6 +186,10 @@ _SUB_COMMANDS = {
         "run only what failed or was interrupted",
         (("--sweep mine.yaml --data_dir data", "after fixing the cause of failures"),),
     ),
+    "confirm": SubCommand(
+        "run fresh trials of the hyperparameters that finished runs choose, into OUTPUT_DIR/confirmed",
+        (("--sweep mine.yaml --data_dir data --n_trials 3", "each with its own splits and seeds"),),
+    ),
     "status": SubCommand(
         "show the progress of the runs, failures with their reasons, and the time left",
         (

@@ -1,6 +1,7 @@
 """`sweep retry`: runs only what failed or was interrupted."""
 
 from domainbed_ext.sweep.arguments import SweepArguments
+from domainbed_ext.sweep.jobs import make_jobs
 from domainbed_ext.sweep.launch import launch_runs
 from domainbed_ext.sweep.states import is_incomplete
 
@@ -14,4 +15,5 @@ def run(args: SweepArguments) -> int:
     Returns:
         The exit code.
     """
-    return launch_runs(args, is_incomplete, "No run failed or was interrupted: `launch` runs what is not launched.")
+    if_none = "No run failed or was interrupted: `launch` runs what is not launched."
+    return launch_runs(args, make_jobs(args), is_incomplete, if_none)

@@ -11,8 +11,7 @@ from typing import NamedTuple
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.launchers.launch import list_under_way, read_launch
 from domainbed_ext.runs.folder import RunFolder, State
-from domainbed_ext.sweep.arguments import SweepArguments
-from domainbed_ext.sweep.jobs import Job, list_names, make_jobs
+from domainbed_ext.sweep.jobs import Job, list_names
 from domainbed_ext.system import attempts
 from domainbed_ext.system.attempts import Attempt
 
@@ -111,18 +110,18 @@ def is_incomplete(status: RunStatus) -> bool:
     return status.state in (State.FAILED, State.INTERRUPTED)
 
 
-def print_states(args: SweepArguments) -> list[RunStatus]:
+def print_states(jobs: Sequence[Job], sweep_dir: Path) -> list[RunStatus]:
     """Prints how many runs of a sweep are in which state.
 
     Args:
-        args: Arguments of the sweep.
+        jobs: Jobs of the sweep.
+        sweep_dir: Folder of the sweep.
 
     Returns:
         Their statuses.
     """
-    jobs = make_jobs(args)
-    statuses = read_statuses(jobs, args.output_dir)
-    print(f"{format_runs(len(jobs))} in {args.output_dir}: {describe_states(statuses)}", flush=True)
+    statuses = read_statuses(jobs, sweep_dir)
+    print(f"{format_runs(len(jobs))} in {sweep_dir}: {describe_states(statuses)}", flush=True)
     return statuses
 
 

@@ -6,6 +6,7 @@ from domainbed_ext.sweep import cost
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.sweep.check import check_duplicates, check_runs
 from domainbed_ext.sweep.finished import check_finished
+from domainbed_ext.sweep.jobs import make_jobs
 from domainbed_ext.sweep.states import print_states
 from domainbed_ext.system.console import output
 
@@ -22,7 +23,7 @@ def run(args: SweepArguments) -> int:
     Raises:
         BenchmarkError: Something would stop a run.
     """
-    statuses = print_states(args)
+    statuses = print_states(make_jobs(args), args.output_dir)
     check_finished(statuses)
     jobs = [status.job for status in statuses if status.state is not State.DONE]
     check_options(args.command_launcher, args.launcher_options)

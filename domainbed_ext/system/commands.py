@@ -38,7 +38,10 @@ COMMANDS = {
 }
 _STARTED_BY_OTHERS = ("launchers.slurm_task", "bench.plain")  # by a job of Slurm's, and by `bench`
 _INSTEAD = {
-    **{name: f"sweep {name}" for name in ("launch", "retry", "status", "validate", "cancel", "delete_incomplete")},
+    **{
+        name: f"sweep {name}"
+        for name in ("launch", "retry", "confirm", "status", "validate", "cancel", "delete_incomplete")
+    },
     **dict.fromkeys(("states", "progress"), "sweep status"),
     **dict.fromkeys(("check", "cost"), "sweep validate"),
     **dict.fromkeys(("launchers", "jobs"), "sweep launch"),

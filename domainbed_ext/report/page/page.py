@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from domainbed_ext import __version__
@@ -66,7 +66,7 @@ def render_page(results: Results, tables: Sequence[Table], figures: Mapping[str,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"parts": _parts, "plain": _plain, "number": _number}
+    environment.filters |= {"parts": _parts, "plain": _plain, "number": _number, "breakable": _breakable}
     environment.globals |= {"adaptation_of": adaptation_of, "objective_of": objective_of}
     return environment.get_template("page.html").render(
         title="Results: " + ", ".join(_datasets(results)),
@@ -164,6 +164,11 @@ def _parts(cell: str) -> tuple[str, str]:
         return NEGATIVE.sub("−", number), NEGATIVE.sub("−", error)
     number, sign, error = re.fullmatch(r"(.*?)(?:\s*(±|\+/-)\s*(\S+))?", cell, re.DOTALL).groups()  # type: ignore
     return NEGATIVE.sub("−", number), f"± {error}" if sign else ""
+
+
+def _breakable(name: str) -> Markup:
+    """A method's name that may wrap between its parts, as after the comma of `BA@rank=8,lr=0.001`, and nowhere else."""
+    return Markup(re.sub(r"(?<=\w)([@+,])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def _plain(value: Any) -> str:

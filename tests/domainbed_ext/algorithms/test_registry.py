@@ -212,3 +212,21 @@ def test_named_settings_are_adaptations_of_their_own():
     assert describe("BA@quantise=nf4").trains == "BA" and describe("BA@quantise=nf4").colour is None
     colours = [style.colour for style in styles_of(names).values()]
     assert colours[0] == colours[1] != colours[2] == colours[3]
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("QLoRA", "BA@quantise=nf4"),
+        ("qlora+coral@r=4", "BA+CORAL@quantise=nf4,rank=4"),
+        ("LoRA+", "BA@lr_B_ratio=16"),
+        ("LoRA++CORAL", "BA+CORAL@lr_B_ratio=16"),
+        ("LoRA+CORAL", "BA+CORAL"),
+        ("PiSSA@rank=2", "BA@init_A=pissa,rank=2"),
+        ("DoRA", "Peft@method=dora"),
+        ("IA3+IRM@lr=0.01", "Peft+IRM@method=ia3,lr=0.01"),
+        ("Peft@method=pissa", "Peft@method=pissa"),
+    ],
+)
+def test_a_setting_or_a_variant_with_a_name_of_its_own_can_be_typed(typed, name):
+    assert canonical_name(typed) == name

@@ -268,6 +268,14 @@ def test_steps_are_measured_against_peft_and_timm(tmp_path, monkeypatch):
         assert float(row["ratio"]) == pytest.approx(1 / measured if is_rate else measured, rel=0.2)
 
 
+def test_peers_are_timed_in_the_precisions_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "EVALUATED", 2)
+    monkeypatch.setattr(steps, "measure_rates", lambda algorithm: RATES)
+    bench.main([*STEPS, "--peers", "float32", "--output_dir", str(tmp_path)])
+    peers = {row["against"] for row in rows_of(tmp_path, "steps") if "BOnly" not in row["against"]}
+    assert peers and all(peer.endswith(", float32") for peer in peers)
+
+
 def test_without_peft_the_rest_is_measured(tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft")
     monkeypatch.setattr(steps, "measure_rates", lambda algorithm: RATES)

@@ -72,7 +72,7 @@ def test_it_asks_for_nothing(html):
 
 
 def test_every_figure_leads_to_its_runs(html):
-    row = re.search(r'<th scope="row">BA@rank=8 \(LoRA\)</th>(.*?)</tr>', html, re.DOTALL)[1]
+    row = re.search(r'<th scope="row">BA@<wbr>rank=8 \(LoRA\)</th>(.*?)</tr>', html, re.DOTALL)[1]
     assert row.count('data-runs="run-PACS-BA-rank8-1-0 run-PACS-BA-rank8-1-1"') == 6
     run = html[html.index('<details id="run-PACS-BA-rank8-1-0"') :]
     run = " ".join(" ".join(Reader(run[: run.index("</dl>")]).words).split())

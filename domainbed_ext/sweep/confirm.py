@@ -1,0 +1,174 @@
+"""`sweep confirm`: runs fresh trials of the hyperparameters that a sweep's finished runs choose.
+
+The best of many hyperparameters owes something to luck on the validation images. So each method's choice, for each test
+environment, is run again in trials that had no part in it, in a folder of its own.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+
+from domainbed_ext import hparams_registry
+from domainbed_ext.algorithms.registry import OBJECTIVE, parse_name
+from domainbed_ext.errors import BenchmarkError, not_writable
+from domainbed_ext.model_selection import Record, best_step, mean, validation_accuracy
+from domainbed_ext.protocols import SINGLE_SOURCE
+from domainbed_ext.report.environments import environment_labels
+from domainbed_ext.runs.folder import load_records
+from domainbed_ext.sweep.arguments import SweepArguments
+from domainbed_ext.sweep.jobs import Job, make_jobs
+from domainbed_ext.sweep.launch import launch_runs
+from domainbed_ext.sweep.states import is_missing
+from domainbed_ext.system import strict_json
+from domainbed_ext.system.console import output
+from domainbed_ext.system.files import write_atomically
+
+FOLDER = "confirmed"
+CHOICES = "choices.json"
+
+
+class Row(NamedTuple):
+    """What hyperparameters are chosen for."""
+
+    dataset: str
+    algorithm: str
+    test_envs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The hyperparameters that are chosen for a row.
+
+    Attributes:
+        dataset: Name of the data set.
+        algorithm: Name of the method.
+        test_envs: Indices of the test environments.
+        hparams: Values that differ from the method's defaults, by name.
+        candidates: Number of different hyperparameters that were compared.
+        trials: Number of trials that each was compared on.
+        val_acc: Mean accuracy on the held-out images of the training environments, over those trials, in [0, 1].
+    """
+
+    dataset: str
+    algorithm: str
+    test_envs: tuple[int, ...]
+    hparams: Mapping[str, Any]
+    candidates: int
+    trials: int
+    val_acc: float
+
+
+def run(args: SweepArguments) -> int:
+    """The sub-command.
+
+    Args:
+        args: Arguments of the sweep; `n_trials` counts the fresh trials.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BenchmarkError: The sweep has no finished runs of its methods.
+    """
+    records = load_records(args.output_dir)
+    choices = list(choose(records, args))
+    if not choices:
+        raise BenchmarkError(
+            f"{args.output_dir} has no finished runs of {', '.join(args.algorithms)} on {', '.join(args.datasets)}: "
+            "launch the sweep first"
+        )
+    first = max(record["args"]["trial_seed"] for record in records) + 1
+    here = replace(args, output_dir=args.output_dir / FOLDER)
+    jobs = [job for choice in choices for job in _jobs(choice, here, first)]
+    if not args.dry_run:
+        _print(choices, records)
+        _write(choices, here.output_dir)
+    return launch_runs(here, jobs, is_missing, "Nothing is left to launch.")
+
+
+def choose(records: Iterable[Record], args: SweepArguments) -> Iterator[Choice]:
+    """Chooses the hyperparameters of each method, data set and choice of test environments.
+
+    Args:
+        records: Records of the sweep's finished runs.
+        args: Arguments of the sweep, which say which methods and data sets.
+
+    Yields:
+        Choices, by training-domain validation. Hyperparameters that lack trials which others have are left out.
+    """
+    runs: dict[Row, dict[str, dict[int, list[Record]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for record in records:
+        recorded = record["args"]
+        row = Row(recorded["dataset"], recorded["algorithm"], tuple(recorded["test_envs"]))
+        is_pair = recorded.get("protocol") != SINGLE_SOURCE and len(row.test_envs) > 1
+        if row.dataset in args.datasets and row.algorithm in args.algorithms and not is_pair:
+            hparams = strict_json.dumps(_own(record, args), sort_keys=True)
+            runs[row][hparams][recorded["trial_seed"]].append(record)
+    for row in sorted(runs, key=lambda row: (args.datasets.index(row.dataset), _place(row, args), row.test_envs)):
+        most = max(map(len, runs[row].values()))
+        complete = {hparams: trials for hparams, trials in sorted(runs[row].items()) if len(trials) == most}
+        scores = {
+            hparams: mean([validation_accuracy(best_step(trial)) for trial in trials.values()])
+            for hparams, trials in complete.items()
+        }
+        chosen = max(scores, key=lambda hparams: scores[hparams])
+        yield Choice(*row, json.loads(chosen), len(complete), most, scores[chosen])
+
+
+def _place(row: Row, args: SweepArguments) -> int:
+    return args.algorithms.index(row.algorithm)
+
+
+def _own(record: Record, args: SweepArguments) -> dict[str, Any]:
+    """The hyperparameters of a run that differ from its method's defaults, without what its name and options give."""
+    dataset, algorithm = record["args"]["dataset"], record["args"]["algorithm"]
+    method, fixed = parse_name(algorithm)
+    defaults = hparams_registry.default_hparams(method, dataset)
+    given = {*hparams_registry.OPTIONS, OBJECTIVE, *fixed}
+    return {
+        name: value
+        for name, value in record["hparams"].items()
+        if name in defaults and name not in given and value != defaults[name]
+    }
+
+
+def _jobs(choice: Choice, args: SweepArguments, first: int) -> list[Job]:
+    """The fresh trials of a choice."""
+    own = replace(
+        args,
+        datasets=(choice.dataset,),
+        algorithms=(choice.algorithm,),
+        hparams=strict_json.dumps(choice.hparams, sort_keys=True) if choice.hparams else None,
+        n_hparams_from=0,
+        n_hparams=1,
+        n_trials=first + args.n_trials,
+    )
+    wanted = list(choice.test_envs)
+    return [
+        job for job in make_jobs(own) if job.train_args["test_envs"] == wanted and job.train_args["trial_seed"] >= first
+    ]
+
+
+def _print(choices: Sequence[Choice], records: Sequence[Record]) -> None:
+    labels = environment_labels(records)
+    table = Table("method", "test domains", "chosen", "of", "validation", box=box.SIMPLE_HEAD, pad_edge=False)
+    for choice in choices:
+        test_envs = ", ".join(labels[choice.dataset][env] for env in choice.test_envs)
+        values = ", ".join(f"{name}={value}" for name, value in choice.hparams.items()) or "defaults"
+        row = f"{choice.dataset} {choice.algorithm}", test_envs, values, str(choice.candidates), f"{choice.val_acc:.1%}"
+        table.add_row(*row)
+    output().print(table)
+
+
+def _write(choices: Sequence[Choice], folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / CHOICES, strict_json.dumps([asdict(each) for each in choices], indent=2) + "\n")
+    except OSError as error:
+        raise not_writable(folder, error) from error

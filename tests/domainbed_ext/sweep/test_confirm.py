@@ -1,0 +1,80 @@
+"""`sweep confirm`: what it chooses, and the trials that it runs."""
+
+import json
+import shlex
+
+import pytest
+
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.runs.folder import load_records
+from domainbed_ext.sweep import command as sweep
+from domainbed_ext.sweep.arguments import parse
+from domainbed_ext.sweep.confirm import choose
+from tests.domainbed_ext.run_states import done, make_jobs, words
+
+# By rate: mean accuracy on the held-out images of the training environments, and accuracy on the test environment.
+ACCURACIES = {0.001: (0.6, 0.9), 0.002: (0.8, 0.2), 0.01: (0.7, 0.5)}
+
+
+def finish(jobs, val, test):
+    """Finishes runs with these accuracies."""
+    for job in jobs:
+        args = job.train_args
+        done(job)
+        record = {
+            "args": {**args, "protocol": "leave_one_out"},
+            "hparams": job.computation["hparams"] | {"weights": "none"},
+            "environments": ["blended", "plain", "rotated", "sketched"],
+            "step": 1,
+        }
+        for env in range(4):
+            record[f"env{env}_out_acc"] = test if [env] == args["test_envs"] else val
+            record[f"env{env}_in_acc"] = test if [env] == args["test_envs"] else val
+        (job.folder.path / "results.jsonl").write_text(json.dumps(record) + "\n")
+
+
+@pytest.fixture
+def searched(tmp_path):
+    """A sweep of three rates whose runs are done, in two trials."""
+    for lr, (val, test) in ACCURACIES.items():
+        finish(make_jobs(tmp_path, "--hparams", json.dumps({"lr": lr}), "--n_trials", "2"), val, test)
+    return tmp_path
+
+
+def confirm(tmp_path, capsys, *more):
+    """The options of each run that `confirm` would launch."""
+    capsys.readouterr()
+    assert sweep.main(words(tmp_path, "--dry_run", "--n_trials", "3", *more, command="confirm")) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "-m domainbed_ext.train" in line]
+    found = []
+    for line in lines:
+        given = shlex.split(line)
+        found.append({name: given[given.index(f"--{name}") + 1] for name in ("hparams", "trial_seed", "test_envs")})
+    return found
+
+
+def test_fresh_trials_have_the_rate_with_the_best_validation_accuracy(searched, capsys):
+    runs = confirm(searched, capsys)
+    assert len(runs) == 4 * 3
+    assert {run["hparams"] for run in runs} == {'{"lr": 0.002}'}
+    assert {run["trial_seed"] for run in runs} == {"2", "3", "4"}
+    assert {run["test_envs"] for run in runs} == {"0", "1", "2", "3"}
+
+
+def test_the_accuracy_on_the_test_environment_has_no_part_in_it(searched):
+    args = parse(words(searched, command="confirm"))
+    choices = list(choose(load_records(args.output_dir), args))
+    assert [choice.val_acc for choice in choices] == pytest.approx([0.8] * 4)
+    assert {(choice.candidates, choice.trials) for choice in choices} == {(3, 2)}
+
+
+def test_hyperparameters_that_lack_trials_are_not_compared(searched):
+    finish(make_jobs(searched, "--hparams", '{"lr": 0.1}', "--n_trials", "1"), 0.99, 0.99)
+    args = parse(words(searched, command="confirm"))
+    choices = choose(load_records(args.output_dir), args)
+    assert [choice.val_acc for choice in choices] == pytest.approx([0.8] * 4)
+
+
+def test_a_sweep_without_runs_of_the_method_is_refused(searched):
+    with pytest.raises(BenchmarkError, match="no finished runs of BA on DigitsShift: launch the sweep first"):
+        sweep.main(words(searched, "--dry_run", command="confirm", algorithms=["BA"]))
