@@ -1,4 +1,4 @@
-"""The names of this machine's processor and GPU."""
+"""The names of this machine's processor and GPU, and what limits the processor's instructions."""
 
 import os
 import platform
@@ -16,6 +16,14 @@ def device_name(device: torch.device | str) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{cpu_name()}, {os.cpu_count()} cores"
+
+
+def instruction_limits() -> str:
+    """The environment variables that limit the processor's instructions, as a shell takes them; empty for none."""
+    kinds = ("_ISA", "_CAPABILITY", "_INSTRUCTIONS")
+    owners = ("ATEN_", "DNNL_", "MKL_", "ONEDNN_")
+    names = sorted(name for name in os.environ if name.startswith(owners) and name.endswith(kinds))
+    return " ".join(f"{name}={os.environ[name]}" for name in names)
 
 
 def cpu_name() -> str:

@@ -11,6 +11,7 @@ from domainbed_ext.runs.provenance import machine, rounding, versions
 from domainbed_ext.system.files import write_atomically
 from vitlorafa.bench.machine import device_name, file_name
 from vitlorafa.bench.tables import Row, csv_text, table
+from vitlorafa.machine import instruction_limits
 
 
 def write(
@@ -33,8 +34,7 @@ def write(
     if show:
         print(text)
     output_dir.mkdir(parents=True, exist_ok=True)
-    limited = f"_{machine()['instructions'].lower()}" if _limits() else ""
-    path = output_dir / f"{re.sub('[^a-z0-9]+', '_', name.lower())}_{file_name(device())}{limited}"
+    path = output_dir / f"{re.sub('[^a-z0-9]+', '_', name.lower())}_{file_name(device())}"
     write_atomically(path.with_suffix(".csv"), csv_text(rows))
     write_atomically(path.with_suffix(".md"), text + "\n")
     if show:
@@ -49,12 +49,6 @@ def device() -> str:
 def instructions() -> str:
     """What torch uses of the processor's instructions: those for bf16 too, or the variables that limit them."""
     used = machine()["instructions"]
-    if limits := _limits():
+    if limits := instruction_limits():
         return f"{used} ({limits})"
     return " ".join([used, *(name for name in ("avx512_bf16", "amx_bf16") if rounding()["has"].get(name))])
-
-
-def _limits() -> str:
-    """The variables that limit the processor's instructions, as a shell takes them."""
-    kinds = ("_ISA", "_CAPABILITY", "_INSTRUCTIONS")
-    return " ".join(f"{name}={value}" for name, value in sorted(rounding()["limits"].items()) if name.endswith(kinds))

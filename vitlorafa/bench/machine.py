@@ -14,7 +14,7 @@ import timm
 import torch
 
 import vitlorafa
-from vitlorafa.machine import cpu_name, device_name
+from vitlorafa.machine import cpu_name, device_name, instruction_limits
 
 __all__ = ["collect_provenance", "device_name", "file_name", "matmul_rate"]
 
@@ -39,6 +39,7 @@ def collect_provenance(argv: Sequence[str], device: str) -> dict[str, Any]:
             "device": device_name(device),
             "system": f"{platform.system()} {platform.machine()}",
             "cpu": cpu_name(),
+            "limits": instruction_limits(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },
@@ -72,5 +73,7 @@ def _wait(device: str) -> None:
 
 
 def file_name(device: str) -> str:
-    """The device's name as a part of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "_", device_name(device).lower()).strip("_")
+    """The device's name as a part of a file's name, with the instructions of a processor that is limited to them."""
+    limited = torch.device(device).type == "cpu" and instruction_limits()
+    instructions = [torch.backends.cpu.get_cpu_capability()] if limited else []
+    return re.sub(r"[^a-z0-9]+", "_", "_".join([device_name(device), *instructions]).lower()).strip("_")

@@ -69,9 +69,10 @@ def _render(
     folder: Path, what: str, device: str, provenance: dict[str, Any], rows: Sequence[Row], ranks: Sequence[Row]
 ) -> None:
     machine, versions = provenance["machine"], provenance["versions"]
+    limits = f" ({machine['limits']})" if machine.get("limits") else ""
     parts = [
-        f"{machine['device']}, {machine['threads']} threads; torch {versions['torch']}, timm {versions['timm']}, "
-        f"PEFT {versions['peft']}; {provenance['date']}\n\n`{provenance['command']}`\n",
+        f"{machine['device']}{limits}, {machine['threads']} threads; torch {versions['torch']}, timm "
+        f"{versions['timm']}, PEFT {versions['peft']}; {provenance['date']}\n\n`{provenance['command']}`\n",
         growth_markdown(rows) if what == "growth" else markdown(what, rows),
     ]
     if ranks:

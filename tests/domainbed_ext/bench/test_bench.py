@@ -288,11 +288,14 @@ def test_without_peft_the_rest_is_measured(tmp_path, monkeypatch, capsys):
 def test_a_table_names_the_instructions_and_what_limits_them(monkeypatch, tmp_path):
     has = {"avx512_bf16": True, "amx_bf16": False}
     monkeypatch.setattr(report, "machine", lambda: {"instructions": "AVX512"})
-    limits = {"MKL_NUM_THREADS": "1"}
-    monkeypatch.setattr(report, "rounding", lambda: {"has": has, "limits": limits})
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")  # which limits no instructions
+    monkeypatch.setattr(report, "rounding", lambda: {"has": has})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert report.instructions() == "AVX512 avx512_bf16"
     report.write("one", "One", [{"way": "plain"}], tmp_path, show=False)
-    limits["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert report.instructions() == "AVX512 (ONEDNN_MAX_CPU_ISA=AVX2)"
     report.write("two", "Two", [{"way": "plain"}], tmp_path, show=False)
     one, two = sorted(path.stem for path in tmp_path.glob("*.md"))
