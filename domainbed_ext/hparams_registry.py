@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.random import RandomState
 
+from domainbed_ext.algorithms.hyperparameters import COMMON
 from domainbed_ext.algorithms.registry import METHODS, OBJECTIVE, Method, parse_name
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.hyperparameter import Hyperparameter
@@ -198,8 +199,8 @@ def check(hparams: Mapping[str, Any]) -> None:
     for name in ("resnet_dropout", "vit_dropout"):  # of adapters AdapterConfig checks it
         if not 0 <= hparams.get(name, 0) < 1:
             raise BenchmarkError(f"{name} {hparams[name]} should be 0 or more, and below 1")
-    for name, kind in OBJECTIVES[hparams.get(OBJECTIVE, DEFAULT)].hyperparameters.items():
-        if kind.allowed and not kind.allowed.holds(hparams[name]):
+    for name, kind in {**COMMON, **OBJECTIVES[hparams.get(OBJECTIVE, DEFAULT)].hyperparameters}.items():
+        if kind.allowed and name in hparams and not kind.allowed.holds(hparams[name]):
             raise BenchmarkError(f"{name} {hparams[name]} should be {kind.allowed.words}")
 
 

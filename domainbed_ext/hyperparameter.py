@@ -34,7 +34,7 @@ class Hyperparameter:
         exceptions: Data sets with their own default and draw, added by `on`; the last one counts.
         later: Whether the method has runs from before the hyperparameter: its default does what they did, and is left
             out of the names of run folders, so that these stay.
-        allowed: Values that it may have, of an objective's hyperparameter; None for all.
+        allowed: Values that it may have, of a hyperparameter of all methods or of an objective; None for all.
         words: Words of labels for a value, as "{} base"; empty for the name, then the value.
     """
 
@@ -77,6 +77,11 @@ Hyperparameters = Mapping[str, Hyperparameter]
 ABOVE_0 = Allowed("above 0", lambda value: value > 0)
 NOT_BELOW_0 = Allowed("0 or more", lambda value: value >= 0)
 A_SHARE = Allowed("from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def one_of(*options: str) -> Allowed:
+    """Returns that a value is one of several."""
+    return Allowed(f"{', '.join(options[:-1])} or {options[-1]}", lambda value: value in options)
 
 
 def choice(*options: Any) -> Draw:

@@ -12,7 +12,8 @@ A name may set hyperparameters, as in `BOnly@rank=16,lr=0.001`, and an objective
 has a row of its own in every table.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,15 +25,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from domainbed_ext.algorithms.forward import Forward
 from domainbed_ext.algorithms.registry import OBJECTIVE
+from domainbed_ext.algorithms.strength import Strength, check_strength, copies
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.models import backbones, precision, running_statistics
+from domainbed_ext.models import backbones, head, precision, running_statistics
 from domainbed_ext.models.tensor_files import save_tensors
 from domainbed_ext.objectives.base import Batch, Objective, Values
 from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.stages import Stage, unmeasured
-from vitlorafa import cast_frozen, classifiers, copy_to_cpu, describe_model, speed_up
+from vitlorafa import cast_frozen, copy_to_cpu, describe_model, speed_up
 
 T = TypeVar("T")
 
@@ -55,6 +57,9 @@ class Algorithm(nn.Module):
         objective: What is minimised; the mean cross-entropy unless the method's name has another.
         stage: Context that `--profile` opens around each part of an update.
         backbone_digest: Digest of the weights that were loaded; None where they start at random.
+        start: Values at strength 0 of the parameters that training changes themselves, on the CPU, by the names that
+            `trained` gives them. The factors of adapters are not among them, nor a head that does not start at the
+            probe.
     """
 
     stage: Stage = staticmethod(unmeasured)
@@ -69,6 +74,8 @@ class Algorithm(nn.Module):
         self.backbone = backbones.create(
             hparams["backbone"], hparams["weights"], num_classes, image_size=hparams["image_size"]
         )
+        if hparams.get("head_start") == "zero":
+            head.set_to_zero(self.backbone)
         self.backbone_digest = None if hparams["weights"] == "none" else backbones.loaded_digest(self.backbone)
         objective = OBJECTIVES.find(hparams.get(OBJECTIVE, DEFAULT)).load()
         with torch.random.fork_rng(devices=()):  # adapters start the same with every objective
@@ -83,6 +90,10 @@ class Algorithm(nn.Module):
         model.check(self.objective)
         self.objective.attach(self.backbone, model)
         self._buffers_before = {name: buffer.clone() for name, buffer in self._own(self.named_buffers())}
+        if self.starts_at_probe:
+            head.find_linear(self.backbone, hparams)
+        moving = self._moving()
+        self.start = copies((name, tensor) for name, tensor in moving.items() if tensor.requires_grad)
         self.optimizer = self.make_optimizer(self._trained_parameters(), hparams)
         if extra := [parameter for parameter in self.objective.parameters() if parameter.requires_grad]:
             self.optimizer.add_param_group({"params": extra, **self.objective.optimizer_options()})
@@ -154,14 +165,82 @@ class Algorithm(nn.Module):
 
         A method with adapters overrides this: the weight of an adapted layer is what its adapter makes of it.
         """
-        head = {parameter for each in classifiers(self.backbone) for parameter in each.parameters()}
+        classifier = head.tensors(self.backbone)
         named = self.backbone.named_parameters()
-        return {name: parameter for name, parameter in named if parameter.requires_grad and parameter not in head}
+        return {name: parameter for name, parameter in named if parameter.requires_grad and parameter not in classifier}
 
     def predict(self, x: Tensor) -> Tensor:
         """[batch, channels, height, width] → logits [batch, num_classes]."""
         with precision.autocast(self.precision, self.device):
             return self.backbone(x.to(self.device, non_blocking=True)).float()
+
+    @cached_property
+    def _strength(self) -> Strength:
+        return Strength()
+
+    @property
+    def starts_at_probe(self) -> bool:
+        """Whether the head starts at the linear probe, so that strength 0 is the probe."""
+        return bool(self.hparams.get("head_start") == "probe")
+
+    def set_strength(self, strength: float) -> None:
+        """Scales what training changed: from now on, the algorithm predicts with start + strength · (trained − start).
+
+        At 1 these are the trained weights, to the last bit; at 0 those that training started from. Statistics of
+        BatchNorm are interpolated too, for those of the trained weights do not fit the weights at the start. A head
+        that does not start at the probe stays as trained: at 0, the trained head then reads the pretrained backbone.
+
+        An algorithm trains, saves and loads at strength 1 only.
+
+        Args:
+            strength: Strength, from 0 to 1.
+
+        Raises:
+            BenchmarkError: It is not from 0 to 1.
+        """
+        check_strength(strength)
+        moving = self._moving()
+        buffers = {_in_file(name): before for name, before in self._buffers_before.items() if self._is_changed(name)}
+        start = {**self.start, **{name: before for name, before in buffers.items() if name in moving}}
+        self._strength.set(strength, moving, start)
+
+    def is_changed_itself(self, name: str) -> bool:
+        """Returns whether the change of a tensor is start + strength · (trained − start) of the tensor itself.
+
+        A method with adapters overrides this: it is not so for their factors, whose update `set_strength` scales.
+
+        Args:
+            name: Name as in `trained`.
+        """
+        return True
+
+    def start_head(self, probe: Mapping[str, Tensor]) -> None:
+        """Lets the head start at a linear probe.
+
+        Args:
+            probe: "weight" [classes, width] and, if the head has one, "bias" [classes].
+        """
+        linear = head.find_linear(self.backbone, self.hparams)
+        with torch.no_grad():
+            for name, parameter in linear.named_parameters():
+                parameter.copy_(probe[name])
+        self.note_head_start(probe)
+
+    def note_head_start(self, probe: Mapping[str, Tensor]) -> None:
+        """Notes in `start` the linear probe that the head started at, as for a run that is loaded or resumes.
+
+        Args:
+            probe: As in `start_head`.
+        """
+        linear = head.find_linear(self.backbone, self.hparams)
+        names = {parameter: _in_file(name) for name, parameter in self.named_parameters()}
+        self.start |= copies((names[parameter], probe[name]) for name, parameter in linear.named_parameters())
+
+    def _moving(self) -> dict[str, Tensor]:
+        """The tensors that interpolate between the start and what was trained, with some that never change."""
+        fixed = set() if self.starts_at_probe else head.tensors(self.backbone)
+        here = {_in_file(name): tensor for name, tensor in self._named_tensors().items()}
+        return {name: tensor for name, tensor in here.items() if tensor not in fixed and self.is_changed_itself(name)}
 
     def training_state(self) -> dict[str, Any]:
         """All that training changes, for a checkpoint: tensors and plain values.
@@ -169,6 +248,7 @@ class Algorithm(nn.Module):
         These are `state_dict()` without frozen parameters, and the states of attributes that have one, such as
         optimizers and schedules. A method that keeps more overrides this and `load_training_state`.
         """
+        self._strength.check_full("a checkpoint")
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         tensors = {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
         parts = {name: part.state_dict() for name, part in vars(self).items() if hasattr(part, "load_state_dict")}
@@ -186,6 +266,7 @@ class Algorithm(nn.Module):
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restores what `training_state` or `prediction_state` returned, in an algorithm of the same arguments."""
+        self._strength.check_full("loading")
         self.load_state_dict(state["tensors"], strict=False)
         for name, part in state["parts"].items():
             getattr(self, name).load_state_dict(part)
@@ -202,6 +283,7 @@ class Algorithm(nn.Module):
 
         Names are the backbone's; names of tensors outside of it begin with "algorithm:".
         """
+        self._strength.check_full("saving")
         here = self._named_tensors()
         parameters = [name for name, parameter in here.items() if parameter.requires_grad]
         return {_in_file(name): here[name] for name in [*parameters, *filter(self._is_changed, here)]}
@@ -235,6 +317,7 @@ class Algorithm(nn.Module):
 
     def load_trained(self, path: Path, wanted: Callable[[str], bool]) -> None:
         """Loads the tensors of a file that are wanted, by name; each has to be there and to fit."""
+        self._strength.check_full("loading")
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
             has_statistics = file.metadata() is not None

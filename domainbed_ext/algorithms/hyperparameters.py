@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
-from domainbed_ext.hyperparameter import Draw, Hyperparameter, Hyperparameters, choice, log_uniform, power_of_two
+from domainbed_ext.hyperparameter import (
+    Draw,
+    Hyperparameter,
+    Hyperparameters,
+    choice,
+    log_uniform,
+    one_of,
+    power_of_two,
+)
 
 SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST", "DigitsShift")
 DEBUG = ("Debug28", "Debug224")
@@ -33,6 +41,9 @@ def _text(value: Any) -> Any:
     return value if isinstance(value, (str, bool, NoneType)) else str(value)
 
 
+HEAD_STARTS = ("random", "zero")
+"""Where the head starts: as the backbone's library draws it, or at zero."""
+
 COMMON: Hyperparameters = {
     "backbone": Hyperparameter("vit_base_patch16_224.augreg_in21k", aliases=("model",)).on(
         SMALL_IMAGES, "vit_pico_patch8_32"
@@ -42,6 +53,7 @@ COMMON: Hyperparameters = {
     "image_size": Hyperparameter(None, aliases=("img_size",)),
     "data_augmentation": Hyperparameter(True),
     "class_balanced": Hyperparameter(False),
+    "head_start": Hyperparameter("random", later=True, allowed=one_of(*HEAD_STARTS), words="{} head"),
     # DomainBed's own.
     "lr": Hyperparameter(5e-5, log_uniform(-5, -3.5), aliases=("learning_rate",)).on(
         SMALL_IMAGES, 1e-3, log_uniform(-4.5, -2.5)

@@ -18,8 +18,10 @@ from vitlorafa import (
     parameter_groups,
     quantise,
     save_adapter,
+    set_strength,
 )
 
+_FACTORS = ("lora_A", "lora_B")
 _LATER = ("init_A", "init_B", "rank_stabilised", "blocks")  # not in the records of earlier versions
 
 
@@ -67,22 +69,32 @@ class BA(Algorithm):
 
     def weights(self) -> dict[str, Tensor]:
         """The updates s·B·A, and what else of the backbone trains."""
-        adapters = {f"{name}.lora_{factor}" for name, _ in adapter_layers(self.backbone) for factor in "AB"}
-        others = {name: weight for name, weight in super().weights().items() if name not in adapters}
+        others = {name: weight for name, weight in super().weights().items() if self.is_changed_itself(name)}
         return others | {f"{name}.weight": layer.delta_weight() for name, layer in adapter_layers(self.backbone)}
+
+    def set_strength(self, strength: float) -> None:
+        """Scales the updates s·B·A, and what else training changed as all methods do."""
+        super().set_strength(strength)
+        set_strength(self.backbone, strength)
+
+    def is_changed_itself(self, name: str) -> bool:
+        """Returns whether a tensor is no factor of an adapter."""
+        layer, _, attribute = name.rpartition(".")
+        return attribute not in _FACTORS or layer not in dict(adapter_layers(self.backbone))
 
     def save(self, folder: Path) -> None:
         """Saves adapter and head in vitlorafa's format, and tensors outside of the backbone in a second file."""
+        outside = {name: tensor for name, tensor in self.trained().items() if name.startswith(OUTSIDE)}
         try:
             save_adapter(self.backbone, folder, head=True)
         except AdapterError as error:
             raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
-        outside = {name: tensor for name, tensor in self.trained().items() if name.startswith(OUTSIDE)}
         if outside:
             write_trained(folder, outside, self.backbone)
 
     def load(self, folder: Path) -> None:
         """Loads what `save` wrote."""
+        self._strength.check_full("loading")
         load_adapter(self.backbone, folder)
         if (folder / TRAINED).exists():
             self.load_trained(folder / TRAINED, lambda name: name.startswith(OUTSIDE))

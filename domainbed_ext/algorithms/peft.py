@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from domainbed_ext.algorithms.base import OUTSIDE, TRAINED, Algorithm, write_trained
 from domainbed_ext.algorithms.forward import Forward
-from domainbed_ext.algorithms.peft_adaptations import ADAPTATIONS, Adaptation
+from domainbed_ext.algorithms.peft_adaptations import ADAPTATIONS, Adaptation, weight_and_bias
 from domainbed_ext.algorithms.peft_methods import SELECTOR
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.errors import BenchmarkError
@@ -62,13 +62,21 @@ class Peft(Algorithm):
 
     def weights(self) -> dict[str, Tensor]:
         """The weights and biases that adapted layers compute with, and what else of the backbone trains."""
-        inside = tuple(f"{name}." for name in self.adaptation.layers)
-        weights = {name: weight for name, weight in super().weights().items() if not name.startswith(inside)}
+        weights = {name: weight for name, weight in super().weights().items() if self.is_changed_itself(name)}
         for name, layer in self.adaptation.adapted():
-            weights[f"{name}.weight"], bias = _weight_and_bias(layer)
+            weights[f"{name}.weight"], bias = weight_and_bias(layer)
             if layer.get_base_layer().bias is not None:
                 weights[f"{name}.bias"] = bias
         return weights
+
+    def set_strength(self, strength: float) -> None:
+        """Lets adapted layers compute with W + strength · (W' − W), whatever the method makes of W; the rest as all."""
+        super().set_strength(strength)
+        self.adaptation.set_strength(strength)
+
+    def is_changed_itself(self, name: str) -> bool:
+        """Returns whether a tensor is in no adapted layer."""
+        return not name.startswith(tuple(f"{layer}." for layer in self.adaptation.layers))
 
     def training_state(self) -> dict[str, Any]:
         """The same as that of all methods, with a tensor that several layers share, as VeRA's projections, once."""
@@ -85,13 +93,14 @@ class Peft(Algorithm):
 
     def save(self, folder: Path) -> None:
         """Saves adapter and head in PEFT's format, and what else changed in a second file."""
-        self.adaptation.save(folder)
         others = {name: tensor for name, tensor in self.trained().items() if self._is_apart(name)}
+        self.adaptation.save(folder)
         if others:
             write_trained(folder, others, self.backbone)
 
     def load(self, folder: Path) -> None:
         """Loads what `save` wrote."""
+        self._strength.check_full("loading")
         self.adaptation.load(folder)
         if (folder / TRAINED).exists():
             self.load_trained(folder / TRAINED, self._is_apart)
@@ -99,20 +108,3 @@ class Peft(Algorithm):
     def _is_apart(self, name: str) -> bool:
         """Whether PEFT's file lacks it: what is outside of the backbone, or a buffer of the backbone's own."""
         return name.startswith(OUTSIDE) or self.adaptation.untouched(name.rpartition(".")[0])
-
-
-def _weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
-    """The weight [d_out, d_in] and the bias [d_out] that an adapted layer computes with, whatever the method.
-
-    They are what it makes of unit vectors and of zeros.
-    In evaluation mode, which has no dropout, and exact gradients where a method approximates them in training.
-    """
-    is_training, device = layer.training, next(layer.parameters()).device
-    layer.eval()
-    try:
-        with torch.autocast(device.type, enabled=False):
-            outputs: Tensor = layer(torch.eye(layer.in_features + 1, layer.in_features, device=device))
-    finally:
-        layer.train(is_training)
-    bias = outputs[-1]  # the last row of the input is zero
-    return (outputs[:-1] - bias).mT, bias

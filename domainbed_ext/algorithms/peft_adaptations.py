@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -12,9 +13,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import Optimizer
 
 from domainbed_ext.algorithms.peft_methods import EXTRA_FIELDS, OWN
+from domainbed_ext.algorithms.strength import between
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.models.tensor_files import save_tensors
 from domainbed_ext.system import strict_json
@@ -40,6 +43,7 @@ class Adaptation:
 
     Attributes:
         model: PEFT's model around the backbone, which shares its layers.
+        replaced: Pretrained weights by layer, on the CPU, where PEFT has taken a part out of them.
 
     Raises:
         AdapterError: PEFT is missing or too old, or it refuses the method on these layers.
@@ -55,9 +59,15 @@ class Adaptation:
         self.layers = peft_layers(backbone, hparams["targets"])
         heads = [name for name, module in backbone.named_modules() if module in classifiers(backbone)]
         self.touched = (*self.layers, *heads)
+        before = {name: backbone.get_parameter(f"{name}.weight").detach().clone() for name in self.layers}
         self.model: Any = apply_peft(
             backbone, name, self.sizes(), self.layers, **self._own_fields(), modules_to_save=heads
         )
+        self.replaced = {
+            name: before[name]
+            for name, layer in self.adapted()
+            if not torch.equal(before[name], layer.get_base_layer().weight)
+        }
 
     def sizes(self, steps: int = Sizes.steps) -> Sizes:
         """What the user chose of the sizes that most methods have.
@@ -116,6 +126,35 @@ class Adaptation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
+
+    def pretrained(self, name: str, layer: Any) -> Tensor:
+        """Returns the pretrained weight of an adapted layer.
+
+        Args:
+            name: Name of the layer.
+            layer: PEFT's layer.
+        """
+        return self.replaced.get(name, layer.get_base_layer().weight)
+
+    @torch.no_grad()
+    def set_strength(self, strength: float) -> None:
+        """Lets adapted layers compute with weights between the pretrained ones and those that the method makes of them.
+
+        PEFT's own scaling, which few of its methods have, is the same for those whose update is a sum; layers compute
+        as PEFT's again at 1.
+
+        Args:
+            strength: Strength, from 0 to 1.
+        """
+        for name, layer in self.adapted():
+            vars(layer).pop("forward", None)
+            if strength < 1:
+                weight, bias = weight_and_bias(layer)
+                base = layer.get_base_layer()
+                changed = {"weight": between(self.pretrained(name, layer), weight, strength)}
+                if base.bias is not None:
+                    changed["bias"] = between(base.bias, bias, strength)
+                layer.forward = partial(_compute, base, changed)
 
     def saved(self) -> tuple[dict[str, Tensor], Any]:
         """Returns tensors by their names in PEFT's files, and the config to save beside them."""
@@ -354,6 +393,14 @@ class LoRAGA(Residual):
             layer.lora_ga_init(_ADAPTER, config.lora_ga_config)
         self.start = self._factors()
 
+    def pretrained(self, name: str, layer: Any) -> Tensor:
+        """Returns the frozen weight with the part that was taken out when the run began, which rounds."""
+        weight = super().pretrained(name, layer)
+        if name not in self.start:
+            return weight
+        A, B = (factor.to(weight.device) for factor in self.start[name])
+        return weight + layer.scaling[_ADAPTER] * (B @ A)
+
 
 class AdaLoRA(Adaptation):
     """AdaLoRA: a penalty on factors that are not orthogonal, and ranks that are pruned by their importance."""
@@ -443,6 +490,29 @@ class VeLoRA(Adaptation):
     """VeLoRA, whose settings are in a config of their own."""
 
     NESTED = "velora_config"
+
+
+def _compute(base: nn.Module, changed: dict[str, Tensor], x: Tensor) -> Tensor:
+    """[..., d_in] → [..., d_out] by a linear layer, with other weights."""
+    y: Tensor = functional_call(base, changed, x)
+    return y
+
+
+def weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
+    """The weight [d_out, d_in] and the bias [d_out] that an adapted layer computes with, whatever the method.
+
+    They are what it makes of unit vectors and of zeros.
+    In evaluation mode, which has no dropout, and exact gradients where a method approximates them in training.
+    """
+    is_training, device = layer.training, next(layer.parameters()).device
+    layer.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            outputs: Tensor = layer(torch.eye(layer.in_features + 1, layer.in_features, device=device))
+    finally:
+        layer.train(is_training)
+    bias = outputs[-1]  # the last row of the input is zero
+    return (outputs[:-1] - bias).mT, bias
 
 
 ADAPTATIONS: dict[str, type[Adaptation]] = {
