@@ -41,8 +41,8 @@ def _text(value: Any) -> Any:
     return value if isinstance(value, (str, bool, NoneType)) else str(value)
 
 
-HEAD_STARTS = ("random", "zero")
-"""Where the head starts: as the backbone's library draws it, or at zero."""
+HEAD_STARTS = ("random", "zero", "probe")
+"""Where the head starts: as timm draws it, at zero, or at the linear probe on the pretrained backbone's features."""
 
 COMMON: Hyperparameters = {
     "backbone": Hyperparameter("vit_base_patch16_224.augreg_in21k", aliases=("model",)).on(

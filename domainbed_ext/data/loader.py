@@ -103,6 +103,19 @@ class Minibatches(Dataset[list[Minibatch]]):
         return draws
 
 
+def draw_probabilities(split: Split, balanced: bool) -> np.ndarray:
+    """The probability of each image of a split to be drawn into a minibatch.
+
+    Args:
+        split: Split that is trained on.
+        balanced: Whether every class is drawn equally often.
+
+    Returns:
+        [len(split)], which sum to 1.
+    """
+    return _balanced_weights(_classes(split) if balanced else [np.arange(len(split))])
+
+
 def _classes(split: Split) -> list[np.ndarray]:
     """Where in a split the images of each class are that it has any of."""
     labels = np.asarray(split.environment.targets)[np.asarray(split.keys)]

@@ -132,6 +132,18 @@ class Feed:
         with torch.inference_mode():
             return self.algorithm.eval().predict(self._ready(images, labels)[0]).cpu()
 
+    def split_features(self, name: str) -> Minibatch:
+        """Computes the features of all images of a split, without augmentation, for a linear probe.
+
+        Args:
+            name: Name of the split, e.g. "env0_in".
+
+        Returns:
+            Features [n, width] and labels [n], on the CPU.
+        """
+        split = self.setup.splits[name]
+        return self._features(environment_of(name))[torch.as_tensor(split.keys)], split.labels(split.keys)
+
     def _count_right(self, parts: dict[str, Evaluated]) -> dict[str, float]:
         """The number of correctly classified images of each split; NaN if an image has no highest logit."""
         batches = EvaluationBatches(list(parts.values()), self.evaluation_batch)

@@ -9,6 +9,7 @@ attempt_2.json       the process of each attempt (see `attempts`)
 checkpoint_*         where it resumes (see `checkpoint`), until it is done
 selected/            the trained model at the step that training-domain validation selects
 last/                the trained model at the last step, if that is another
+start.safetensors    where the head started, if at the linear probe (see `head_start`)
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from domainbed_ext.system import strict_json
 from domainbed_ext.system.attempts import Attempt, Claim, read_latest
 from domainbed_ext.system.files import remove, write_atomically
 
+HEAD_START = "start.safetensors"
 NEEDED = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")  # arguments that every record has
 
 
@@ -99,7 +101,8 @@ class RunFolder:
                 self._write_lines(lines)
                 return
             _clear_checkpoints(self.path)
-            remove(self.path / "results.jsonl")
+            for file in ("results.jsonl", HEAD_START):
+                remove(self.path / file)
             for folder in (self.path / "selected", self.path / "last", *self.path.glob("step_*")):
                 remove(folder)
         except OSError as error:

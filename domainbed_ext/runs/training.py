@@ -18,6 +18,7 @@ from domainbed_ext.runs import checkpoint, formatting, ways
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
+from domainbed_ext.runs.head_start import note_start, start_head
 from domainbed_ext.runs.kept import Kept
 from domainbed_ext.runs.remaining_time import RemainingTime
 from domainbed_ext.runs.setup import Setup, collect_facts, compute_exactly
@@ -235,11 +236,13 @@ class Training:
         if state is None:
             self.folder.start()
             print(formatting.format_header(self.facts, self.setup))
+            self._start_head()
             manual_seed(seed_hash(self.setup.args.seed, "begin"))
             self.algorithm.objective.begin(self.setup.steps)
             self.algorithm.begin(self.setup.steps, self._first_minibatches)
             return
         self.folder.start(state["lines"])
+        note_start(self.algorithm, self.folder)
         self.algorithm.load_training_state(state["algorithm"])
         checkpoint.set_random_states(state["random"])
         self.steps_done, self.best = state["steps_done"], state["best"]
@@ -251,6 +254,14 @@ class Training:
         self.values.update(state["values"])
         self.saved_at = (time.monotonic(), self.steps_done)
         print(f"resumes after {self.steps_done} of {self.setup.steps} steps (attempt {self.claim.number})")
+
+    def _start_head(self) -> None:
+        """Lets the head start at the linear probe, if it is to; the first record has the probe's accuracy."""
+        if not self.algorithm.starts_at_probe:
+            return
+        probe = start_head(self.feed, self.folder)
+        print(f"the head starts at the linear probe: validation accuracy {probe.accuracy:.3f}, L2 {probe.l2:g}")
+        self.values["probe_accuracy"].append(probe.accuracy)
 
     def _first_minibatches(self, count: int) -> Iterator[list[Minibatch]]:
         """The minibatches of the first steps."""

@@ -1,0 +1,96 @@
+"""The head of a run that starts at the linear probe (`head_start=probe`; LP-FT, Kumar et al. 2022).
+
+The probe is fitted to the features that the pretrained backbone computes of the training environments' `in` splits,
+without augmentation; their `out` splits choose the penalty. Each environment weighs the same, and within one each
+image, or each class if the run is `class_balanced`: as in the run's minibatches. What it starts at is kept in the run's
+folder, for predictions at strength 0.
+"""
+
+from dataclasses import replace
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.algorithms.probe import LP
+from domainbed_ext.algorithms.registry import OBJECTIVE
+from domainbed_ext.data.loader import draw_probabilities
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.models.head import find_linear
+from domainbed_ext.models.tensor_files import save_tensors
+from domainbed_ext.runs import checkpoint
+from domainbed_ext.runs.feed import Feed
+from domainbed_ext.runs.folder import HEAD_START, RunFolder
+from domainbed_ext.runs.linear_probe import LinearProbe, fit
+from domainbed_ext.system.files import replace_atomically
+
+
+def start_head(feed: Feed, folder: RunFolder) -> LinearProbe:
+    """Fits the probe, puts it into the head, and saves it in the folder of the run.
+
+    Args:
+        feed: Feed of the run's algorithm, which has not done a step.
+        folder: Folder of the run.
+
+    Returns:
+        The probe.
+
+    Raises:
+        BenchmarkError: There is none, e.g. of images of one class.
+        OSError: It cannot be saved.
+    """
+    probe = _fit(_feed_of_probe(feed))
+    tensors = {"weight": probe.weight, "bias": probe.bias}
+    feed.algorithm.start_head(tensors)
+    try:
+        replace_atomically(folder.path / HEAD_START, lambda path: save_tensors(tensors, path))
+    except SafetensorError as error:  # what a full disk ends in
+        raise OSError(f"cannot write {folder.path / HEAD_START} ({error})") from error
+    return probe
+
+
+def note_start(algorithm: Algorithm, folder: RunFolder) -> None:
+    """Notes where the head of a run started, so that strength 0 is the probe; nothing if it did not start at one.
+
+    Args:
+        algorithm: Algorithm of the run, as it is made or with what was trained.
+        folder: Folder of the run.
+
+    Raises:
+        BenchmarkError: The folder lacks it.
+    """
+    if not algorithm.starts_at_probe:
+        return
+    path = folder.path / HEAD_START
+    try:
+        algorithm.note_head_start(load_file(path))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise BenchmarkError(
+            f"cannot read the probe that the head started at from {path} ({error}): run it again"
+        ) from error
+
+
+def _feed_of_probe(feed: Feed) -> Feed:
+    """The feed of a linear probe of the same run, whose features are those of the pretrained backbone."""
+    if isinstance(feed.algorithm, LP):
+        return feed
+    hparams = {name: value for name, value in feed.setup.hparams.items() if name != OBJECTIVE}
+    setup = replace(feed.setup, args=replace(feed.setup.args, algorithm="LP"), hparams=hparams)
+    random_states = checkpoint.random_states()
+    try:
+        return Feed(setup, setup.make_algorithm(), feed.stop)
+    finally:
+        checkpoint.set_random_states(random_states)
+
+
+def _fit(feed: Feed) -> LinearProbe:
+    setup, head = feed.setup, find_linear(feed.algorithm.backbone, feed.setup.hparams)
+    names = [f"env{i}_in" for i in setup.train_envs]
+    return fit(
+        [feed.split_features(name) for name in names],
+        [draw_probabilities(setup.splits[name], setup.hparams["class_balanced"]) for name in names],
+        [feed.split_features(name) for name in setup.validation_splits],
+        setup.dataset.num_classes,
+        bias=head.bias is not None,
+        threads=setup.args.threads,
+    )
