@@ -182,6 +182,7 @@ def test_whatever_peft_makes_of_a_weight_is_interpolated(method):
         predict(algorithm),
         {name: weight_and_bias(layer)[0] for name, layer in algorithm.adaptation.adapted()},
     )
+    assert any(not torch.equal(weight, start[f"{name}.weight"]) for name, weight in weights.items())
     torch.testing.assert_close(predict(algorithm, 0), predict(reference), rtol=1e-4, atol=1e-5)
     algorithm.set_strength(0.5)
     for name, layer in algorithm.adaptation.adapted():
