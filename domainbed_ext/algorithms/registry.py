@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from domainbed_ext.algorithms.derived_names import join_derived, split_derived
 from domainbed_ext.algorithms.hyperparameters import COMMON
 from domainbed_ext.errors import BenchmarkError, unknown, warn_once
 from domainbed_ext.hyperparameter import Hyperparameter, Hyperparameters, merge
@@ -345,9 +346,10 @@ def describe(name: str) -> Method:
     """Returns the declaration of a method, for tables and plots.
 
     Args:
-        name: Name in a record, with or without fixed hyperparameters. A method that is not registered, such as one of
-            upstream's, has its name as its label.
+        name: Name in a record, with or without fixed hyperparameters; a derived run is described as its method. A
+            method that is not registered, such as one of upstream's, has its name as its label.
     """
+    name = split_derived(name)[0]
     family = name.partition("@")[0]
     base, plus, objective = family.partition("+")
     fixed = fixed_hyperparameters(name)
@@ -369,7 +371,7 @@ def fixed_hyperparameters(name: str) -> list[tuple[str, str]]:
     Args:
         name: Name of a method; those of earlier versions may have commas in values.
     """
-    fixed = name.partition("@")[2]
+    fixed = split_derived(name)[0].partition("@")[2]
     parts = re.split(r",(?=\w+=)", fixed) if fixed else []
     return [(key, value) for key, _, value in (part.partition("=") for part in parts)]
 
@@ -411,14 +413,15 @@ def canonical_name(name: str) -> str:
     """Returns the spelling of a method's name in records and folder names: `BOnly@rank=16` for `LoRA-FA@r=16`.
 
     Args:
-        name: Name of a method in any spelling, with fixed hyperparameters or none.
+        name: Name of a method in any spelling, with fixed hyperparameters or none, or of a derived run.
 
     Raises:
         BenchmarkError: See `parse_name`.
     """
-    base, parts = _split(name)
+    method, derived = split_derived(name)
+    base, parts = _split(method)
     fixed = ",".join(f"{key}={value}" for key, value in parts)
-    return f"{base}{',' if '@' in base else '@'}{fixed}" if fixed else base
+    return join_derived(f"{base}{',' if '@' in base else '@'}{fixed}" if fixed else base, derived)
 
 
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:

@@ -4,14 +4,15 @@ import itertools
 import re
 from collections.abc import Container, Iterable, Sequence
 
+from domainbed_ext.algorithms.derived_names import join_derived, split_derived
 from domainbed_ext.algorithms.hyperparameters import COMMON
 from domainbed_ext.algorithms.registry import Method, NamedSetting, describe, fixed_hyperparameters, in_parentheses
 from domainbed_ext.objectives.registry import DEFAULT, describe_objective
 
 
 def family_of(algorithm: str) -> str:
-    """The method's name without the hyperparameters of a variant."""
-    return algorithm.partition("@")[0]
+    """The method's name without the hyperparameters of a variant, and without what was derived from its runs."""
+    return split_derived(algorithm)[0].partition("@")[0]
 
 
 def adaptation_of(algorithm: str) -> str:
@@ -60,12 +61,16 @@ def group_starts(algorithms: Sequence[str]) -> set[int]:
 
 
 def algorithm_order(algorithm: str) -> tuple[object, ...]:
-    """Sort key of algorithms: by what trains, then by objective; variants in order (rank=8 before rank=16)."""
-    family, _, variant = algorithm.partition("@")
+    """Sort key of algorithms: by what trains, then by objective; variants in order (rank=8 before rank=16).
+
+    What is derived from a method's runs follows the method.
+    """
+    name, derived = split_derived(algorithm)
+    family, _, variant = name.partition("@")
     method, _, objective = family.partition("+")
     natural = [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", variant)]
     adaptation = describe(without_objective(algorithm))
-    return adaptation.order, method, adaptation.label, _objective_order(objective or DEFAULT), natural
+    return adaptation.order, method, adaptation.label, _objective_order(objective or DEFAULT), natural, derived
 
 
 def _objective_order(name: str) -> tuple[object, ...]:
@@ -79,7 +84,7 @@ def label_of(algorithm: str) -> str:
 
 
 def settings_of(algorithm: str, but: Container[str] = ()) -> list[str]:
-    """The fixed hyperparameters of a variant in words: `rank 16` of `BOnly@rank=16`.
+    """The fixed hyperparameters of a variant in words, and what was derived: `rank 16` of `BOnly@rank=16`.
 
     Args:
         algorithm: Id, as in commands and records.
@@ -91,7 +96,9 @@ def settings_of(algorithm: str, but: Container[str] = ()) -> list[str]:
         for key, value in fixed_hyperparameters(algorithm)
         if key not in but and key != method.selector and not _is_in_label(method.named_setting(key, value))
     ]
-    return [_in_words(method, key, value.replace('"', "").replace("+", ",")) for key, value in fixed]
+    derived = split_derived(algorithm)[1]
+    words = [_in_words(method, key, value.replace('"', "").replace("+", ",")) for key, value in fixed]
+    return [*words, derived] if derived else words
 
 
 def _is_in_label(setting: NamedSetting | None) -> bool:
@@ -136,5 +143,6 @@ def id_of(algorithm: str, lack: str = "") -> str:
 
 def without_objective(algorithm: str) -> str:
     """`BOnly@rank=16` of `BOnly+CORAL@rank=16`."""
-    family, at, variant = algorithm.partition("@")
-    return family.partition("+")[0] + at + variant
+    name, derived = split_derived(algorithm)
+    family, at, variant = name.partition("@")
+    return join_derived(family.partition("+")[0] + at + variant, derived)

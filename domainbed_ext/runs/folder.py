@@ -29,6 +29,9 @@ from domainbed_ext.system.attempts import Attempt, Claim, read_latest
 from domainbed_ext.system.files import remove, write_atomically
 
 HEAD_START = "start.safetensors"
+DERIVED = "derived"
+"""Folder of a sweep that holds what was derived from its runs: see `runs.derived`."""
+
 NEEDED = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")  # arguments that every record has
 
 
@@ -48,6 +51,11 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+
+    @property
+    def name(self) -> str:
+        """The path below the folder of the sweep: the name under "run" in records that are read."""
+        return f"{DERIVED}/{self.path.name}" if self.path.parent.name == DERIVED else self.path.name
 
     @property
     def state(self) -> State:
@@ -142,13 +150,13 @@ class RunFolder:
             remove(path)
 
     def records(self) -> list[dict[str, Any]]:
-        """The records so far, each with the folder's name under "run".
+        """The records so far, each with the folder's `name` under "run".
 
         Raises:
             BenchmarkError: A line is not a JSON record.
         """
         records = []
-        shared: dict[str, Any] = {"run": self.path.name}  # values that all records of a run repeat are kept once
+        shared: dict[str, Any] = {"run": self.name}  # values that all records of a run repeat are kept once
         for number, line in enumerate((self.path / "results.jsonl").read_bytes().splitlines(), 1):
             record = self._record(line, number)
             for name, value in record.items():
@@ -237,7 +245,7 @@ def _clear_checkpoints(path: Path) -> None:
 def load_records(
     input_dir: Path | str, unfinished: bool = False, unreadable: list[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Reads the records of every run directly below a folder, in the order of the runs' names.
+    """Reads the records of every run directly below a folder, and of those derived from them, in the order of names.
 
     Args:
         input_dir: Folder of a sweep, ours or upstream DomainBed's.
@@ -256,6 +264,7 @@ def load_records(
     if not root.is_dir():
         raise BenchmarkError(f"no folder {root}: give --input_dir the --output_dir of a sweep")
     runs = [RunFolder(path.parent) for path in sorted(root.glob("*/results.jsonl"))]
+    derived = [RunFolder(path.parent) for path in sorted(root.glob(f"{DERIVED}/*/results.jsonl"))]
     if not runs and (root / "results.jsonl").exists():
         raise BenchmarkError(f"{root} is itself a run: give --input_dir the folder that holds it")
     if not runs:
@@ -263,6 +272,7 @@ def load_records(
     wanted = [run for run in runs if unfinished or (run.path / "done").exists()]
     if not wanted:
         raise BenchmarkError(f"none of the {len(runs)} runs in {root} is finished: wait, or add --unfinished")
+    wanted += [run for run in derived if (run.path / "done").exists()]
     records = []
     for run in wanted:
         try:

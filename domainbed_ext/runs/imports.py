@@ -16,6 +16,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from domainbed_ext.algorithms.derived_names import split_derived
 from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
@@ -67,7 +68,8 @@ def find_missing(record: Mapping[str, Any]) -> dict[str, str]:
     imported = record["args"].get("imports")
     if not imported:  # as in almost all of a large sweep's records
         return {}
-    algorithm, dataset = record["args"]["algorithm"].partition("@")[0], record["args"]["dataset"]
+    algorithm = split_derived(record["args"]["algorithm"])[0].partition("@")[0]
+    dataset = record["args"]["dataset"]
     names = [name for name, registry in ((algorithm, METHODS), (dataset, DATASETS)) if name not in registry]
     return dict.fromkeys(names, " ".join(imported))
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from domainbed_ext import evaluate, train
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.runs import saved, training
 from domainbed_ext.runs import setup as run_setup
-from domainbed_ext.runs import training
 from domainbed_ext.runs.folder import RunFolder
 from vitlorafa import AdapterWarning
 
@@ -64,7 +64,7 @@ def test_the_last_step_is_saved_where_it_is_not_the_best(run, monkeypatch):
     monkeypatch.setattr(training, "better", lambda val_acc, than: than is None)
     folder = run(evaluate="lean", protocol="single_source", source_envs=["plain"])
     assert {path.name for path in folder.path.iterdir() if path.is_dir()} == {"selected", "last"}
-    monkeypatch.setattr(evaluate, "best_step", lambda records: records[0])
+    monkeypatch.setattr(saved, "best_step", lambda records: records[0])
     for step, size in (("best", 8), ("last", 8)):
         record, reproduced = evaluate.evaluate(folder, step)
         assert len(reproduced) == size and evaluate.describe_difference(record, reproduced) == ""

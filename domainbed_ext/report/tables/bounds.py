@@ -151,8 +151,10 @@ def of_record(record: Record, adapted_shapes: AdaptedShapes = no_shapes) -> Boun
         adapted_shapes: Shapes of the layers that an adapter adapts.
 
     Returns:
-        Both bounds.
+        Both bounds; none of a derived run, which was not trained.
     """
+    if "derived" in record:
+        return Bounds(None, None)
     sizes = record.get("split_sizes") or {}
     wanted = [f"env{env}_in" for env in training_environments(record)]
     if not all(sizes.get(name) for name in wanted):
