@@ -8,6 +8,7 @@ vitlorafa.merge_and_unload(model)  # a plain timm model again
 """
 
 from vitlorafa import tuning
+from vitlorafa.average import Average, average
 from vitlorafa.cast_frozen import cast_frozen
 from vitlorafa.commands import refuse_other_modules
 from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
@@ -51,10 +52,12 @@ __all__ = [
     "AdapterConfig",
     "AdapterError",
     "AdapterWarning",
+    "Average",
     "LoRALinear",
     "QuantisedLinear",
     "Site",
     "adapter_layers",
+    "average",
     "cast_frozen",
     "classifiers",
     "copy_to_cpu",

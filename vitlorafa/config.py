@@ -122,7 +122,7 @@ class AdapterConfig:
         def fill(name: str, value: object) -> None:
             object.__setattr__(self, name, value)  # the only way to set a field of a frozen dataclass
 
-        fill("rank", _parse_whole_number("rank", self.rank, at_least=1))
+        fill("rank", parse_whole_number("rank", self.rank, at_least=1))
         fill("train", _parse_train(self.train))
         fill("alpha", parse_number("alpha", 2 * self.rank if self.alpha is None else self.alpha))
         if not (math.isfinite(self.alpha) and self.alpha > 0):
@@ -136,7 +136,7 @@ class AdapterConfig:
         if self.compute not in COMPUTE:
             raise unknown("way to compute", self.compute, COMPUTE)
         if self.seed is not None:
-            fill("seed", _parse_whole_number("seed", self.seed, at_least=0))
+            fill("seed", parse_whole_number("seed", self.seed, at_least=0))
         fill("targets", _parse_targets(self.targets))
         fill("blocks", None if self.blocks is None else _parse_blocks(self.blocks))
         self._fill_inits(fill)
@@ -242,7 +242,17 @@ def _parse_train(train: Any) -> str:
     return str(train)
 
 
-def _parse_whole_number(name: str, value: Any, at_least: int) -> int:
+def parse_whole_number(name: str, value: Any, at_least: int) -> int:
+    """A whole number, which may be of NumPy or torch.
+
+    Args:
+        name: Name of the value, for the message.
+        value: Value that the user gave.
+        at_least: Smallest number that is allowed.
+
+    Raises:
+        AdapterError: If it is not a whole number, or is smaller.
+    """
     try:
         number = operator.index(value)
     except TypeError:

@@ -1,24 +1,17 @@
-"""Saving and loading adapters: a folder with `adapter.safetensors` and `adapter.json`, without the backbone.
+"""Saving and loading adapters, without the backbone, see `vitlorafa.adapter_folder`.
 
-Or a folder in PEFT's format, see `vitlorafa.peft_format`. Names in files are those within the timm model, also where
-another module wraps or holds it.
+Names in files are those within the timm model, also where another module wraps or holds it.
 """
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from threading import get_ident
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vitlorafa import origin, peft_format, trained
+from vitlorafa import adapter_folder, origin, peft_format, trained
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, abbreviate, unknown, warn
 from vitlorafa.inject import (
@@ -29,15 +22,10 @@ from vitlorafa.inject import (
     inject_layers,
     timm_model,
 )
-from vitlorafa.metadata import to_json
+from vitlorafa.metadata import to_json_entries
 from vitlorafa.sharding import assign, gather, gather_parameters, is_writer, wait_for_all
 from vitlorafa.sites import in_blocks, linear_sites
-from vitlorafa.trained import copy_to_cpu
-from vitlorafa.wrappers import plain_name, unwrap
-
-FORMAT = 1
-TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
-FILES = {"vitlorafa": (TENSORS, DESCRIPTION), "peft": (peft_format.TENSORS, peft_format.CONFIG)}
+from vitlorafa.wrappers import unwrap
 
 
 def save_adapter(
@@ -78,14 +66,12 @@ def save_adapter(
         AdapterError: If the model is not adapted, has no head to save, or has parts that PEFT's format cannot hold, if
             the format is unknown, if JSON cannot hold the metadata, or if the folder cannot be written.
     """
-    if format not in FILES:
-        raise unknown("adapter format", format, FILES)
+    if format not in adapter_folder.FILES:
+        raise unknown("adapter format", format, adapter_folder.FILES)
     folder = Path(folder).expanduser()
     inner = timm_model(model, prefix)
     adapted = adapted_state(inner)
-    metadata = to_json({} if metadata is None else metadata)
-    if not isinstance(metadata, dict):
-        raise AdapterError("metadata must be a dict with names as keys")
+    entries = to_json_entries(metadata)
     with gather_parameters(model):
         factors, heads = trained.factors(inner), trained.head_tensors(inner) if head else {}
         extra, outside = trained.extra_tensors(inner), {} if prefix else trained.trained_outside(unwrap(model), inner)
@@ -93,7 +79,7 @@ def save_adapter(
         _check_values(tensors)
         layers = dict(adapter_layers(inner))
         description = {
-            "format": FORMAT,
+            "format": adapter_folder.FORMAT,
             **origin.describe_model(inner, _check_class_names(class_names, inner)),
             "digests": _digests(inner, layers),
             "config": adapted.config.to_dict(),
@@ -101,13 +87,16 @@ def save_adapter(
             "head": list(heads),
             "extra": list(extra),
             "outside": list(outside),
-            "metadata": metadata,
+            "metadata": entries,
         }
-        encode = peft_format.encode if format == "peft" else _encode
-        files = encode(inner, description, {name: gather(tensor) for name, tensor in tensors.items()})
+        gathered = {name: gather(tensor) for name, tensor in tensors.items()}
+        if format == "peft":
+            files = peft_format.encode(inner, description, gathered)
+        else:
+            files = adapter_folder.encode(description, gathered)
     try:
         if is_writer(model):
-            _write_all(folder, files)
+            adapter_folder.write(folder, files)
     finally:
         wait_for_all(model)
     return folder
@@ -146,12 +135,7 @@ def load_adapter(
     """
     folder = Path(folder).expanduser()
     inner = timm_model(model, prefix)
-    if (folder / peft_format.CONFIG).exists():
-        if (folder / DESCRIPTION).exists():
-            raise AdapterError(f"{folder} has both {DESCRIPTION} and {peft_format.CONFIG}: delete the outdated one")
-        description, tensors = peft_format.read(inner, folder)
-    else:
-        description, tensors = _rename(inner, *_read(folder))
+    description, tensors = adapter_folder.read(folder, inner)
     head = _loads_head(inner, folder, description, head)
     if not head:
         for name in description["head"]:
@@ -178,107 +162,6 @@ def load_adapter(
                 if isinstance(destinations[name], nn.Parameter):
                     destinations[name].requires_grad_(True)
     return model
-
-
-def _encode(model: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, bytes]:
-    data = safetensors.torch.save(copy_to_cpu(tensors))
-    description = description | {"sha256": hashlib.sha256(data).hexdigest()}  # ties the two files together
-    return {TENSORS: data, DESCRIPTION: (json.dumps(description, indent=2, allow_nan=False) + "\n").encode()}
-
-
-def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            if peft_format.CONFIG in files:  # has no checksum: an old one must not describe the new tensors
-                (folder / peft_format.CONFIG).unlink(missing_ok=True)
-            for name, data in files.items():
-                _write(folder / name, data)
-            for name in {name for names in FILES.values() for name in names} - files.keys():
-                (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror or str(error)
-        raise AdapterError(f"cannot write the adapter to {folder} ({reason}): choose another folder") from error
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing to the folder, so that all its files are of one save; not on Windows."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.{get_ident()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        data = (folder / TENSORS).read_bytes()
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"cannot read an adapter from {folder}: {error}") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise AdapterError(f"{folder / DESCRIPTION} does not have adapter format {FORMAT}")
-    missing = [key for key in ("config", "layers", "head", "sha256") if key not in description]
-    if missing:
-        raise AdapterError(f"{folder / DESCRIPTION} is incomplete: {', '.join(missing)} is missing")
-    wrong = [key for key, is_valid in _SHAPES.items() if key in description and not is_valid(description[key])]
-    if wrong:
-        raise AdapterError(f"{folder / DESCRIPTION} has invalid values for {', '.join(wrong)}: save it again")
-    if hashlib.sha256(data).hexdigest() != description["sha256"]:
-        raise AdapterError(f"{folder / TENSORS} is damaged, or not from the same save as {DESCRIPTION}: save it again")
-    try:
-        return description, safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise AdapterError(f"cannot read {folder / TENSORS}: {error}") from None
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-_SHAPES: dict[str, Callable[[Any], bool]] = {
-    "config": lambda value: isinstance(value, dict),
-    "layers": lambda value: isinstance(value, dict) and all(map(_are_names, value.values())),
-    **dict.fromkeys(("head", "extra", "outside"), _are_names),
-    **dict.fromkeys(("input", "digests"), lambda value: isinstance(value, dict)),
-    "class_names": lambda value: value is None or _are_names(value),
-}
-
-
-def _rename(
-    model: nn.Module, description: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The same with names within the timm model; earlier versions saved names within the module they were called on."""
-    layer_names = {site.name for site in linear_sites(model)}
-    first = plain_name(next(iter(description["layers"]), ""))
-    parts = first.split(".")
-    cut = next((start for start in range(len(parts)) if ".".join(parts[start:]) in layer_names), 0)
-    before = "".join(f"{part}." for part in parts[:cut])
-
-    def name(written: str) -> str:
-        return written if written.startswith(trained.OUTSIDE) else plain_name(written).removeprefix(before)
-
-    layers = {name(key): projections for key, projections in description["layers"].items()}
-    description = description | {"layers": layers, "head": [name(key) for key in description["head"]]}
-    return description, {name(key): tensor for key, tensor in tensors.items()}
 
 
 def _loads_head(model: nn.Module, folder: Path, description: dict[str, Any], head: bool | str) -> bool:

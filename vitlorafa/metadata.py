@@ -34,6 +34,21 @@ def to_json(value: Any, name: str = "metadata") -> Any:
         raise AdapterError(f"{name} contains itself, or is nested too deeply for JSON: save plain values") from None
 
 
+def to_json_entries(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Converts the metadata of an adapter to JSON values.
+
+    Args:
+        metadata: Values by name; None stands for no values.
+
+    Raises:
+        AdapterError: If JSON cannot hold them, or they have no names.
+    """
+    entries = to_json({} if metadata is None else metadata)
+    if not isinstance(entries, dict):
+        raise AdapterError("metadata must be a dict with names as keys")
+    return entries
+
+
 def _to_json(value: Any, name: str) -> Any:
     if isinstance(value, Enum):
         return _to_json(value.value, name)

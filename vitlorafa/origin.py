@@ -10,7 +10,7 @@ quantised has none.
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,26 +93,62 @@ def mismatches(saved: Mapping[str, Any], model: nn.Module, own_digests: Mapping[
         own_digests: Digests of the model's pretrained weights.
         head: Whether the head is loaded too.
     """
-    own = describe_model(model)
-    saved_digests = saved.get("digests") or {}
-    common = saved_digests.keys() & own_digests.keys()
-    names = [_name(description) for description in (saved, own)]
-    if any(saved_digests[name] != own_digests[name] for name in common):
+    own = describe_model(model) | {"digests": own_digests}
+    names = [model_name(description) for description in (saved, own)]
+    difference = differing_model(saved, own)
+    if difference == "weights":
         yield (
             f"the adapter was trained on other weights of {names[0]} than those of this {names[1]}, so outputs will "
             "differ: create the model with the weights that the adapter was trained on"
         )
-    elif not common and "digests" in saved and None not in names and names[0] != names[1]:
+    elif difference == "name":
         yield f"the adapter was trained on {names[0]}, but this model is {names[1]}: it is loaded anyway"
-    saved_input = saved.get("input") or {}
-    differing = [name for name in _INPUT if name in saved_input and name in own["input"]]
-    differing = [name for name in differing if saved_input[name] != own["input"][name]]
+    saved_input, differing = saved.get("input") or {}, differing_input(saved, own)
     if differing:
         values = "; ".join(f"{name} {saved_input[name]}, this model {own['input'][name]}" for name in differing)
         yield f"the adapter was trained with another input ({values}): preprocess images as in training"
     classes, own_classes = saved.get("class_names"), own["class_names"]
     if head and classes and own_classes and classes != own_classes:
         yield f"the saved head has the classes {abbreviate(classes)}; this model had {abbreviate(own_classes)}"
+
+
+def model_name(description: Mapping[str, Any]) -> str | None:
+    """A model's architecture with its pretrained tag, as in `timm.create_model`; None if it is not known.
+
+    Args:
+        description: Description of the model or of an adapter.
+    """
+    architecture, tag = description.get("architecture"), description.get("tag")
+    return f"{architecture}.{tag}" if architecture and tag else architecture
+
+
+def differing_model(saved: Mapping[str, Any], other: Mapping[str, Any]) -> Literal["weights", "name"] | None:
+    """What differs between the models of two descriptions; None if nothing does, as far as they tell.
+
+    Args:
+        saved: Description of an adapter, or of a model with its digests.
+        other: Another one.
+    """
+    digests, others = saved.get("digests") or {}, other.get("digests") or {}
+    common = digests.keys() & others.keys()
+    if any(digests[name] != others[name] for name in common):
+        return "weights"
+    # Names are written alike only by versions that write digests, or by none.
+    comparable = not common and ("digests" in saved) == ("digests" in other)
+    names = {model_name(saved), model_name(other)} - {None}
+    return "name" if comparable and len(names) > 1 else None
+
+
+def differing_input(saved: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the settings of a model's input that two descriptions know and that differ.
+
+    Args:
+        saved: Description of an adapter or of a model.
+        other: Another one.
+    """
+    inputs = saved.get("input") or {}, other.get("input") or {}
+    common = [name for name in _INPUT if all(name in each for each in inputs)]
+    return [name for name in common if inputs[0][name] != inputs[1][name]]
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -125,11 +161,6 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _cfg(model: nn.Module) -> dict[str, Any]:
     return dict(getattr(model, "pretrained_cfg", None) or {})
-
-
-def _name(description: Mapping[str, Any]) -> str | None:
-    architecture, tag = description.get("architecture"), description.get("tag")
-    return f"{architecture}.{tag}" if architecture and tag else architecture
 
 
 def _to_list(value: Any) -> Any:

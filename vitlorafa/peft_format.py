@@ -107,7 +107,7 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
     return {TENSORS: data, CONFIG: config}
 
 
-def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(model: nn.Module | None, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Reads a folder in PEFT's format.
 
     In a folder that PEFT wrote, both factors train. Layers with a lower rank than others are padded with zeros, which
@@ -115,7 +115,7 @@ def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
     the ratio.
 
     Args:
-        model: Model to load onto, adapted or not; it is not changed.
+        model: Model to load onto, adapted or not; it is not changed. Folders of `save_adapter` do not need it.
         folder: Folder to read.
 
     Returns:
@@ -141,12 +141,12 @@ def read(model: nn.Module, folder: Path) -> tuple[dict[str, Any], dict[str, Tens
             f"{folder / TENSORS} is damaged: its layers differ from its header ({abbreviate(changed)}): save it again"
         )
     if not is_own:
-        _check_supported(model, folder, config, list(heads))
+        _check_supported(_needed(model, folder), folder, config, list(heads))
     incomplete = [name for name, pair in pairs.items() if not _is_pair(**pair)]
     if incomplete or not pairs:
         layers = abbreviate(incomplete) or "any layer"
         raise AdapterError(f"{folder} has no A [r, d_in] and B [d_out, r] for {layers}: save it again")
-    description = header if is_own else _describe(model, folder, config, pairs) | {"head": list(heads)}
+    description = header if is_own else _describe(_needed(model, folder), folder, config, pairs) | {"head": list(heads)}
     if is_own and "extra" in header:
         heads = {name: tensor for name, tensor in heads.items() if name in (*header["head"], *header["extra"])}
     factors: dict[str, Tensor] = {}
@@ -218,6 +218,14 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str,
         raise AdapterError(f"{folder / CONFIG} is not a PEFT config: save the adapter again")
     # A config that was edited since, for example with another alpha, counts; the header then does not.
     return config, header if header.get("config_sha256") == _sha256(text) else {}, tensors
+
+
+def _needed(model: nn.Module | None, folder: Path) -> nn.Module:
+    if model is None:
+        raise AdapterError(
+            f"{folder} was written by PEFT, which does not say which projections are adapted: pass the model too"
+        )
+    return model
 
 
 def _check_supported(model: nn.Module, folder: Path, config: dict[str, Any], heads: list[str]) -> None:

@@ -32,7 +32,7 @@ PROCESS = """
     sys.path.insert(0, sys.argv[3])
     from small_models import build, images
     from test_sharding import trained
-    from vitlorafa import AdapterConfig, AdapterError, inject, io, load_adapter, merge, remove, save_adapter
+    from vitlorafa import AdapterConfig, AdapterError, adapter_folder, inject, load_adapter, merge, remove, save_adapter
 
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -53,8 +53,8 @@ PROCESS = """
             return str(error)
 
     written = []
-    write = io._write
-    io._write = lambda path, data: (written.append(path.parent.name), write(path, data))
+    write = adapter_folder._write
+    adapter_folder._write = lambda path, data: (written.append(path.parent.name), write(path, data))
     model, x = trained(), images(build("test_vit"))
     y = model(x).detach()
     for format in ("vitlorafa", "peft"):

@@ -1,0 +1,206 @@
+"""Saved adapters as values, without a model to load them onto, and whether several belong together."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from vitlorafa import adapter_folder, origin
+from vitlorafa.config import AdapterConfig
+from vitlorafa.errors import AdapterError, abbreviate, join_words
+from vitlorafa.inject import timm_model
+
+
+class Factors(NamedTuple):
+    """The factors of a layer with k adapted projections.
+
+    Attributes:
+        A: Factors A, [k, r, d_in].
+        B: Factors B, [k, m, r].
+        start_A: Factors A at the start, or None if the update started at zero.
+        start_B: Factors B at the start, or None.
+    """
+
+    A: Tensor
+    B: Tensor
+    start_A: Tensor | None  # noqa: N815
+    start_B: Tensor | None  # noqa: N815
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What the folder of an adapter holds.
+
+    Attributes:
+        folder: Folder.
+        description: Content of `adapter.json`.
+        config: Configuration of the adapter.
+        layers: Factors by layer.
+        others: Other tensors by name: head, trained parameters, and buffers.
+    """
+
+    folder: Path
+    description: dict[str, Any]
+    config: AdapterConfig
+    layers: dict[str, Factors]
+    others: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str], model: nn.Module | None = None) -> "SavedAdapter":
+        """Reads a folder of `save_adapter` or of PEFT.
+
+        Args:
+            folder: Folder to read.
+            model: Model that the adapter belongs to; only folders that PEFT wrote need it.
+
+        Raises:
+            AdapterError: If files are missing or damaged, or values are not finite.
+        """
+        folder = Path(folder).expanduser()
+        description, tensors = adapter_folder.read(folder, None if model is None else timm_model(model))
+        try:
+            config = AdapterConfig.from_dict(description["config"])
+        except AdapterError as error:
+            raise AdapterError(f"the config of {folder} is invalid: {error}") from None
+        names = ("lora_A", "lora_B", "start_A", "start_B")
+        layers = {
+            layer: Factors(*(tensors.pop(f"{layer}.{name}", None) for name in names)) for layer in description["layers"]
+        }
+        saved = cls(folder, description, config, layers, tensors)
+        saved._check()
+        return saved
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """The tensors of the head."""
+        return {name: self.others[name] for name in self.description["head"] if name in self.others}
+
+    def others_of(self, head: bool) -> dict[str, Tensor]:
+        """The tensors besides the factors, with or without those of the head.
+
+        Args:
+            head: Whether to include the head.
+        """
+        return {name: each for name, each in self.others.items() if head or name not in self.description["head"]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by the names of the adapted model's parameters and buffers."""
+        return factor_tensors(self.layers) | self.others
+
+    def _check(self) -> None:
+        for name, projections in self.description["layers"].items():
+            if not _fit(self.layers[name], len(projections), self.config.rank):
+                raise AdapterError(
+                    f"{self.folder} has no factors A [{len(projections)}, {self.config.rank}, d_in] and "
+                    f"B [{len(projections)}, m, {self.config.rank}] for {name}: save it again"
+                )
+        if lost := [name for name in self.description["head"] if name not in self.others]:
+            raise AdapterError(f"{self.folder} lacks {abbreviate(lost)} of its head: save it again")
+        odd = [name for name, tensor in self.tensors().items() if not tensor.isfinite().all()]
+        if odd:
+            raise AdapterError(f"{self.folder} has values that are not finite in {abbreviate(odd)}: leave it out")
+
+
+def factor_tensors(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """Factors by the names of the adapted model's parameters and buffers.
+
+    Args:
+        layers: Factors by layer.
+    """
+    named = {
+        f"{layer}.{name}": factor
+        for layer, factors in layers.items()
+        for name, factor in zip(("lora_A", "lora_B", "start_A", "start_B"), factors, strict=True)
+    }
+    return {name: factor for name, factor in named.items() if factor is not None}
+
+
+def check_alike(adapters: Sequence[SavedAdapter], head: bool) -> None:
+    """Checks that adapters belong to one model, adapt the same projections, and have the same other tensors.
+
+    Args:
+        adapters: Adapters, at least one.
+        head: Whether heads and classes have to be alike too.
+
+    Raises:
+        AdapterError: If one differs from the first.
+    """
+    first, *rest = adapters
+    for other in rest:
+        _check_model(first, other)
+        _check_layers(first, other)
+        if head:
+            _check_classes(first, other)
+        _check_others(first, other, head)
+
+
+def _check_model(first: SavedAdapter, other: SavedAdapter) -> None:
+    difference = origin.differing_model(first.description, other.description)
+    if difference:
+        names = [origin.model_name(each.description) or "unnamed" for each in (first, other)]
+        what = "other weights" if difference == "weights" else "another model"
+        raise AdapterError(
+            f"{other.folder} was trained on {what} ({names[1]}) than {first.folder} ({names[0]}): "
+            "choose adapters of one pretrained model"
+        )
+
+
+def _check_layers(first: SavedAdapter, other: SavedAdapter) -> None:
+    layers, others = first.description["layers"], other.description["layers"]
+    for name in {**layers, **others}:
+        here, there = (join_words(each.get(name) or ["nothing"]) for each in (layers, others))
+        if here != there:
+            raise AdapterError(
+                f"{other.folder} adapts {there} in {name}, but {first.folder} adapts {here}: choose adapters with the "
+                "same targets and blocks"
+            )
+        widths, widths_there = ((each.layers[name].A.shape[2], each.layers[name].B.shape[1]) for each in (first, other))
+        if widths != widths_there:
+            raise AdapterError(
+                f"{name} maps {widths_there[0]} to {widths_there[1]} values in {other.folder}, but {widths[0]} to "
+                f"{widths[1]} in {first.folder}: choose adapters of one pretrained model"
+            )
+
+
+def _check_classes(first: SavedAdapter, other: SavedAdapter) -> None:
+    remedy = "choose adapters of one set of classes, or head=False"
+    for name in first.head.keys() & other.head.keys():
+        shape, shape_there = first.head[name].shape, other.head[name].shape
+        if shape != shape_there and shape[1:] == shape_there[1:]:
+            raise AdapterError(
+                f"the head of {other.folder} has {shape_there[0]} classes, but that of {first.folder} has {shape[0]}: "
+                f"{remedy}"
+            )
+    names, names_there = (each.description.get("class_names") for each in (first, other))
+    if first.head and names and names_there and names != names_there:
+        raise AdapterError(
+            f"the classes of {other.folder} are {abbreviate(names_there)}, but those of {first.folder} are "
+            f"{abbreviate(names)}: {remedy}"
+        )
+
+
+def _check_others(first: SavedAdapter, other: SavedAdapter, head: bool) -> None:
+    tensors, others = (each.others_of(head) for each in (first, other))
+    for name in {**tensors, **others}:
+        lacking = other if name not in others else first if name not in tensors else None
+        if lacking:
+            has = first if lacking is other else other
+            is_head = name in has.description["head"]
+            remedy = "save all with head=True, or choose head=False" if is_head else "choose adapters of one training"
+            raise AdapterError(f"{lacking.folder} lacks {name}, which {has.folder} has: {remedy}")
+        if tensors[name].shape != others[name].shape:
+            raise AdapterError(
+                f"{name} is {list(others[name].shape)} in {other.folder} and {list(tensors[name].shape)} in "
+                f"{first.folder}: choose adapters of one pretrained model"
+            )
+
+
+def _fit(factors: Factors, k: int, rank: int) -> bool:
+    A, B, start_A, start_B = factors
+    if A is None or B is None or A.dim() != 3 or B.dim() != 3 or (start_A is None) != (start_B is None):
+        return False
+    fits = (*A.shape[:2], B.shape[0], B.shape[2]) == (k, rank, k, rank)
+    return fits and (start_A is None or start_B is None or (start_A.shape, start_B.shape) == (A.shape, B.shape))
