@@ -97,17 +97,24 @@ def test_a_data_set_of_your_own_is_one(tmp_path):
 ADAPTERS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("word", ['init_A="uniform', 'init_A="pissa', "blocks=", "lr_B_ratio"])
+@pytest.mark.parametrize("word", ['init_A="uniform', 'init_A="pissa', "blocks=", "lr_B_ratio", "set_strength"])
 def test_an_option_of_adapters_does_what_the_page_says(word):
     (code,) = [code for code in ADAPTERS if word in code]
     exec(code, {})
 
 
 def test_an_adapter_of_a_wrapped_model_is_saved(tmp_path):
-    (code,) = [code for code in ADAPTERS if "save_adapter" in code]
+    (code,) = [code for code in ADAPTERS if "torch.compile" in code]
     load = "vitlorafa.load_adapter(timm.create_model('test_vit', num_classes=7), 'my_adapter')\n"
     run(code + load, tmp_path)
     assert (tmp_path / "my_adapter" / "adapter.json").exists()
+
+
+def test_adapters_are_averaged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = [code for code in ADAPTERS if "average(" in code]
+    exec(code, {})
+    assert (tmp_path / "soup" / "adapter.json").exists()
 
 
 def test_a_saved_adapter_is_loaded_elsewhere(tmp_path):

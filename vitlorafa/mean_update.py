@@ -18,7 +18,7 @@ from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, abbreviate
 from vitlorafa.init import RESIDUAL
 from vitlorafa.low_rank import approximate, product_norm
-from vitlorafa.saved import Factors, SavedAdapter
+from vitlorafa.saved import Factors, SavedAdapter, check_same_size
 
 
 class MeanUpdate(NamedTuple):
@@ -148,19 +148,12 @@ def _are_same(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def _check_exact(adapters: Sequence[SavedAdapter], inexact: Sequence[str]) -> None:
-    first = adapters[0]
     remedy = "pass rank= for the best approximation of their mean"
-    for other in adapters[1:]:
-        for name in ("rank", "scale"):
-            values = [getattr(each.config, name) for each in (first, other)]
-            if values[0] != values[1]:
-                raise AdapterError(
-                    f"{other.folder} has {name} {values[1]:g}, but {first.folder} has {values[0]:g}: {remedy}"
-                )
+    check_same_size(adapters, remedy)
     if inexact:
         raise AdapterError(
             f"the adapters share neither A nor B in {abbreviate(inexact)}, so their mean has a higher rank than "
-            f"{first.config.rank}: train them with one seed and one frozen factor, or {remedy}"
+            f"{adapters[0].config.rank}: train them with one seed and one frozen factor, or {remedy}"
         )
 
 

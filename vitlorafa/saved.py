@@ -137,6 +137,26 @@ def check_alike(adapters: Sequence[SavedAdapter], head: bool) -> None:
         _check_others(first, other, head)
 
 
+def check_same_size(adapters: Sequence[SavedAdapter], remedy: str) -> None:
+    """Checks that adapters have the same rank and scale.
+
+    Args:
+        adapters: Adapters, at least one.
+        remedy: What to do otherwise, for the message.
+
+    Raises:
+        AdapterError: If one differs from the first.
+    """
+    first, *rest = adapters
+    for other in rest:
+        for name in ("rank", "scale"):
+            value, value_there = (getattr(each.config, name) for each in (first, other))
+            if value != value_there:
+                raise AdapterError(
+                    f"{other.folder} has {name} {value_there:g}, but {first.folder} has {value:g}: {remedy}"
+                )
+
+
 def _check_model(first: SavedAdapter, other: SavedAdapter) -> None:
     difference = origin.differing_model(first.description, other.description)
     if difference:
