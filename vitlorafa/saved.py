@@ -13,6 +13,8 @@ from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, abbreviate, join_words
 from vitlorafa.inject import timm_model
 
+_NAMES = ("lora_A", "lora_B", "start_A", "start_B")  # of factors, in the order of `Factors`
+
 
 class Factors(NamedTuple):
     """The factors of a layer with k adapted projections.
@@ -65,9 +67,9 @@ class SavedAdapter:
             config = AdapterConfig.from_dict(description["config"])
         except AdapterError as error:
             raise AdapterError(f"the config of {folder} is invalid: {error}") from None
-        names = ("lora_A", "lora_B", "start_A", "start_B")
         layers = {
-            layer: Factors(*(tensors.pop(f"{layer}.{name}", None) for name in names)) for layer in description["layers"]
+            name: _take_factors(folder, name, len(projections), config.rank, tensors)
+            for name, projections in description["layers"].items()
         }
         saved = cls(folder, description, config, layers, tensors)
         saved._check()
@@ -91,12 +93,6 @@ class SavedAdapter:
         return factor_tensors(self.layers) | self.others
 
     def _check(self) -> None:
-        for name, projections in self.description["layers"].items():
-            if not _fit(self.layers[name], len(projections), self.config.rank):
-                raise AdapterError(
-                    f"{self.folder} has no factors A [{len(projections)}, {self.config.rank}, d_in] and "
-                    f"B [{len(projections)}, m, {self.config.rank}] for {name}: save it again"
-                )
         if lost := [name for name in self.description["head"] if name not in self.others]:
             raise AdapterError(f"{self.folder} lacks {abbreviate(lost)} of its head: save it again")
         odd = [name for name, tensor in self.tensors().items() if not tensor.isfinite().all()]
@@ -113,9 +109,26 @@ def factor_tensors(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
     named = {
         f"{layer}.{name}": factor
         for layer, factors in layers.items()
-        for name, factor in zip(("lora_A", "lora_B", "start_A", "start_B"), factors, strict=True)
+        for name, factor in zip(_NAMES, factors, strict=True)
     }
     return {name: factor for name, factor in named.items() if factor is not None}
+
+
+def _take_factors(folder: Path, layer: str, k: int, rank: int, tensors: dict[str, Tensor]) -> Factors:
+    """Removes the factors of a layer with k adapted projections from the tensors."""
+    A, B, start_A, start_B = (tensors.pop(f"{layer}.{name}", None) for name in _NAMES)
+    starts_at_zero = start_A is None and start_B is None
+    if A is None or B is None or not (_fit(A, B, k, rank) and (starts_at_zero or _fit(start_A, start_B, k, rank))):
+        raise AdapterError(
+            f"{folder} has no factors A [{k}, {rank}, d_in] and B [{k}, m, {rank}] for {layer}: save it again"
+        )
+    return Factors(A, B, start_A, start_B)
+
+
+def _fit(A: Tensor | None, B: Tensor | None, k: int, rank: int) -> bool:
+    if A is None or B is None or A.dim() != 3 or B.dim() != 3:
+        return False
+    return (*A.shape[:2], B.shape[0], B.shape[2]) == (k, rank, k, rank)
 
 
 def check_alike(adapters: Sequence[SavedAdapter], head: bool) -> None:
@@ -216,11 +229,3 @@ def _check_others(first: SavedAdapter, other: SavedAdapter, head: bool) -> None:
                 f"{name} is {list(others[name].shape)} in {other.folder} and {list(tensors[name].shape)} in "
                 f"{first.folder}: choose adapters of one pretrained model"
             )
-
-
-def _fit(factors: Factors, k: int, rank: int) -> bool:
-    A, B, start_A, start_B = factors
-    if A is None or B is None or A.dim() != 3 or B.dim() != 3 or (start_A is None) != (start_B is None):
-        return False
-    fits = (*A.shape[:2], B.shape[0], B.shape[2]) == (k, rank, k, rank)
-    return fits and (start_A is None or start_B is None or (start_A.shape, start_B.shape) == (A.shape, B.shape))
