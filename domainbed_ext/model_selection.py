@@ -216,8 +216,20 @@ def training_environments(record: Record) -> list[int]:
 
 
 def validation_accuracy(record: Record) -> float:
-    """The mean accuracy on the held-out 20 % of the training environments, in [0, 1]."""
+    """The mean accuracy on the held-out 20 % of the training environments, in [0, 1]; NaN if it is `unmeasured`."""
+    if unmeasured(record):
+        return math.nan
     return mean([accuracy(record, env, "out") for env in training_environments(record)])
+
+
+def unmeasured(record: Record) -> str:
+    """Why a derived run has no in-domain accuracy, in a sentence; empty if it has one, as every trained run."""
+    return str((record.get("derived") or {}).get("unmeasured", ""))
+
+
+def trials_of(record: Record) -> tuple[int, ...]:
+    """The seeds of the trials that a record stands for: several of a soup over trials."""
+    return tuple((record.get("derived") or {}).get("trials") or [record["args"]["trial_seed"]])
 
 
 def mean(values: Sequence[float]) -> float:
@@ -324,7 +336,7 @@ def _oracle(records: Sequence[Record], test_env: int) -> Candidate | None:
 
 def _source_holdout(records: Sequence[Record], source: int) -> Candidate | None:
     """The earliest step with the best accuracy on the source's holdout."""
-    return _best(Candidate(accuracy(record, source, "out"), record) for record in records)
+    return _best(Candidate(validation_accuracy(record), record) for record in records)
 
 
 TRAINING_DOMAIN = SelectionMethod(

@@ -59,6 +59,28 @@ def holdout_split(size: int, fraction: float, trial_seed: int, environment: int)
     return split(list(range(size)), int(size * fraction), seed_hash(trial_seed, environment))
 
 
+def split_environment(
+    size: int, holdout_fraction: float, uda_holdout_fraction: float | None, trial_seed: int, environment: int
+) -> dict[str, list[int]]:
+    """The splits of one environment.
+
+    Args:
+        size: Number of samples in the environment.
+        holdout_fraction: Share that is its `out` split.
+        uda_holdout_fraction: Share of the rest that is the `uda` split; None of a training environment.
+        trial_seed: Number of the trial.
+        environment: Index of the environment.
+
+    Returns:
+        Indices of "in", "out" and "uda".
+    """
+    held_out, kept = holdout_split(size, holdout_fraction, trial_seed, environment)
+    uda: list[int] = []
+    if uda_holdout_fraction is not None:
+        uda, kept = split(kept, int(len(kept) * uda_holdout_fraction), seed_hash(trial_seed, environment))
+    return {"in": kept, "out": held_out, "uda": uda}
+
+
 def make_splits(
     dataset: MultipleDomainDataset,
     test_envs: Collection[int],
@@ -83,13 +105,10 @@ def make_splits(
     """
     splits = {}
     for i, environment in enumerate(dataset.datasets):
-        held_out, kept = holdout_split(len(environment), holdout_fraction, trial_seed, i)
-        uda: list[int] = []
-        if i in test_envs:
-            uda, kept = split(kept, int(len(kept) * uda_holdout_fraction), seed_hash(trial_seed, i))
-        named = {"in": kept, "out": held_out, "uda": uda}
+        uda_fraction = uda_holdout_fraction if i in test_envs else None
+        named = split_environment(len(environment), holdout_fraction, uda_fraction, trial_seed, i)
         splits.update({f"env{i}_{name}": Split(environment, keys) for name, keys in named.items() if keys})
-        if not (kept and held_out):
+        if not (named["in"] and named["out"]):
             raise BenchmarkError(
                 f"environment {environment.name} has {len(environment)} images, too few for a holdout of "
                 f"{holdout_fraction}: add images or change --holdout_fraction"

@@ -22,6 +22,8 @@ from domainbed_ext.model_selection import (
     mean,
     target_accuracy,
     training_environments,
+    trials_of,
+    unmeasured,
     validation_accuracy,
 )
 from domainbed_ext.protocols import protocol_of
@@ -57,6 +59,11 @@ class Score:
     def test_envs(self) -> list[int]:
         """Indices of the test domains."""
         return list(self.record["args"]["test_envs"])
+
+    @property
+    def trials(self) -> tuple[int, ...]:
+        """Seeds of the trials that it stands for: several of a soup over trials."""
+        return trials_of(self.record)
 
     def value(self, metric: Metric, env: int | None = None) -> float:
         """An accuracy, or a difference of two, in [0, 1].
@@ -156,14 +163,27 @@ class Comparison(ABC):
             env: Test domain; None for each trial's mean over those it has.
 
         Returns:
-            Summary; None where no run was selected.
+            Summary; None where no run was selected, or the metric is `unmeasured`.
         """
+        if self.unmeasured(algorithm, metric):
+            return None
         by_trial: defaultdict[int, list[float]] = defaultdict(list)
         for score in self.scores(algorithm, env):
             by_trial[score.trial_seed].append(score.value(metric, env))
         summary = self.summarise([mean(values) for values in by_trial.values()])
         expected = self.scores_per_trial if env is None else 1
         return summary and summary._replace(complete=all(len(values) == expected for values in by_trial.values()))
+
+    def unmeasured(self, algorithm: str, metric: Metric = "in_domain") -> str:
+        """Why a method has no figure, in a sentence; empty if it was measured, or no run was selected.
+
+        Args:
+            algorithm: Id of the method.
+            metric: What would be averaged.
+        """
+        if metric not in ("in_domain", "gap_source"):
+            return ""
+        return next((reason for record in self.records(algorithm) if (reason := unmeasured(record))), "")
 
     def comparable(self, algorithm: str, summary: Summary | None) -> Summary | None:
         """The summary as it is ranked: incomplete where it must not be called the best."""
@@ -177,8 +197,8 @@ class Comparison(ABC):
             return ""
         if domains < self.scores_per_trial:
             return f"{domains} of {self.scores_per_trial} environments"
-        expected = self.scores_per_trial * self.num_trials
-        return f"{len(scores)} of {expected} {self.unit}" if len(scores) < expected else ""
+        expected, there = self.scores_per_trial * self.num_trials, sum(len(score.trials) for score in scores)
+        return f"{there} of {expected} {self.unit}" if there < expected else ""
 
     def recorded(self, algorithm: str, key: str) -> list[int]:
         """The values of a key that records may lack, of the chosen records that have it."""

@@ -24,7 +24,7 @@ from domainbed_ext.report.methods import algorithm_order
 from domainbed_ext.report.missing_pairs import Pairs
 from domainbed_ext.report.summary import Summary, summarise
 from domainbed_ext.report.tables import bounds
-from domainbed_ext.report.tables.captions import holdout_share, train_share, warning
+from domainbed_ext.report.tables.captions import holdout_share, train_share, warning, without_in_domain
 from domainbed_ext.report.tables.columns import Average, Figure, Trainable, make_table
 from domainbed_ext.report.tables.table import MISSING, Table
 
@@ -222,6 +222,7 @@ def generalisation_table(comparison: Comparison) -> Table:
         f"trained on{train_share(records)}. "
         "Gap source = train − in-domain, gap target = train − out-of-domain accuracy. In %, mean ± standard error over "
         f"trials of each trial's mean over test domains. Selection: {comparison.selection.description}."
+        + without_in_domain(comparison)
         + warning([comparison]),
         comparison.incomplete,
     )

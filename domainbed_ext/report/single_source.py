@@ -18,7 +18,7 @@ from domainbed_ext.report.figures import Comparison, Figures, Metric, Place, Sco
 from domainbed_ext.report.methods import algorithm_order
 from domainbed_ext.report.summary import Summary, summarise_spread
 from domainbed_ext.report.tables import bounds
-from domainbed_ext.report.tables.captions import holdout_share, train_share, warning
+from domainbed_ext.report.tables.captions import holdout_share, train_share, warning, without_in_domain
 from domainbed_ext.report.tables.columns import Column, Figure, Trainable, make_table
 from domainbed_ext.report.tables.table import Table
 
@@ -177,7 +177,9 @@ def accuracy_table(comparison: SourceComparison) -> Table:
         f"Trained on {source} alone. Trainable: parameters, and their share of all. {source} (ID): in-domain accuracy, "
         f"on its held-out {holdout_share(_records(comparison))}; the other columns (OOD): out-of-domain accuracy, on "
         "environments not trained on; OOD mean: over those. In %, mean ± standard deviation over trials. Step and "
-        "hyperparameters are selected by the in-domain accuracy." + warning([comparison]),
+        "hyperparameters are selected by the in-domain accuracy."
+        + without_in_domain(comparison)
+        + warning([comparison]),
         comparison.incomplete,
     )
 
@@ -201,6 +203,7 @@ def gap_table(comparison: SourceComparison, adapted_shapes: bounds.AdaptedShapes
         "columns: train accuracy minus the accuracy on that environment, and on the OOD ones in the mean, in "
         "percentage points, mean ± standard deviation over trials. "
         + (bounds.CAPTION if limits else "").strip()
+        + without_in_domain(comparison)
         + warning([comparison]),
         comparison.incomplete,
     )

@@ -11,6 +11,7 @@ strength      strength that its weights have, if that is not 1
 trials        seeds of the trials that the record stands for
 settings      what else it follows from
 unmeasured    why accuracies are missing, if some are
+saved_as      method whose weights are in `selected/`, if it is not that of the runs
 
 The id is a hash of the row and the place in it (method, data set, environments, seeds), so what was derived of earlier
 runs is replaced. The weights, if they are saved, are in `selected/`.
@@ -123,6 +124,7 @@ class Derived:
         facts: Mapping[str, Any] | None = None,
         save: Callable[[Path], object] | None = None,
         unmeasured: str = "",
+        saved_as: str | None = None,
     ) -> dict[str, Any]:
         """Writes the derived run; it is done when this returns.
 
@@ -133,6 +135,7 @@ class Derived:
             facts: Values of the record that are not those of `base`, such as "split_sizes".
             save: Function that writes the weights into the folder that it is given; None to save none.
             unmeasured: Why accuracies are missing, in a sentence; empty if none is.
+            saved_as: Method whose weights `save` writes, if it is not that of the runs.
 
         Returns:
             The record, with the name of the folder under "run".
@@ -146,6 +149,7 @@ class Derived:
         derived = {**self.origin, "ingredients": list(weights), "weights": list(weights.values())}
         derived |= {} if strength is None else {"strength": strength}
         derived |= {"unmeasured": unmeasured} if unmeasured else {}
+        derived |= {"saved_as": saved_as} if saved_as else {}
         record = {
             **{name: self.base[name] for name in _FACTS if name in self.base},
             **(facts or {}),

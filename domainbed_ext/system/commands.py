@@ -29,6 +29,7 @@ COMMANDS = {
     "train": CommandEntry("train", "train one run"),
     "collect_results": CommandEntry("collect_results", "make tables, plots and a page from a folder of runs"),
     "evaluate": CommandEntry("evaluate", "recompute a run's recorded accuracies from what it saved"),
+    "soup": CommandEntry("soup", "average the weights of finished runs, and evaluate the means"),
     "methods": CommandEntry("methods", "list methods and objectives, with hyperparameters and papers"),
     "prepare": CommandEntry("prepare.command", "download, unpack and check data sets"),
     "cache": CommandEntry("cache.command", "list, build and remove decoded images"),

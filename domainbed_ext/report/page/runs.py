@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from domainbed_ext.divergence import is_diverged
-from domainbed_ext.model_selection import Record, training_environments
+from domainbed_ext.model_selection import Record, training_environments, trials_of
 from domainbed_ext.protocols import protocol_of
 from domainbed_ext.report.environments import dataset_order, environment_labels
 from domainbed_ext.report.methods import algorithm_order, row_label_of
@@ -58,11 +58,19 @@ class Run:
         return next((moment for moment in self.moments if moment.step in self.chosen), self.moments[-1])
 
     @property
+    def ingredients(self) -> list[tuple[str, float]]:
+        """The runs that a derived run is made of, each with its weight; none of a run that was trained."""
+        derived = self.record.get("derived") or {}
+        return list(zip(derived.get("ingredients", ()), derived.get("weights", ()), strict=True))
+
+    @property
     def seeds(self) -> dict[str, Any]:
         """What tells the run from all others."""
         args = self.record["args"]
         names = ("trial_seed", "hparams_seed", "seed", "test_envs", "holdout_fraction", "steps")
         facts = {name.replace("_", " "): args[name] for name in names if args.get(name) is not None}
+        if len(trials := trials_of(self.record)) > 1:
+            facts["trials"] = ", ".join(map(str, trials))
         extra = {"protocol": protocol_of(self.record), "precision": self.record.get("precision")}
         if is_diverged(self.record):
             extra["diverged"] = f"at step {self.record.get('first_nonfinite_step', '?')}"

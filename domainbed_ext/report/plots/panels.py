@@ -1,7 +1,7 @@
 """What the plots show: a panel for each comparison, which is a data set and, of single-source runs, a source."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -52,12 +52,14 @@ class Panel:
         selection: How steps and hyperparameters were selected.
         error: What the error bars are.
         points: Figures of the methods that have all of them.
+        unmeasured: Labels of methods without a point, for their in-domain accuracy cannot be measured.
     """
 
     title: str
     selection: str
     error: str
     points: list[Point]
+    unmeasured: list[str] = field(default_factory=list)
 
     def having(self, wanted: Callable[[Point], bool]) -> "Panel":
         """The panel with some of its points alone."""
@@ -75,7 +77,8 @@ def make_panels(results: Results) -> list[Panel]:
 
 
 def _panel(comparison: Comparison, runs: Runs, styles: Mapping[str, Style]) -> Panel:
-    panel = Panel(comparison.title, comparison.selection.title, comparison.error, [])
+    without = [label_of(algorithm) for algorithm in comparison.algorithms if comparison.unmeasured(algorithm)]
+    panel = Panel(comparison.title, comparison.selection.title, comparison.error, [], without)
     metrics: list[Metric] = ["in_domain", "out_of_domain", "gap_source", "gap_target"]
     for algorithm in comparison.algorithms:
         figures = [comparison.summary(algorithm, metric) for metric in metrics]

@@ -58,7 +58,7 @@ def limits(values: Sequence[Summary]) -> tuple[float, float]:
 
 
 def caption(figure: Figure, shown: Sequence[Panel], x: str, y: str) -> None:
-    """Writes the names of the axes and the selection methods, and what the error bars are, where there are any."""
+    """Writes the names of the axes, the selection methods, what error bars are, and which methods have no point."""
     notes: dict[str, str] = {}
     for panel in shown:
         bars = any(point.inside.trials > 1 for point in panel.points)
@@ -66,6 +66,8 @@ def caption(figure: Figure, shown: Sequence[Panel], x: str, y: str) -> None:
         if bars:
             notes[panel.selection] = f"; bars: {panel.error}"
     note = " / ".join(selection + bars for selection, bars in notes.items())
+    if without := dict.fromkeys(label for panel in shown for label in panel.unmeasured):
+        note += f"\nnot drawn, without in-domain accuracy: {', '.join(without)}"
     figure.supxlabel(f"{x}\n{note}", fontsize=9)
     if y:
         figure.supylabel(y, fontsize=9)

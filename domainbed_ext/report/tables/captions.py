@@ -30,6 +30,17 @@ def warning(compared: Sequence["Comparison"]) -> str:
     return alone + (f" Incomplete: {', '.join(lacking)}." if lacking else "") + divergence.sentence(diverged)
 
 
+def without_in_domain(comparison: "Comparison") -> str:
+    """Says which rows have no in-domain accuracy and why, as a sentence to append to a caption.
+
+    Args:
+        comparison: Comparison that the table shows.
+    """
+    reasons = {algorithm: comparison.unmeasured(algorithm) for algorithm in comparison.algorithms}
+    rows = [f"{algorithm} has {reason}" for algorithm, reason in reasons.items() if reason]
+    return f" -: not measured; {'; '.join(rows)}." if rows else ""
+
+
 def train_share(records: Iterable[Record]) -> str:
     """How much of the training images the train accuracies are of, where runs saved time on a part of them."""
     shares = {float(record["args"].get("train_eval_share") or 1) for record in records}

@@ -68,9 +68,11 @@ class Figure(Column):
         return self.comparison.summary(algorithm, self.metric, self.env)
 
     def text(self, algorithm: str) -> str:
-        """The mean, with its error."""
+        """The mean, with its error; "-" of what cannot be measured."""
         summary = self.summary(algorithm)
-        return MISSING if summary is None else self.form(summary)
+        if summary is None:
+            return NOT_RECORDED if self.comparison.unmeasured(algorithm, self.metric) else MISSING
+        return self.form(summary)
 
     def origins(self, algorithm: str) -> list[Origin]:
         """The chosen records that are averaged."""

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from domainbed_ext.report.methods import row_label_of
-from domainbed_ext.report.tables.captions import warning
+from domainbed_ext.report.tables.captions import warning, without_in_domain
 from domainbed_ext.report.tables.columns import Column, make_table, origins
 from domainbed_ext.report.tables.table import MISSING, NOT_RECORDED, Origin, Table, signed
 
@@ -73,6 +73,8 @@ def difference_over_trials(values: Sequence[float]) -> Difference | None:
 def paired_difference(comparison: "Comparison", algorithm: str, reference: str, metric: "Metric") -> Difference | None:
     """The difference of two methods, paired by trial; of each trial the mean over the test domains that both have.
 
+    What stands for several trials, as a soup over trials, is paired with the mean over these.
+
     Args:
         comparison: The methods under one selection method.
         algorithm: Id of the method.
@@ -82,9 +84,9 @@ def paired_difference(comparison: "Comparison", algorithm: str, reference: str, 
     Returns:
         The difference; None where no trial has both.
     """
-    by_trial: defaultdict[int, list[float]] = defaultdict(list)
+    by_trial: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)
     for one, other in _pairs(comparison, algorithm, reference):
-        by_trial[one.trial_seed].append(one.value(metric) - other.value(metric))
+        by_trial[_trials(one, other)].append(one.value(metric) - other.value(metric))
     return difference_over_trials([sum(values) / len(values) for values in by_trial.values()])
 
 
@@ -133,7 +135,7 @@ class PairedTrials(Column):
 
     def text(self, algorithm: str) -> str:
         """The number."""
-        return str(len({one.trial_seed for one, _ in _pairs(self.comparison, algorithm, self.reference)}))
+        return str(len({_trials(*pair) for pair in _pairs(self.comparison, algorithm, self.reference)}))
 
     def origins(self, algorithm: str) -> list[Origin]:
         """No record in particular."""
@@ -158,7 +160,7 @@ def difference_table(comparison: "Comparison", reference: str, title: str) -> Ta
         f"Each method minus {reference}, in percentage points, paired by trial, with the 95 % interval of the mean by "
         "Student's t over trials. Of each trial, the mean over the test domains that both methods have. An interval "
         "that holds 0 does not tell the two apart, and of twenty intervals one misses its mean by chance. Selection: "
-        f"{comparison.selection.description}." + warning([comparison]),
+        f"{comparison.selection.description}." + without_in_domain(comparison) + warning([comparison]),
         comparison.incomplete,
     )
 
@@ -189,8 +191,16 @@ def difference_rows(comparison: "Comparison", reference: str) -> Iterator[dict[s
 
 
 def _pairs(comparison: "Comparison", algorithm: str, reference: str) -> Iterator[tuple["Score", "Score"]]:
-    """The scores of both methods on the same test domains in the same trial."""
-    of_reference = {(score.trial_seed, *score.test_envs): score for score in comparison.scores(reference)}
+    """The scores of both methods on the same test domains in the same trials."""
+    of_reference: defaultdict[tuple[int, ...], list[Score]] = defaultdict(list)
+    for score in comparison.scores(reference):
+        for trial in score.trials:
+            of_reference[trial, *score.test_envs].append(score)
     for score in comparison.scores(algorithm):
-        if other := of_reference.get((score.trial_seed, *score.test_envs)):
-            yield score, other
+        others = [other for trial in score.trials for other in of_reference[trial, *score.test_envs]]
+        yield from ((score, other) for other in {id(other): other for other in others}.values())
+
+
+def _trials(one: "Score", other: "Score") -> tuple[int, ...]:
+    """The trials that a pair is of: those of the score that stands for more."""
+    return max(one.trials, other.trials, key=len)
