@@ -194,11 +194,11 @@ def _pairs(comparison: "Comparison", algorithm: str, reference: str) -> Iterator
     """The scores of both methods on the same test domains in the same trials."""
     of_reference: defaultdict[tuple[int, ...], list[Score]] = defaultdict(list)
     for score in comparison.scores(reference):
-        for trial in score.trials:
-            of_reference[trial, *score.test_envs].append(score)
+        of_reference[tuple(score.test_envs)].append(score)
     for score in comparison.scores(algorithm):
-        others = [other for trial in score.trials for other in of_reference[trial, *score.test_envs]]
-        yield from ((score, other) for other in {id(other): other for other in others}.values())
+        for other in of_reference[tuple(score.test_envs)]:
+            if not set(score.trials).isdisjoint(other.trials):
+                yield score, other
 
 
 def _trials(one: "Score", other: "Score") -> tuple[int, ...]:
