@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vitlorafa
-from domainbed_ext import collect_results, evaluate, launchers
+from domainbed_ext import collect_results, evaluate, launchers, soup
 from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.algorithms.registry import describe
 from domainbed_ext.bench import __main__ as bench
@@ -225,6 +225,7 @@ def commands(module):
         ("domainbed_ext.train", options.make_parser),
         ("domainbed_ext.sweep", sweep_options.make_parser),
         ("domainbed_ext.evaluate", evaluate.make_parser),
+        ("domainbed_ext.soup", soup.make_parser),
     ],
 )
 def test_commands_that_are_shown_are_understood(module, make_parser):
@@ -241,6 +242,7 @@ def test_options_that_are_named_exist():
             options,
             sweep_options,
             evaluate,
+            soup,
             prepare,
             collect_results,
             adapters_bench,

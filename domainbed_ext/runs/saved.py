@@ -197,6 +197,7 @@ def load_run(run: RunFolder, step: str = BEST, moved: Moved = Moved()) -> SavedR
     with garbage.loading():  # here, for these take seconds to load
         from domainbed_ext.runs import ways
         from domainbed_ext.runs.feed import Feed
+        from domainbed_ext.runs.head_start import note_start
         from domainbed_ext.runs.setup import collect_facts, compute_exactly
 
     load(moved.imports)
@@ -207,6 +208,7 @@ def load_run(run: RunFolder, step: str = BEST, moved: Moved = Moved()) -> SavedR
     algorithm = setup.make_algorithm()
     _check(record, collect_facts(setup, algorithm), run)
     load_weights(algorithm, folder)
+    note_start(algorithm, run)
     return SavedRun(run, record, folder, setup, algorithm, Feed(setup, algorithm))
 
 

@@ -23,8 +23,14 @@ WITHOUT_TORCH = (
         f"domainbed_ext.{name}"
         for name in ("algorithms", "collect_results", "data", "datasets", "errors", "model_selection", "objectives")
     ),
-    *(f"domainbed_ext.{name}" for name in ("evaluate", "hparams_registry", "protocols", "seeds", "sweep", "train")),
-    *(f"domainbed_ext.runs.{name}" for name in ("arguments", "differences", "folder", "identity", "imports")),
+    *(
+        f"domainbed_ext.{name}"
+        for name in ("evaluate", "hparams_registry", "protocols", "seeds", "soup", "sweep", "train")
+    ),
+    *(
+        f"domainbed_ext.runs.{name}"
+        for name in ("arguments", "derived", "differences", "folder", "identity", "imports", "saved")
+    ),
     *(f"domainbed_ext.sweep.{name}" for name in ("arguments", "cancel", "command", "delete_incomplete", "jobs")),
     *(f"domainbed_ext.sweep.{name}" for name in ("states", "status")),
     "domainbed_ext.prepare.command",
