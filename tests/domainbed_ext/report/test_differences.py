@@ -119,3 +119,47 @@ def test_the_plot_has_a_bar_for_each_method_but_the_reference():
 
 def test_there_is_no_plot_of_nothing():
     assert difference_plot(Results(left_out_run("BOnly", 0, 0, 0.5)), "BOnly") is None
+
+
+def soup_of(trials, level, unmeasured=""):
+    """A soup over trials, on each domain."""
+    derived = {"trials": list(trials), **({"unmeasured": unmeasured} if unmeasured else {})}
+    for env in range(4):
+        record = left_out_run("BOnly soup(trials)", trials[0], env, level + 0.1 * env)[-1]
+        if unmeasured:
+            record = {name: value for name, value in record.items() if not _is_in_domain(name, env)}
+        yield {**record, "derived": derived}
+
+
+def _is_in_domain(name, test_env):
+    return name.endswith("_out_acc") and name != f"env{test_env}_out_acc"
+
+
+def test_a_soup_is_paired_with_the_mean_over_its_trials():
+    # BOnly has 0.50, 0.52 and 0.54 in its trials: the soup of the first two gains 3 points over their mean.
+    records = [*runs(()), *soup_of([0, 1], 0.54)]
+    assert table_of(records).rows[1][1:] == ["+3.0", "+0.0", "-3.0", "1"]
+    (row, _) = table_of(records, "BOnly soup(trials)").rows
+    assert row == ["BOnly (LoRA-FA)", "-3.0", "+0.0", "+3.0", "1"]
+    both = [*records, *soup_of([2], 0.55)]  # gains 3 and 1
+    assert table_of(both).rows[1][1] == "+2.0 (-10.7 to +14.7)"
+
+
+def test_a_soup_over_all_trials_is_complete():
+    (comparison,) = Results([*runs(()), *soup_of([0, 1, 2], 0.5)]).leave_one_out.main
+    assert comparison.incomplete("BOnly soup(trials)") == ""
+    (comparison,) = Results([*runs(()), *soup_of([0, 1], 0.5)]).leave_one_out.main
+    assert comparison.incomplete("BOnly soup(trials)") == "8 of 12 results"
+
+
+def test_what_was_not_measured_is_a_dash_with_a_reason():
+    records = [*runs(()), *soup_of([0, 1, 2], 0.5, "no in-domain accuracy: too few images")]
+    results = Results(records)
+    assert table_of(records).rows[1][2] == "-"
+    table = next(table for table in results.tables() if "generalisation" in table.title)
+    assert [table.rows[1][column] for column in (2, 3, 4, 5, 6)] == ["-", "65.0", "90.0", "-", "25.0"]
+    assert "BOnly soup(trials) has no in-domain accuracy: too few images." in table.caption
+    assert "diverged" not in {row["metric"] for row in results.tidy().to_dict("records")}
+    assert not results.tidy().query("algorithm == 'BOnly soup(trials)' and metric == 'in_domain'").size
+    figure = draw_plots(results)["plot"]
+    assert "not drawn, without in-domain accuracy: LoRA-FA, soup(trials)" in figure.get_supxlabel()
