@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"would make {plan}: of {', '.join(member['run'] for member in plan.members)}")
     else:
         errors += _make_all(waiting)
-        _remove_outdated(plans)
+        _remove_outdated(planned)
     for error, count in errors.items():
         print(f"error: {error}" + (f" (and {count - 1} more soups like it)" if count > 1 else ""), file=sys.stderr)
     records = [record for plan in plans if (record := plan.derived.finished_record()) is not None]
@@ -186,10 +186,10 @@ def _result(record: Record) -> str:
 
 
 def _remove_outdated(plans: Sequence[Plan]) -> None:
-    """Removes soups of rows that were planned now whose runs are not there any more, or are in other soups."""
+    """Removes soups of the planned rows that are none of the plans: their runs are gone, or in other soups."""
     sweep_dirs = {plan.row: plan.sweep_dir for plan in plans}
     for (algorithm, dataset), sweep_dir in sweep_dirs.items():
-        kept = [plan.derived for plan in plans if plan.row == (algorithm, dataset)]
+        kept = [plan.place for plan in plans if plan.row == (algorithm, dataset)]
         for name in remove_others(sweep_dir, algorithm, dataset, kept):
             print(f"removed {sweep_dir / name}: its runs are in other soups now")
 

@@ -7,7 +7,7 @@ hyperparameters is of all runs of a method in a trial with the same test domain.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -41,7 +41,7 @@ _TELLS = {  # how an error names what a soup is over
     "domains": "no single-source runs from all training domains of a test domain",
 }
 _ALIKE = ("backbone", "image_size")  # hyperparameters that ingredients share
-_ALIKE_ADAPTERS = ("rank", "targets", "blocks")
+_ALIKE_ADAPTERS = ("rank", "alpha", "rank_stabilised", "targets", "blocks")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +91,22 @@ class Plan:
 
     @cached_property
     def derived(self) -> Derived:
-        """The derived run."""
-        first = self.saved[0].record
+        """The derived run.
+
+        Raises:
+            BenchmarkError: A member saved nothing.
+        """
+        return replace(self.place, candidates=[Candidate.of(saved) for saved in self.saved])
+
+    @property
+    def place(self) -> Derived:
+        """The derived run without its candidates, whose folder is the same."""
         args = {"protocol": LEAVE_ONE_OUT, "source_envs": None, "test_envs": list(self.test_envs)}
         return Derived(
             self.sweep_dir,
             self.name,
-            first,
-            [Candidate.of(saved) for saved in self.saved],
+            self.members[0],
+            [],
             args if self.over == "domains" else {},
             sorted({member["args"]["trial_seed"] for member in self.members}),
             {"over": self.over, "greedy": self.kind == "greedy", "merged": self.merged},

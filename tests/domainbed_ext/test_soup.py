@@ -216,9 +216,11 @@ def test_runs_without_weights_and_unfinished_runs(sweep, capsys):
         soup.main(["--input_dir", str(sweep)])
     assert "warning: left out: 1 of 2 runs are not finished" in capsys.readouterr().err
     (sweep / "BOnly-0" / "done").write_text("done")
+    assert soup.main(["--input_dir", str(sweep), "--kind", "uniform"]) == 0
     shutil.rmtree(sweep / "BOnly-1" / "selected")
     assert soup.main(["--input_dir", str(sweep)]) == 2
     assert "BOnly-1 saved no model: run it again" in capsys.readouterr().err
+    assert list(soups(sweep)) == ["BOnly soup(trials)"]  # what was made stays
     (sweep / "BOnly-1" / "selected").mkdir()
     save_file({}, sweep / "BOnly-1" / "selected" / "adapter.safetensors")
     assert soup.main(["--input_dir", str(sweep), "--kind", "uniform"]) == 2
