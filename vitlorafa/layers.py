@@ -120,11 +120,16 @@ class LoRALinear(nn.Module):
         if self._has_one_weight:
             y = self.base(x) if self._merged is None else linear(x, self._merged, self.base.bias)
             return F.gelu(y) if gelu else y
-        dropout = self.dropout if self.training else 0.0
-        fold = self.fold and not dropout
+        adapter, dropout = self._chosen_adapter(), self.dropout if self.training else 0.0
+        fold = self.fold and not dropout and not isinstance(adapter, Tensor)
         weight, bias = self._cast_base(None if fold else autocast_dtype(x))
         factors = self.lora_A, self.lora_B, self.scale
-        return lora_linear(x, weight, bias, *factors, starts=self.starts, dropout=dropout, fold=fold, gelu=gelu)
+        how: Any = {"starts": self.starts, "dropout": dropout, "fold": fold, "gelu": gelu, "adapter": adapter}
+        return lora_linear(x, weight, bias, *factors, **how)
+
+    def _chosen_adapter(self) -> Tensor | int | None:
+        """The adapter of each sample, or of all; None if the layer has one adapter only, as it has without `stack`."""
+        return None
 
     @property
     def scale(self) -> float:

@@ -95,10 +95,10 @@ class FastMlp(Mlp):
         """[..., d] -> [..., d]."""
         first, act = self.fc1, self.act
         is_exact_gelu = type(act) is nn.GELU and act.approximate == "none"
-        is_supported = type(first) in (nn.Linear, FastLinear, LoRALinear)
+        adapted = isinstance(first, LoRALinear)
+        is_supported = adapted or type(first) in (nn.Linear, FastLinear)
         if not (is_exact_gelu and is_supported) or _has_hooks(first) or _has_hooks(act):
             return super().forward(x)
-        adapted = isinstance(first, LoRALinear)
         x = first(x, gelu=True) if adapted else linear(x, first.weight, first.bias, gelu=True)
         return self.drop2(self.fc2(self.norm(self.drop1(x))))
 

@@ -15,6 +15,7 @@ from vitlorafa.ops.linear import needs_gradient
 from vitlorafa.ops.private import inside_torch_func
 from vitlorafa.ops.processor import autocast_dtype
 from vitlorafa.ops.quantised import QuantisedWeight, dense
+from vitlorafa.ops.stacked import stacked_lora_linear
 
 
 def lora_linear(
@@ -30,6 +31,7 @@ def lora_linear(
     seed: int | None = None,
     fold: bool = True,
     gelu: bool = False,
+    adapter: Tensor | int | None = None,
 ) -> Tensor:
     """y = x Wᵀ + b, plus s (x̃ A_jᵀ) B_jᵀ on the outputs of each projection j, with x̃ = dropout(x); or its GELU.
 
@@ -37,12 +39,18 @@ def lora_linear(
     for backward, depending on `requires_grad` of A and B: x Aᵀ if B trains, x if A trains. Gradients have the dtype of
     their tensors and cannot be differentiated a second time.
 
+    With `adapter`, B stacks the factors of several adapters over one A, and each sample has its own: x Aᵀ is one matmul
+    for all samples. One number for all is the same as a call with that adapter's B. Gradients of x, A and B, B that of
+    all adapters at once, can then be differentiated again.
+
     Args:
-        x: Input, [..., d_in], with any number of leading dimensions; it may be empty or not contiguous.
+        x: Input, [..., d_in], with any number of leading dimensions; it may be empty or not contiguous. With an
+            `adapter` for each sample, the first one is the batch or a multiple of it, such as windows of each image in
+            the order of images.
         weight: Pretrained weight, [d_out, d_in], or a quantised one, which is dequantised in forward and in backward.
         bias: Bias, [d_out], or None.
         A: Factors A, [k, r, d_in].
-        B: Factors B, [k, m, r].
+        B: Factors B, [k, m, r]; with `adapter` those of n adapters, [n, k, m, r].
         scale: Scaling s.
         starts: First output of each projection, which is one of d_out/m equal parts; ascending and evenly spaced.
         dropout: Probability of dropping an element of the adapter's input, rounded to a multiple of 1/65536; 0 outside
@@ -50,8 +58,9 @@ def lora_linear(
         seed: Seed of the dropout mask. If None, drawn from torch's global generator, so that gradient checkpointing
             recomputes the layer with the same mask.
         fold: Whether to form W + s B A once, in float32 or better, and to compute one matmul with it. With dropout, or
-            if False, the rank-r update is added separately.
+            if False, the rank-r update is added separately; so it is with an `adapter` for each sample.
         gelu: Whether to apply exact GELU to the output; where no gradient is needed, `vitlorafa.ops.linear` does both.
+        adapter: Index into the n adapters of B: whole numbers [batch], one for each sample, or one number for all.
 
     Returns:
         The output y, [..., d_out], in autocast's dtype if enabled, otherwise in that of x.
@@ -59,13 +68,20 @@ def lora_linear(
     Raises:
         AdapterError: If the shapes do not match.
     """
-    _check(x, weight, A, B, starts)
+    if adapter is not None:
+        _check_adapter(x, B, adapter)
+    if isinstance(adapter, int):
+        B, adapter = B[adapter], None
+    _check(x, weight, A, B if adapter is None else B[0], starts)
     dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
     mask_seed, dropout = None, rounded(dropout)
     if dropout:
         mask_seed = torch.randint(2**63 - 1, (), device="cpu") if seed is None else torch.tensor(seed, device="cpu")
+    if adapter is not None:
+        y = stacked_lora_linear(x, weight, bias, A, B, adapter, scale, starts, dropout, mask_seed)
+        return F.gelu(y) if gelu else y
     # torch.func needs the definition, which consists of ordinary operations. So does a compiler that traces torch.func:
     # there, B does not show that it trains, and its gradient would be lost.
     if inside_torch_func():
@@ -111,6 +127,18 @@ def _choose_backend(x: Tensor) -> str:
         return "eager"
     autograd.BACKENDS.setdefault("triton", import_module("vitlorafa.ops.triton"))
     return "triton"
+
+
+def _check_adapter(x: Tensor, B: Tensor, adapter: Tensor | int) -> None:
+    if B.dim() != 4 or not len(B):
+        raise AdapterError(f"with adapter=, B must be [n, k, m, r], the factors of n adapters, not {list(B.shape)}")
+    if isinstance(adapter, int):
+        if not -len(B) <= adapter < len(B):
+            raise AdapterError(f"adapter is {adapter}, but B has {len(B)} adapters")
+    elif adapter.dim() != 1 or adapter.dtype not in (torch.int64, torch.int32):
+        raise AdapterError(f"adapter must be whole numbers [batch], not {list(adapter.shape)} of {adapter.dtype}")
+    elif x.dim() < 2 or (len(x) % len(adapter) if len(adapter) else len(x)):
+        raise AdapterError(f"x {list(x.shape)} must begin with the batch of the {len(adapter)} indices in adapter")
 
 
 def _check(x: Tensor, weight: Tensor | QuantisedWeight, A: Tensor, B: Tensor, starts: tuple[int, ...]) -> None:
