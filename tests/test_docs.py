@@ -117,6 +117,14 @@ def test_adapters_are_averaged(tmp_path, monkeypatch):
     assert (tmp_path / "soup" / "adapter.json").exists()
 
 
+def test_adapters_are_stacked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = [code for code in ADAPTERS if "stack(" in code]
+    found: dict = {}
+    exec(code, found)
+    assert found["ensemble"].shape == (4, 7) and (tmp_path / "experts" / "sketch" / "adapter.json").exists()
+
+
 def test_a_saved_adapter_is_loaded_elsewhere(tmp_path):
     save = (
         "import timm\nfrom vitlorafa import AdapterConfig, inject, save_adapter\n"

@@ -37,6 +37,7 @@ from vitlorafa.quantise import quantise
 from vitlorafa.quantised_linear import QuantisedLinear, dequantise
 from vitlorafa.sites import Site, in_blocks, linear_sites, transformer_blocks
 from vitlorafa.speed_up import speed_up
+from vitlorafa.stack import choose_adapter, stack
 from vitlorafa.strength import set_strength
 from vitlorafa.summary import count_parameters, print_trainable_parameters, summary
 from vitlorafa.tensor_bytes import tensor_bytes
@@ -59,6 +60,7 @@ __all__ = [
     "adapter_layers",
     "average",
     "cast_frozen",
+    "choose_adapter",
     "classifiers",
     "copy_to_cpu",
     "correct_gradients",
@@ -85,6 +87,7 @@ __all__ = [
     "save_adapter",
     "set_strength",
     "speed_up",
+    "stack",
     "summary",
     "tensor_bytes",
     "transformer_blocks",

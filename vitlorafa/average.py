@@ -14,7 +14,7 @@ from vitlorafa.config import AdapterConfig, parse_number, parse_whole_number
 from vitlorafa.errors import AdapterError, warn
 from vitlorafa.mean_update import mean_of, mean_update
 from vitlorafa.metadata import to_json_entries
-from vitlorafa.saved import SavedAdapter, check_alike, factor_tensors
+from vitlorafa.saved import SavedAdapter, check_alike, factor_tensors, read_all
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,9 @@ def average(
 
 
 def _read(folders: Iterable[str | os.PathLike[str]], target: Path, model: nn.Module | None) -> list[SavedAdapter]:
-    if isinstance(folders, (str, os.PathLike)) or not isinstance(folders, Iterable):
-        raise AdapterError(f"folders must be a list of folders, not {folders!r}")
-    paths = list(folders)
-    if wrong := [each for each in paths if not isinstance(each, (str, os.PathLike))]:
-        raise AdapterError(f"folders must be paths, not {wrong[0]!r}")
-    if len(paths) < 2:
-        raise AdapterError(f"an average needs at least two adapters, not {len(paths)}")
-    adapters = [SavedAdapter.read(path, model) for path in paths]
+    adapters = read_all(folders, model)
+    if len(adapters) < 2:
+        raise AdapterError(f"an average needs at least two adapters, not {len(adapters)}")
     if target.resolve() in [each.folder.resolve() for each in adapters]:
         raise AdapterError(f"{target} is one of the averaged adapters: choose another folder for the result")
     return adapters

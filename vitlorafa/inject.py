@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, join_words, warn
@@ -20,7 +21,7 @@ from vitlorafa.wrappers import join, named_buffers, named_modules, named_paramet
 
 @dataclass
 class _Adapted:
-    """What `inject` stores in a model's attribute `_vitlorafa`: names instead of objects, so that it can be copied.
+    """What `inject` stores in a model's attribute `_vitlorafa`: names instead of modules, so that it can be copied.
 
     Attributes:
         config: Configuration of the adapters.
@@ -28,6 +29,8 @@ class _Adapted:
         buffers: Buffers of the state dict before `inject`.
         digests: Digests of the pretrained weights, see `vitlorafa.origin`.
         joint_bias: Names of attentions whose option to add the bias separately was switched on.
+        stacked_heads: Names of classifiers that `stack` replaced.
+        hooks: Handles of the hooks of `stack`.
     """
 
     config: AdapterConfig
@@ -35,6 +38,8 @@ class _Adapted:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     joint_bias: list[str] = field(default_factory=list)
+    stacked_heads: list[str] = field(default_factory=list)
+    hooks: list[RemovableHandle] = field(default_factory=list)
 
 
 def inject(
@@ -63,7 +68,7 @@ def inject(
             in DDP.
     """
     inner = timm_model(model, prefix)
-    _check_unadapted(model, inner)
+    check_unadapted(model, inner)
     every = linear_sites(inner)
     check_targets(inner, every, ())
     sites = in_blocks(inner, every, config.blocks)
@@ -92,7 +97,7 @@ def inject_layers(
         train_head: Whether the classifier stays trainable.
         blank: Whether factors are zeros, which a file's are loaded over, instead of the config's initialisation.
     """
-    _check_unadapted(model, inner)
+    check_unadapted(model, inner)
     root, sites = unwrap(model), linear_sites(inner)
     check_targets(inner, sites, ())
     sites = [site for site in sites if set(site.targets) & set(layers.get(site.name, ()))]
@@ -160,9 +165,11 @@ def merge(model: nn.Module) -> nn.Module:
         The same model.
 
     Raises:
-        AdapterError: If the model is not adapted, or is sharded.
+        AdapterError: If the model is not adapted, has several adapters, or is sharded.
     """
     _check_switchable(model)
+    for inner in adapted_models(model):
+        check_one_adapter(inner)
     if is_sharded(model):
         raise AdapterError("the model is sharded: save the adapter, then load and merge it in an unsharded model")
     for _, layer in adapter_layers(model):
@@ -419,6 +426,11 @@ def detach_adapters(model: nn.Module, inner: nn.Module) -> None:
     for name, layer in list(adapter_layers(inner)):
         owner, _, attribute = name.rpartition(".")
         setattr(modules[owner], attribute, layer.without_adapter())
+    for name in adapted.stacked_heads:
+        owner, _, attribute = name.rpartition(".")
+        setattr(modules[owner], attribute, modules[name].own)
+    for handle in adapted.hooks:
+        handle.remove()
     for name in adapted.joint_bias:
         modules[name].qkv_bias_separate = False  # type: ignore[assignment]
     for name, parameter in named_parameters(inner):
@@ -433,7 +445,32 @@ def detach_adapters(model: nn.Module, inner: nn.Module) -> None:
         del root._vitlorafa_outside
 
 
-def _check_unadapted(model: nn.Module, inner: nn.Module) -> None:
+def check_one_adapter(inner: nn.Module) -> None:
+    """Checks that `stack` has not given a timm model several adapters.
+
+    Args:
+        inner: The timm model, adapted or not.
+
+    Raises:
+        AdapterError: If it has several.
+    """
+    if "_vitlorafa" in vars(inner) and adapted_state(inner).hooks:
+        raise AdapterError(
+            "the model has several adapters, stacked for inference: call remove(model), then load_adapter with one of "
+            "them"
+        )
+
+
+def check_unadapted(model: nn.Module, inner: nn.Module) -> None:
+    """Checks that adapters can be added to a model.
+
+    Args:
+        model: The timm model, or a module that holds it.
+        inner: The timm model.
+
+    Raises:
+        AdapterError: If it is adapted or sharded.
+    """
     if any(isinstance(module, LoRALinear) for module in inner.modules()):
         raise AdapterError("the model is already adapted: call remove(model) or merge_and_unload(model) first")
     if is_sharded(model):

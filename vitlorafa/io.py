@@ -17,6 +17,7 @@ from vitlorafa.errors import AdapterError, abbreviate, unknown, warn
 from vitlorafa.inject import (
     adapted_state,
     adapter_layers,
+    check_one_adapter,
     classifiers,
     detach_adapters,
     inject_layers,
@@ -71,6 +72,7 @@ def save_adapter(
     folder = Path(folder).expanduser()
     inner = timm_model(model, prefix)
     adapted = adapted_state(inner)
+    check_one_adapter(inner)
     entries = to_json_entries(metadata)
     with gather_parameters(model):
         factors, heads = trained.factors(inner), trained.head_tensors(inner) if head else {}
@@ -135,6 +137,7 @@ def load_adapter(
     """
     folder = Path(folder).expanduser()
     inner = timm_model(model, prefix)
+    check_one_adapter(inner)
     description, tensors = adapter_folder.read(folder, inner)
     head = _loads_head(inner, folder, description, head)
     if not head:

@@ -18,7 +18,7 @@ from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, abbreviate
 from vitlorafa.init import RESIDUAL
 from vitlorafa.low_rank import approximate, product_norm
-from vitlorafa.saved import Factors, SavedAdapter, check_same_size
+from vitlorafa.saved import Factors, SavedAdapter, are_same, check_same_size
 
 
 class MeanUpdate(NamedTuple):
@@ -88,9 +88,9 @@ def _exact(parts: Sequence[Factors], shares: Sequence[float], keeps_start: bool)
     first = parts[0]
     if not keeps_start and first.start_A is not None:
         return None
-    if _are_same([each.A for each in parts]):
+    if are_same([each.A for each in parts]):
         return first._replace(B=mean_of([each.B for each in parts], shares))
-    if _are_same([each.B for each in parts]):
+    if are_same([each.B for each in parts]):
         return first._replace(A=mean_of([each.A for each in parts], shares))
     return None
 
@@ -137,14 +137,7 @@ def _common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
 
 
 def _starts_are_same(parts: Sequence[Factors]) -> bool:
-    return _are_same([each.start_A for each in parts]) and _are_same([each.start_B for each in parts])
-
-
-def _are_same(tensors: Sequence[Tensor | None]) -> bool:
-    first, *rest = tensors
-    if first is None:
-        return all(each is None for each in rest)
-    return all(each is not None and each.dtype == first.dtype and torch.equal(each, first) for each in rest)
+    return are_same([each.start_A for each in parts]) and are_same([each.start_B for each in parts])
 
 
 def _check_exact(adapters: Sequence[SavedAdapter], inexact: Sequence[str]) -> None:

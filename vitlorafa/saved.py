@@ -1,11 +1,12 @@
 """Saved adapters as values, without a model to load them onto, and whether several belong together."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vitlorafa import adapter_folder, origin
@@ -100,6 +101,24 @@ class SavedAdapter:
             raise AdapterError(f"{self.folder} has values that are not finite in {abbreviate(odd)}: leave it out")
 
 
+def read_all(folders: Iterable[str | os.PathLike[str]], model: nn.Module | None = None) -> list[SavedAdapter]:
+    """Reads several folders of adapters.
+
+    Args:
+        folders: Folders to read.
+        model: Model that the adapters belong to; only folders that PEFT wrote need it.
+
+    Raises:
+        AdapterError: If these are not folders, or if one cannot be read.
+    """
+    if isinstance(folders, (str, os.PathLike)) or not isinstance(folders, Iterable):
+        raise AdapterError(f"folders must be a list of folders, not {folders!r}")
+    paths = list(folders)
+    if wrong := [each for each in paths if not isinstance(each, (str, os.PathLike))]:
+        raise AdapterError(f"folders must be paths, not {wrong[0]!r}")
+    return [SavedAdapter.read(path, model) for path in paths]
+
+
 def factor_tensors(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
     """Factors by the names of the adapted model's parameters and buffers.
 
@@ -168,6 +187,18 @@ def check_same_size(adapters: Sequence[SavedAdapter], remedy: str) -> None:
                 raise AdapterError(
                     f"{other.folder} has {name} {value_there:g}, but {first.folder} has {value:g}: {remedy}"
                 )
+
+
+def are_same(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether tensors are equal and of one number format, or all None.
+
+    Args:
+        tensors: Tensors, at least one.
+    """
+    first, *rest = tensors
+    if first is None:
+        return all(each is None for each in rest)
+    return all(each is not None and each.dtype == first.dtype and torch.equal(each, first) for each in rest)
 
 
 def _check_model(first: SavedAdapter, other: SavedAdapter) -> None:
