@@ -205,6 +205,11 @@ class Bridged(Algorithm):
         self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: dict[str, Any]
     ) -> None:
         hparams_registry.check(hparams)  # upstream does not check --hparams
+        if hparams.get("head_start") == "probe":
+            raise BenchmarkError(
+                "upstream's training loop fits no head_start=probe: leave it out, or train by python -m "
+                "domainbed_ext.train"
+            )
         stats = hparams.get("input_stats", "backbone")
         if stats not in backbones.INPUT_STATS:
             raise unknown("input_stats", str(stats), backbones.INPUT_STATS)

@@ -71,6 +71,16 @@ def test_unknown_scripts_and_options_are_said_in_a_sentence(capsys):
     assert "upstream sweep launch" in printed and "DOMAINBED_CHECKOUT" in printed
 
 
+def test_a_head_does_not_start_at_the_probe():
+    settings = hparams_registry.resolve("LP", "Debug28") | {"weights": "none"}
+    bridged = type("LP", (upstream.Bridged, METHODS["LP"].load()), {})
+    assert not any(
+        p.any() for p in bridged((3, 28, 28), 2, 2, {**settings, "head_start": "zero"}).backbone.head.parameters()
+    )
+    with pytest.raises(BenchmarkError, match="upstream's training loop fits no head_start=probe: leave it out"):
+        bridged((3, 28, 28), 2, 2, {**settings, "head_start": "probe"})
+
+
 # With one
 
 

@@ -7,6 +7,7 @@ from domainbed_ext.algorithms.registry import ALGORITHMS
 from domainbed_ext.datasets import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import resolve
+from domainbed_ext.report.methods import label_of
 from domainbed_ext.seeds import seed_hash
 
 # What ERM has in facebookresearch/DomainBed @ b93c22a, measured: lr, weight_decay, batch_size, resnet_dropout,
@@ -174,3 +175,14 @@ def test_pefts_names_have_one_spelling(hparams, expected):
 def test_a_hyperparameter_is_given_by_one_name():
     with pytest.raises(BenchmarkError, match="--hparams gives lr twice, as learning_rate and as lr"):
         resolve("BA", "PACS", hparams='{"learning_rate": 0.1, "lr": 0.2}')
+
+
+def test_a_head_starts_somewhere():
+    settings = resolve("BOnly@head_start=probe", "PACS")
+    hparams_registry.check(settings)
+    hparams_registry.check(
+        {name: value for name, value in settings.items() if name != "head_start"}
+    )  # of an earlier version
+    with pytest.raises(BenchmarkError, match="head_start kaiming should be random, zero or probe"):
+        hparams_registry.check({**settings, "head_start": "kaiming"})
+    assert label_of("BOnly@head_start=probe") == "LoRA-FA, probe head"
