@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.random import RandomState
 
-from domainbed_ext.algorithms.hyperparameters import COMMON
+from domainbed_ext.algorithms.hyperparameters import ADAPTER
 from domainbed_ext.algorithms.registry import METHODS, OBJECTIVE, Method, parse_name
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.hyperparameter import Hyperparameter
@@ -177,7 +177,7 @@ def _synonyms() -> dict[str, str]:
 
 
 def check(hparams: Mapping[str, Any]) -> None:
-    """Checks the values of hyperparameters that every algorithm has, and of those of the objective.
+    """Checks the values of hyperparameters that all methods or those with adapters have, and of the objective's.
 
     Args:
         hparams: Final hyperparameters.
@@ -199,7 +199,7 @@ def check(hparams: Mapping[str, Any]) -> None:
     for name in ("resnet_dropout", "vit_dropout"):  # of adapters AdapterConfig checks it
         if not 0 <= hparams.get(name, 0) < 1:
             raise BenchmarkError(f"{name} {hparams[name]} should be 0 or more, and below 1")
-    for name, kind in {**COMMON, **OBJECTIVES[hparams.get(OBJECTIVE, DEFAULT)].hyperparameters}.items():
+    for name, kind in {**ADAPTER, **OBJECTIVES[hparams.get(OBJECTIVE, DEFAULT)].hyperparameters}.items():
         if kind.allowed and name in hparams and not kind.allowed.holds(hparams[name]):
             raise BenchmarkError(f"{name} {hparams[name]} should be {kind.allowed.words}")
 

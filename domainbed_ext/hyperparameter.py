@@ -34,7 +34,8 @@ class Hyperparameter:
         exceptions: Data sets with their own default and draw, added by `on`; the last one counts.
         later: Whether the method has runs from before the hyperparameter: its default does what they did, and is left
             out of the names of run folders, so that these stay.
-        allowed: Values that it may have, of a hyperparameter of all methods or of an objective; None for all.
+        allowed: Values that it may have, of a hyperparameter of all methods, of adapters or of an objective; None for
+            all.
         words: Words of labels for a value, as "{} base"; empty for the name, then the value.
     """
 
@@ -77,11 +78,18 @@ Hyperparameters = Mapping[str, Hyperparameter]
 ABOVE_0 = Allowed("above 0", lambda value: value > 0)
 NOT_BELOW_0 = Allowed("0 or more", lambda value: value >= 0)
 A_SHARE = Allowed("from 0 to 1", lambda value: 0 <= value <= 1)
+NOT_BELOW_0_AND_BELOW_1 = Allowed("0 or more, and below 1", lambda value: 0 <= value < 1)
+A_COUNT = Allowed("a whole number from 1 on", lambda value: type(value) is int and value >= 1)
 
 
 def one_of(*options: str) -> Allowed:
-    """Returns that a value is one of several."""
-    return Allowed(f"{', '.join(options[:-1])} or {options[-1]}", lambda value: value in options)
+    """Returns the values that are one of several words.
+
+    Args:
+        options: Words.
+    """
+    *others, last = options
+    return Allowed(f"{', '.join(others)} or {last}", lambda value: value in options)
 
 
 def choice(*options: Any) -> Draw:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.algorithms.hyperparameters import is_changed
 from domainbed_ext.algorithms.registry import METHODS, parse_name
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.models import backbones
@@ -198,6 +199,9 @@ class _Fit:
         return x, *rest
 
 
+_NEED_OUR_LOOP = ("schedule", "warmup", "accumulate")
+
+
 class Bridged(Algorithm):
     """One of our algorithms under upstream's scripts: images of any shape are converted for its backbone."""
 
@@ -205,9 +209,11 @@ class Bridged(Algorithm):
         self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: dict[str, Any]
     ) -> None:
         hparams_registry.check(hparams)  # upstream does not check --hparams
-        if hparams.get("head_start") == "probe":
+        ours = [name for name in _NEED_OUR_LOOP if is_changed(name, hparams)]
+        ours += ["head_start=probe"] if hparams.get("head_start") == "probe" else []
+        if ours:
             raise BenchmarkError(
-                "upstream's training loop fits no head_start=probe: leave it out, or train by python -m "
+                f"upstream's training loop has no {' and no '.join(ours)}: leave that out, or train by python -m "
                 "domainbed_ext.train"
             )
         stats = hparams.get("input_stats", "backbone")

@@ -176,12 +176,12 @@ OBJECTIVES_PAGE = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
 def test_an_objective_of_your_own_is_one(tmp_path):
     """The page's file and its run, but for fewer steps."""
     (code,) = re.findall(r"```python\n(.*?)```", OBJECTIVES_PAGE, flags=re.DOTALL)
-    (tmp_path / "smoothed.py").write_text(code, encoding="utf-8")
-    (words,) = [words for words in commands("domainbed_ext.train") if "smoothed.py" in words]
+    (tmp_path / "spread.py").write_text(code, encoding="utf-8")
+    (words,) = [words for words in commands("domainbed_ext.train") if "spread.py" in words]
     run_python(tmp_path, "-m", "domainbed_ext.train", *words, "--steps", "1", "--train_eval_share", "0.02")
-    (record,) = RunFolder(tmp_path / "runs" / "smoothed").records()
-    assert record["spread"] > 0 and record["args"]["algorithm"] == "BOnly+Smoothed@smoothing=0.2"
-    assert record["hparams"]["smoothing"] == 0.2 and set(record["sources"]) == {"Smoothed"}
+    (record,) = RunFolder(tmp_path / "runs" / "spread").records()
+    assert record["spread"] > 0 and record["args"]["algorithm"] == "BOnly+Spread@weight=0.5"
+    assert record["hparams"]["weight"] == 0.5 and set(record["sources"]) == {"Spread"}
 
 
 def test_the_page_of_objectives_has_all_with_what_a_probe_trains_on():

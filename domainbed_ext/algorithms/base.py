@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -45,7 +46,7 @@ OUTSIDE = "algorithm:"  # begins a file's names of what is not in the backbone
 
 
 class Algorithm(nn.Module):
-    """Minimises an objective over the parameters that `prepare` leaves trainable, by AdamW at a constant rate.
+    """Minimises an objective over the parameters that `prepare` leaves trainable, by AdamW.
 
     Args:
         input_shape: Channels, height and width of an image.
@@ -60,9 +61,11 @@ class Algorithm(nn.Module):
         start: Values at strength 0 of the parameters that training changes themselves, on the CPU, by the names that
             `trained` gives them. The factors of adapters are not among them, nor a head that does not start at the
             probe.
+        updated: Whether `update` of this class ran, which a method with an `update` of its own may not call.
     """
 
     stage: Stage = staticmethod(unmeasured)
+    updated = False
 
     def __init__(
         self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: dict[str, Any]
@@ -129,6 +132,10 @@ class Algorithm(nn.Module):
     def update(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, float]:
         """One step on the objective.
 
+        With `accumulate`, the loss is computed on one part of the images after another, and gradients and values are
+        means over the parts. With `clip_grad`, gradients are then scaled down to that norm: those that the objective
+        leaves, so SAM's at the higher point, and before the optimizer corrects them, as for LoRA-Pro.
+
         Args:
             minibatches: Images [batch, channels, height, width] and labels [batch] of each training environment.
             unlabeled: Images of the test environments; not used.
@@ -137,24 +144,71 @@ class Algorithm(nn.Module):
             The loss of the step, and what else the objective records of it.
         """
         self.train()
-        batch, model = Batch.of(minibatches, self.device), Forward(self)
+        self.updated = True
+        parts, model = self.parts(minibatches), Forward(self)
 
         def compute() -> Values:
-            with self.stage("forward"):
-                values = self.objective(batch, model)
-                if (penalty := self.penalty()) is not None:
-                    values = {**values, "loss": values["loss"] + penalty}
-            with self.stage("backward"):
-                self.optimizer.zero_grad(set_to_none=True)
-                values["loss"].backward()
-            return values
+            self.optimizer.zero_grad(set_to_none=True)
+            values = [self._add_gradients(Batch.of(part, self.device), model, len(parts)) for part in parts]
+            return {name: torch.stack([each[name] for each in values]).sum(0) / len(parts) for name in values[0]}
 
         self.objective.before_step(self.optimizer)
         values = self.objective.gradients(compute, self._trained_parameters())
         with self.stage("optimizer"):
+            values = {**values, **self._clip_gradients()}
             self.optimizer.step()
             self.after_step()
         return {name: value.item() for name, value in values.items()}
+
+    def parts(self, minibatches: list[Minibatch]) -> list[list[Minibatch]]:
+        """Splits the images of a step into those that are in memory at once: `accumulate` minibatches of each domain.
+
+        Args:
+            minibatches: Images and labels of each training environment.
+        """
+        count = self.hparams.get("accumulate", 1)
+        split = [
+            zip(images.tensor_split(count), labels.tensor_split(count), strict=True) for images, labels in minibatches
+        ]
+        return [list(part) for part in zip(*split, strict=True)]
+
+    def _add_gradients(self, batch: Batch, model: Forward, parts: int) -> Values:
+        """Adds the gradients of a part of a step, of several; returns the values of its loss."""
+        with self.stage("forward"):
+            values = self.objective(batch, model)
+            if (penalty := self.penalty()) is not None:
+                values = {**values, "loss": values["loss"] + penalty}
+        with self.stage("backward"):
+            (values["loss"] / parts).backward()
+        return {name: value.detach() for name, value in values.items()}
+
+    def _clip_gradients(self) -> Values:
+        """Scales the gradients of the trained parameters, all together, down to `clip_grad`; returns their norm."""
+        largest = self.hparams.get("clip_grad")
+        return {} if largest is None else {"grad_norm": clip_grad_norm_(self._trained_parameters(), largest)}
+
+    def scale_rates(self, factor: float) -> None:
+        """Sets the learning rate of each parameter group, of all optimizers, to a multiple of its own.
+
+        Args:
+            factor: Factor of the rates that the groups were made with.
+
+        Raises:
+            BenchmarkError: The method has no optimizer as an attribute, or a schedule of its own.
+        """
+        parts = vars(self).values()
+        optimizers = [part for part in parts if isinstance(part, Optimizer)]
+        if not optimizers or any(isinstance(part, LRScheduler) for part in parts):
+            lack = "a schedule of its own" if optimizers else "no optimizer as an attribute"
+            raise BenchmarkError(f"{type(self).__name__} has {lack}: leave schedule and warmup out")
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])  # a checkpoint holds both
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate of the last step, of the optimizer's first parameter group; None without an optimizer."""
+        optimizer = getattr(self, "optimizer", None)
+        return float(optimizer.param_groups[0]["lr"]) if isinstance(optimizer, Optimizer) else None
 
     def logits(self, images: Tensor) -> Tensor:
         """[batch, channels, height, width] → [batch, num_classes], for training."""

@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
+from domainbed_ext.algorithms.schedules import SCHEDULES
 from domainbed_ext.hyperparameter import (
+    A_COUNT,
+    NOT_BELOW_0_AND_BELOW_1,
+    Allowed,
     Draw,
     Hyperparameter,
     Hyperparameters,
@@ -41,6 +45,10 @@ def _text(value: Any) -> Any:
     return value if isinstance(value, (str, bool, NoneType)) else str(value)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 HEAD_STARTS = ("random", "zero", "probe")
 """Where the head starts: as timm draws it, at zero, or at the linear probe on the pretrained backbone's features."""
 
@@ -62,8 +70,40 @@ COMMON: Hyperparameters = {
     "batch_size": Hyperparameter(32, power_of_two(3, 5.5), aliases=("bs",))
     .on(("DomainNet",), 32, power_of_two(3, 5.0))
     .on(SMALL_IMAGES, 64, power_of_two(3, 9)),
+    # Not DomainBed's: see `schedules.Schedule`, and `Algorithm.update`.
+    "schedule": Hyperparameter(
+        "constant", aliases=("lr_schedule",), later=True, allowed=one_of(*SCHEDULES), words="{} schedule"
+    ),
+    "warmup": Hyperparameter(
+        0.0, aliases=("warmup_ratio",), later=True, allowed=NOT_BELOW_0_AND_BELOW_1, words="warm-up {}"
+    ),
+    "clip_grad": Hyperparameter(
+        None,
+        aliases=("max_grad_norm",),
+        later=True,
+        allowed=Allowed("a number above 0, or null", lambda value: value is None or (_is_number(value) and value > 0)),
+        words="gradients clipped at {}",
+    ),
+    "label_smoothing": Hyperparameter(0.0, later=True, allowed=NOT_BELOW_0_AND_BELOW_1),
+    "accumulate": Hyperparameter(
+        1,
+        aliases=("gradient_accumulation_steps",),
+        later=True,
+        allowed=A_COUNT,
+        words="{} minibatches a step",
+    ),
 }
-"""Hyperparameters of every method, with DomainBed's values."""
+"""Hyperparameters of every method, with DomainBed's values where it has them."""
+
+
+def is_changed(name: str, hparams: Mapping[str, Any]) -> bool:
+    """Returns whether a hyperparameter of all methods has another value than its default.
+
+    Args:
+        name: Name in `COMMON`.
+        hparams: Hyperparameters of a run; those of earlier versions may lack it.
+    """
+    return name in hparams and bool(hparams[name] != COMMON[name].default)
 
 
 def _lr(default: float, draw: Draw) -> Hyperparameter:
@@ -98,6 +138,15 @@ ADAPTER: Hyperparameters = {
     "init_B": Hyperparameter(None, read=_text, later=True),
     "rank_stabilised": Hyperparameter(False, aliases=("use_rslora",), later=True),
     "blocks": Hyperparameter(None, aliases=("layers_to_transform",), read=_text, later=True),  # None is all
+    # None: from the run's seed.
+    "adapter_seed": Hyperparameter(
+        None,
+        later=True,
+        allowed=Allowed(
+            "a whole number from 0 to 2^63 - 1, or null",
+            lambda value: value is None or (type(value) is int and 0 <= value < 2**63),
+        ),
+    ),
 }
 BOTH_FACTORS: Hyperparameters = {
     **ADAPTER,

@@ -41,6 +41,7 @@ class BA(Algorithm):
                 dropout=hparams["adapter_dropout"],
                 compute=hparams["compute"],
                 gradient_correction=self.corrects_gradients(hparams),
+                seed=hparams.get("adapter_seed"),
                 **{name: hparams[name] for name in _LATER if name in hparams},
             )
             inject(backbone, config, train_head=True)

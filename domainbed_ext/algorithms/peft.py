@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainbed_ext.algorithms.base import OUTSIDE, TRAINED, Algorithm, write_trained
@@ -47,8 +46,9 @@ class Peft(Algorithm):
         """Lets the method use the number of steps, and the cross-entropy of the first minibatches."""
 
         def losses(count: int) -> Iterator[Tensor]:
-            for batch in (Batch.of(each, self.device) for each in minibatches(count)):
-                yield F.cross_entropy(Forward(self).logits(batch.images), batch.labels)
+            for part in (part for each in minibatches(count) for part in self.parts(each)):
+                batch = Batch.of(part, self.device)
+                yield self.objective.cross_entropy(Forward(self).logits(batch.images), batch.labels)
 
         self.adaptation.begin(steps, losses)
 

@@ -107,7 +107,7 @@ def count_work(setup: Setup, algorithm: Algorithm) -> Work:
     trained_on = evaluated_on if setup.augmentation == "none" else images
     training, evaluation = (_operations(algorithm, inputs) for inputs in (trained_on, evaluated_on))
     return Work(
-        setup.steps * len(setup.train_envs) * int(setup.hparams["batch_size"]),
+        setup.steps * setup.images_a_step,
         evaluations * remaining.validation + full * remaining.others,
         training["forward"] + training["backward"],
         evaluation["evaluate"],

@@ -115,7 +115,7 @@ def _images(setup: Setup, env: int, split: Split) -> Subset:
 
 
 def _training(setup: Setup, env: int, workers: int) -> Iterator[Minibatch]:
-    images, size = _images(setup, env, setup.splits[f"env{env}_in"]), setup.hparams["batch_size"]
+    images, size = _images(setup, env, setup.splits[f"env{env}_in"]), setup.images_a_domain
     generator = torch.Generator().manual_seed(seed_hash(setup.args.seed, env))
     sampler = RandomSampler(images, replacement=True, num_samples=size * setup.steps, generator=generator)
     return iter(DataLoader(images, size, sampler=sampler, num_workers=workers, generator=generator))

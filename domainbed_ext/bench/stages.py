@@ -142,7 +142,7 @@ def _models(args: Namespace) -> list[dict[str, Any]]:
     for method in METHODS:
         setups = {"plain: float32": setup_of(args, method, "float32"), "ours": setup_of(args, method)}
         algorithms = {name: setup.make_algorithm() for name, setup in setups.items()}
-        size = len(setups["ours"].train_envs) * int(setups["ours"].hparams["batch_size"])
+        size = setups["ours"].images_a_step
         x = torch.randn(size, *setups["ours"].inputs.shape, device=algorithms["ours"].device)
         y = torch.arange(size, device=x.device) % setups["ours"].dataset.num_classes
         ours = algorithms["ours"]

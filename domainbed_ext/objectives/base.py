@@ -2,13 +2,14 @@
 
 An objective of your own is a class in a file of yours, which `--import` brings in:
 
-    @register_objective("Smoothed", hyperparameters={"smoothing": 0.1})
-    class Smoothed(Objective):
+    @register_objective("Unsure", hyperparameters={"weight": 0.1})
+    class Unsure(Objective):
         def loss(self, batch, model):
             logits = model.logits(batch.images)
-            return {"loss": F.cross_entropy(logits, batch.labels, label_smoothing=self.hparams["smoothing"])}
+            confidence = logits.softmax(1).square().sum(1).mean()
+            return {"loss": self.cross_entropy(logits, batch.labels) + self.hparams["weight"] * confidence}
 
-`--algorithm BOnly+Smoothed@smoothing=0.2` trains with it. It knows nothing of what trains: adapters, a head, all.
+`--algorithm BOnly+Unsure@weight=0.2` trains with it. It knows nothing of what trains: adapters, a head, all.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from torch.optim import Optimizer
 
 from domainbed_ext.data.loader import Minibatch
 
+CrossEntropy = Callable[[Tensor, Tensor], Tensor]
+"""Function of logits [n, classes] and labels [n]: their mean cross-entropy."""
 Values = dict[str, Tensor]
 """What a step computes, each a number: "loss" is minimised; the others are recorded beside it."""
 
@@ -58,10 +61,15 @@ class Batch:
         """Splits a tensor [n, ...] by domain."""
         return of_images.split(self.sizes)
 
-    def cross_entropies(self, logits: Tensor) -> Tensor:
-        """The mean cross-entropy of each domain [domains], of logits [n, classes]."""
+    def cross_entropies(self, logits: Tensor, cross_entropy: CrossEntropy = F.cross_entropy) -> Tensor:
+        """The mean cross-entropy of each domain [domains].
+
+        Args:
+            logits: Logits [n, classes].
+            cross_entropy: Function of the logits and labels of a domain, such as `Objective.cross_entropy`.
+        """
         domains = zip(self.split(logits), self.split(self.labels), strict=True)
-        return torch.stack([F.cross_entropy(each, labels) for each, labels in domains])
+        return torch.stack([cross_entropy(each, labels) for each, labels in domains])
 
     @property
     def domains(self) -> Tensor:
@@ -125,6 +133,7 @@ class Objective(nn.Module):
             cannot replace them.
         reads_features: Whether it calls `Model.outputs` or `Model.classify`, which need a model with one classifier.
         asked: Whether its loss was computed, which a method with an `update` of its own may not do.
+        smoothed: Whether its `cross_entropy` was computed, so that `label_smoothing` has an effect.
         shapes_features: Whether it changes nothing but features, so that a method has to train them.
         compares_domains: Whether it is the mean cross-entropy if there is only one training domain.
         least_images: Number of images of each domain that a step needs.
@@ -136,6 +145,7 @@ class Objective(nn.Module):
     compares_domains: ClassVar[bool] = False
     least_images: ClassVar[int] = 1
     asked = False
+    smoothed = False
 
     def __init__(self, num_classes: int, num_domains: int, hparams: dict[str, Any]) -> None:
         super().__init__()
@@ -186,6 +196,21 @@ class Objective(nn.Module):
         """Computes `loss`, and notes that it was asked for."""
         self.asked = True
         return self.loss(batch, model)
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy, with labels smoothed by `label_smoothing`: what a loss takes for its predictions.
+
+        Args:
+            logits: Logits [n, classes].
+            labels: Labels [n].
+        """
+        self.smoothed = True
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    @property
+    def label_smoothing(self) -> float:
+        """Share of a label's probability that is spread evenly over all classes."""
+        return float(self.hparams.get("label_smoothing", 0.0))
 
     def gradients(self, compute: Callable[[], Values], parameters: Sequence[nn.Parameter]) -> Values:
         """Leaves the gradients of a step in the parameters.

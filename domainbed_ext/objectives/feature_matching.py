@@ -22,7 +22,7 @@ class FeatureMatching(Objective):
     def loss(self, batch: Batch, model: Model) -> Values:
         """The mean of the domains' cross-entropies, and the penalty."""
         outputs = model.outputs(batch.images)
-        nll = batch.cross_entropies(outputs.logits).mean()
+        nll = batch.cross_entropies(outputs.logits, self.cross_entropy).mean()
         pairs = [self.distance(x, y) for x, y in combinations(batch.split(outputs.features), 2)]
         penalty = torch.stack(pairs).mean() if pairs else torch.zeros_like(nll)
         return {"loss": nll + self.hparams["mmd_gamma"] * penalty, "nll": nll.detach(), "penalty": penalty.detach()}

@@ -20,7 +20,7 @@ class GroupDRO(Objective):
 
     def loss(self, batch: Batch, model: Model) -> Values:
         """The weighted mean, after a step of the weights."""
-        losses = batch.cross_entropies(model.logits(batch.images))
+        losses = batch.cross_entropies(model.logits(batch.images), self.cross_entropy)
         raised = self.weights * torch.exp(self.hparams["groupdro_eta"] * losses.detach())
         self.weights.copy_(raised / raised.sum())
         return {"loss": self.weights.clone() @ losses, "nll": losses.mean().detach(), "worst": losses.max().detach()}

@@ -19,17 +19,20 @@ class IRM(Annealed):
     def loss(self, batch: Batch, model: Model) -> Values:
         """The mean of the domains' cross-entropies, and of their penalties."""
         logits = model.logits(batch.images)
-        nll = batch.cross_entropies(logits).mean()
+        nll = batch.cross_entropies(logits, self.cross_entropy).mean()
         domains = zip(batch.split(logits), batch.split(batch.labels), strict=True)
-        penalty = torch.stack([_penalty(z, y) for z, y in domains]).mean()
+        penalty = torch.stack([_penalty(z, y, self.label_smoothing) for z, y in domains]).mean()
         return {"loss": nll + self.weight * penalty, "nll": nll.detach(), "penalty": penalty.detach()}
 
 
-def _penalty(logits: Tensor, labels: Tensor) -> Tensor:
-    return _gradient(logits[::2], labels[::2]) * _gradient(logits[1::2], labels[1::2])
+def _penalty(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    return _gradient(logits[::2], labels[::2], smoothing) * _gradient(logits[1::2], labels[1::2], smoothing)
 
 
-def _gradient(logits: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of the mean cross-entropy of w·logits by w, at w = 1."""
+def _gradient(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """The gradient of the mean cross-entropy of w·logits by w, at w = 1, with labels that are smoothed."""
     expected = (logits.softmax(1) * logits).sum(1)
-    return (expected - logits.gather(1, labels.unsqueeze(1)).squeeze(1)).mean()
+    wanted = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    if smoothing:
+        wanted = torch.lerp(wanted, logits.mean(1), smoothing)
+    return (expected - wanted).mean()

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainbed_ext.objectives.base import Batch, Model, Objective, Values
@@ -28,7 +27,7 @@ class L2SP(Objective):
         """The mean cross-entropy and both penalties."""
         moved = squared_distance(model.weights(), self._start)
         penalty = (self.hparams["l2sp_alpha"] * moved + self.hparams["l2sp_beta"] * squared_norm(self._head)) / 2
-        nll = F.cross_entropy(model.logits(batch.images), batch.labels)
+        nll = self.cross_entropy(model.logits(batch.images), batch.labels)
         return {"loss": nll + penalty, "nll": nll.detach(), "penalty": penalty.detach()}
 
 

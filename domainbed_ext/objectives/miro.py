@@ -52,7 +52,7 @@ class MIRO(Objective):
             self._pretrained.model(batch.images)
         layers = zip(features, targets, self.variances, strict=True)
         penalty = torch.stack([gap(own, target, F.softplus(v) + _EPS) for own, target, v in layers]).sum()
-        nll = F.cross_entropy(logits, batch.labels)
+        nll = self.cross_entropy(logits, batch.labels)
         loss = nll + self.hparams["miro_lambda"] * penalty
         return {"loss": loss, "nll": nll.detach(), "penalty": penalty.detach()}
 

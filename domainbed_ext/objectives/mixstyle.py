@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainbed_ext.models.blocks import transformer_blocks
@@ -38,7 +37,7 @@ class MixStyle(Objective):
         finally:
             for hook in hooks:
                 hook.remove()
-        return {"loss": F.cross_entropy(logits, batch.labels)}
+        return {"loss": self.cross_entropy(logits, batch.labels)}
 
     def _mix(self, sizes: tuple[int, ...], block: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
         """The output of a block with mixed styles, [n, tokens, width] or [n, height, width, channels]."""

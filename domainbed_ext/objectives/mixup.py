@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from domainbed_ext.objectives.base import Batch, Model, Objective, Values
+from domainbed_ext.objectives.base import Batch, CrossEntropy, Model, Objective, Values
 from domainbed_ext.objectives.cycle import draw_cycle
 
 
@@ -30,11 +30,19 @@ class Mixup(Objective):
             blends.append((torch.lerp(others[0], images[i][:count], share), labels[i][:count], others[1], share))
         logits = model.logits(torch.cat([blend[0] for blend in blends]))
         parts = logits.split([len(blend[1]) for blend in blends])
-        losses = [mixed_cross_entropy(part, *blend[1:]) for part, blend in zip(parts, blends, strict=True)]
+        losses = [
+            mixed_cross_entropy(part, *blend[1:], self.cross_entropy) for part, blend in zip(parts, blends, strict=True)
+        ]
         return {"loss": torch.stack(losses).mean()}
 
 
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, other_labels: Tensor, share: float) -> Tensor:
+def mixed_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    other_labels: Tensor,
+    share: float,
+    cross_entropy: CrossEntropy = F.cross_entropy,
+) -> Tensor:
     """The cross-entropy of blends.
 
     Args:
@@ -42,5 +50,6 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, other_labels: Tensor, sh
         labels: Labels [n] of the first images.
         other_labels: Labels [n] of the second images.
         share: Share of the first images in the blends, in [0, 1].
+        cross_entropy: Function of logits and labels.
     """
-    return share * F.cross_entropy(logits, labels) + (1 - share) * F.cross_entropy(logits, other_labels)
+    return share * cross_entropy(logits, labels) + (1 - share) * cross_entropy(logits, other_labels)

@@ -1,7 +1,6 @@
 """Representation self-challenging (Huang et al. 2020)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from domainbed_ext.objectives.base import Batch, Model, Objective, Values
@@ -28,7 +27,7 @@ class RSC(Objective):
             falls = _of_labels(logits.softmax(1), labels) - _of_labels(muted.softmax(1), labels)
             unchanged = are_lowest(falls, 1 - self.hparams["rsc_b_drop_factor"])
         challenged = model.classify(features * (kept | unchanged[:, None]))
-        return {"loss": F.cross_entropy(challenged, labels)}
+        return {"loss": self.cross_entropy(challenged, labels)}
 
 
 def are_lowest(values: Tensor, share: float) -> Tensor:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from domainbed_ext.models import running_statistics
@@ -24,7 +23,7 @@ class SAM(Objective):
 
     def loss(self, batch: Batch, model: Model) -> Values:
         """The mean cross-entropy of all domains' images."""
-        return {"loss": F.cross_entropy(model.logits(batch.images), batch.labels)}
+        return {"loss": self.cross_entropy(model.logits(batch.images), batch.labels)}
 
     def gradients(self, compute: Callable[[], Values], parameters: Sequence[nn.Parameter]) -> Values:
         """Leaves the gradients at w + ρ·g/‖g‖, and w as it was; records the loss at w."""

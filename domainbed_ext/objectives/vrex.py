@@ -12,6 +12,6 @@ class VREx(Annealed):
 
     def loss(self, batch: Batch, model: Model) -> Values:
         """The mean of the domains' cross-entropies, and their variance."""
-        losses = batch.cross_entropies(model.logits(batch.images))
+        losses = batch.cross_entropies(model.logits(batch.images), self.cross_entropy)
         nll, penalty = losses.mean(), losses.var(correction=0)
         return {"loss": nll + self.weight * penalty, "nll": nll.detach(), "penalty": penalty.detach()}

@@ -82,13 +82,13 @@ class Feed:
             steps: Indices of the steps, e.g. `range(0, 300)`.
 
         Returns:
-            An iterator over the steps' lists of (images [batch_size, 3, height, width], labels [batch_size]).
+            An iterator over the steps' lists of (images [n, 3, height, width], labels [n]).
         """
         setup = self.setup
         minibatches = Minibatches(
             [setup.splits[f"env{i}_in"] for i in setup.train_envs],
             self._trained_on(),
-            setup.hparams["batch_size"],
+            setup.images_a_domain,
             setup.args.seed,
             setup.hparams["class_balanced"],
             setup.args.sampling,

@@ -26,12 +26,13 @@ def format_header(facts: Mapping[str, Any], setup: Setup) -> str:
     chosen = ", ".join(
         f"{name}={value}" for name, value in sorted(hparams.items()) if name not in ("backbone", "weights", "precision")
     )
+    parts = f" in {hparams['accumulate']} parts" if hparams.get("accumulate", 1) > 1 else ""
     return "\n".join(
         (
             f"{args['dataset']}: tests on {', '.join(tested)}; trains on {', '.join(trained)}",
             f"{args['algorithm']} on {hparams['backbone']} in {facts['precision']}: "
             f"{facts['trainable_parameters']:,} of {facts['total_parameters']:,} parameters train",
-            f"{setup.steps} steps of {len(trained)} x {hparams['batch_size']} images, seed {args['seed']}; "
+            f"{setup.steps} steps of {len(trained)} x {setup.images_a_domain} images{parts}, seed {args['seed']}; "
             f"{format_evaluation(setup)}",
             f"hyperparameters: {chosen}",
         )
@@ -48,7 +49,7 @@ def format_evaluation(setup: Setup) -> str:
     times, images = time.count_evaluations(0), time.count_images(0)
     is_lean = setup.args.evaluate == "lean" and times > 1
     when = "at the last step" if times == 1 else f"{times} times"
-    trained = setup.steps * len(setup.train_envs) * int(setup.hparams["batch_size"])
+    trained = setup.steps * setup.images_a_step
     options = ["--train_eval_share"] if setup.args.train_eval_share == 1 else []
     options += ["--checkpoint_freq 0"] if times > 1 else []
     costs_more = images * FORWARD > trained and options

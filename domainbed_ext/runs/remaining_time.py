@@ -20,7 +20,7 @@ class RemainingTime:
         self.setup = setup
         self.validation = _count_images(setup, setup.validation_splits)
         self.others = _count_images(setup, setup.other_splits)
-        self._batch = len(setup.train_envs) * int(setup.hparams["batch_size"])
+        self._batch = setup.images_a_step
         self._warm = False
         self._seconds, self._steps = 0.0, 0
         self._measured: float | None = None

@@ -108,7 +108,26 @@ class Setup:
     def steps_per_epoch(self) -> float:
         """Number of steps in which the smallest training environment is seen once: DomainBed's epoch."""
         sizes = [len(self.splits[f"env{i}_in"]) for i in range(len(self.dataset))]
-        return min(sizes) / int(self.hparams["batch_size"])
+        return min(sizes) / self.images_a_domain
+
+    @property
+    def images_a_domain(self) -> int:
+        """Number of images of each training environment in a step."""
+        return count_images_a_domain(self.hparams)
+
+    @property
+    def images_a_step(self) -> int:
+        """Number of images in a step."""
+        return len(self.train_envs) * self.images_a_domain
+
+
+def count_images_a_domain(hparams: Mapping[str, Any]) -> int:
+    """Counts the images of each training environment in a step: `accumulate` minibatches.
+
+    Args:
+        hparams: Hyperparameters of a run.
+    """
+    return int(hparams["batch_size"]) * int(hparams.get("accumulate", 1))
 
 
 def collect_facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str, Any]:

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from torch import cuda, manual_seed
 
-from domainbed_ext.algorithms.registry import OBJECTIVE
+from domainbed_ext.algorithms.schedules import Schedule
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.divergence import Watch
-from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import better
 from domainbed_ext.runs import checkpoint, formatting, ways
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.head_start import note_start, start_head
+from domainbed_ext.runs.ignored import check_ignored
 from domainbed_ext.runs.kept import Kept
 from domainbed_ext.runs.remaining_time import RemainingTime
 from domainbed_ext.runs.setup import Setup, collect_facts, compute_exactly
@@ -54,6 +54,7 @@ class Training:
         self.feed = Feed(setup, self.algorithm, stop)
         if setup.args.profile:
             self.feed.measure()
+        self.schedule = Schedule.of(setup.hparams, setup.steps)
         self.steps_done = 0
         self.best: float | None = None
         self.kept: Kept | None = None  # of the best step so far, unless it is evaluated on all splits
@@ -109,8 +110,10 @@ class Training:
         start = time.perf_counter()
         batches = next(stream)
         manual_seed(seed_hash(self.setup.args.seed, "update", self.steps_done))  # for step t needs no history (dropout)
+        if not self.schedule.is_constant:
+            self.algorithm.scale_rates(self.schedule.factor(self.steps_done))
         values = self.algorithm.update(batches)
-        self._check_objective()
+        check_ignored(self.algorithm, self.setup.hparams)
         self._look(self.steps_done, values)
         self.watch.check()
         for name, value in values.items():
@@ -118,15 +121,6 @@ class Training:
         self.values["step_time"].append(seconds := time.perf_counter() - start)
         self.time.note_step(seconds)
         self.steps_done += 1
-
-    def _check_objective(self) -> None:
-        """Refuses an objective that the method ignores."""
-        objective = self.setup.hparams.get(OBJECTIVE)
-        if objective and not getattr(getattr(self.algorithm, "objective", None), "asked", False):
-            raise BenchmarkError(
-                f"{type(self.algorithm).__name__} has an update of its own, which does not minimise {objective}: leave "
-                "the objective out, or call super().update() or self.objective in it"
-            )
 
     def _evaluate_if_due(self) -> bool:
         """Evaluates, records and saves after a step that is due, also where an earlier attempt was stopped at it.
@@ -204,6 +198,7 @@ class Training:
             **ways.used(),
             "step": step,
             "epoch": step / self.setup.steps_per_epoch,
+            "learning_rate": self.algorithm.learning_rate,
             "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
         }
         self.folder.append(record | ({"profile": self.feed.profile.summary()} if self.feed.profile else {}))

@@ -22,7 +22,8 @@ from domainbed_ext.system.sizes import format_size
 # Hyperparameters that change neither the layers of a model nor whether it can be made; of ranks the largest is tried.
 _FREE = (
     *("lr", "weight_decay", "batch_size", "class_balanced", "data_augmentation", "rank"),
-    *("adapter_dropout", "resnet_dropout", "vit_dropout"),
+    *("adapter_dropout", "resnet_dropout", "vit_dropout", "adapter_seed"),
+    *("schedule", "warmup", "clip_grad", "label_smoothing", "accumulate"),
 )
 _RECORD, _LOGS = 4_000, 20_000  # bytes
 

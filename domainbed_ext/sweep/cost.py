@@ -15,7 +15,7 @@ from rich.text import Text
 
 from domainbed_ext.launchers import get_launcher
 from domainbed_ext.runs.feed import Feed
-from domainbed_ext.runs.setup import Setup, compute_exactly
+from domainbed_ext.runs.setup import Setup, compute_exactly, count_images_a_domain
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.sweep.check import Checked, count_records, estimate_disk, find_free_space
 from domainbed_ext.sweep.jobs import Job
@@ -78,8 +78,8 @@ def estimate_seconds(job: Job, setup: Setup, rates: Rates) -> float:
         setup: Setup of a run of its kind.
         rates: Rates of its kind.
     """
-    # The time of a step is nearly proportional to its batch.
-    step = rates.step * job.computation["hparams"]["batch_size"] / setup.hparams["batch_size"]
+    # The time of a step is nearly proportional to its images.
+    step = rates.step * count_images_a_domain(job.computation["hparams"]) / setup.images_a_domain
     validation, rest = _images(job, setup)
     count = count_records(setup)
     full: float = count

@@ -77,8 +77,16 @@ def test_a_head_does_not_start_at_the_probe():
     assert not any(
         p.any() for p in bridged((3, 28, 28), 2, 2, {**settings, "head_start": "zero"}).backbone.head.parameters()
     )
-    with pytest.raises(BenchmarkError, match="upstream's training loop fits no head_start=probe: leave it out"):
+    with pytest.raises(BenchmarkError, match="upstream's training loop has no head_start=probe: leave that out"):
         bridged((3, 28, 28), 2, 2, {**settings, "head_start": "probe"})
+
+
+def test_options_that_need_this_packages_training_loop_are_refused():
+    settings = hparams_registry.resolve("LP", "Debug28") | {"weights": "none"}
+    bridged = type("LP", (upstream.Bridged, METHODS["LP"].load()), {})
+    bridged((3, 28, 28), 2, 2, {**settings, "clip_grad": 1.0, "label_smoothing": 0.1})
+    with pytest.raises(BenchmarkError, match="upstream's training loop has no schedule and no accumulate: leave that"):
+        bridged((3, 28, 28), 2, 2, {**settings, "schedule": "cosine", "accumulate": 2})
 
 
 # With one

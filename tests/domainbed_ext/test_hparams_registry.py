@@ -132,6 +132,33 @@ def test_an_objectives_values_out_of_range_get_a_sentence(name, sentence):
         hparams_registry.check(resolve(name, "PACS"))
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("schedule=cosin", "schedule cosin should be constant, cosine or linear"),
+        ("warmup=1.0", "warmup 1.0 should be 0 or more, and below 1"),
+        ("warmup=-0.1", "warmup -0.1 should be 0 or more"),
+        ("clip_grad=0", "clip_grad 0 should be a number above 0, or null"),
+        ("clip_grad=much", "clip_grad much should be a number above 0"),
+        ("clip_grad=true", "clip_grad True should be a number above 0"),
+        ("label_smoothing=1", "label_smoothing 1 should be 0 or more, and below 1"),
+        ("accumulate=0", "accumulate 0 should be a whole number from 1 on"),
+        ("accumulate=1.5", "accumulate 1.5 should be a whole number"),
+        ("adapter_seed=-1", "adapter_seed -1 should be a whole number from 0 to"),
+        ("adapter_seed=0.5", "adapter_seed 0.5 should be a whole number"),
+        (f"adapter_seed={2**63}", "should be a whole number from 0 to 2\\^63 - 1, or null"),
+    ],
+)
+def test_values_of_options_of_training_out_of_range_get_a_sentence(setting, sentence):
+    with pytest.raises(BenchmarkError, match=sentence):
+        hparams_registry.check(resolve(f"BOnly@{setting}", "PACS"))
+
+
+def test_options_of_training_within_their_range_are_valid():
+    for setting in ("schedule=linear,warmup=0.5", "clip_grad=1", "clip_grad=null", "accumulate=8", "adapter_seed=0"):
+        hparams_registry.check(resolve(f"BOnly@{setting}", "PACS", hparams_seed=1))
+
+
 def test_one_hparams_serves_algorithms_that_differ():
     others = hparams_registry.names()
     for algorithm, rank in (("LP", None), ("BA", 4)):

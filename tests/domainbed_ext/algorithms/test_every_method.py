@@ -22,6 +22,21 @@ VARIANTS = [
     for method in METHODS.registered().values()
     for variant in method.variants.values()
 ]
+TRAINED_WITH = "schedule=cosine,warmup=0.2,clip_grad=0.5,label_smoothing=0.1,accumulate=2"
+WITH_OPTIONS = [
+    f"FullFT@{TRAINED_WITH}",
+    f"LoRAPro+SAM@{TRAINED_WITH},adapter_seed=3",
+    f"BOnly+MIRO@{TRAINED_WITH.replace('cosine', 'linear')}",
+    *(
+        pytest.param(f"Peft@method={method},{TRAINED_WITH}", marks=pytest.mark.slow)
+        for method in (
+            "adalora",
+            "lora_fa",
+            "lora_ga",
+            "lora_plus",
+        )  # with an optimizer, a penalty or a start of their own
+    ),
+]
 HPARAMS = {"batch_size": 4} | {
     name: ANNEALED  # so that the weight of a penalty changes within the run
     for objective in OBJECTIVES.registered().values()
@@ -36,7 +51,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.usefixtures("few_evaluated")
-@pytest.mark.parametrize("name", [*METHODS.registered(), *VARIANTS, *COMPOSED])
+@pytest.mark.parametrize("name", [*METHODS.registered(), *VARIANTS, *COMPOSED, *WITH_OPTIONS])
 def test_a_run_resumes_to_the_same_and_is_reproduced(name, make_args, tmp_path):
     if name.startswith("Peft"):
         pytest.importorskip("peft")

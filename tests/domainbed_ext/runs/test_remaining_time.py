@@ -40,6 +40,15 @@ def test_before_the_first_evaluation_a_step_tells_about_one(time):
     assert time.estimate(2) == pytest.approx(98 * 3.0 + image * (5 * VALIDATION + 2 * OTHERS))
 
 
+def test_a_step_of_several_minibatches_has_the_images_of_all(make_args):
+    hparams = '{"batch_size": 5, "accumulate": 4}'
+    time = RemainingTime(run_setup.set_up(make_args(steps=100, checkpoint_freq=20, evaluate="lean", hparams=hparams)))
+    time.note_step(50.0)
+    time.note_step(3.0)
+    image = 3.0 / 60 * FORWARD
+    assert time.estimate_evaluation(2) == pytest.approx(image * (5 * VALIDATION + 2 * OTHERS))
+
+
 def test_a_run_that_is_evaluated_once_takes_all_splits_once(make_args):
     setup = run_setup.set_up(make_args(steps=100, checkpoint_freq=0))
     assert RemainingTime(setup).count_images(0) == VALIDATION + OTHERS

@@ -192,6 +192,8 @@ def test_a_run_is_as_long_as_its_batches_and_evaluations(tmp_path):
     assert 1 + 50 + 0.01 * 2 * sum(sizes) < lean < 0.6 * often
     small, setup = make_jobs(tmp_path, "--hparams", '{"batch_size": 4}')[0], run_setup.set_up(job.args)
     assert cost.estimate_seconds(small, setup, rates) == pytest.approx(once - 50 * 12 / 16)
+    parted = make_jobs(tmp_path, "--hparams", '{"batch_size": 4, "accumulate": 5}')[0]
+    assert cost.estimate_seconds(parted, setup, rates) == pytest.approx(once + 50 * 4 / 16)
 
 
 def test_rates_are_measured_on_real_steps(tmp_path):
