@@ -69,12 +69,12 @@ def stack(
     head = _check_heads(inner, adapters, head)
     before = {name: tensor.detach().clone() for name, tensor in _head_tensors(inner).items()}
     factors: list[dict[str, Tensor]] = []
-    heads: list[tuple[nn.Module, ...]] = []
+    heads: list[list[nn.Module]] = []
     try:
         for adapter in adapters:
             load_adapter(model, adapter.folder, head=head, prefix=prefix)
             factors.append({name: layer.lora_B.detach().clone() for name, layer in adapter_layers(inner)})
-            heads.append(tuple(deepcopy(each) for each in classifiers(inner)) if head is True else ())
+            heads.append(deepcopy(_called_heads(inner)) if head is True else [])
     except AdapterError:
         if "_vitlorafa" in vars(inner):
             detach_adapters(model, inner)
@@ -173,6 +173,11 @@ def _head_tensors(inner: nn.Module) -> dict[str, Tensor]:
     return trained.head_tensors(inner) if trained.has_head(inner) else {}
 
 
+def _called_heads(inner: nn.Module) -> list[nn.Module]:
+    """The classifiers, or those in them where a model such as CrossViT has a list of them, which is not called."""
+    return [each for head in classifiers(inner) for each in (head if isinstance(head, nn.ModuleList) else (head,))]
+
+
 def _convert(
     model: nn.Module,
     inner: nn.Module,
@@ -192,7 +197,7 @@ def _convert(
         StackedLoRALinear.convert(layer, [each[name] for each in factors], choice)
     modules = dict(named_modules(inner))
     places = {module: name for name, module in modules.items()}
-    for own, *each in zip(classifiers(inner), *heads, strict=True) if heads[0] else ():
+    for own, *each in zip(_called_heads(inner), *heads, strict=True) if heads[0] else ():
         owner, _, attribute = places[unwrap(own)].rpartition(".")
         setattr(modules[owner], attribute, StackedHead(each, own, choice).train(own.training))
         adapted.stacked_heads.append(places[unwrap(own)])

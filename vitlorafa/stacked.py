@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vitlorafa.errors import AdapterError
 from vitlorafa.layers import LoRALinear
+from vitlorafa.quantised_weight import frozen_weight
 
 Adapter = int | Tensor  # one index for all images, or one for each, [batch]
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -169,6 +170,16 @@ class StackedLoRALinear(LoRALinear):
             AdapterError: Always.
         """
         raise AdapterError("a layer with several adapters has several weights: call remove(model), then load one")
+
+    @property
+    def weight(self) -> Tensor:
+        """Not a number, [d_out, d_in], since each adapter has its own weight; models such as ConViT read its device."""
+        if self._has_one_weight:
+            return super().weight
+        dtype = frozen_weight(self.base).dtype
+        return torch.full((), torch.nan, dtype=dtype, device=self.lora_A.device).expand(
+            self.out_features, self.in_features
+        )
 
     def extra_repr(self) -> str:
         """The layer's text in `print(model)`."""

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import timm
 import torch
 from messages import naming
 from small_models import build, images
@@ -307,7 +308,7 @@ def test_what_needs_one_adapter_is_refused(folders, tmp_path):
         with pytest.raises(AdapterError, match=naming("already adapted", "remove(model)")):
             operation(model)
     with pytest.raises(AdapterError, match=naming("several weights", "remove(model)")):
-        _ = model.blocks[0].attn.qkv.weight
+        model.blocks[0].attn.qkv.delta_weight()
     assert not (tmp_path / "new").exists() and model(images(model), adapter=0).shape == (2, 5)
 
 
@@ -376,3 +377,49 @@ def test_folders_in_pefts_format(folders, tmp_path):
     x = images(small(), 4)
     ours = stack(small(), peft)(x, adapter=CHOICE)
     assert torch.equal(ours, stack(small(), folders)(x, adapter=CHOICE))
+
+
+@torch.no_grad()
+def test_a_model_that_reads_the_device_of_a_weight(tmp_path):
+    """ConViT does; who computes with the weight gets no number, rather than those of one adapter."""
+    config = {"img_size": 32, "depth": 2, "embed_dim": 12, "local_up_to_layer": 1, "num_classes": 5}
+
+    def make():
+        torch.manual_seed(0)
+        return timm.create_model("convit_tiny", **config).eval()
+
+    folders = [save(tmp_path / str(draw), draw, make()) for draw in (1, 2)]
+    model = stack(make(), folders)
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(model(x, adapter=CHOICE), alone(folders, x, make), atol=1e-4, rtol=1e-4)
+    weight, base = (layer.blocks[0].attn.qk.weight for layer in (model, make()))
+    assert weight.isnan().all() and (weight.shape, weight.dtype) == (base.shape, base.dtype)
+    with vitlorafa.disable_adapter(model):
+        assert torch.equal(model.blocks[0].attn.qk.weight, base)
+
+
+@torch.no_grad()
+def test_a_list_of_heads(tmp_path):
+    config = {"embed_dim": (16, 32), "depth": ((1, 1, 0),), "num_heads": (2, 2), "mlp_ratio": (2, 2, 1)}
+
+    def make():
+        torch.manual_seed(0)
+        return timm.create_model("crossvit_9_240", num_classes=5, **config).eval()
+
+    folders = [save(tmp_path / str(draw), draw, make(), targets="q,v,proj") for draw in (1, 2)]
+    model = stack(make(), folders)
+    x = torch.randn(4, 3, 240, 240)
+    torch.testing.assert_close(model(x, adapter=CHOICE), alone(folders, x, make), atol=1e-4, rtol=1e-4)
+    assert torch.equal(vitlorafa.remove(model)(x), make()(x))
+
+
+@torch.no_grad()
+def test_a_quantised_base(folders):
+    pytest.importorskip("bitsandbytes")
+
+    def make():
+        return vitlorafa.quantise(small().requires_grad_(False), "int8")
+
+    model = stack(make(), folders)
+    x = images(model, 4)
+    torch.testing.assert_close(model(x, adapter=CHOICE), alone(folders, x, make), atol=1e-4, rtol=1e-4)
