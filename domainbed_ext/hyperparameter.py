@@ -37,6 +37,7 @@ class Hyperparameter:
         allowed: Values that it may have, of a hyperparameter of all methods, of adapters or of an objective; None for
             all.
         words: Words of labels for a value, as "{} base"; empty for the name, then the value.
+        labels: Labels of single values, as "SWAD" of "swad", which have no other words.
     """
 
     default: Any
@@ -47,6 +48,7 @@ class Hyperparameter:
     later: bool = False
     allowed: Allowed | None = None
     words: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def on(self, datasets: Collection[str], default: Any, draw: Draw | None = None) -> "Hyperparameter":
         """Returns the hyperparameter with another default and draw on some data sets.

@@ -199,7 +199,7 @@ class _Fit:
         return x, *rest
 
 
-_NEED_OUR_LOOP = ("schedule", "warmup", "accumulate")
+_NEED_OUR_LOOP = ("schedule", "warmup", "accumulate", "average")
 
 
 class Bridged(Algorithm):

@@ -344,6 +344,14 @@ class Algorithm(nn.Module):
         parameters = [name for name, parameter in here.items() if parameter.requires_grad]
         return {_in_file(name): here[name] for name in [*parameters, *filter(self._is_changed, here)]}
 
+    def moving(self) -> dict[str, Tensor]:
+        """What steps move and predictions depend on: trainable parameters, and statistics of norms that train, by name.
+
+        An average over steps is one of these tensors. Whatever else a method predicts with is that of the last step.
+        """
+        parameters = {name: each for name, each in self.named_parameters() if each.requires_grad}
+        return dict(self._own([*parameters.items(), *running_statistics.moving(self).items()]))
+
     def save(self, folder: Path) -> None:
         """Saves the trained tensors in a folder, as safetensors, without the frozen ones."""
         write_trained(folder, self.trained(), self.backbone)

@@ -12,6 +12,7 @@ from types import NoneType
 from typing import Any
 
 from domainbed_ext.algorithms.schedules import SCHEDULES
+from domainbed_ext.averaging.hyperparameters import AVERAGE
 from domainbed_ext.hyperparameter import (
     A_COUNT,
     NOT_BELOW_0_AND_BELOW_1,
@@ -92,6 +93,7 @@ COMMON: Hyperparameters = {
         allowed=A_COUNT,
         words="{} minibatches a step",
     ),
+    **AVERAGE,
 }
 """Hyperparameters of every method, with DomainBed's values where it has them."""
 

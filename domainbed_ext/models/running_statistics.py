@@ -1,6 +1,8 @@
 """Layers that keep running statistics of their input, as BatchNorm does, and which of them belong to frozen weights."""
 
-from torch import nn
+from torch import Tensor, nn
+
+_STATISTICS = ("running_mean", "running_var")
 
 
 def norms(model: nn.Module) -> list[nn.Module]:
@@ -13,6 +15,13 @@ def frozen(model: nn.Module) -> list[nn.Module]:
     found = norms(model)
     parents = {child: parent for parent in model.modules() for child in parent.children()} if found else {}
     return [norm for norm in found if not _trains(norm, parents.get(norm, norm))]
+
+
+def moving(model: nn.Module) -> dict[str, Tensor]:
+    """The statistics by name that training moves: those of norms that are not frozen."""
+    trained = set(norms(model)) - set(frozen(model))
+    modules = ((name, module) for name, module in model.named_modules() if module in trained)
+    return {f"{name}.{kind}".lstrip("."): getattr(module, kind) for name, module in modules for kind in _STATISTICS}
 
 
 def _trains(norm: nn.Module, parent: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Sequence
 from domainbed_ext.algorithms.derived_names import join_derived, split_derived
 from domainbed_ext.algorithms.hyperparameters import COMMON
 from domainbed_ext.algorithms.registry import Method, NamedSetting, describe, fixed_hyperparameters, in_parentheses
+from domainbed_ext.hyperparameter import Hyperparameter
 from domainbed_ext.objectives.registry import DEFAULT, describe_objective
 
 
@@ -106,8 +107,9 @@ def _is_in_label(setting: NamedSetting | None) -> bool:
 
 
 def _in_words(method: Method, key: str, value: str) -> str:
-    words = method.hyperparameters[key].words if key in method.hyperparameters else ""
-    return words.format(value) if words else f"{key} {value}".replace("_", " ")
+    kind = method.hyperparameters.get(key, Hyperparameter(None))
+    words = kind.words.format(value) if kind.words else f"{key} {value}".replace("_", " ")
+    return kind.labels.get(value, words)
 
 
 def adaptation_settings_of(algorithm: str) -> list[str]:

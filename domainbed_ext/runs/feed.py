@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from domainbed_ext.algorithms.base import Algorithm
@@ -32,6 +33,9 @@ from domainbed_ext.system.stages import Stage, unmeasured
 from vitlorafa import fastest_evaluation_batch
 
 _SAMPLE = 8  # images
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""Function of logits [n, classes] and labels [n] that measures each image [n], in float64."""
 
 
 class Feed:
@@ -114,12 +118,19 @@ class Feed:
             Share of correctly classified images in [0, 1] by "env0_in_acc" and so on; NaN where logits are NaN or
             infinite.
         """
-        parts = {f"{name}_acc": self._evaluated(step, name) for name in names}
-        rows: dict[object, dict[str, Evaluated]] = {}
-        for name, part in parts.items():  # random draws depend on the row, so what may be features has a row of its own
-            rows.setdefault((part.seed is None, type(part.source)), {})[name] = part
-        counts = {name: count for row in rows.values() for name, count in self._count_right(row).items()}
-        return {name: counts[name] / len(part.split) for name, part in parts.items()}
+        return {f"{name}_acc": mean for name, mean in self._means(step, names, _are_right).items()}
+
+    def losses(self, step: int, names: Iterable[str]) -> dict[str, float]:
+        """Computes the mean cross-entropy on some splits, without the objective and without label smoothing.
+
+        Args:
+            step: Step of the evaluation, as in `accuracies`.
+            names: Names of splits, in the order of evaluation.
+
+        Returns:
+            Mean cross-entropy by "env0_out_loss" and so on; not finite where logits are not.
+        """
+        return {f"{name}_loss": mean for name, mean in self._means(step, names, _cross_entropies).items()}
 
     def sample_outputs(self) -> Tensor:
         """Computes the logits of some validation images, on the CPU: equal as long as the algorithm predicts the same.
@@ -144,28 +155,38 @@ class Feed:
         split = self.setup.splits[name]
         return self._features(environment_of(name))[torch.as_tensor(split.keys)], split.labels(split.keys)
 
-    def _count_right(self, parts: dict[str, Evaluated]) -> dict[str, float]:
-        """The number of correctly classified images of each split; NaN if an image has no highest logit."""
+    def _means(self, step: int, names: Iterable[str], measure: Measure) -> dict[str, float]:
+        """The mean over each split of what is measured of an image."""
+        parts = {name: self._evaluated(step, name) for name in names}
+        rows: dict[object, dict[str, Evaluated]] = {}
+        for name, part in parts.items():  # random draws depend on the row, so what may be features has a row of its own
+            rows.setdefault((part.seed is None, type(part.source)), {})[name] = part
+        sums = {name: total for row in rows.values() for name, total in self._sums(row, measure).items()}
+        return {name: sums[name] / len(part.split) for name, part in parts.items()}
+
+    def _sums(self, parts: dict[str, Evaluated], measure: Measure) -> dict[str, float]:
+        """The sum over each split of what is measured of an image."""
         batches = EvaluationBatches(list(parts.values()), self.evaluation_batch)
 
         def ready(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
             self._count("evaluated", of=[batch[:2]])
-            return *self._ready(*batch[:2]), batch[2].to(self.algorithm.device)
+            return *self._ready(*batch[:2]), batch[2]
 
         rows = stream(batches, range(len(batches)), self.setup.args.workers, ready, self._pinned)
         algorithm = self.algorithm.eval()
-        correct, unknown = torch.zeros(2, len(parts), dtype=torch.long, device=algorithm.device)
+        measured, places = [], []
         start, count = time.perf_counter(), sum(len(part.split) for part in parts.values())
         with bar("evaluating", count, "images") as done, torch.inference_mode(), self.stage("evaluate"):
             for images, labels, numbers in rows:
                 self.stop()
-                highest, predicted = algorithm.predict(images).max(1)
-                correct.index_add_(0, numbers, (predicted == labels).long())
-                unknown.index_add_(0, numbers, (~highest.isfinite()).long())
+                measured.append(measure(algorithm.predict(images), labels))
+                places.append(numbers)
                 done.advance(len(labels))
-        counted = zip(parts, correct.tolist(), unknown.tolist(), strict=True)
+            # On the CPU, which adds in the order of the images: a GPU adds in any.
+            sums = torch.zeros(len(parts), dtype=torch.float64)
+            sums.index_add_(0, torch.cat(places), torch.cat(measured).cpu())
         self.seconds_an_image = (time.perf_counter() - start) / max(1, count)
-        return {name: math.nan if without else right for name, right, without in counted}
+        return dict(zip(parts, sums.tolist(), strict=True))
 
     def _evaluated(self, step: int, name: str) -> Evaluated:
         setup, split, env = self.setup, self.setup.evaluated(name), environment_of(name)
@@ -229,3 +250,13 @@ class Feed:
         """Moves a minibatch to the device, and normalises its images there."""
         device = self.algorithm.device
         return self.setup.inputs.ready(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
+
+
+def _are_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 for images that are classified correctly, else 0; NaN for those without a highest logit."""
+    highest, predicted = logits.max(1)
+    return (predicted == labels).double().where(highest.isfinite(), math.nan)
+
+
+def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.double(), labels, reduction="none")

@@ -68,7 +68,7 @@ def format_record(record: Record, steps: int, seconds: float) -> str:
         seconds: Time since the run began.
     """
     loss = record.get("loss")
-    parts = [f"step {record['step']:{len(str(steps - 1))}d}"]
+    parts = [_format_step(record["step"], steps)]
     parts += [] if loss is None else [f"loss {loss:.3f}"]
     parts += [format_duration(seconds)]
     for env, name in enumerate(record["environments"]):
@@ -78,6 +78,22 @@ def format_record(record: Record, steps: int, seconds: float) -> str:
         tested = " (test)" if env in record["args"]["test_envs"] else ""
         parts += [f"{name}{tested} {' '.join(values)}"] if values else []
     return "  ".join(parts)
+
+
+def format_loss(step: int, loss: float, steps: int, seconds: float) -> str:
+    """Formats an evaluation of the validation loss alone.
+
+    Args:
+        step: Index of the step.
+        loss: Mean validation loss.
+        steps: Number of the run's steps.
+        seconds: Time since the run began.
+    """
+    return "  ".join((_format_step(step, steps), f"validation loss {loss:.4f}", format_duration(seconds)))
+
+
+def _format_step(step: int, steps: int) -> str:
+    return f"step {step:{len(str(steps - 1))}d}"
 
 
 def format_result(records: Sequence[Record]) -> str:

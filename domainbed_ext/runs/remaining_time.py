@@ -20,6 +20,7 @@ class RemainingTime:
         self.setup = setup
         self.validation = _count_images(setup, setup.validation_splits)
         self.others = _count_images(setup, setup.other_splits)
+        self._judges = setup.make_average().judges
         self._batch = setup.images_a_step
         self._warm = False
         self._seconds, self._steps = 0.0, 0
@@ -83,6 +84,8 @@ class RemainingTime:
             steps_done: Number of steps that are done and evaluated, where they are to be.
         """
         times = self.count_evaluations(steps_done)
+        if self._judges:  # once more after the last step: the average, on all splits
+            return times * self.validation + (self.validation + self.others) * (times > 0)
         # Lean evaluation takes all splits of the last step and of the best, which may be the same.
         full = times if self.setup.args.evaluate == "all" else min(self.count_evaluations(0), 2) * (times > 0)
         return times * self.validation + full * self.others

@@ -13,6 +13,8 @@ from torch import nn
 from domainbed_ext import hparams_registry, protocols
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.algorithms.registry import canonical_name, get_algorithm_class
+from domainbed_ext.averaging.base import Average
+from domainbed_ext.averaging.choice import make_average
 from domainbed_ext.data.splits import Split, environment_of, make_splits
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.digest import digest
@@ -103,6 +105,20 @@ class Setup:
         trained_on = self.inputs.to_timm() | {"label_names": list(map(str, self.dataset.classes))}
         backbone.pretrained_cfg = {**(getattr(backbone, "pretrained_cfg", None) or {}), **trained_on}
         return algorithm
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations: every `checkpoint_freq` steps from the first on, and after the last."""
+        last = self.steps - 1
+        return 1 + -(-last // self.checkpoint_freq) if self.checkpoint_freq else 1
+
+    def make_average(self) -> Average:
+        """Makes the average of weights over steps.
+
+        Raises:
+            BenchmarkError: The run is too short for it, or has too few evaluations.
+        """
+        return make_average(self.hparams, self.steps, self.evaluations)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -214,7 +230,9 @@ def set_up(args: RunArguments, recorded_hparams: Mapping[str, Any] | None = None
     steps = dataset.N_STEPS if args.steps is None else args.steps
     freq = dataset.CHECKPOINT_FREQ if args.checkpoint_freq is None else args.checkpoint_freq
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
-    return Setup(args, test_envs, hparams, dataset, inputs, splits, steps, freq)
+    setup = Setup(args, test_envs, hparams, dataset, inputs, splits, steps, freq)
+    setup.make_average()
+    return setup
 
 
 def _make_dataset(args: CompleteArguments, hparams: dict[str, Any]) -> MultipleDomainDataset:

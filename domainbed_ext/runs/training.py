@@ -58,6 +58,7 @@ class Training:
         self.steps_done = 0
         self.best: float | None = None
         self.kept: Kept | None = None  # of the best step so far, unless it is evaluated on all splits
+        self.average = setup.make_average()
         self.watch = Watch(setup.args.stop_on_nan)
         self.values: dict[str, list[float]] = defaultdict(list)  # since the last record
         self.saved_at = (time.monotonic(), 0)
@@ -116,6 +117,7 @@ class Training:
         check_ignored(self.algorithm, self.setup.hparams)
         self._look(self.steps_done, values)
         self.watch.check()
+        self.average.add(self.steps_done, self.algorithm.moving)
         for name, value in values.items():
             self.values[name].append(value)
         self.values["step_time"].append(seconds := time.perf_counter() - start)
@@ -135,6 +137,34 @@ class Training:
         if not self.values:  # the record was written before the checkpoint
             return False
         self._announce_evaluation()
+        if self.average.judges and not self._judge(step):
+            self.values.clear()
+            return True
+        with self.average.applied(self.algorithm.moving):
+            self._evaluate(self.steps_done - 1)
+        return True
+
+    def _judge(self, step: int) -> bool:
+        """Tells the average the validation loss of a step's weights.
+
+        Returns:
+            Whether the run ends here: after its last step, or as soon as no later one can change the average.
+        """
+        if not self.average.is_judged:  # an attempt that was stopped in the evaluation of the average has done it
+            losses = self.feed.losses(step, self.setup.validation_splits)
+            loss = float(np.mean(list(losses.values())))
+            self._look(step, losses)
+            self.watch.check()
+            self.average.judge(loss)
+            print(formatting.format_loss(step, loss, self.setup.steps, self.claim.seconds))
+        if self.average.is_complete and self.steps_done < self.setup.steps:
+            print(f"the average is complete: the remaining {self.setup.steps - self.steps_done} steps are left out")
+            self.steps_done = self.setup.steps
+        return self.steps_done == self.setup.steps
+
+    def _evaluate(self, step: int) -> None:
+        """Evaluates, records and saves the model after a step."""
+        setup, last = self.setup, step == self.setup.steps - 1
         accuracies = self.feed.accuracies(step, setup.validation_splits)
         val_acc = float(np.mean(list(accuracies.values())))
         new_best = better(val_acc, self.best)
@@ -153,9 +183,16 @@ class Training:
             self.best, self.kept = val_acc, None if is_full else Kept.after(step, self.feed)
         self.values.clear()
         self.watch.check()
+        if last:
+            self._report_average()
         if last and self.feed.profile:
             print(self.feed.profile.table())
-        return True
+
+    def _report_average(self) -> None:
+        if self.average.summary:
+            print(self.average.summary)
+        if self.average.warning:
+            print(f"warning: {self.average.warning}", file=sys.stderr)
 
     def _complete_best(self) -> None:
         """Evaluates the best step on the other splits too, if it was not, and adds the accuracies to its record."""
@@ -195,6 +232,7 @@ class Training:
             **{name: float(np.mean(history)) for name, history in self.values.items()},
             **accuracies,
             **self.watch.fields,
+            **self.average.fields,
             **ways.used(),
             "step": step,
             "epoch": step / self.setup.steps_per_epoch,
@@ -241,6 +279,8 @@ class Training:
         self.algorithm.load_training_state(state["algorithm"])
         checkpoint.set_random_states(state["random"])
         self.steps_done, self.best = state["steps_done"], state["best"]
+        if average := state.get("average"):  # checkpoints of earlier versions have none
+            self.average.load_state_dict(average)
         # Checkpoints of earlier versions have none: they evaluated each new best on all splits at once.
         self.kept = Kept(**state["kept"]) if state.get("kept") else None
         if (step := state.get("diverged")) is not None:
@@ -279,6 +319,7 @@ class Training:
             "steps_done": self.steps_done,
             "best": self.best,
             "kept": {"step": self.kept.step, "state": self.kept.state} if self.kept else None,
+            "average": self.average.state_dict(),
             "diverged": self.watch.step,
             "values": dict(self.values),
             "lines": self.folder.lines(),

@@ -8,6 +8,7 @@ from pathlib import Path
 from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.algorithms.registry import parse_name
+from domainbed_ext.averaging.hyperparameters import AVERAGE
 from domainbed_ext.data import duplicates
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
@@ -23,7 +24,7 @@ from domainbed_ext.system.sizes import format_size
 _FREE = (
     *("lr", "weight_decay", "batch_size", "class_balanced", "data_augmentation", "rank"),
     *("adapter_dropout", "resnet_dropout", "vit_dropout", "adapter_seed"),
-    *("schedule", "warmup", "clip_grad", "label_smoothing", "accumulate"),
+    *("schedule", "warmup", "clip_grad", "label_smoothing", "accumulate", *AVERAGE),
 )
 _RECORD, _LOGS = 4_000, 20_000  # bytes
 
@@ -141,10 +142,7 @@ def _count_trained_bytes(algorithm: Algorithm) -> int:
 
 def count_records(setup: Setup) -> int:
     """Counts the records that a run writes."""
-    if not setup.checkpoint_freq:
-        return 1
-    last = setup.steps - 1
-    return last // setup.checkpoint_freq + 1 + (last % setup.checkpoint_freq > 0)
+    return 1 if setup.make_average().judges else setup.evaluations
 
 
 def estimate_disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], parallel: int = 1) -> tuple[int, int]:
@@ -166,9 +164,10 @@ def estimate_disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], 
         least += text + saved
         most += text + saved * min(2, count_records(kind.setup))  # selected, and last where it is another
     if any(job.extra_args["save_minutes"] or job.extra_args["save_steps"] for job in jobs):
-        # Weights, Adam's two moments and the weights of the best step; while one is written those kept are still there.
-        largest = max(kind.trained for kind in checked.values())
-        most += 4 * largest * (checkpoint.KEPT + 1) * min(parallel, len(jobs))
+        # Weights, Adam's two moments, the weights of the best step and those of an average; while one is written those
+        # kept are still there.
+        largest = max((4 + kind.setup.make_average().copies) * kind.trained for kind in checked.values())
+        most += largest * (checkpoint.KEPT + 1) * min(parallel, len(jobs))
     return least, most
 
 

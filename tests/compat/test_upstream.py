@@ -87,6 +87,8 @@ def test_options_that_need_this_packages_training_loop_are_refused():
     bridged((3, 28, 28), 2, 2, {**settings, "clip_grad": 1.0, "label_smoothing": 0.1})
     with pytest.raises(BenchmarkError, match="upstream's training loop has no schedule and no accumulate: leave that"):
         bridged((3, 28, 28), 2, 2, {**settings, "schedule": "cosine", "accumulate": 2})
+    with pytest.raises(BenchmarkError, match="upstream's training loop has no average: leave that out"):
+        bridged((3, 28, 28), 2, 2, {**settings, "average": "swad"})
 
 
 # With one

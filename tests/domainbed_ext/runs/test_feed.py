@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -306,3 +307,22 @@ def test_a_sweep_decodes_before_its_runs_start(pacs_like, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         sweep.main(words)
     assert len(seen) == 8 and {what.split(", ")[1] for what in seen} == {"decoded", "32x32"}
+
+
+@pytest.mark.usefixtures("few_evaluated")
+def test_losses_are_mean_cross_entropies_of_plain_logits(make_args, monkeypatch):
+    setup = run_setup.set_up(make_args(algorithm="BOnly@label_smoothing=0.5"))
+    algorithm = setup.make_algorithm()
+    feed, names, classes = Feed(setup, algorithm), ["env1_out", "env2_in"], setup.dataset.num_classes
+    measured = feed.losses(0, names), feed.accuracies(0, names)
+    for env, name in enumerate(names, 1):
+        split = setup.evaluated(name)
+        images, labels = feed._plain(env).batch(split.keys, None), split.labels(split.keys)
+        with torch.no_grad():
+            logits = algorithm.eval().predict(setup.inputs.ready(images))
+        assert measured[0][f"{name}_loss"] == pytest.approx(
+            log_loss(labels.numpy(), logits.double().softmax(1), labels=range(classes)), rel=1e-6
+        )
+        assert measured[1][f"{name}_acc"] == (logits.argmax(1) == labels).double().mean().item()
+    monkeypatch.setattr(algorithm, "predict", lambda images: torch.full((len(images), classes), float("nan")))
+    assert all(np.isnan(value) for value in [*feed.losses(0, names).values(), *feed.accuracies(0, names).values()])

@@ -1,0 +1,1 @@
+"""Averages of a run's weights over its steps: the hyperparameter `average`."""
