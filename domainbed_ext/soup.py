@@ -65,7 +65,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--trials_per_soup",
         type=option_values.whole(2),
         metavar="N",
-        help="trials of each soup over trials, so that many trials give several soups and an interval (all)",
+        help="trials of each soup over trials, so that many trials give several soups and an interval; trials "
+        "that are left over are in none (all)",
     )
     parser.add_argument(
         "--algorithms", nargs="+", metavar="NAME", help="methods whose runs are averaged (default: all of the sweep)"

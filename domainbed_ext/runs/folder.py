@@ -271,7 +271,9 @@ def load_records(
         raise BenchmarkError(f"no run in {root}: launch the sweep first, or give --input_dir its --output_dir")
     wanted = [run for run in runs if unfinished or (run.path / "done").exists()]
     if not wanted:
-        raise BenchmarkError(f"none of the {len(runs)} runs in {root} is finished: wait, or add --unfinished")
+        raise BenchmarkError(
+            f"none of the {len(runs)} runs in {root} is finished: wait; collect_results --unfinished shows them now"
+        )
     wanted += [run for run in derived if (run.path / "done").exists()]
     records = []
     for run in wanted:

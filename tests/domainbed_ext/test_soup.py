@@ -93,7 +93,11 @@ def test_the_page_and_the_tables_have_a_dash_and_say_why(sweep):
     assert "BOnly soup(trials) has no in-domain accuracy: the ingredients were trained on all but" in table
     assert "diverged" not in text
     page = (sweep / "tables" / "index.html").read_text()
-    assert "Derived from" in page and "<dt>0.5 ×</dt><dd><code>BOnly-1</code>" in page
+    assert (
+        "Derived from" in page
+        and '<dt>0.5 ×</dt><dd><a href="#run-BOnly-1"><code>BOnly-1</code>' in page
+        and 'id="run-BOnly-1"' in page
+    )
     collect_results.collect(sweep, reference="LoRA-FA soup(trials)")
     evaluated = load_records(sweep)
     with pytest.raises(BenchmarkError, match="was not trained but derived"):

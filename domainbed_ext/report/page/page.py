@@ -81,6 +81,7 @@ def render_page(results: Results, tables: Sequence[Table], figures: Mapping[str,
             if name in figures
         ],
         groups=_groups(runs),
+        anchors={run.name: run.anchor for run in runs},
         shown=len(runs),
         chosen=len(chosen),
         total=len(last),
