@@ -19,19 +19,21 @@ from domainbed_ext.soups import make
 USUAL = RunArguments(
     dataset="Debug28", steps=3, checkpoint_freq=0, precision="float32", test_envs=[0], cache_dir="none"
 )
+SHARED = {"lr": 0.01, "adapter_seed": 0}
 
 
 def train_run(folder, **changes):
-    """A run in a folder of its own, named by what is a number."""
+    """A run in a folder of its own, named by what tells it from the others."""
     args = replace(USUAL, **changes)
-    numbers = [str(value) for value in changes.values() if isinstance(value, int)]
-    path = folder / "-".join([args.algorithm, *numbers, *(args.source_envs or [])])
+    path = folder / "-".join(map(str, [args.algorithm, args.trial_seed + args.hparams_seed, *(args.source_envs or [])]))
     assert train.run(replace(args, output_dir=str(path)), lambda share: None) == 0
     return RunFolder(path)
 
 
-def of_trials(folder, algorithm, trials=2, **changes):
-    return [train_run(folder, algorithm=algorithm, trial_seed=trial, **changes) for trial in range(trials)]
+def of_trials(folder, algorithm, trials=(0, 1), hparams=SHARED, **changes):
+    """Runs that start at different random weights, as those of a sweep."""
+    changes = {"algorithm": algorithm, "hparams": json.dumps(hparams), **changes}
+    return [train_run(folder, trial_seed=trial, seed=trial, **changes) for trial in trials]
 
 
 def soups(folder):
@@ -49,7 +51,7 @@ def count_makes(monkeypatch):
 def adapters(tmp_path_factory):
     """Two trials of LoRA-FA that share A."""
     folder = tmp_path_factory.mktemp("adapters")
-    of_trials(folder, "BOnly", hparams='{"lr": 0.01}')
+    of_trials(folder, "BOnly")
     return folder
 
 
@@ -78,7 +80,7 @@ def test_a_soup_of_adapters_is_an_adapter_and_a_row(sweep, capsys, monkeypatch):
     assert soup.main(["--input_dir", str(sweep)]) == 0 and len(made) == 1
     assert "1 soups: 1 are there, 0 to make" in capsys.readouterr().out
     shutil.rmtree(sweep / "BOnly-1")
-    train_run(sweep, algorithm="BOnly", trial_seed=1, hparams='{"lr": 0.02}')
+    of_trials(sweep, "BOnly", [1], {**SHARED, "lr": 0.02})
     assert soup.main(["--input_dir", str(sweep)]) == 0 and len(made) == 2
 
 
@@ -114,7 +116,7 @@ def test_a_dry_run_changes_nothing(sweep, capsys):
 
 
 def test_adapters_with_different_frozen_factors_have_no_mean_but_merged_weights_do(tmp_path, capsys):
-    runs = [train_run(tmp_path, algorithm="BOnly", trial_seed=trial, seed=trial) for trial in (0, 1)]
+    runs = of_trials(tmp_path, "BOnly", hparams={"lr": 0.01})
     assert soup.main(["--input_dir", str(tmp_path)]) == 2
     assert "error: the runs of BOnly were each trained with another frozen A" in (error := capsys.readouterr().err)
     assert "adapter_seed" in error and "or add --merged" in error and not soups(tmp_path)
@@ -126,7 +128,7 @@ def test_adapters_with_different_frozen_factors_have_no_mean_but_merged_weights_
 def test_the_soup_of_methods_that_train_both_factors_is_a_whole_model(tmp_path, algorithm):
     if algorithm.startswith("Peft"):
         pytest.importorskip("peft")
-    runs = of_trials(tmp_path, algorithm, hparams='{"lr": 0.01}')
+    runs = of_trials(tmp_path, algorithm, hparams={"lr": 0.01})
     assert soup.main(["--input_dir", str(tmp_path), "--kind", "uniform"]) == 0
     _check_merged(tmp_path, runs, f"{algorithm} soup(trials)")
 
@@ -190,7 +192,7 @@ def test_over_domains_experts_are_tested_on_the_domain_that_none_saw(tmp_path):
 
 
 def test_a_greedy_soup_over_trials_takes_images_that_none_was_trained_on(tmp_path, monkeypatch):
-    of_trials(tmp_path, "LP", holdout_fraction=0.5)
+    of_trials(tmp_path, "LP", hparams={}, holdout_fraction=0.5)
     monkeypatch.setattr(soup_images, "HELD_OUT_LEAST", 1)
     assert soup.main(["--input_dir", str(tmp_path), "--kind", "greedy"]) == 0
     (record,) = soups(tmp_path).values()
@@ -232,8 +234,7 @@ def test_runs_without_weights_and_unfinished_runs(sweep, capsys):
 
 
 def test_soups_of_runs_that_are_gone_are_removed(sweep, capsys):
-    train_run(sweep, algorithm="BOnly", trial_seed=2, hparams='{"lr": 0.01}')
-    train_run(sweep, algorithm="BOnly", trial_seed=3, hparams='{"lr": 0.01}')
+    of_trials(sweep, "BOnly", [2, 3])
     options = ["--input_dir", str(sweep), "--trials_per_soup", "2", "--kind", "uniform"]
     assert soup.main(options) == 0
     assert sorted(record["derived"]["trials"] for record in load_records(sweep) if "derived" in record) == [
