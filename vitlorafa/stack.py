@@ -75,7 +75,7 @@ def stack(
             load_adapter(model, adapter.folder, head=head, prefix=prefix)
             factors.append({name: layer.lora_B.detach().clone() for name, layer in adapter_layers(inner)})
             heads.append(deepcopy(_called_heads(inner)) if head is True else [])
-    except AdapterError:
+    except BaseException:
         if "_vitlorafa" in vars(inner):
             detach_adapters(model, inner)
         raise

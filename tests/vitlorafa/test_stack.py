@@ -4,6 +4,7 @@ import copy
 import functools
 import pickle
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -15,7 +16,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vitlorafa
-from vitlorafa import AdapterConfig, AdapterError, adapter_layers, choose_adapter, inject, load_adapter, stack
+from vitlorafa import (
+    AdapterConfig,
+    AdapterError,
+    AdapterWarning,
+    adapter_layers,
+    choose_adapter,
+    inject,
+    load_adapter,
+    stack,
+)
 
 CHOICE = [1, 0, -1, 1]
 
@@ -292,6 +302,19 @@ def test_refuses_what_cannot_be_stacked(folders, tmp_path):
     for none in ([], folders[0], str(folders[0]), 3):
         check_refused(small(), none, ["folders", "list"])
     check_refused(small(), [*folders, tmp_path / "nothing"], ["nothing", "cannot read"])
+
+
+def test_a_warning_that_is_an_error_leaves_the_model(tmp_path):
+    other = small()
+    other.pretrained_cfg = {**other.pretrained_cfg, "mean": (0.0, 0.0, 0.0)}
+    folders = [save(tmp_path / "same", 1), save(tmp_path / "other", 2, other)]
+    model = small()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(AdapterWarning, match="another input"):
+            stack(model, folders)
+    x = images(model)
+    assert torch.equal(model(x), small()(x)) and not list(adapter_layers(model))
 
 
 def test_what_needs_one_adapter_is_refused(folders, tmp_path):

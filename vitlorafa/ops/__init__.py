@@ -6,7 +6,7 @@ layer is k = 1, m = d_out, starts = (0,); the q and v slices of a fused qkv of w
 starts = (0, 2d).
 
 `reference` is the definition, `autograd` decides what is kept from forward to backward, `eager` and `triton` compute
-the steps, `dispatch` chooses between them.
+the steps, `dispatch` chooses between them. `stacked` is the layer with one of several B for each sample.
 """
 
 from vitlorafa.ops.dispatch import lora_linear, use_backend
