@@ -47,8 +47,8 @@ class Choice(threading.local):
         adapter = self._chosen[-1] if self._chosen else None
         if adapter is None:
             raise AdapterError(
-                f"the model has {self.count} adapters, and none is chosen: call model(images, adapter=0), with one "
-                "index or one for each image, -1 for none; or use choose_adapter(model, ...)"
+                f"none of the model's adapters is chosen ({self.count}): call model(images, adapter=0), with one index "
+                "or one for each image, -1 for none; or use choose_adapter(model, ...)"
             )
         return adapter
 
