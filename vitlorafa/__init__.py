@@ -28,6 +28,7 @@ from vitlorafa.inject import (
 )
 from vitlorafa.io import load_adapter, save_adapter
 from vitlorafa.layers import LoRALinear
+from vitlorafa.machine import instruction_limits
 from vitlorafa.matrices import matrices
 from vitlorafa.ops import lora_linear
 from vitlorafa.ops.processor import cpu_has, fastest_precision
@@ -74,6 +75,7 @@ __all__ = [
     "head_parameters",
     "in_blocks",
     "inject",
+    "instruction_limits",
     "linear_sites",
     "load_adapter",
     "lora_linear",

@@ -9,9 +9,9 @@ import torch
 
 from domainbed_ext.runs.provenance import machine, rounding, versions
 from domainbed_ext.system.files import write_atomically
+from vitlorafa import instruction_limits
 from vitlorafa.bench.machine import device_name, file_name
 from vitlorafa.bench.tables import Row, csv_text, table
-from vitlorafa.machine import instruction_limits
 
 
 def write(
