@@ -41,6 +41,7 @@ writes to OUTPUT_DIR:
   index.html     one page of all results: sortable tables, plots, and the runs behind each number
   plot.png   plot.svg   in-domain against out-of-domain accuracy
   gaps.svg   parameters.svg   training.svg   the other plots, if the runs have the data for them
+  frontier.csv   frontier.svg   after domainbed_ext.frontier: accuracy along the strength of the update
   differences.csv   differences.svg   with --reference: each method's paired difference to it
   paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
@@ -93,6 +94,8 @@ def collect(
     if reference is not None:
         reference = _find_reference(reference, results)
         extra["differences.csv"] = _text(results.differences(reference).to_csv(index=False))
+    if not (frontier := results.frontier()).empty:
+        extra["frontier.csv"] = _text(frontier.to_csv(index=False))
     tables = results.tables(reference)
     if paper:
         compared, of_paper = _beside_the_paper(results)

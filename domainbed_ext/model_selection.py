@@ -15,7 +15,7 @@ record, so its numbers are the same.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -26,6 +26,7 @@ from domainbed_ext.errors import BenchmarkError, unknown
 Record = dict[str, Any]
 Split = Literal["in", "out", "uda"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+STRENGTHS = "strengths"  # of a record: what was evaluated at strengths of the update after the run
 
 
 class Group(NamedTuple):
@@ -257,6 +258,29 @@ def best_step(records: Iterable[Record]) -> Record:
     """
     in_order = sorted(records, key=lambda record: record["step"])
     return max(in_order, key=lambda record: _rank(validation_accuracy(record)))
+
+
+def along_strength(record: Record) -> dict[float, Record]:
+    """The record at each strength of its update that was evaluated after the run (see `runs.strengths`), ascending.
+
+    Args:
+        record: Record of a run.
+
+    Returns:
+        Records by strength, with the accuracies that were evaluated there and no others; empty if none were.
+    """
+    rest = {name: value for name, value in record.items() if not name.endswith("_acc") and name != STRENGTHS}
+    evaluated = {float(each["strength"]): each for each in record.get(STRENGTHS, ())}
+    return {strength: {**rest, **evaluated[strength]} for strength in sorted(evaluated)}
+
+
+def select_strength(along: Mapping[float, Record]) -> float:
+    """The strength with the best validation accuracy; of equals the largest, which is nearest to what was trained.
+
+    Args:
+        along: Records by strength, at least one.
+    """
+    return max(along, key=lambda strength: (_rank(validation_accuracy(along[strength])), strength))
 
 
 def _rank(val_acc: float) -> float:

@@ -13,7 +13,7 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import Record, target_accuracy
 from domainbed_ext.runs import saved
 from domainbed_ext.runs.derived import remove_others
-from domainbed_ext.runs.folder import load_records
+from domainbed_ext.runs.folder import describe_unfinished, load_records
 from domainbed_ext.runs.imports import load
 from domainbed_ext.soups.gains import gains_table
 from domainbed_ext.soups.plans import KINDS, OVER, Plan, Sweep, nothing_to_do
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep_dir = Path(args.input_dir)
     unreadable: list[str] = []
     sweep = Sweep(sweep_dir, load_records(sweep_dir, unreadable=unreadable))
-    for sentence in [*unreadable, *_unfinished(sweep_dir)]:
+    for sentence in [*unreadable, *describe_unfinished(sweep_dir)]:
         print(f"warning: left out: {sentence}", file=sys.stderr)
     moved = saved.Moved(args.data_dir, args.weights, args.cache_dir, args.imports)
     over = list(dict.fromkeys(args.over or OVER))
@@ -122,13 +122,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         output().print(gains_table(records, {member["run"]: member for plan in plans for member in plan.members}))
         print(f"rows of tables, plots and page: {format_command('collect_results')} --input_dir {args.input_dir}")
     return (ExitCode.FAILED if records else ExitCode.BAD_INPUT) if errors else ExitCode.DONE
-
-
-def _unfinished(sweep_dir: Path) -> list[str]:
-    """A sentence about the runs that are not finished; none if all are."""
-    runs = [path.parent for path in sweep_dir.glob("*/results.jsonl")]
-    count = sum(not (run / "done").exists() for run in runs)
-    return [f"{count} of {len(runs)} runs are not finished: run the same command again when they are"] if count else []
 
 
 def _without_impossible(plans: Sequence[Plan]) -> list[Plan]:

@@ -2,7 +2,8 @@
 
 import re
 
-KINDS = ("soup", "frontier")
+KINDS = ("soup", "strength")
+SELECTED_STRENGTH = "strength(selected)"  # of a run at the strength that validation selects
 _DERIVED = re.compile(rf"(.+) ((?:{'|'.join(KINDS)})(?:\([^()]*\))?)")
 
 

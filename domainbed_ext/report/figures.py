@@ -19,6 +19,7 @@ from domainbed_ext.model_selection import (
     Selection,
     SelectionMethod,
     accuracy,
+    along_strength,
     mean,
     target_accuracy,
     training_environments,
@@ -30,6 +31,7 @@ from domainbed_ext.protocols import protocol_of
 from domainbed_ext.report.methods import adaptation_of, label_of, objective_of
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.tables.differences import difference_rows, difference_table
+from domainbed_ext.report.tables.frontier import frontier_rows, frontier_tables
 from domainbed_ext.report.tables.objectives import objectives_table
 from domainbed_ext.report.tables.table import Table
 from domainbed_ext.system import strict_json
@@ -81,6 +83,19 @@ class Score:
         if metric == "train":
             return train
         return train - self.value("in_domain" if metric == "gap_source" else "out_of_domain", env)
+
+    def along_strength(self) -> dict[float, "Score"]:
+        """The same run at each strength of its update that was evaluated, ascending; empty if none was."""
+        return {
+            strength: Score(
+                Selection(
+                    validation_accuracy(record),
+                    mean([target_accuracy(record, env) for env in self.test_envs]),
+                    record,
+                )
+            )
+            for strength, record in along_strength(self.record).items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,7 +316,7 @@ class Figures(ABC):
         """
 
     def compared_methods(self, comparison: Comparison, title: str, reference: str | None) -> list[Table]:
-        """The tables that set methods side by side: objectives, where there are several, and paired differences.
+        """The tables that set methods side by side: objectives, strengths of the update and paired differences.
 
         Args:
             comparison: The methods under one selection method.
@@ -309,6 +324,7 @@ class Figures(ABC):
             reference: Id of the method that all others are compared with; None for no such table.
         """
         tables = [table] if (table := objectives_table(comparison, title)) else []
+        tables += frontier_tables(comparison, title)
         if reference is not None and comparison.scores(reference):
             tables.append(difference_table(comparison, reference, title))
         return tables
@@ -320,6 +336,10 @@ class Figures(ABC):
             reference: Id of the method that all others are compared with.
         """
         return [row for comparison in self.main for row in difference_rows(comparison, reference)]
+
+    def frontier_rows(self) -> list[dict[str, Any]]:
+        """Rows of `frontier.csv`."""
+        return [row for comparison in self.main for row in frontier_rows(comparison)]
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of `results.csv`."""

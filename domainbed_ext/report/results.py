@@ -131,6 +131,13 @@ class Results:
         """
         return pd.DataFrame([row for figures in self.figures for row in figures.difference_rows(reference)])
 
+    def frontier(self) -> pd.DataFrame:
+        """Accuracies along the strength of the update: a row per data set, method, strength and metric, in percent.
+
+        Empty where no run was evaluated at other strengths than its own.
+        """
+        return pd.DataFrame([row for figures in self.figures for row in figures.frontier_rows()])
+
     def selected(self) -> pd.DataFrame:
         """Where every figure comes from: a row per chosen record, with its run, step and hyperparameters."""
         return pd.DataFrame([row for figures in self.figures for row in figures.selected_rows()])

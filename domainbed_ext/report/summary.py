@@ -1,10 +1,13 @@
-"""Means over trials and their errors, in percent."""
+"""Means over trials and their errors or intervals, in percent."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
+CONFIDENCE = 0.95
 DIVERGED = "diverged"  # for a mean of accuracies of which one is NaN
 
 
@@ -55,3 +58,45 @@ def summarise_spread(values: Sequence[float]) -> Summary | None:
         return None
     spread = 100 * float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
     return Summary(100 * float(np.mean(values)), spread, len(values))
+
+
+class Estimate(NamedTuple):
+    """A mean over trials and its 95 % interval by Student's t, in percent or percentage points.
+
+    Attributes:
+        mean: Mean over trials.
+        interval: Confidence interval of the mean; None of one trial.
+        trials: Number of trials.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    trials: int
+
+    def __str__(self) -> str:
+        """The mean with its interval, as "71.2 (68.0 to 74.4)"."""
+        if math.isnan(self.mean):
+            return DIVERGED
+        if self.interval is None:
+            return f"{self.mean:.1f}"
+        low, high = self.interval
+        return f"{self.mean:.1f} ({low:.1f} to {high:.1f})"
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean and 95 % interval, in percent, of one value per trial.
+
+    Args:
+        values: Accuracies in [0, 1], or differences in [-1, 1].
+
+    Returns:
+        The estimate; None of no values.
+    """
+    if not values:
+        return None
+    points = 100 * np.asarray(values, dtype=float)
+    mean, trials = float(points.mean()), len(points)
+    if trials == 1:
+        return Estimate(mean, None, 1)
+    half = float(stdtrit(trials - 1, (1 + CONFIDENCE) / 2) * points.std(ddof=1) / math.sqrt(trials))
+    return Estimate(mean, (mean - half, mean + half), trials)

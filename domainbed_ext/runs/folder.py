@@ -10,6 +10,7 @@ checkpoint_*         where it resumes (see `checkpoint`), until it is done
 selected/            the trained model at the step that training-domain validation selects
 last/                the trained model at the last step, if that is another
 start.safetensors    where the head started, if at the linear probe (see `head_start`)
+strengths.jsonl      accuracies along the strength of the update, evaluated after the run (see `strengths`)
 """
 
 import contextlib
@@ -23,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_ext.errors import BenchmarkError, not_writable
+from domainbed_ext.model_selection import STRENGTHS
 from domainbed_ext.runs import log as run_log
+from domainbed_ext.runs import strengths
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.attempts import Attempt, Claim, read_latest
 from domainbed_ext.system.files import remove, write_atomically
@@ -103,7 +106,13 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for leftover in ("done", "failed", "diverged", *(path.name for path in self.path.glob(".*"))):
+            for leftover in (
+                "done",
+                "failed",
+                "diverged",
+                strengths.FILE,
+                *(path.name for path in self.path.glob(".*")),
+            ):
                 remove(self.path / leftover)  # what begins with a dot was being written when an attempt was killed
             if lines is not None:
                 self._write_lines(lines)
@@ -152,6 +161,9 @@ class RunFolder:
     def records(self) -> list[dict[str, Any]]:
         """The records so far, each with the folder's `name` under "run".
 
+        The record of a step that was evaluated along the strength of the update has these evaluations under
+        "strengths".
+
         Raises:
             BenchmarkError: A line is not a JSON record.
         """
@@ -163,6 +175,10 @@ class RunFolder:
                 if isinstance(value, (dict, list)) and shared.setdefault(name, value) == value:
                     record[name] = shared[name]
             records.append({**{sys.intern(name): value for name, value in record.items()}, "run": shared["run"]})
+        for step, evaluated in strengths.read(self.path).items():
+            for record in records:
+                if record["step"] == step:
+                    record[STRENGTHS] = evaluated
         return records
 
     def first_record(self) -> dict[str, Any] | None:
@@ -286,3 +302,14 @@ def load_records(
     if not records:
         raise BenchmarkError(f"no run in {root} can be read: {(unreadable or ['they hold no record'])[0]}")
     return records
+
+
+def describe_unfinished(input_dir: Path | str) -> list[str]:
+    """A sentence about the runs of a sweep that are not finished; none if all are.
+
+    Args:
+        input_dir: Folder of the sweep.
+    """
+    runs = [path.parent for path in Path(input_dir).glob("*/results.jsonl")]
+    count = sum(not (run / "done").exists() for run in runs)
+    return [f"{count} of {len(runs)} runs are not finished: run the same command again when they are"] if count else []

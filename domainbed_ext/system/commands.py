@@ -30,6 +30,7 @@ COMMANDS = {
     "collect_results": CommandEntry("collect_results", "make tables, plots and a page from a folder of runs"),
     "evaluate": CommandEntry("evaluate", "recompute a run's recorded accuracies from what it saved"),
     "soup": CommandEntry("soup", "average the weights of finished runs, and evaluate the means"),
+    "frontier": CommandEntry("frontier", "evaluate a sweep's selected runs along the strength of their update"),
     "methods": CommandEntry("methods", "list methods and objectives, with hyperparameters and papers"),
     "prepare": CommandEntry("prepare.command", "download, unpack and check data sets"),
     "cache": CommandEntry("cache.command", "list, build and remove decoded images"),
@@ -48,6 +49,7 @@ _INSTEAD = {
     **dict.fromkeys(("launchers", "jobs"), "sweep launch"),
     **dict.fromkeys(("tables", "plots", "page", "paper", "report"), "collect_results"),
     **dict.fromkeys(("algorithms", "objectives", "list_methods", "hyperparameters"), "methods"),
+    **dict.fromkeys(("strength", "strengths", "along_strength"), "frontier"),
     "profile": "train --profile",
 }  # commands that people mean by other names
 

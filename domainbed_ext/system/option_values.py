@@ -76,7 +76,8 @@ def share(with_0: bool = False, with_1: bool = False) -> Callable[[str], float]:
         value = _finite(text)
         if not (0 < value < 1 or (with_0 and value == 0) or (with_1 and value == 1)):
             low, high = "from 0" if with_0 else "above 0", "up to 1" if with_1 else "below 1"
-            raise ArgumentTypeError(f"{text} is out of range, give a share {low} and {high}")
+            bounds = "from 0 to 1" if with_0 and with_1 else f"{low} and {high}"
+            raise ArgumentTypeError(f"{text} is out of range, give a share {bounds}")
         return value
 
     return read

@@ -74,7 +74,7 @@ def _held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def several(processes: int, at_once: int = 1) -> Iterator[Map]:
-    """Processes that read images. If an exception leaves the context, their current work is not waited for.
+    """Processes that share work. If an exception leaves the context, their current work is not waited for.
 
     Args:
         processes: Number of processes; with fewer than 2 this process does the work.
@@ -97,7 +97,7 @@ def several(processes: int, at_once: int = 1) -> Iterator[Map]:
             yield partial(pool.map, chunksize=at_once)
         except BrokenProcessPool as error:
             raise BenchmarkError(
-                "a process that reads images was killed, most likely because memory ran out: use fewer of them"
+                "a helper process was killed, most likely because memory ran out: use fewer of them"
             ) from error
         except BaseException:
             ours.send(None)

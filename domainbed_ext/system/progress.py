@@ -23,6 +23,7 @@ WINDOW = 120.0  # seconds over which a rate is taken
 LEAST = 1.0  # seconds before a rate means anything
 
 _shown: Progress | None = None
+_is_hidden = False
 
 
 class Pace:
@@ -238,6 +239,12 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
+def hide() -> None:
+    """Shows no bars in this process from now on: another one has the terminal."""
+    global _is_hidden
+    _is_hidden = True
+
+
 @contextmanager
 def display() -> Iterator[Progress | None]:
     """Opens the display, unless it is open; it stays open for all bars within.
@@ -246,7 +253,7 @@ def display() -> Iterator[Progress | None]:
         The display; None where there is no terminal.
     """
     global _shown
-    if _shown is not None or not _is_terminal():
+    if _shown is not None or _is_hidden or not _is_terminal():
         yield _shown
         return
     # Bound to the stream as it is now: a log that copies what is printed later does not get the bars.

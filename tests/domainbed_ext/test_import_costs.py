@@ -25,11 +25,21 @@ WITHOUT_TORCH = (
     ),
     *(
         f"domainbed_ext.{name}"
-        for name in ("evaluate", "hparams_registry", "protocols", "seeds", "soup", "sweep", "train")
+        for name in ("evaluate", "frontier", "hparams_registry", "protocols", "seeds", "soup", "sweep", "train")
     ),
     *(
         f"domainbed_ext.runs.{name}"
-        for name in ("arguments", "derived", "differences", "folder", "identity", "imports", "saved")
+        for name in (
+            "along_strength",
+            "arguments",
+            "derived",
+            "differences",
+            "folder",
+            "identity",
+            "imports",
+            "saved",
+            "strengths",
+        )
     ),
     *(f"domainbed_ext.sweep.{name}" for name in ("arguments", "cancel", "command", "delete_incomplete", "jobs")),
     *(f"domainbed_ext.sweep.{name}" for name in ("states", "status")),

@@ -28,6 +28,7 @@ from domainbed_ext.system import strict_json
 ASSETS = Path(__file__).parent / "assets"
 PICTURES = {
     "plot": "In-domain against out-of-domain accuracy",
+    "frontier": "Accuracy along the strength of the update",
     "differences": "Differences to a reference",
     "gaps": "Generalisation gaps",
     "parameters": "Accuracy against trainable parameters",
@@ -160,7 +161,7 @@ def _datasets(results: Results) -> list[str]:
 
 def _parts(cell: str) -> tuple[str, str]:
     """A cell's number, and its error or interval apart, which the page sets smaller."""
-    if interval := re.fullmatch(r"(\S+) (\([-+]\S+ to \S+\))", cell):
+    if interval := re.fullmatch(r"(\S+) (\([^\s%]+ to [^\s%]+\))", cell):
         number, error = interval.groups()
         return NEGATIVE.sub("−", number), NEGATIVE.sub("−", error)
     number, sign, error = re.fullmatch(r"(.*?)(?:\s*(±|\+/-)\s*(\S+))?", cell, re.DOTALL).groups()  # type: ignore

@@ -16,33 +16,39 @@ DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 
 # [places, 3]: distance and direction of each possible place of a label, the nearest first.
 PLACES = np.array([(distance, *direction) for distance, direction in itertools.product(DISTANCES, DIRECTIONS)])
 
+NOTHING = np.empty((0, 2))
+
 
 class Labelled(NamedTuple):
-    """A point and its label; place and error are in the axes' units."""
+    """A point and its label; place and error are in the axes' units, the size of the text is in points."""
 
     label: str
     colour: str
     place: tuple[float, float]
     error: tuple[float, float] = (0.0, 0.0)
+    size: float = LABEL_SIZE
 
 
-def place_labels(axes: Axes, points: Sequence[Labelled], renderer: RendererAgg) -> None:
+def place_labels(
+    axes: Axes, points: Sequence[Labelled], renderer: RendererAgg, obstacles: np.ndarray = NOTHING
+) -> None:
     """Writes each label as near to its point as possible without covering a marker, error bar or other label.
 
     Args:
         axes: Panel, drawn and laid out: places depend on its size.
         points: Points drawn in it.
         renderer: Renderer of the figure's canvas.
+        obstacles: Places along lines, which labels keep off too, [places, 2] in the axes' units.
     """
     pixel = renderer.dpi / 72
     frame = axes.get_window_extent(renderer)
-    taken: list[Bbox] = []
-    for _, _, (x, y), (x_error, y_error) in points:
+    taken = [Bbox([place, place]).padded(pixel) for place in axes.transData.transform(obstacles)]
+    for _, _, (x, y), (x_error, y_error), _ in points:
         for dx, dy, room in ((x_error, 0.0, 2), (0.0, y_error, 2), (0.0, 0.0, 5)):
             ends = [(x - dx, y - dy), (x + dx, y + dy)]
             taken.append(Bbox(axes.transData.transform(ends)).padded(room * pixel))
-    for label, colour, place, _ in points:
-        measured = axes.text(0, 0, label, fontsize=LABEL_SIZE)
+    for label, colour, place, _, font_size in points:
+        measured = axes.text(0, 0, label, fontsize=font_size)
         size = np.array(measured.get_window_extent(renderer).size)
         measured.remove()
         point = axes.transData.transform(place)
@@ -61,7 +67,7 @@ def place_labels(axes: Axes, points: Sequence[Labelled], renderer: RendererAgg) 
             textcoords="offset points",
             va="bottom",
             color=colour,
-            fontsize=LABEL_SIZE,
+            fontsize=font_size,
             arrowprops=leader if distance > DISTANCES[1] else None,
         )
         taken.append(box)

@@ -1,5 +1,6 @@
-"""The plots of a sweep, with a panel for each comparison: in-domain against out-of-domain accuracy, gaps of train to
-test accuracy, accuracy against trainable parameters, and loss and accuracies over the steps.
+"""The plots of a sweep, with a panel for each comparison: in-domain against out-of-domain accuracy, of the trained
+models and along the strength of their update, gaps of train to test accuracy, accuracy against trainable parameters,
+and loss and accuracies over the steps.
 """
 
 import io
@@ -15,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from domainbed_ext.report.methods import adaptation_of, algorithm_order, group_starts, label_of
 from domainbed_ext.report.plots.differences import difference_plot
+from domainbed_ext.report.plots.frontier import frontier_plot
 from domainbed_ext.report.plots.labels import Labelled, place_labels
 from domainbed_ext.report.plots.palette import MARKER_SIZES, Style
 from domainbed_ext.report.plots.panels import Panel, Point, make_panels
@@ -54,6 +56,7 @@ def draw_plots(results: Results, reference: str | None = None) -> dict[str, Figu
     shown = make_panels(results)
     drawn = {
         "plot": generalisation_plot(shown),
+        "frontier": frontier_plot(results),
         "differences": None if reference is None else difference_plot(results, reference),
         "gaps": gap_plot(shown),
         "parameters": parameters_plot(shown),

@@ -8,12 +8,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-from scipy.special import stdtrit
+from typing import TYPE_CHECKING, Any
 
 from domainbed_ext.report.methods import row_label_of
+from domainbed_ext.report.summary import Estimate, estimate
 from domainbed_ext.report.tables.captions import warning, without_in_domain
 from domainbed_ext.report.tables.columns import Column, make_table, origins
 from domainbed_ext.report.tables.table import MISSING, NOT_RECORDED, Origin, Table, signed
@@ -21,7 +19,6 @@ from domainbed_ext.report.tables.table import MISSING, NOT_RECORDED, Origin, Tab
 if TYPE_CHECKING:
     from domainbed_ext.report.figures import Comparison, Metric, Score
 
-CONFIDENCE = 0.95
 METRICS: Mapping["Metric", str] = {
     "out_of_domain": "Out-of-domain",
     "in_domain": "In-domain",
@@ -29,18 +26,8 @@ METRICS: Mapping["Metric", str] = {
 }
 
 
-class Difference(NamedTuple):
-    """A mean difference over trials, in percentage points.
-
-    Attributes:
-        mean: Mean over trials.
-        interval: Confidence interval of the mean; None of one trial.
-        trials: Number of trials that both methods have.
-    """
-
-    mean: float
-    interval: tuple[float, float] | None
-    trials: int
+class Difference(Estimate):
+    """A mean difference over trials, in percentage points."""
 
     def __str__(self) -> str:
         """The mean with its interval, as "+1.2 (-2.9 to +5.3)"."""
@@ -60,14 +47,8 @@ def difference_over_trials(values: Sequence[float]) -> Difference | None:
     Returns:
         The difference; None of no values.
     """
-    if not values:
-        return None
-    points = 100 * np.asarray(values, dtype=float)
-    mean, trials = float(points.mean()), len(points)
-    if trials == 1:
-        return Difference(mean, None, 1)
-    half = float(stdtrit(trials - 1, (1 + CONFIDENCE) / 2) * points.std(ddof=1) / math.sqrt(trials))
-    return Difference(mean, (mean - half, mean + half), trials)
+    over_trials = estimate(values)
+    return over_trials and Difference(*over_trials)
 
 
 def paired_difference(comparison: "Comparison", algorithm: str, reference: str, metric: "Metric") -> Difference | None:

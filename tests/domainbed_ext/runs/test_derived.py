@@ -69,7 +69,7 @@ def test_it_has_no_weights_to_evaluate_again(sweep):
         find_saved(derived.folder)
 
 
-@pytest.mark.parametrize("kind", ["soup(trials)", "soup(hparams, greedy)", "frontier"])
+@pytest.mark.parametrize("kind", ["soup(trials)", "soup(hparams, greedy)", "strength(selected)"])
 def test_names_of_derived_runs(kind):
     name = f"BOnly+CORAL@rank=16 {kind}"
     assert canonical_name(f"LoRA-FA+coral@r=16 {kind}") == name
