@@ -7,6 +7,7 @@ import pytest
 
 from domainbed_ext.algorithms.registry import ALGORITHMS
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.hparams_registry import default_hparams
 from domainbed_ext.runs import setup as run_setup
 from domainbed_ext.sweep import check as validate
 from domainbed_ext.sweep import command as sweep
@@ -133,9 +134,14 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     )
 
 
+def setup_of(steps, freq, **hparams):
+    """The lengths of a run."""
+    return run_setup.Setup(None, [0], hparams, None, None, {}, steps, freq)
+
+
 def test_room_is_for_models_records_and_checkpoints(tmp_path):
     jobs = make_jobs(tmp_path, "--steps", "100", "--checkpoint_freq", "30")
-    found = {jobs[0].kind: validate.Checked(SimpleNamespace(steps=100, checkpoint_freq=30), 1000)}
+    found = {jobs[0].kind: validate.Checked(setup_of(100, 30), 1000)}
     text = 5 * validate._RECORD + validate._LOGS  # steps 0, 30, 60, 90, 99
     assert validate.estimate_disk(jobs, found, 2) == (4 * text, 4 * text + 2 * 3 * 4 * 1000)
     saving = [sweep_jobs.Job(j.train_args, j.sweep_dir, {**j.extra_args, "skip_model_save": False}, {}) for j in jobs]
@@ -147,7 +153,11 @@ def test_room_is_for_models_records_and_checkpoints(tmp_path):
 )
 def test_records_are_counted_as_a_run_writes_them(steps, freq, count):
     written = [step for step in range(steps) if step == steps - 1 or (freq and step % freq == 0)]
-    assert validate.count_records(SimpleNamespace(steps=steps, checkpoint_freq=freq)) == count == len(written)
+    assert validate.count_records(setup_of(steps, freq)) == count == len(written)
+
+
+def test_a_run_that_is_averaged_over_a_valley_has_one_record():
+    assert validate.count_records(setup_of(100, 30, **default_hparams("LP", "PACS") | {"average": "swad"})) == 1
 
 
 @pytest.fixture
