@@ -63,6 +63,19 @@ def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
     return drawn
 
 
+def without_later_defaults(hparams: Mapping[str, Any], algorithm: str, dataset: str) -> dict[str, Any]:
+    """Returns hyperparameters without those of a later version that have their default, so that they change nothing.
+
+    Args:
+        hparams: Final hyperparameters of a run.
+        algorithm: Name, with or without fixed hyperparameters.
+        dataset: Name.
+    """
+    kinds = METHODS.find(parse_name(algorithm)[0]).hyperparameters
+    later = {name: kind.for_dataset(dataset)[0] for name, kind in kinds.items() if kind.later}
+    return {name: value for name, value in hparams.items() if name not in later or value != later[name]}
+
+
 def parse_hparams(text: str | None) -> dict[str, Any]:
     """Reads `--hparams`.
 

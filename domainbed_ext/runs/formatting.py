@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_ext.divergence import is_diverged
+from domainbed_ext.hparams_registry import OPTIONS, without_later_defaults
 from domainbed_ext.model_selection import SPLITS, Record, accuracy, best_step, target_accuracy
 from domainbed_ext.runs.remaining_time import FORWARD, RemainingTime
 from domainbed_ext.runs.setup import Setup
@@ -23,9 +24,8 @@ def format_header(facts: Mapping[str, Any], setup: Setup) -> str:
     names = facts["environments"]
     tested = [names[env] for env in setup.test_envs]
     trained = [names[env] for env in setup.train_envs]
-    chosen = ", ".join(
-        f"{name}={value}" for name, value in sorted(hparams.items()) if name not in ("backbone", "weights", "precision")
-    )
+    shown = without_later_defaults(hparams, args["algorithm"], args["dataset"])
+    chosen = ", ".join(f"{name}={value}" for name, value in sorted(shown.items()) if name not in OPTIONS)
     parts = f" in {hparams['accumulate']} parts" if hparams.get("accumulate", 1) > 1 else ""
     return "\n".join(
         (

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from domainbed_ext import hparams_registry
-from domainbed_ext.algorithms.registry import METHODS, parse_name
 from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs.arguments import NUMBERS, RunArguments
@@ -49,7 +48,9 @@ class Computations:
 
 def name(computation: Computation) -> str:
     """Returns the name of the run's folder: 32 hexadecimal digits, as DomainBed's names."""
-    text = strict_json.dumps(computation | {"hparams": _without_later_defaults(computation)}, sort_keys=True)
+    args, hparams = computation["args"], computation["hparams"]
+    hparams = hparams_registry.without_later_defaults(hparams, args["algorithm"], args["dataset"])
+    text = strict_json.dumps(computation | {"hparams": hparams}, sort_keys=True)
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
 
@@ -74,14 +75,6 @@ def contradicts(computation: Computation, record: Mapping[str, Any]) -> bool:
         or any(computation["hparams"].get(name, value) != value for name, value in hparams.items())
         or weights not in (None, computation["weights"])
     )
-
-
-def _without_later_defaults(computation: Computation) -> dict[str, Any]:
-    """The hyperparameters without those of a later version that change nothing: they would change existing names."""
-    dataset, (method, _) = computation["args"]["dataset"], parse_name(computation["args"]["algorithm"])
-    later = {name: kind for name, kind in METHODS.find(method).hyperparameters.items() if kind.later}
-    hparams = computation["hparams"].items()
-    return {name: value for name, value in hparams if name not in later or value != later[name].for_dataset(dataset)[0]}
 
 
 def _arguments(args: Mapping[str, Any], dataset: str) -> dict[str, Any]:
