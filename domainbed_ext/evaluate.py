@@ -36,18 +36,14 @@ class Reproduced(NamedTuple):
 def evaluate(
     run: RunFolder,
     step: str = BEST,
-    data_dir: str | None = None,
-    weights: str | None = None,
-    imports: Sequence[str] | None = None,
+    moved: Moved = Moved(),  # noqa: B008  (it is frozen)
 ) -> tuple[dict[str, Any], list[Reproduced]]:
     """Recomputes the accuracies of a record from the saved model, in the run's precision and batches.
 
     Args:
         run: Folder of a finished run of this package.
         step: "best" for the step that training-domain validation selects, "last", or a number.
-        data_dir: Folder that holds the data sets, if it has moved.
-        weights: File of the backbone's weights, if it has moved.
-        imports: Files and modules of the run's method and data set, where these are not built in.
+        moved: Where data, weights and the rest are now.
 
     Returns:
         The record, and its accuracies.
@@ -55,7 +51,7 @@ def evaluate(
     Raises:
         BenchmarkError: There is no such run, it saved nothing at the step, or its data or weights are not these.
     """
-    saved = load_run(run, step, Moved(data_dir, weights, imports=imports))
+    saved = load_run(run, step, moved)
     reproduced = [
         Reproduced(name.removesuffix("_acc"), _number(saved.record[name]), now)
         for name, now in saved.accuracies().items()
@@ -112,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.evaluate`."""
     args = make_parser().parse_args(argv)
-    record, reproduced = evaluate(RunFolder(args.run), args.step, args.data_dir, args.weights, args.imports)
+    record, reproduced = evaluate(RunFolder(args.run), args.step, Moved.of(args))
     run = record["args"]
     print(f"{run['dataset']} {run['algorithm']}, tested on {run['test_envs']}, step {record['step']}")
     table = Table("split", "recorded", "now", "", box=box.SIMPLE_HEAD, pad_edge=False)

@@ -74,12 +74,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry_run", action="store_true", help="print what would be evaluated, and change nothing")
     saved.add_options(parser)
-    parser.add_argument(
-        "--cache_dir",
-        type=option_values.tensors_path,
-        metavar="DIR",
-        help="folder of the cache of decoded images (default: that of runs)",
-    )
     return parser
 
 
@@ -88,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.frontier`."""
     args = make_parser().parse_args(argv)
     load(args.imports)
-    moved = saved.Moved(args.data_dir, args.weights, args.cache_dir, args.imports)
+    moved = saved.Moved.of(args)
     plans = make_plans(args.input_dir, args.strengths, args.algorithms, args.train_splits, moved)
     waiting = [plan for plan in plans if not plan.is_done]
     output().print(_summary(plans))

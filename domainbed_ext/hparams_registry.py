@@ -71,9 +71,19 @@ def without_later_defaults(hparams: Mapping[str, Any], algorithm: str, dataset: 
         algorithm: Name, with or without fixed hyperparameters.
         dataset: Name.
     """
-    kinds = METHODS.find(parse_name(algorithm)[0]).hyperparameters
-    later = {name: kind.for_dataset(dataset)[0] for name, kind in kinds.items() if kind.later}
+    later = later_defaults(algorithm, dataset)
     return {name: value for name, value in hparams.items() if name not in later or value != later[name]}
+
+
+def later_defaults(algorithm: str, dataset: str) -> dict[str, Any]:
+    """Returns the defaults of hyperparameters of a later version, which are what runs did that do not record them.
+
+    Args:
+        algorithm: Name, with or without fixed hyperparameters.
+        dataset: Name.
+    """
+    kinds = METHODS.find(parse_name(algorithm)[0]).hyperparameters
+    return {name: kind.for_dataset(dataset)[0] for name, kind in kinds.items() if kind.later}
 
 
 def parse_hparams(text: str | None) -> dict[str, Any]:

@@ -79,12 +79,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry_run", action="store_true", help="print what would be averaged, and change nothing")
     saved.add_options(parser)
-    parser.add_argument(
-        "--cache_dir",
-        type=option_values.tensors_path,
-        metavar="DIR",
-        help="folder of the cache of decoded images (default: that of runs)",
-    )
     return parser
 
 
@@ -98,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep = Sweep(sweep_dir, load_records(sweep_dir, unreadable=unreadable))
     for sentence in [*unreadable, *describe_unfinished(sweep_dir)]:
         print(f"warning: left out: {sentence}", file=sys.stderr)
-    moved = saved.Moved(args.data_dir, args.weights, args.cache_dir, args.imports)
+    moved = saved.Moved.of(args)
     over = list(dict.fromkeys(args.over or OVER))
     kinds = list(dict.fromkeys(args.kind))
     planned = sweep.plans(over, kinds, args.algorithms, args.trials_per_soup, args.merged, moved)

@@ -58,9 +58,7 @@ class Algorithm(nn.Module):
         objective: What is minimised; the mean cross-entropy unless the method's name has another.
         stage: Context that `--profile` opens around each part of an update.
         backbone_digest: Digest of the weights that were loaded; None where they start at random.
-        start: Values at strength 0 of the parameters that training changes themselves, on the CPU, by the names that
-            `trained` gives them. The factors of adapters are not among them, nor a head that does not start at the
-            probe.
+        start: What `keep_start` kept, on the CPU, by the names that `trained` gives it; None until then.
         updated: Whether `update` of this class ran, which a method with an `update` of its own may not call.
     """
 
@@ -95,8 +93,7 @@ class Algorithm(nn.Module):
         self._buffers_before = {name: buffer.clone() for name, buffer in self._own(self.named_buffers())}
         if self.starts_at_probe:
             head.find_linear(self.backbone, hparams)
-        moving = self._moving()
-        self.start = copies((name, tensor) for name, tensor in moving.items() if tensor.requires_grad)
+        self.start: dict[str, Tensor] | None = None
         self.optimizer = self.make_optimizer(self._trained_parameters(), hparams)
         if extra := [parameter for parameter in self.objective.parameters() if parameter.requires_grad]:
             self.optimizer.add_param_group({"params": extra, **self.objective.optimizer_options()})
@@ -235,9 +232,17 @@ class Algorithm(nn.Module):
     @property
     def starts_at_probe(self) -> bool:
         """Whether the head starts at the linear probe, so that strength 0 is the probe."""
-        return bool(
-            getattr(self, "hparams", {}).get("head_start") == "probe"
-        )  # a method may build itself in its own way
+        hparams = getattr(self, "hparams", {})  # a method may build itself in its own way
+        return bool(hparams.get("head_start") == "probe")
+
+    def keep_start(self) -> None:
+        """Keeps the present weights as those of strength 0, for `set_strength`: before they train or are loaded.
+
+        These are the parameters that training changes themselves: not the factors of adapters, nor a head that does
+        not start at the probe. Training alone needs no such copy.
+        """
+        moved = self._interpolated()
+        self.start = copies((name, tensor) for name, tensor in moved.items() if tensor.requires_grad)
 
     def set_strength(self, strength: float) -> None:
         """Scales what training changed: from now on, the algorithm predicts with start + strength · (trained − start).
@@ -252,13 +257,15 @@ class Algorithm(nn.Module):
             strength: Strength, from 0 to 1.
 
         Raises:
-            BenchmarkError: It is not from 0 to 1.
+            BenchmarkError: It is not from 0 to 1, or there is no start.
         """
         check_strength(strength)
-        moving = self._moving()
+        if self.start is None:
+            raise BenchmarkError("set_strength needs the weights of strength 0: call keep_start() before they train")
+        moved = self._interpolated()
         buffers = {_in_file(name): before for name, before in self._buffers_before.items() if self._is_changed(name)}
-        start = {**self.start, **{name: before for name, before in buffers.items() if name in moving}}
-        self._strength.set(strength, moving, start)
+        start = {**self.start, **{name: before for name, before in buffers.items() if name in moved}}
+        self._strength.set(strength, moved, start)
 
     def is_changed_itself(self, name: str) -> bool:
         """Returns whether the change of a tensor is start + strength · (trained − start) of the tensor itself.
@@ -280,19 +287,8 @@ class Algorithm(nn.Module):
         with torch.no_grad():
             for name, parameter in linear.named_parameters():
                 parameter.copy_(probe[name])
-        self.note_head_start(probe)
 
-    def note_head_start(self, probe: Mapping[str, Tensor]) -> None:
-        """Notes in `start` the linear probe that the head started at, as for a run that is loaded or resumes.
-
-        Args:
-            probe: As in `start_head`.
-        """
-        linear = head.find_linear(self.backbone, self.hparams)
-        names = {parameter: _in_file(name) for name, parameter in self.named_parameters()}
-        self.start |= copies((names[parameter], probe[name]) for name, parameter in linear.named_parameters())
-
-    def _moving(self) -> dict[str, Tensor]:
+    def _interpolated(self) -> dict[str, Tensor]:
         """The tensors that interpolate between the start and what was trained, with some that never change."""
         fixed = set() if self.starts_at_probe else head.tensors(self.backbone)
         here = {_in_file(name): tensor for name, tensor in self._named_tensors().items()}

@@ -63,9 +63,11 @@ class Results:
 
     @property
     def headline(self) -> str:
-        """How many runs and records there are, and how many runs diverged."""
+        """How many runs and records there are, how many derived runs, and how many runs diverged."""
         diverged = f", {self.diverged_runs} diverged" if self.diverged_runs else ""
-        return f"{len(self.runs)} runs, {len(self.records)} records{diverged}"
+        count = sum("derived" in records[0] for records in self.runs.values())
+        derived = f"{count} derived from them, " if count else ""
+        return f"{len(self.runs) - count} runs, {derived}{len(self.records)} records{diverged}"
 
     @cached_property
     def diverged_runs(self) -> int:

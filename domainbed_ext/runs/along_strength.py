@@ -143,11 +143,7 @@ class _Evaluation:
 
     @cached_property
     def loaded(self) -> SavedRun:
-        loaded = load_run(self.plan.run, moved=self.plan.moved)
-        from domainbed_ext.runs.head_start import note_start  # after load_run, which loads torch as a command should
-
-        note_start(loaded.algorithm, self.plan.run)
-        return loaded
+        return load_run(self.plan.run, moved=self.plan.moved, with_start=True)
 
     def finish(self) -> Outcome:
         for strength, names in self.plan.missing().items():

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from domainbed_ext.hparams_registry import later_defaults
 from domainbed_ext.runs.arguments import PLACES
 from domainbed_ext.system import strict_json
 
@@ -29,6 +30,8 @@ class Kind(str, Enum):
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[Kind, str]:
     """Compares facts, wherever data and weights are stored. What only one of them has is no difference.
+
+    Facts of earlier versions lack hyperparameters of later ones: there these have their defaults.
 
     Args:
         then: Facts of a record or a checkpoint, see `setup.collect_facts`.
@@ -85,13 +88,15 @@ def _part(facts: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _arguments(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    later = later_defaults(now["args"]["algorithm"], now["args"]["dataset"]) if "hparams" in now else {}
+
     def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
         args = {name: value for name, value in facts.get("args", {}).items() if name not in PLACES}
         hparams = {
             name: value for name, value in facts.get("hparams", {}).items() if name not in ("weights", "precision")
         }
         # A hyperparameter's final value replaces the argument that set it. As JSON, like the facts from a file.
-        both: dict[str, Any] = json.loads(strict_json.dumps({**args, **hparams}))
+        both: dict[str, Any] = json.loads(strict_json.dumps({**args, **(later if hparams else {}), **hparams}))
         return both
 
     return changed(identity(then), identity(now))

@@ -7,9 +7,11 @@ folder, for predictions at strength 0.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.algorithms.probe import LP
@@ -49,22 +51,25 @@ def start_head(feed: Feed, folder: RunFolder) -> LinearProbe:
     return probe
 
 
-def note_start(algorithm: Algorithm, folder: RunFolder) -> None:
-    """Notes where the head of a run started, so that strength 0 is the probe; nothing if it did not start at one.
+def restore_start(algorithm: Algorithm, folder: RunFolder) -> None:
+    """Keeps the weights that a run started from, for strengths: with the probe in the head, if it started there.
 
     Args:
-        algorithm: Algorithm of the run, as it is made or with what was trained.
+        algorithm: Algorithm of the run as it is made, before the trained weights are loaded.
         folder: Folder of the run.
 
     Raises:
-        BenchmarkError: The folder lacks it.
+        BenchmarkError: The folder lacks the probe.
     """
-    if not algorithm.starts_at_probe:
-        return
-    path = folder.path / HEAD_START
+    if algorithm.starts_at_probe:
+        algorithm.start_head(_read_probe(folder.path / HEAD_START))
+    algorithm.keep_start()
+
+
+def _read_probe(path: Path) -> dict[str, Tensor]:
     try:
-        algorithm.note_head_start(load_file(path))
-    except (OSError, SafetensorError, KeyError) as error:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
         raise BenchmarkError(
             f"cannot read the probe that the head started at from {path} ({error}): run it again"
         ) from error

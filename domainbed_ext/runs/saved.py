@@ -7,7 +7,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,9 +45,14 @@ class Moved:
     cache_dir: str | None = None
     imports: Sequence[str] | None = None
 
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Moved":
+        """Returns what the options of `add_options` say."""
+        return cls(args.data_dir, args.weights, args.cache_dir, args.imports)
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `Moved` is made of, but for the cache."""
+    """Adds the options that `Moved` is made of."""
     parser.add_argument(
         "--data_dir",
         type=option_values.path,
@@ -56,6 +61,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights", type=option_values.tensors_path, metavar="FILE", help="the backbone's file, if it has moved"
+    )
+    parser.add_argument(
+        "--cache_dir",
+        type=option_values.tensors_path,
+        metavar="DIR",
+        help="folder of the cache of decoded images (default: that of runs)",
     )
     add_import_option(parser)
 
@@ -171,24 +182,15 @@ class SavedRun:
         """
         load_weights(self.algorithm, folder)
 
-    def with_splits_of(self, setup: "Setup") -> "SavedRun":
-        """The same algorithm on other splits of the same data set.
 
-        Args:
-            setup: Setup of a run on the same data set.
-        """
-        from domainbed_ext.runs.feed import Feed
-
-        return replace(self, setup=setup, feed=Feed(setup, self.algorithm, self.feed.stop))
-
-
-def load_run(run: RunFolder, step: str = BEST, moved: Moved = Moved()) -> SavedRun:
+def load_run(run: RunFolder, step: str = BEST, moved: Moved = Moved(), with_start: bool = False) -> SavedRun:
     """Reloads a finished run.
 
     Args:
         run: Folder of the run.
         step: "best" for the step that training-domain validation selects, "last", or a number.
         moved: Where data, weights and the rest are now.
+        with_start: Whether to keep the weights that the run started from too, for `Algorithm.set_strength`.
 
     Raises:
         BenchmarkError: There is no such run, it saved nothing at the step, or its data or weights are not these.
@@ -197,7 +199,7 @@ def load_run(run: RunFolder, step: str = BEST, moved: Moved = Moved()) -> SavedR
     with garbage.loading():  # here, for these take seconds to load
         from domainbed_ext.runs import ways
         from domainbed_ext.runs.feed import Feed
-        from domainbed_ext.runs.head_start import note_start
+        from domainbed_ext.runs.head_start import restore_start
         from domainbed_ext.runs.setup import collect_facts, compute_exactly
 
     load(moved.imports)
@@ -207,8 +209,9 @@ def load_run(run: RunFolder, step: str = BEST, moved: Moved = Moved()) -> SavedR
     compute_exactly(setup.args)
     algorithm = setup.make_algorithm()
     _check(record, collect_facts(setup, algorithm), run)
+    if with_start:
+        restore_start(algorithm, run)
     load_weights(algorithm, folder)
-    note_start(algorithm, run)
     return SavedRun(run, record, folder, setup, algorithm, Feed(setup, algorithm))
 
 

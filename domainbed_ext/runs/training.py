@@ -17,7 +17,7 @@ from domainbed_ext.runs import checkpoint, formatting, ways
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
-from domainbed_ext.runs.head_start import note_start, start_head
+from domainbed_ext.runs.head_start import start_head
 from domainbed_ext.runs.ignored import check_ignored
 from domainbed_ext.runs.kept import Kept
 from domainbed_ext.runs.remaining_time import RemainingTime
@@ -275,7 +275,6 @@ class Training:
             self.algorithm.begin(self.setup.steps, self._first_minibatches)
             return
         self.folder.start(state["lines"])
-        note_start(self.algorithm, self.folder)
         self.algorithm.load_training_state(state["algorithm"])
         checkpoint.set_random_states(state["random"])
         self.steps_done, self.best = state["steps_done"], state["best"]

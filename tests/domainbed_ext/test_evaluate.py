@@ -100,16 +100,16 @@ def test_data_that_has_moved(run, pacs_like, tmp_path):
     pacs_like.rename(moved)
     with pytest.raises(BenchmarkError, match="no folder .*data/PACS"):
         evaluate.evaluate(folder)
-    record, reproduced = evaluate.evaluate(folder, data_dir=str(moved))
+    record, reproduced = evaluate.evaluate(folder, moved=saved.Moved(data_dir=str(moved)))
     assert evaluate.describe_difference(record, reproduced) == ""
     (moved / "PACS" / "photo" / "dog" / "pic_003.png").unlink()
     with pytest.raises(
         BenchmarkError, match=r"is of other data than those here \(environment P: names.*give --data_dir"
     ):
-        evaluate.evaluate(folder, data_dir=str(moved))
+        evaluate.evaluate(folder, moved=saved.Moved(data_dir=str(moved)))
     change(folder, data_digest=None)  # as records were before they had one
     with pytest.raises(BenchmarkError, match=r"\(env2_out 4 then, 3 now\)"):
-        evaluate.evaluate(folder, data_dir=str(moved))
+        evaluate.evaluate(folder, moved=saved.Moved(data_dir=str(moved)))
 
 
 def test_a_source_file_that_has_changed_is_told(run, capsys, monkeypatch):

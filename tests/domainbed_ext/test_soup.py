@@ -100,6 +100,7 @@ def test_the_page_and_the_tables_have_a_dash_and_say_why(sweep):
         and '<dt>0.5 ×</dt><dd><a href="#run-BOnly-1"><code>BOnly-1</code>' in page
         and 'id="run-BOnly-1"' in page
     )
+    assert "2 runs, 1 derived from them, 3 records" in page
     collect_results.collect(sweep, reference="LoRA-FA soup(trials)")
     evaluated = load_records(sweep)
     with pytest.raises(BenchmarkError, match="was not trained but derived"):

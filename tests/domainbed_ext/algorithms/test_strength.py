@@ -19,7 +19,9 @@ VARIANTS = list(METHODS["Peft"].variants)
 def make(name, kind=None, **hparams):
     torch.manual_seed(0)
     settings = {"lr": 0.01, "weights": "none", "precision": "float32", "head_start": "probe", **hparams}
-    return (kind or get_algorithm_class(name))(SHAPE, 10, 3, {**resolve(name, "DigitsShift"), **settings})
+    algorithm = (kind or get_algorithm_class(name))(SHAPE, 10, 3, {**resolve(name, "DigitsShift"), **settings})
+    algorithm.keep_start()
+    return algorithm
 
 
 def probe(algorithm):
@@ -52,6 +54,7 @@ def train(algorithm, steps=2):
 
 def start_at_probe(algorithm):
     algorithm.start_head(probe(algorithm))
+    algorithm.keep_start()
     return algorithm
 
 
@@ -139,6 +142,13 @@ def test_a_method_of_ones_own_is_interpolated_as_full_fine_tuning():
     algorithm.set_strength(0.5)
     torch.testing.assert_close(algorithm.scales.weight, (before + after) / 2)
     assert "algorithm:scales.weight" in algorithm.start and "algorithm:objective" not in str(algorithm.start.keys())
+
+
+def test_training_alone_keeps_no_copy_of_the_start():
+    algorithm = get_algorithm_class("FullFT")(SHAPE, 10, 3, resolve("FullFT", "DigitsShift") | {"weights": "none"})
+    assert train(algorithm, 1).start is None
+    with pytest.raises(BenchmarkError, match=r"needs the weights of strength 0: call keep_start\(\) before they train"):
+        algorithm.set_strength(0.5)
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), True, "half"])

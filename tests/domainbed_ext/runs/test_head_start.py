@@ -12,7 +12,7 @@ from domainbed_ext.runs import features as run_features
 from domainbed_ext.runs import feed as run_feed
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
-from domainbed_ext.runs.head_start import note_start
+from domainbed_ext.runs.head_start import restore_start
 from domainbed_ext.runs.setup import set_up
 
 HPARAMS = json.dumps({"head_start": "probe", "batch_size": 4, "lr": 1e-3})
@@ -26,7 +26,7 @@ def reloaded(args):
     """The feed of a finished run's algorithm, with what it trained."""
     setup = set_up(args)
     feed = Feed(setup, setup.make_algorithm())
-    note_start(feed.algorithm, RunFolder(args.output_dir))
+    restore_start(feed.algorithm, RunFolder(args.output_dir))
     feed.algorithm.load(RunFolder(args.output_dir).path / "selected")
     return feed
 
