@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext.algorithms.registry import canonical_name
+from domainbed_ext.algorithms.names import canonical_name
 from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.model_selection import SELECTION_METHODS, get_selection_method
 from domainbed_ext.models.adapted_shapes import adapted_shapes

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from domainbed_ext.algorithms.registry import canonical_name
+from domainbed_ext.algorithms.names import canonical_name
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.model_selection import TRAINING_DOMAIN, Record
 from domainbed_ext.report.results import Results

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.random import RandomState
 
 from domainbed_ext.algorithms.hyperparameters import ADAPTER
-from domainbed_ext.algorithms.registry import METHODS, OBJECTIVE, Method, parse_name
+from domainbed_ext.algorithms.names import parse_name
+from domainbed_ext.algorithms.registry import METHODS, OBJECTIVE, Method
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.hyperparameter import Hyperparameter
 from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES, Declaration

@@ -26,6 +26,7 @@ from domainbed_ext.errors import BenchmarkError, unknown
 Record = dict[str, Any]
 Split = Literal["in", "out", "uda"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+FULL_STRENGTH = 1.0  # of the update as it was trained
 STRENGTHS = "strengths"  # of a record: what was evaluated at strengths of the update after the run
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from domainbed_ext import hparams_registry
-from domainbed_ext.algorithms.registry import canonical_name
+from domainbed_ext.algorithms.names import canonical_name
 from domainbed_ext.data import duplicates
 from domainbed_ext.datasets.environment_names import declared_environments
 from domainbed_ext.datasets.registry import DATASETS

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.algorithms.hyperparameters import is_changed
-from domainbed_ext.algorithms.registry import METHODS, parse_name
+from domainbed_ext.algorithms.names import parse_name
+from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs

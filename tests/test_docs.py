@@ -14,7 +14,7 @@ import pytest
 import vitlorafa
 from domainbed_ext import collect_results, evaluate, frontier, launchers, soup
 from domainbed_ext.algorithms import ALGORITHMS
-from domainbed_ext.algorithms.registry import describe
+from domainbed_ext.algorithms.names import describe
 from domainbed_ext.bench import __main__ as bench
 from domainbed_ext.cache import command as cache
 from domainbed_ext.objectives import OBJECTIVES

@@ -6,16 +6,8 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from domainbed_ext.algorithms.hyperparameters import COMMON
-from domainbed_ext.algorithms.registry import (
-    METHODS,
-    OBJECTIVE,
-    Group,
-    Method,
-    canonical_name,
-    describe,
-    fixed_hyperparameters,
-    in_parentheses,
-)
+from domainbed_ext.algorithms.names import canonical_name, describe, fixed_hyperparameters, in_parentheses
+from domainbed_ext.algorithms.registry import METHODS, OBJECTIVE, Group, Method
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hyperparameter import Hyperparameters
 from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES

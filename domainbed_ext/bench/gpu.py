@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from domainbed_ext.algorithms.registry import get_algorithm_class
+from domainbed_ext.algorithms.names import get_algorithm_class
 from domainbed_ext.bench import report, subprocesses, timing
 from domainbed_ext.bench.report import device
 from domainbed_ext.hparams_registry import resolve

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
-from domainbed_ext.algorithms.registry import canonical_name
+from domainbed_ext.algorithms.names import canonical_name
 from domainbed_ext.bench import report, subprocesses, timing
 from domainbed_ext.bench.lower_bound import LowerBound, measure_lower_bound
 from domainbed_ext.bench.small_data import how_many, link_part

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from domainbed_ext.algorithms.base import Algorithm
-from domainbed_ext.algorithms.registry import get_algorithm_class
+from domainbed_ext.algorithms.names import get_algorithm_class
 from domainbed_ext.bench import report, timing
 from domainbed_ext.bench.lower_bound import measure_rates
 from domainbed_ext.bench.targets import Targets, choose_targets, describe_targets, judge

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from domainbed_ext.model_selection import Record, mean
+from domainbed_ext.model_selection import FULL_STRENGTH, Record, mean
 from domainbed_ext.report.summary import Estimate, estimate
 from domainbed_ext.report.tables.differences import Difference, difference_over_trials
 
 if TYPE_CHECKING:
     from domainbed_ext.report.figures import Comparison, Metric, Score
-
-TRAINED = 1.0  # strength of the update as it was trained
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,10 @@ class Curve:
             strength: One of `strengths`.
             metric: What is compared.
         """
-        if TRAINED not in self.strengths:
+        if FULL_STRENGTH not in self.strengths:
             return None
         return difference_over_trials(
-            self._by_trial(lambda along: along[strength].value(metric) - along[TRAINED].value(metric))
+            self._by_trial(lambda along: along[strength].value(metric) - along[FULL_STRENGTH].value(metric))
         )
 
     def _by_trial(self, value: Callable[[dict[float, "Score"]], float]) -> list[float]:

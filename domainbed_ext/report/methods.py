@@ -6,7 +6,8 @@ from collections.abc import Container, Iterable, Sequence
 
 from domainbed_ext.algorithms.derived_names import join_derived, split_derived
 from domainbed_ext.algorithms.hyperparameters import COMMON
-from domainbed_ext.algorithms.registry import Method, NamedSetting, describe, fixed_hyperparameters, in_parentheses
+from domainbed_ext.algorithms.names import describe, fixed_hyperparameters, in_parentheses
+from domainbed_ext.algorithms.registry import Method, NamedSetting
 from domainbed_ext.hyperparameter import Hyperparameter
 from domainbed_ext.objectives.registry import DEFAULT, describe_objective
 

@@ -14,7 +14,13 @@ from typing import Any
 
 from domainbed_ext.algorithms.derived_names import SELECTED_STRENGTH
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.model_selection import STRENGTHS, along_strength, select_strength, training_environments
+from domainbed_ext.model_selection import (
+    FULL_STRENGTH,
+    STRENGTHS,
+    along_strength,
+    select_strength,
+    training_environments,
+)
 from domainbed_ext.runs import strengths
 from domainbed_ext.runs.derived import Candidate, Derived
 from domainbed_ext.runs.differences import changed
@@ -23,7 +29,6 @@ from domainbed_ext.runs.saved import Moved, Saved, SavedRun, find_saved, load_ru
 from domainbed_ext.runs.strengths import Evaluation
 from domainbed_ext.system import progress
 
-TRAINED = 1.0  # strength of the weights as they were trained
 TOLERANCE = 0.01  # of accuracies at strength 1 on another processor, which rounds differently; at least one image
 
 
@@ -83,14 +88,16 @@ class Plan:
 
     def missing(self) -> dict[float, list[str]]:
         """The splits that are to be evaluated by strength; 1 is the first, so that a wrong model is found at once."""
-        in_order = sorted(self.strengths, key=lambda strength: (strength != TRAINED, strength))
+        in_order = sorted(self.strengths, key=lambda strength: (strength != FULL_STRENGTH, strength))
         there, train = self.evaluations(), self._train_splits()
         missing = {}
         for strength in in_order:
             # All at 1: together with the others they are in the batches of the run, which the record has to equal.
-            wanted = [name for name in self.sizes() if self.train_splits or strength == TRAINED or name not in train]
+            wanted = [
+                name for name in self.sizes() if self.train_splits or strength == FULL_STRENGTH or name not in train
+            ]
             if lacking := [name for name in wanted if f"{name}_acc" not in there.get(strength, {})]:
-                missing[strength] = wanted if strength == TRAINED else lacking
+                missing[strength] = wanted if strength == FULL_STRENGTH else lacking
         return missing
 
     def images(self) -> int:
@@ -167,7 +174,7 @@ class _Evaluation:
         except AdapterError as error:
             raise BenchmarkError(f"{self.plan.run.path}: {error}") from error
         accuracies = self.loaded.accuracies(names)
-        if strength == TRAINED:
+        if strength == FULL_STRENGTH:
             self._compare(accuracies)
         strengths.add(
             self.plan.run.path,

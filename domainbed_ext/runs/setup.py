@@ -12,7 +12,7 @@ from torch import nn
 
 from domainbed_ext import hparams_registry, protocols
 from domainbed_ext.algorithms.base import Algorithm
-from domainbed_ext.algorithms.registry import canonical_name, get_algorithm_class
+from domainbed_ext.algorithms.names import canonical_name, get_algorithm_class
 from domainbed_ext.averaging.base import Average
 from domainbed_ext.averaging.choice import make_average
 from domainbed_ext.data.splits import Split, environment_of, make_splits

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from domainbed_ext.algorithms.derived_names import join_derived
-from domainbed_ext.algorithms.registry import canonical_name
+from domainbed_ext.algorithms.names import canonical_name
 from domainbed_ext.errors import BenchmarkError, unknown
 from domainbed_ext.model_selection import (
     SOURCE_HOLDOUT,

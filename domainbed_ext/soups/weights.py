@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +26,7 @@ from domainbed_ext.algorithms.base import TRAINED, Algorithm, write_trained
 from domainbed_ext.algorithms.lora import BA
 from domainbed_ext.algorithms.peft import Peft
 from domainbed_ext.algorithms.registry import OBJECTIVE
+from domainbed_ext.averaging.mean import Mean
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.saved import SavedRun, load_weights
@@ -40,7 +40,7 @@ _SAVED_HEAD = ".modules_to_save.default"  # within names of the heads that PEFT 
 _TOLERANCE = 1e-3  # of logits in float32, relative to the largest
 
 
-class Mean(ABC):
+class WeightMean(ABC):
     """A mean of saved weights, and the algorithm that predicts with it.
 
     Args:
@@ -76,7 +76,7 @@ class Mean(ABC):
         self.algorithm.save(folder)
 
 
-class TensorMean(Mean):
+class TensorMean(WeightMean):
     """The mean of trained tensors."""
 
     def load(self, folders: Sequence[Path]) -> None:
@@ -86,7 +86,7 @@ class TensorMean(Mean):
             load_weights(self.algorithm, Path(folder))
 
 
-class AdapterMean(Mean):
+class AdapterMean(WeightMean):
     """The mean of adapters that share a frozen factor, as an adapter.
 
     Args:
@@ -131,7 +131,7 @@ class AdapterMean(Mean):
         shutil.copytree(self._current, folder)
 
 
-class MergedMean(Mean):
+class MergedMean(WeightMean):
     """The mean of the weights that layers compute with, in a model without adapters.
 
     Args:
@@ -195,7 +195,7 @@ class MergedMean(Mean):
         return torch.allclose(adapted, merged, rtol=0.0, atol=_TOLERANCE * max(largest, 1.0))
 
 
-def make_mean(run: SavedRun, folders: Sequence[Path], merged: bool) -> Mean:
+def make_mean(run: SavedRun, folders: Sequence[Path], merged: bool) -> WeightMean:
     """Makes the mean that suits the runs' method.
 
     Args:
@@ -245,17 +245,14 @@ def _write_mean(files: Sequence[Path], folder: Path, algorithm: Algorithm) -> No
 def _mean_of(weights: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean, summed in float64; what is no fraction, such as a counter, is the first one's."""
     first: dict[str, Tensor] = {}
-    sums: dict[str, Any] = {}
-    count = 0
+    mean = Mean()
     for each in weights:
-        if count and each.keys() != first.keys():
+        first = first or dict(each)
+        if each.keys() != first.keys():
             name = min(each.keys() ^ first.keys())
             raise BenchmarkError(f"the runs saved different tensors ({name} is not in all): leave out those that do")
-        first = first or dict(each)
         for name, tensor in each.items():
             if tensor.shape != first[name].shape:
                 raise BenchmarkError(f"the runs saved {name} in different shapes: leave out those that do")
-            if tensor.is_floating_point():
-                sums[name] = sums[name] + tensor.double() if name in sums else tensor.double()
-        count += 1
-    return {name: (sums[name] / count).to(tensor.dtype) if name in sums else tensor for name, tensor in first.items()}
+        mean.add({name: tensor for name, tensor in each.items() if tensor.is_floating_point()})
+    return first | {name: tensor.to(first[name].dtype) for name, tensor in mean.value().items()}

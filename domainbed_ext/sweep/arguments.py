@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext.algorithms.registry import canonical_name
+from domainbed_ext.algorithms.names import canonical_name
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs import imports

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.base import Algorithm
-from domainbed_ext.algorithms.registry import parse_name
+from domainbed_ext.algorithms.names import parse_name
 from domainbed_ext.averaging.hyperparameters import AVERAGE
 from domainbed_ext.data import duplicates
 from domainbed_ext.errors import BenchmarkError

@@ -15,7 +15,8 @@ from rich import box
 from rich.table import Table
 
 from domainbed_ext import hparams_registry
-from domainbed_ext.algorithms.registry import OBJECTIVE, parse_name
+from domainbed_ext.algorithms.names import parse_name
+from domainbed_ext.algorithms.registry import OBJECTIVE
 from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.model_selection import Record, best_step, mean, validation_accuracy
 from domainbed_ext.protocols import SINGLE_SOURCE

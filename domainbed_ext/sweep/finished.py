@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from domainbed_ext.algorithms.base import Algorithm
-from domainbed_ext.algorithms.registry import get_algorithm_class, get_objective_class
+from domainbed_ext.algorithms.names import get_algorithm_class, get_objective_class
 from domainbed_ext.datasets.base import MultipleDomainDataset
 from domainbed_ext.datasets.digest import digest
 from domainbed_ext.datasets.registry import get_dataset_class

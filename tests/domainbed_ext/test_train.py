@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from domainbed_ext import train
-from domainbed_ext.algorithms.registry import get_algorithm_class
+from domainbed_ext.algorithms.names import get_algorithm_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.report.results import Results
 from domainbed_ext.runs import arguments as options

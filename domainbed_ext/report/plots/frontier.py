@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from domainbed_ext.model_selection import FULL_STRENGTH
 from domainbed_ext.report.figures import Comparison
-from domainbed_ext.report.frontier import TRAINED, curves
+from domainbed_ext.report.frontier import curves
 from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.plots.labels import Labelled, place_labels
 from domainbed_ext.report.plots.palette import MARKER_SIZES, Style, styles_of
@@ -50,7 +51,7 @@ class _Line:
     def name(self) -> str:
         """The label of its last point."""
         last = self.points[-1].strength
-        return self.label if last == TRAINED else f"{self.label}, {last:g}"
+        return self.label if last == FULL_STRENGTH else f"{self.label}, {last:g}"
 
 
 def frontier_plot(results: Results) -> Figure | None:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from domainbed_ext.algorithms.registry import describe
+from domainbed_ext.algorithms.names import describe
 from domainbed_ext.report.methods import adaptation_of, objective_of, objectives_of, without_objective
 
 # For methods that declare no colour: of Okabe and Ito's palette, then of Tol's and of darker tones for many methods.

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from domainbed_ext.algorithms.registry import describe
+from domainbed_ext.algorithms.names import describe
 from domainbed_ext.model_selection import Record, training_environments
 from domainbed_ext.report.tables.columns import Column, origins
 from domainbed_ext.report.tables.table import NOT_RECORDED, Origin

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domainbed_ext.algorithms.derived_names import SELECTED_STRENGTH, split_derived
-from domainbed_ext.report.frontier import TRAINED, Curve, curves
+from domainbed_ext.model_selection import FULL_STRENGTH
+from domainbed_ext.report.frontier import Curve, curves
 from domainbed_ext.report.methods import row_label_of
 from domainbed_ext.report.tables.captions import warning
 from domainbed_ext.report.tables.columns import Column, Figure, make_table, origins
@@ -138,7 +139,7 @@ def _curves_table(comparison: "Comparison", made: list[Curve], title: str) -> Ta
 
 
 def _to_trained(curve: Curve, strength: float) -> object:
-    difference = None if strength == TRAINED else curve.difference(strength, "out_of_domain")
+    difference = None if strength == FULL_STRENGTH else curve.difference(strength, "out_of_domain")
     return NOT_RECORDED if difference is None else difference
 
 

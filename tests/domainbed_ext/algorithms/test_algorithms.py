@@ -9,8 +9,9 @@ from torch import nn
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.algorithms.full import FullFT
 from domainbed_ext.algorithms.lora import BA
+from domainbed_ext.algorithms.names import get_algorithm_class, parse_name
 from domainbed_ext.algorithms.probe import LP
-from domainbed_ext.algorithms.registry import ALGORITHMS, get_algorithm_class, parse_name
+from domainbed_ext.algorithms.registry import ALGORITHMS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import resolve
 from domainbed_ext.runs import checkpoint

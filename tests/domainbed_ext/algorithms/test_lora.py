@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from domainbed_ext.algorithms.registry import get_algorithm_class
+from domainbed_ext.algorithms.names import get_algorithm_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import resolve
 from vitlorafa import adapter_layers

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 
 from domainbed_ext import evaluate, hparams_registry, train
+from domainbed_ext.algorithms.names import canonical_name, describe, get_algorithm_class, parse_name
 from domainbed_ext.algorithms.peft_methods import OWN, VARIANTS
-from domainbed_ext.algorithms.registry import canonical_name, describe, get_algorithm_class, parse_name
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.objectives.l2sp import squared_distance

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from domainbed_ext import evaluate, train
-from domainbed_ext.algorithms.registry import describe, get_algorithm_class
+from domainbed_ext.algorithms.names import describe, get_algorithm_class
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import default_hparams, random_hparams, resolve
 from domainbed_ext.runs.folder import RunFolder

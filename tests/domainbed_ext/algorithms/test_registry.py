@@ -2,11 +2,11 @@
 
 import pytest
 
-from domainbed_ext.algorithms import registry
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.algorithms.hyperparameters import Hyperparameter, choice
 from domainbed_ext.algorithms.lora import BOnly
-from domainbed_ext.algorithms.registry import ALGORITHMS, METHODS, canonical_name, describe, register_algorithm
+from domainbed_ext.algorithms.names import canonical_name, describe, get_algorithm_class, parse_name
+from domainbed_ext.algorithms.registry import ALGORITHMS, METHODS, register_algorithm
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import resolve
 from domainbed_ext.report.methods import adaptation_of, label_of, row_label_of
@@ -52,16 +52,16 @@ def test_the_built_in_ones_are_all_declared_and_are_what_they_say():
     ],
 )
 def test_a_name_has_one_spelling(typed, name):
-    assert registry.canonical_name(typed) == name
-    assert registry.parse_name(typed) == registry.parse_name(name)
-    assert registry.get_algorithm_class(typed) is registry.get_algorithm_class(name)
+    assert canonical_name(typed) == name
+    assert parse_name(typed) == parse_name(name)
+    assert get_algorithm_class(typed) is get_algorithm_class(name)
     assert resolve(typed, "PACS") == resolve(name, "PACS")
 
 
 @pytest.mark.parametrize("name", ["BOnly@r=8,rank=16", "BOnly@rank=8,rank=16"])
 def test_a_hyperparameter_is_given_once(name):
     with pytest.raises(BenchmarkError, match="gives rank twice"):
-        registry.parse_name(name)
+        parse_name(name)
 
 
 def test_a_class_becomes_a_method():
@@ -77,7 +77,7 @@ def test_a_class_becomes_a_method():
         """
 
     assert ALGORITHMS["Mine"] is Mine and "Mine" in ALGORITHMS and list(ALGORITHMS)[-1] == "Mine"
-    assert registry.canonical_name("m@k=3") == registry.canonical_name("My-Method@k=3") == "Mine@k=3"
+    assert canonical_name("m@k=3") == canonical_name("My-Method@k=3") == "Mine@k=3"
     method = describe("Mine@k=3")
     assert (method.label, method.order, method.colour, method.paper) == ("my method", 3, "#123456", paper)
     assert method.explanation == "Does something." and method.trains is None
@@ -98,7 +98,7 @@ def test_a_method_inherits_hyperparameters_of_the_method_that_it_is_a_kind_of():
     expected = {**resolve("BOnly", "PACS", 1), "rank": 2, "depth": 3}
     assert resolve("Kind", "PACS", 1) == resolve("Kinder", "PACS", 1) == expected
     assert describe("Kinder").trains == "B"
-    assert registry.canonical_name("Kinder@r=4") == "Kinder@rank=4"
+    assert canonical_name("Kinder@r=4") == "Kinder@rank=4"
 
 
 def test_an_assignment_registers_as_it_did(monkeypatch):
@@ -176,10 +176,10 @@ def test_entry_points_bring_methods_and_a_broken_one_is_a_warning(monkeypatch, c
         BenchmarkError, match=r"algorithm 'Bad' of the package package.Bad:Class cannot be imported \(Im"
     ):
         ALGORITHMS["Bad"]
-    assert registry.canonical_name("within") == "Inside"
+    assert canonical_name("within") == "Inside"
     assert "warning: algorithm 'Bad' of the package" in capsys.readouterr().err
     with pytest.raises(BenchmarkError, match="unknown algorithm 'Insyde': did you mean 'Inside'"):
-        registry.parse_name("Insyde")
+        parse_name("Insyde")
 
 
 @pytest.mark.parametrize(

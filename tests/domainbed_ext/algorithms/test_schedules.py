@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from domainbed_ext.algorithms.full import FullFT
-from domainbed_ext.algorithms.registry import get_algorithm_class
+from domainbed_ext.algorithms.names import get_algorithm_class
 from domainbed_ext.algorithms.schedules import SCHEDULES, Schedule
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import resolve

@@ -6,8 +6,9 @@ from torch import nn
 
 import vitlorafa
 from domainbed_ext.algorithms.full import FullFT
+from domainbed_ext.algorithms.names import get_algorithm_class
 from domainbed_ext.algorithms.peft_adaptations import weight_and_bias
-from domainbed_ext.algorithms.registry import METHODS, get_algorithm_class
+from domainbed_ext.algorithms.registry import METHODS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import resolve
 

@@ -1,7 +1,7 @@
 import pytest
 
 from domainbed_ext import hparams_registry
-from domainbed_ext.algorithms.registry import canonical_name
+from domainbed_ext.algorithms.names import canonical_name
 from domainbed_ext.averaging.choice import make_average
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.report.methods import label_of

@@ -3,7 +3,7 @@
 import torch
 
 from domainbed_ext.algorithms.base import Algorithm
-from domainbed_ext.algorithms.registry import get_algorithm_class
+from domainbed_ext.algorithms.names import get_algorithm_class
 from domainbed_ext.hparams_registry import resolve
 
 SHAPE, CLASSES, DOMAINS = (3, 32, 32), 10, 3

@@ -2,15 +2,14 @@
 
 import pytest
 
-from domainbed_ext.algorithms.registry import (
-    METHODS,
+from domainbed_ext.algorithms.names import (
     canonical_name,
     describe,
     get_algorithm_class,
     get_objective_class,
     parse_name,
-    register_algorithm,
 )
+from domainbed_ext.algorithms.registry import METHODS, register_algorithm
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import resolve
 from domainbed_ext.hyperparameter import Hyperparameter, choice

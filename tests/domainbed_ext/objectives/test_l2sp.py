@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from domainbed_ext.algorithms.registry import canonical_name, describe
+from domainbed_ext.algorithms.names import canonical_name, describe
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.objectives.l2sp import squared_distance
 from tests.domainbed_ext.objectives.small_algorithms import batches, make

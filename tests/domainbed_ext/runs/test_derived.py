@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from domainbed_ext.algorithms.registry import canonical_name, describe
+from domainbed_ext.algorithms.names import canonical_name, describe
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.report.methods import algorithm_order, family_of, label_of, without_objective
 from domainbed_ext.report.results import Results

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from domainbed_ext.algorithms.registry import ALGORITHMS, METHODS, describe
+from domainbed_ext.algorithms.names import describe
+from domainbed_ext.algorithms.registry import ALGORITHMS, METHODS
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs import imports
