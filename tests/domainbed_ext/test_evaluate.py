@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from domainbed_ext import evaluate, train
+from domainbed_ext import evaluate, frontier, soup, train
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs import saved, training
 from domainbed_ext.runs import setup as run_setup
@@ -175,3 +175,10 @@ def test_what_is_saved_says_what_it_was_trained_on(run, algorithm, pacs_like):
         warnings.simplefilter("error", AdapterWarning)
         record, reproduced = evaluate.evaluate(folder)
     assert evaluate.describe_difference(record, reproduced) == ""
+
+
+@pytest.mark.parametrize("command", [evaluate, frontier, soup])
+def test_commands_share_the_options_of_where_things_are_now(command):
+    where = ["--run" if command is evaluate else "--input_dir", "runs"]
+    args = command.make_parser().parse_args([*where, "--data_dir", "images", "--cache_dir", "cache"])
+    assert saved.Moved.of(args) == saved.Moved(data_dir="images", cache_dir="cache")
