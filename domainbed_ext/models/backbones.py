@@ -1,7 +1,6 @@
 """A timm model, its weights and its own input statistics."""
 
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import timm
 from torch import nn
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.models import backbone_names, hub_messages, image_sizes, weight_files
+from domainbed_ext.models import backbone_names, conversions, hub_messages, image_sizes, weight_files
 from domainbed_ext.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from domainbed_ext.protocols import CHOICES
 from vitlorafa import classifiers, tensor_bytes
@@ -76,8 +75,8 @@ def create(name: str, weights: str, num_classes: int, image_size: int | None = N
     if size != known.input_size[1:]:
         own = model.state_dict()
         image_sizes.resize(model, name, size)
-        if file is None and (changes := weight_files.resampled(own, model.state_dict())):
-            print(f"{name}: {changes[0]}", file=sys.stderr)
+        if file is None:
+            conversions.report(name, "; ".join(weight_files.resampled(own, model.state_dict())))
     if file is not None:
         weight_files.load(model, name, file)
     if not hasattr(model, "reset_classifier"):

@@ -5,7 +5,6 @@ random initialisation.
 """
 
 import importlib
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from timm.models import model_entrypoint
 from torch import Tensor
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.models import transformers_layout
+from domainbed_ext.models import conversions, transformers_layout
 
 FILE = "model.safetensors"  # in a folder
 _PATCHES = "patch_embed.proj.weight"
@@ -92,8 +91,7 @@ def load(model: Any, name: str, path: Path) -> None:
         if not misfits:
             model.load_state_dict(tensors, strict=False)
             unused = (f"not used: {_listed(list(reading.left_out))}",) if reading.left_out else ()
-            if changes := "; ".join((*reading.changes, *unused)):
-                print(f"{path}: {changes}", file=sys.stderr)
+            conversions.report(path, "; ".join((*reading.changes, *unused)))
             return
         if closest is None or len(misfits) < len(closest):
             closest = misfits

@@ -18,6 +18,7 @@ from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.algorithms.registry import OBJECTIVE
 from domainbed_ext.data.loader import draw_probabilities
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.models import conversions
 from domainbed_ext.models.head import find_linear
 from domainbed_ext.models.tensor_files import save_tensors
 from domainbed_ext.runs import checkpoint
@@ -83,7 +84,8 @@ def _feed_of_probe(feed: Feed) -> Feed:
     setup = replace(feed.setup, args=replace(feed.setup.args, algorithm="LP"), hparams=hparams)
     random_states = checkpoint.random_states()
     try:
-        return Feed(setup, setup.make_algorithm(), feed.stop)
+        with conversions.already_reported():  # by the run itself, of the same backbone
+            return Feed(setup, setup.make_algorithm(), feed.stop)
     finally:
         checkpoint.set_random_states(random_states)
 

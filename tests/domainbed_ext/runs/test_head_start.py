@@ -48,6 +48,13 @@ def test_strength_0_of_a_finished_run_is_the_probe(name, make_args, tmp_path):
     assert 0.2 < record["probe_accuracy"] < 1
 
 
+@pytest.mark.usefixtures("few_evaluated")
+def test_a_conversion_of_weights_is_reported_once(make_args, capfd):
+    hparams = json.dumps({**json.loads(HPARAMS), "image_size": 24})
+    assert train.run(make_args(algorithm="BOnly", hparams=hparams, steps=1)) == 0
+    assert capfd.readouterr().err.count("resampled by timm: pos_embed") == 1
+
+
 def reloaded_probe(make_args, head):
     """The feed of a linear probe on the images, so that it computes as methods do that have no features."""
     setup = set_up(make_args(algorithm="LP", hparams='{"batch_size": 4}'))
