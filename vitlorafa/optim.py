@@ -72,8 +72,8 @@ def parameter_groups(
     for factor, tensors in factors.items():
         if not all(tensor.requires_grad for tensor in tensors):
             raise AdapterError(
-                f"lr_B_ratio needs both factors to train, but {factor} is frozen: adapt the model with train='BA', or "
-                "use one learning rate"
+                f"parameter_groups is for adapters whose factors both train, but {factor} is frozen: adapt the model "
+                "with train='BA', or give the optimizer the parameters that require a gradient"
             )
     chosen = [p for p in model.parameters() if p.requires_grad] if parameters is None else list(parameters)
     kinds = {id(tensor): factor for factor, tensors in factors.items() for tensor in tensors}

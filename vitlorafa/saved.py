@@ -115,7 +115,7 @@ def read_all(folders: Iterable[str | os.PathLike[str]], model: nn.Module | None 
         raise AdapterError(f"folders must be a list of folders, not {folders!r}")
     paths = list(folders)
     if wrong := [each for each in paths if not isinstance(each, (str, os.PathLike))]:
-        raise AdapterError(f"folders must be paths, not {wrong[0]!r}")
+        raise AdapterError(f"folders must be paths of saved adapters, not {type(wrong[0]).__name__}")
     return [SavedAdapter.read(path, model) for path in paths]
 
 

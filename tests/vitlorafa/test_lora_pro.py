@@ -168,9 +168,9 @@ def test_b_may_have_a_rate_of_its_own():
         (
             {"train": "B"},
             {},
-            "lr_B_ratio needs both factors to train, but A is frozen: adapt the model with train='BA'",
+            "parameter_groups is for adapters whose factors both train, but A is frozen: adapt the model",
         ),
-        ({"train": "A"}, {}, "lr_B_ratio needs both factors to train, but B is frozen"),
+        ({"train": "A"}, {}, "parameter_groups is for adapters whose factors both train, but B is frozen"),
         ({}, {"lr_B_ratio": 0}, "lr_B_ratio must be a finite number above 0, not 0"),
         ({}, {"lr_B_ratio": "16"}, "lr_B_ratio must be a finite number above 0, not '16'"),
         ({}, {"lr": float("nan")}, "lr must be a finite number above 0, not nan"),
