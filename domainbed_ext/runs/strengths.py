@@ -31,12 +31,10 @@ def read(folder: Path) -> dict[int, list[Evaluation]]:
         BenchmarkError: A line is not such an evaluation.
     """
     path = folder / FILE
-    try:
-        lines = path.read_bytes().splitlines()
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         return {}
     by_step: defaultdict[int, list[Evaluation]] = defaultdict(list)
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             evaluation = json.loads(line)
             by_step[int(evaluation["step"])].append(evaluation | {"strength": float(evaluation["strength"])})
