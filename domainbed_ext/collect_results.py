@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from domainbed_ext.algorithms.names import canonical_name
+from domainbed_ext.algorithms.names import find_among
 from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.model_selection import SELECTION_METHODS, get_selection_method
 from domainbed_ext.models.adapted_shapes import adapted_shapes
@@ -195,13 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _find_reference(name: str, results: Results) -> str:
     """Returns the id of the reference as records have it, whatever its spelling."""
-    if name in results.algorithms:
-        return name
-    if (canonical := canonical_name(name)) not in results.algorithms:
+    found = find_among(name, results.algorithms)
+    if found is None:
         raise BenchmarkError(
             f"--reference {name}: there are no runs of it: choose one of {', '.join(results.algorithms)}"
         )
-    return canonical
+    return found
 
 
 def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:

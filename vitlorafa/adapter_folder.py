@@ -116,6 +116,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         data = (folder / TENSORS).read_bytes()
+    except FileNotFoundError as error:
+        lacking = f"no {Path(error.filename).name} in it" if folder.is_dir() else "no such folder"
+        raise AdapterError(f"cannot read an adapter from {folder}: {lacking}; give a folder of save_adapter") from None
     except (OSError, ValueError) as error:
         raise AdapterError(f"cannot read an adapter from {folder}: {error}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:

@@ -1,6 +1,7 @@
 """Names of methods as users write them, as records have them, and what they stand for: `BOnly+CORAL@rank=16`."""
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from domainbed_ext.algorithms.derived_names import join_derived, split_derived
@@ -134,6 +135,21 @@ def _spell_out(name: str) -> str:
         if start.casefold() == spelling.casefold() and (not rest or (rest[0] == "+" and rest[1:])):
             return f"{method}{rest}@{','.join(filter(None, (setting, fixed)))}"
     return name
+
+
+def find_among(name: str, names: Sequence[str]) -> str | None:
+    """Returns which of some canonical names is meant: the name itself, or the only one of its method and objective.
+
+    Args:
+        name: Name in any spelling; without fixed hyperparameters it stands for the only name that has any.
+        names: Canonical names.
+    """
+    if name in names:
+        return name
+    if (canonical := canonical_name(name)) in names:
+        return canonical
+    alike = [each for each in names if each.startswith(f"{canonical}@") and " " not in each]
+    return alike[0] if len(alike) == 1 else None
 
 
 def get_algorithm_class(name: str) -> "type[Algorithm]":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from domainbed_ext.algorithms.names import canonical_name
+from domainbed_ext.algorithms.names import canonical_name, find_among
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs import imports
@@ -135,11 +135,12 @@ def _reference(args: Namespace, algorithms: Sequence[str]) -> str | None:
     """The method that the tables compare all others with; checked now, for tables are made when all runs are done."""
     if args.reference is None or args.command == "cancel":
         return None
-    if (name := canonical_name(args.reference)) not in algorithms:
+    found = find_among(args.reference, algorithms)
+    if found is None:
         raise BenchmarkError(
             f"--reference {args.reference} is not among the methods: choose one of {', '.join(algorithms)}"
         )
-    return name
+    return found
 
 
 def _launcher_options(args: Namespace) -> dict[str, Any]:

@@ -218,3 +218,11 @@ def test_without_a_head_to_load_onto(saved):
         load_adapter(headless, folder)
     x = images(model)
     assert torch.equal(headless.forward_features(x), model.forward_features(x))
+
+
+def test_a_folder_that_is_no_adapter(tmp_path):
+    model = build("test_vit")
+    with pytest.raises(AdapterError, match="from .*absent: no such folder; give a folder of save_adapter"):
+        load_adapter(model, tmp_path / "absent")
+    with pytest.raises(AdapterError, match="no adapter.json in it"):
+        load_adapter(model, tmp_path)

@@ -1,6 +1,7 @@
 """Labels of a scatter plot, each near its point and covering nothing."""
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from matplotlib.transforms import Bbox
 
 LABEL_SIZE = 9
 LEADER = "#9A9A9A"
+WIDTH = 32  # letters in a line of a label
 DISTANCES = (7, 10, 14, 18, 24, 32, 42, 54, 68)  # of a label to its point, in points of 1/72 inch
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
 # [places, 3]: distance and direction of each possible place of a label, the nearest first.
@@ -47,7 +49,8 @@ def place_labels(
         for dx, dy, room in ((x_error, 0.0, 2), (0.0, y_error, 2), (0.0, 0.0, 5)):
             ends = [(x - dx, y - dy), (x + dx, y + dy)]
             taken.append(Bbox(axes.transData.transform(ends)).padded(room * pixel))
-    for label, colour, place, _, font_size in points:
+    for words, colour, place, _, font_size in points:
+        label = textwrap.fill(words, WIDTH, break_long_words=False)
         measured = axes.text(0, 0, label, fontsize=font_size)
         size = np.array(measured.get_window_extent(renderer).size)
         measured.remove()

@@ -5,7 +5,7 @@ import pytest
 from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.algorithms.hyperparameters import Hyperparameter, choice
 from domainbed_ext.algorithms.lora import BOnly
-from domainbed_ext.algorithms.names import canonical_name, describe, get_algorithm_class, parse_name
+from domainbed_ext.algorithms.names import canonical_name, describe, find_among, get_algorithm_class, parse_name
 from domainbed_ext.algorithms.registry import ALGORITHMS, METHODS, register_algorithm
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import resolve
@@ -230,3 +230,12 @@ def test_named_settings_are_adaptations_of_their_own():
 )
 def test_a_setting_or_a_variant_with_a_name_of_its_own_can_be_typed(typed, name):
     assert canonical_name(typed) == name
+
+
+def test_a_name_without_settings_stands_for_the_only_one_that_has_any():
+    names = ["BA@rank=8", "BA@rank=16", "BOnly@head_start=probe", "BOnly@head_start=probe soup(trials)", "LP"]
+    assert find_among("LoRA-FA", names) == "BOnly@head_start=probe"
+    assert find_among("BOnly@head_start=probe soup(trials)", names) == "BOnly@head_start=probe soup(trials)"
+    assert find_among("linear probing", names) == "LP"
+    assert find_among("BA", names) is None  # which of two
+    assert find_among("FullFT", names) is None
