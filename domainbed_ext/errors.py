@@ -70,3 +70,16 @@ def warn_once(sentence: str) -> None:
         sentence: What is wrong, and what happens instead.
     """
     print(f"warning: {sentence}", file=sys.stderr)
+
+
+def print_errors(errors: Mapping[str, int], things: str) -> None:
+    """Prints the errors of a command that continued with the rest.
+
+    Args:
+        errors: Number of things that ended with each error.
+        things: Their name in the plural.
+    """
+    for sentence, count in errors.items():
+        print(
+            f"error: {sentence}" + (f" (and {count - 1} more {things} like it)" if count > 1 else ""), file=sys.stderr
+        )

@@ -13,14 +13,14 @@ from rich import box
 from rich.table import Table
 
 from domainbed_ext.algorithms.names import canonical_name
-from domainbed_ext.errors import BenchmarkError, unknown
+from domainbed_ext.errors import BenchmarkError, print_errors, unknown
 from domainbed_ext.model_selection import TRAINING_DOMAIN, Record
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.frontier import frontier_tables
 from domainbed_ext.report.tables.table import print_tables
 from domainbed_ext.runs import derived, saved
 from domainbed_ext.runs.along_strength import Outcome, Plan, evaluate
-from domainbed_ext.runs.folder import RunFolder, describe_unfinished, load_records
+from domainbed_ext.runs.folder import RunFolder, load_finished, load_records
 from domainbed_ext.runs.imports import load
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import CommandLine, as_command
@@ -90,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("nothing is evaluated (--dry_run)")
         return ExitCode.DONE
     errors = evaluate_all(waiting, args.jobs)
-    for sentence, count in errors.items():
-        print(f"error: {sentence}" + (f" (and {count - 1} more runs like it)" if count > 1 else ""), file=sys.stderr)
+    print_errors(errors, "runs")
     _remove_others(plans)
     _print_tables(args.input_dir)
     return ExitCode.FAILED if errors else ExitCode.DONE
@@ -120,10 +119,7 @@ def make_plans(
         BenchmarkError: A strength is given twice or out of range, a method has no runs, or runs saved no weights.
     """
     in_order = _check_strengths(strengths)
-    unreadable: list[str] = []
-    records = [record for record in load_records(input_dir, unreadable=unreadable) if "derived" not in record]
-    for sentence in [*unreadable, *describe_unfinished(input_dir)]:
-        print(f"warning: left out: {sentence}", file=sys.stderr)
+    records = [record for record in load_finished(input_dir) if "derived" not in record]
     results = Results(records, [TRAINING_DOMAIN])
     wanted = _check_algorithms(algorithms, results.algorithms)
     chosen: dict[str, Record] = {}

@@ -4,16 +4,15 @@ python -m domainbed_ext.soup --input_dir runs/pacs
 """
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.errors import BenchmarkError, print_errors
 from domainbed_ext.model_selection import Record, target_accuracy
 from domainbed_ext.runs import saved
 from domainbed_ext.runs.derived import remove_others
-from domainbed_ext.runs.folder import describe_unfinished, load_records
+from domainbed_ext.runs.folder import load_finished
 from domainbed_ext.runs.imports import load
 from domainbed_ext.soups.gains import gains_table
 from domainbed_ext.soups.plans import KINDS, OVER, Plan, Sweep, nothing_to_do
@@ -88,10 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     load(args.imports)
     sweep_dir = Path(args.input_dir)
-    unreadable: list[str] = []
-    sweep = Sweep(sweep_dir, load_records(sweep_dir, unreadable=unreadable))
-    for sentence in [*unreadable, *describe_unfinished(sweep_dir)]:
-        print(f"warning: left out: {sentence}", file=sys.stderr)
+    sweep = Sweep(sweep_dir, load_finished(sweep_dir))
     moved = saved.Moved.of(args)
     over = list(dict.fromkeys(args.over or OVER))
     kinds = list(dict.fromkeys(args.kind))
@@ -109,8 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         errors += _make_all(waiting)
         _remove_outdated(planned)
-    for error, count in errors.items():
-        print(f"error: {error}" + (f" (and {count - 1} more soups like it)" if count > 1 else ""), file=sys.stderr)
+    print_errors(errors, "soups")
     records = [record for plan in plans if (record := plan.derived.finished_record()) is not None]
     if records and not args.dry_run:
         output().print(gains_table(records, {member["run"]: member for plan in plans for member in plan.members}))

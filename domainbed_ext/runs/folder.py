@@ -304,12 +304,20 @@ def load_records(
     return records
 
 
-def describe_unfinished(input_dir: Path | str) -> list[str]:
-    """A sentence about the runs of a sweep that are not finished; none if all are.
+def load_finished(input_dir: Path | str) -> list[dict[str, Any]]:
+    """Reads the records of a sweep's finished runs, and prints warnings of the runs that are left out.
 
     Args:
         input_dir: Folder of the sweep.
+
+    Raises:
+        BenchmarkError: There is no finished run that can be read.
     """
+    left_out: list[str] = []
+    records = load_records(input_dir, unreadable=left_out)
     runs = [path.parent for path in Path(input_dir).glob("*/results.jsonl")]
-    count = sum(not (run / "done").exists() for run in runs)
-    return [f"{count} of {len(runs)} runs are not finished: run the same command again when they are"] if count else []
+    if count := sum(not (run / "done").exists() for run in runs):
+        left_out.append(f"{count} of {len(runs)} runs are not finished: run the same command again when they are")
+    for sentence in left_out:
+        print(f"warning: left out: {sentence}", file=sys.stderr)
+    return records

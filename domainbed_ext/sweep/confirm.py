@@ -109,9 +109,13 @@ def choose(records: Iterable[Record], args: SweepArguments) -> Iterator[Choice]:
         row = Row(recorded["dataset"], recorded["algorithm"], tuple(recorded["test_envs"]))
         is_pair = recorded.get("protocol") != SINGLE_SOURCE and len(row.test_envs) > 1
         if row.dataset in args.datasets and row.algorithm in args.algorithms and not is_pair:
-            hparams = strict_json.dumps(_own(record, args), sort_keys=True)
+            hparams = strict_json.dumps(_own(record), sort_keys=True)
             runs[row][hparams][recorded["trial_seed"]].append(record)
-    for row in sorted(runs, key=lambda row: (args.datasets.index(row.dataset), _place(row, args), row.test_envs)):
+    in_order = sorted(
+        runs,
+        key=lambda row: (args.datasets.index(row.dataset), args.algorithms.index(row.algorithm), row.test_envs),
+    )
+    for row in in_order:
         most = max(map(len, runs[row].values()))
         complete = {hparams: trials for hparams, trials in sorted(runs[row].items()) if len(trials) == most}
         scores = {
@@ -122,11 +126,7 @@ def choose(records: Iterable[Record], args: SweepArguments) -> Iterator[Choice]:
         yield Choice(*row, json.loads(chosen), len(complete), most, scores[chosen])
 
 
-def _place(row: Row, args: SweepArguments) -> int:
-    return args.algorithms.index(row.algorithm)
-
-
-def _own(record: Record, args: SweepArguments) -> dict[str, Any]:
+def _own(record: Record) -> dict[str, Any]:
     """The hyperparameters of a run that differ from its method's defaults, without what its name and options give."""
     dataset, algorithm = record["args"]["dataset"], record["args"]["algorithm"]
     method, fixed = parse_name(algorithm)
