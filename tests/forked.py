@@ -74,6 +74,7 @@ class Helper(ForkServerProcess):
         parent = multiprocessing.parent_process().pid
         os.getppid = lambda: parent  # which a helper asks whether that one still lives
         processes.be_deaf()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         super().run()
 
 
@@ -97,6 +98,7 @@ def become(words, variables):
     os.environ.update(variables)
     sys.path[:0] = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what blocked signals when it started the server has left it so
     multiprocessing.set_start_method(None, force=True)  # a forked process has the server's, a new one the system's
     how, *rest = words
     if how == "-m":
