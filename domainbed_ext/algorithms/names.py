@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from domainbed_ext.algorithms.derived_names import join_derived, split_derived
 from domainbed_ext.algorithms.registry import METHODS, OBJECTIVE, Method, compose, read_value
 from domainbed_ext.errors import BenchmarkError, warn_once
-from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
+from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES, describe_objective
 
 if TYPE_CHECKING:
     from domainbed_ext.algorithms.base import Algorithm
@@ -135,6 +135,18 @@ def _spell_out(name: str) -> str:
         if start.casefold() == spelling.casefold() and (not rest or (rest[0] == "+" and rest[1:])):
             return f"{method}{rest}@{','.join(filter(None, (setting, fixed)))}"
     return name
+
+
+def without_objective(name: str) -> str:
+    """Returns the name of the method that an objective is added to: `BOnly@rank=4` for `BOnly+SAM@rank=4,sam_rho=0.1`.
+
+    Args:
+        name: Canonical name of a method.
+    """
+    method, _, objective = name.partition("@")[0].partition("+")
+    theirs = describe_objective(objective or DEFAULT).hyperparameters
+    kept = ",".join(f"{key}={value}" for key, value in fixed_hyperparameters(name) if key not in theirs)
+    return f"{method}@{kept}" if kept else method
 
 
 def find_among(name: str, names: Sequence[str]) -> str | None:

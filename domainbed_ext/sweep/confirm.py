@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from rich import box
 from rich.table import Table
 
 from domainbed_ext import hparams_registry
-from domainbed_ext.algorithms.names import parse_name
+from domainbed_ext.algorithms.names import parse_name, without_objective
 from domainbed_ext.algorithms.registry import OBJECTIVE
 from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.model_selection import Record, best_step, mean, validation_accuracy
@@ -50,6 +51,7 @@ class Choice:
         dataset: Name of the data set.
         algorithm: Name of the method.
         test_envs: Indices of the test environments.
+        chosen_with: Name of the method whose runs chose: the same, or the one without its objective.
         hparams: Values that differ from the method's defaults, by name.
         candidates: Number of different hyperparameters that were compared.
         trials: Number of trials that each was compared on.
@@ -59,6 +61,7 @@ class Choice:
     dataset: str
     algorithm: str
     test_envs: tuple[int, ...]
+    chosen_with: str
     hparams: Mapping[str, Any]
     candidates: int
     trials: int
@@ -75,15 +78,10 @@ def run(args: SweepArguments) -> int:
         The exit code.
 
     Raises:
-        BenchmarkError: The sweep has no finished runs of its methods.
+        BenchmarkError: The sweep has no finished runs of one of its methods.
     """
     records = load_records(args.output_dir)
-    choices = list(choose(records, args))
-    if not choices:
-        raise BenchmarkError(
-            f"{args.output_dir} has no finished runs of {', '.join(args.algorithms)} on {', '.join(args.datasets)}: "
-            "launch the sweep first"
-        )
+    choices = choose(records, args)
     first = max(record["args"]["trial_seed"] for record in records) + 1
     here = replace(args, output_dir=args.output_dir / FOLDER)
     jobs = [job for choice in choices for job in _jobs(choice, here, first)]
@@ -93,37 +91,55 @@ def run(args: SweepArguments) -> int:
     return launch_runs(here, jobs, is_missing, "Nothing is left to launch.")
 
 
-def choose(records: Iterable[Record], args: SweepArguments) -> Iterator[Choice]:
+def choose(records: Sequence[Record], args: SweepArguments) -> list[Choice]:
     """Chooses the hyperparameters of each method, data set and choice of test environments.
 
     Args:
         records: Records of the sweep's finished runs.
         args: Arguments of the sweep, which say which methods and data sets.
 
-    Yields:
-        Choices, by training-domain validation. Hyperparameters that lack trials which others have are left out.
+    Returns:
+        Choices by training-domain validation, in the order of `args`. Hyperparameters that lack trials which others
+        have are left out.
+
+    Raises:
+        BenchmarkError: There are no finished runs of a method on a data set.
     """
+    chosen = defaultdict(list)
+    wanted = {*args.algorithms, *map(without_objective, args.algorithms)}
+    for choice in _choices(record for record in records if record["args"]["algorithm"] in wanted):
+        chosen[choice.dataset, choice.algorithm].append(choice)
+    found = []
+    for dataset, algorithm in product(args.datasets, args.algorithms):
+        alone = without_objective(algorithm)
+        own = chosen[dataset, algorithm] or chosen[dataset, alone]
+        if not own:
+            raise BenchmarkError(
+                f"{args.output_dir} has no finished runs of {alone} on {dataset}: launch the sweep first"
+            )
+        found += [replace(choice, algorithm=algorithm) for choice in own]
+    return found
+
+
+def _choices(records: Iterable[Record]) -> Iterator[Choice]:
+    """The choice of each method, data set and set of test environments that has records, in their order."""
     runs: dict[Row, dict[str, dict[int, list[Record]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for record in records:
         recorded = record["args"]
         row = Row(recorded["dataset"], recorded["algorithm"], tuple(recorded["test_envs"]))
         is_pair = recorded.get("protocol") != SINGLE_SOURCE and len(row.test_envs) > 1
-        if row.dataset in args.datasets and row.algorithm in args.algorithms and not is_pair:
+        if not is_pair:
             hparams = strict_json.dumps(_own(record), sort_keys=True)
             runs[row][hparams][recorded["trial_seed"]].append(record)
-    in_order = sorted(
-        runs,
-        key=lambda row: (args.datasets.index(row.dataset), args.algorithms.index(row.algorithm), row.test_envs),
-    )
-    for row in in_order:
+    for row in sorted(runs):
         most = max(map(len, runs[row].values()))
         complete = {hparams: trials for hparams, trials in sorted(runs[row].items()) if len(trials) == most}
         scores = {
             hparams: mean([validation_accuracy(best_step(trial)) for trial in trials.values()])
             for hparams, trials in complete.items()
         }
-        chosen = max(scores, key=lambda hparams: scores[hparams])
-        yield Choice(*row, json.loads(chosen), len(complete), most, scores[chosen])
+        best = max(scores, key=lambda hparams: scores[hparams])
+        yield Choice(*row, row.algorithm, json.loads(best), len(complete), most, scores[best])
 
 
 def _own(record: Record) -> dict[str, Any]:
@@ -162,6 +178,8 @@ def _print(choices: Sequence[Choice], records: Sequence[Record]) -> None:
     for choice in choices:
         test_envs = ", ".join(labels[choice.dataset][env] for env in choice.test_envs)
         values = ", ".join(f"{name}={value}" for name, value in choice.hparams.items()) or "defaults"
+        if choice.chosen_with != choice.algorithm:
+            values += f", with {choice.chosen_with}"
         row = f"{choice.dataset} {choice.algorithm}", test_envs, values, str(choice.candidates), f"{choice.val_acc:.1%}"
         table.add_row(*row)
     output().print(table)

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from domainbed_ext.algorithms.names import without_objective
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs.folder import load_records
 from domainbed_ext.sweep import command as sweep
@@ -77,4 +78,34 @@ def test_hyperparameters_that_lack_trials_are_not_compared(searched):
 
 def test_a_sweep_without_runs_of_the_method_is_refused(searched):
     with pytest.raises(BenchmarkError, match="no finished runs of BA on DigitsShift: launch the sweep first"):
-        sweep.main(words(searched, "--dry_run", command="confirm", algorithms=["BA"]))
+        sweep.main(words(searched, "--dry_run", command="confirm", algorithms=["LP", "BA"]))
+
+
+def test_an_objective_without_runs_takes_what_the_method_alone_chose(searched):
+    names = ["LP", "LP+IRM", "LP+SAM@sam_rho=0.1"]
+    args = parse(words(searched, command="confirm", algorithms=names))
+    choices = choose(load_records(args.output_dir), args)
+    assert [choice.algorithm for choice in choices[::4]] == names
+    assert {choice.chosen_with for choice in choices} == {"LP"}
+    assert {choice.hparams["lr"] for choice in choices} == {0.002}
+
+
+def test_an_objective_with_runs_of_its_own_chooses_itself(searched):
+    finish(make_jobs(searched, "--hparams", '{"lr": 0.1}', algorithms=["LP+IRM"]), 0.5, 0.5)
+    args = parse(words(searched, command="confirm", algorithms=["LP+IRM"]))
+    choices = choose(load_records(args.output_dir), args)
+    assert {(choice.chosen_with, choice.hparams["lr"]) for choice in choices} == {("LP+IRM", 0.1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "alone"),
+    [
+        ("BA", "BA"),
+        ("BA@rank=4", "BA@rank=4"),
+        ("BA+SAM", "BA"),
+        ("BA+SAM@rank=4,sam_rho=0.1", "BA@rank=4"),
+        ("Peft+IRM@method=dora", "Peft@method=dora"),
+    ],
+)
+def test_a_name_without_its_objective(name, alone):
+    assert without_objective(name) == alone
