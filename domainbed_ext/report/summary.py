@@ -27,8 +27,10 @@ class Summary(NamedTuple):
     complete: bool = True
 
     def __str__(self) -> str:
-        """DomainBed's form."""
-        return DIVERGED if np.isnan(self.mean) else f"{self.mean:.1f} +/- {self.err:.1f}"
+        """DomainBed's form; the mean alone of one trial, whose error is not known."""
+        if math.isnan(self.mean):
+            return DIVERGED
+        return f"{self.mean:.1f} +/- {self.err:.1f}" if self.trials > 1 else f"{self.mean:.1f}"
 
 
 def summarise(values: Sequence[float]) -> Summary | None:
@@ -38,7 +40,7 @@ def summarise(values: Sequence[float]) -> Summary | None:
         values: Accuracies in [0, 1].
 
     Returns:
-        Summary; None of no values. One trial has error 0, as in DomainBed's tables, though its spread is not known.
+        Summary; None of no values. The error of one trial is 0, as in DomainBed's tables, though its spread is not known.
     """
     if not values:
         return None

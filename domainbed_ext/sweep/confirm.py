@@ -109,7 +109,7 @@ def choose(records: Sequence[Record], args: SweepArguments) -> list[Choice]:
     wanted = {*args.algorithms, *map(without_objective, args.algorithms)}
     for choice in _choices(record for record in records if record["args"]["algorithm"] in wanted):
         chosen[choice.dataset, choice.algorithm].append(choice)
-    found = []
+    choices = []
     for dataset, algorithm in product(args.datasets, args.algorithms):
         alone = without_objective(algorithm)
         own = chosen[dataset, algorithm] or chosen[dataset, alone]
@@ -117,8 +117,8 @@ def choose(records: Sequence[Record], args: SweepArguments) -> list[Choice]:
             raise BenchmarkError(
                 f"{args.output_dir} has no finished runs of {alone} on {dataset}: launch the sweep first"
             )
-        found += [replace(choice, algorithm=algorithm) for choice in own]
-    return found
+        choices += [replace(choice, algorithm=algorithm) for choice in own]
+    return choices
 
 
 def _choices(records: Iterable[Record]) -> Iterator[Choice]:

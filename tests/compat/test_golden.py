@@ -27,7 +27,10 @@ def test_tables_are_upstreams(seed, name):
         else:
             ours = domain_table(figures.comparison(get_selection_method(name), dataset))
         assert ours.columns == columns
-        assert sorted([compare.algorithm_of(row), *row[1:]] for row in ours.rows) == rows
+        cells = sorted([compare.algorithm_of(row), *row[1:]] for row in ours.rows)
+        for mine, theirs in zip(cells, rows, strict=True):
+            for cell, their_cell in zip(mine, theirs, strict=True):
+                assert their_cell in (cell, compare.with_error_of_one_trial(cell))
 
 
 @pytest.mark.parametrize("line", compare.SWEEPS)
