@@ -40,7 +40,7 @@ def summarise(values: Sequence[float]) -> Summary | None:
         values: Accuracies in [0, 1].
 
     Returns:
-        Summary; None of no values. The error of one trial is 0, as in DomainBed's tables, though its spread is not known.
+        Summary; None of no values. `err` is 0 of one trial, as in DomainBed's tables, though its spread is not known.
     """
     if not values:
         return None

@@ -174,15 +174,26 @@ def _jobs(choice: Choice, args: SweepArguments, first: int) -> list[Job]:
 
 def _print(choices: Sequence[Choice], records: Sequence[Record]) -> None:
     labels = environment_labels(records)
+    common = {
+        name: value
+        for name, value in choices[0].hparams.items()
+        if all(name in choice.hparams and choice.hparams[name] == value for choice in choices)
+    }
     table = Table("method", "test domains", "chosen", "of", "validation", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.caption = f"All with {_listed(common)}." if common else None
     for choice in choices:
         test_envs = ", ".join(labels[choice.dataset][env] for env in choice.test_envs)
-        values = ", ".join(f"{name}={value}" for name, value in choice.hparams.items()) or "defaults"
+        own = {name: value for name, value in choice.hparams.items() if name not in common}
+        values = _listed(own) or "defaults"
         if choice.chosen_with != choice.algorithm:
             values += f", with {choice.chosen_with}"
         row = f"{choice.dataset} {choice.algorithm}", test_envs, values, str(choice.candidates), f"{choice.val_acc:.1%}"
         table.add_row(*row)
     output().print(table)
+
+
+def _listed(hparams: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in hparams.items())
 
 
 def _write(choices: Sequence[Choice], folder: Path) -> None:

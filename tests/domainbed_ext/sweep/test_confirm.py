@@ -97,6 +97,16 @@ def test_an_objective_with_runs_of_its_own_chooses_itself(searched):
     assert {(choice.chosen_with, choice.hparams["lr"]) for choice in choices} == {("LP+IRM", 0.1)}
 
 
+def test_what_all_choices_share_is_said_once(searched, capsys, monkeypatch):
+    monkeypatch.setattr("domainbed_ext.sweep.confirm.launch_runs", lambda *_: 0)
+    assert sweep.main(words(searched, "--skip_confirmation", command="confirm", algorithms=["LP", "LP+IRM"])) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("lr=0.002") == 1 and "All with lr=0.002." in printed
+    assert printed.count("defaults, with LP") == 4
+    choices = json.loads((searched / "sweep" / "confirmed" / "choices.json").read_text())
+    assert [choice["chosen_with"] for choice in choices] == ["LP"] * 8
+
+
 @pytest.mark.parametrize(
     ("name", "alone"),
     [
