@@ -16,6 +16,7 @@ strengths.jsonl      accuracies along the strength of the update, evaluated afte
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -211,6 +212,21 @@ class RunFolder:
     def finish(self) -> None:
         """Marks the run done; everything else must be on disk by now."""
         write_atomically(self.path / "done", "done")
+
+    def copy_finished(self, path: Path) -> None:
+        """Copies the folder of a finished run, its `done` last: a copy that is cut short counts as interrupted.
+
+        Args:
+            path: Folder that does not exist yet.
+
+        Raises:
+            BenchmarkError: It cannot be written.
+        """
+        try:
+            shutil.copytree(self.path, path, ignore=shutil.ignore_patterns("done"))
+            shutil.copy(self.path / "done", path)
+        except OSError as error:
+            raise not_writable(path, error) from error
         _clear_checkpoints(self.path)
 
     def fail(self, error: str, exit_code: int = 1) -> None:

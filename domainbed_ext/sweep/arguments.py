@@ -33,6 +33,7 @@ class SweepArguments(SharedArguments):
         n_hparams_from: First hyperparameter seed.
         n_hparams: End of the hyperparameter seeds.
         n_trials: Number of trials.
+        first_trial: Seed of the first trial of `confirm`; None for the first that the sweep has not run.
         steps: Training steps; None for each data set's own number.
         hparams: JSON of hyperparameters; None if there is none.
         holdout_fraction: Share of each environment in its `out` split.
@@ -58,6 +59,7 @@ class SweepArguments(SharedArguments):
     n_hparams_from: int
     n_hparams: int
     n_trials: int
+    first_trial: int | None
     steps: int | None
     hparams: str | None
     holdout_fraction: float
@@ -104,6 +106,8 @@ def parse(argv: Sequence[str] | None = None) -> SweepArguments:
     for name in ("watch", "json"):
         if getattr(args, name) and args.command != "status":
             raise BenchmarkError(f"--{name} is an option of `status`, not of `{args.command}`: leave it out")
+    if args.first_trial is not None and args.command != "confirm":
+        raise BenchmarkError(f"--first_trial is an option of `confirm`, not of `{args.command}`: leave it out")
     if args.n_hparams <= args.n_hparams_from:
         raise BenchmarkError(
             f"this sweep has no run: --n_hparams {args.n_hparams} should be above --n_hparams_from "

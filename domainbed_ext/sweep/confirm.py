@@ -22,7 +22,7 @@ from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.model_selection import Record, best_step, mean, validation_accuracy
 from domainbed_ext.protocols import SINGLE_SOURCE
 from domainbed_ext.report.environments import environment_labels
-from domainbed_ext.runs.folder import load_records
+from domainbed_ext.runs.folder import RunFolder, State, load_records
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.sweep.jobs import Job, make_jobs
 from domainbed_ext.sweep.launch import launch_runs
@@ -72,7 +72,7 @@ def run(args: SweepArguments) -> int:
     """The sub-command.
 
     Args:
-        args: Arguments of the sweep; `n_trials` counts the fresh trials.
+        args: Arguments of the sweep; `n_trials` counts the trials to run.
 
     Returns:
         The exit code.
@@ -82,12 +82,15 @@ def run(args: SweepArguments) -> int:
     """
     records = load_records(args.output_dir)
     choices = choose(records, args)
-    first = max(record["args"]["trial_seed"] for record in records) + 1
+    first = args.first_trial
+    if first is None:
+        first = max(record["args"]["trial_seed"] for record in records) + 1
     here = replace(args, output_dir=args.output_dir / FOLDER)
     jobs = [job for choice in choices for job in _jobs(choice, here, first)]
     if not args.dry_run:
         _print(choices, records)
         _write(choices, here.output_dir)
+        _copy_finished(jobs, args.output_dir)
     return launch_runs(here, jobs, is_missing, "Nothing is left to launch.")
 
 
@@ -170,6 +173,14 @@ def _jobs(choice: Choice, args: SweepArguments, first: int) -> list[Job]:
     return [
         job for job in make_jobs(own) if job.train_args["test_envs"] == wanted and job.train_args["trial_seed"] >= first
     ]
+
+
+def _copy_finished(jobs: Iterable[Job], sweep_dir: Path) -> None:
+    """Copies the runs that the sweep has finished: a run's folder has the same name in both folders."""
+    for job in jobs:
+        run = RunFolder(sweep_dir / job.name)
+        if run.state is State.DONE and not job.folder.path.exists():
+            run.copy_finished(job.folder.path)
 
 
 def _print(choices: Sequence[Choice], records: Sequence[Record]) -> None:

@@ -130,6 +130,17 @@ def _add_caution(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dry_run", action="store_true", help="print what would be done, and change nothing")
 
 
+def _add_fresh_trials(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fresh trials")
+    group.add_argument(
+        "--first_trial",
+        type=option_values.seed,
+        metavar="N",
+        help="seed of the first of the --n_trials trials (the first that the sweep has not run); runs that the sweep "
+        "has finished are copied",
+    )
+
+
 def _add_display(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--watch", action="store_true", help="refresh until all runs have finished (on a terminal)")
@@ -137,7 +148,7 @@ def _add_display(parser: argparse.ArgumentParser) -> None:
 
 
 Part = Callable[[argparse.ArgumentParser], None]
-_PARTS: tuple[Part, ...] = (_add_display, _add_caution, _add_runs, _add_launching)
+_PARTS: tuple[Part, ...] = (_add_display, _add_caution, _add_fresh_trials, _add_runs, _add_launching)
 
 
 @dataclass(frozen=True)
@@ -189,6 +200,7 @@ _SUB_COMMANDS = {
     "confirm": SubCommand(
         "run fresh trials of the hyperparameters that finished runs choose, into OUTPUT_DIR/confirmed",
         (("--sweep mine.yaml --data_dir data --n_trials 3", "each with its own splits and seeds"),),
+        (_add_caution, _add_fresh_trials, _add_runs, _add_launching),
     ),
     "status": SubCommand(
         "show the progress of the runs, failures with their reasons, and the time left",

@@ -7,7 +7,7 @@ import pytest
 
 from domainbed_ext.algorithms.names import without_objective
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.runs.folder import load_records
+from domainbed_ext.runs.folder import State, load_records
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.sweep.arguments import parse
 from domainbed_ext.sweep.confirm import choose
@@ -95,6 +95,23 @@ def test_an_objective_with_runs_of_its_own_chooses_itself(searched):
     args = parse(words(searched, command="confirm", algorithms=["LP+IRM"]))
     choices = choose(load_records(args.output_dir), args)
     assert {(choice.chosen_with, choice.hparams["lr"]) for choice in choices} == {("LP+IRM", 0.1)}
+
+
+def test_trials_of_the_sweep_are_copied_and_not_run_again(searched, monkeypatch):
+    launched = []
+    monkeypatch.setattr("domainbed_ext.sweep.confirm.launch_runs", lambda _, jobs, *__: launched.extend(jobs) or 0)
+    given = words(searched, "--skip_confirmation", "--first_trial", "1", "--n_trials", "2", command="confirm")
+    assert sweep.main(given) == sweep.main(given) == 0
+    assert {job.train_args["trial_seed"] for job in launched} == {1, 2}
+    for job in launched:
+        assert (job.folder.state is State.DONE) == (job.train_args["trial_seed"] == 1)
+    copied = load_records(searched / "sweep" / "confirmed")
+    assert {record["hparams"]["lr"] for record in copied} == {0.002} and len(copied) == 4
+
+
+def test_the_first_trial_is_an_option_of_confirm_alone(searched):
+    with pytest.raises(BenchmarkError, match="--first_trial is an option of `confirm`, not of `launch`"):
+        parse(words(searched, "--first_trial", "1"))
 
 
 def test_what_all_choices_share_is_said_once(searched, capsys, monkeypatch):
