@@ -13,11 +13,14 @@ from domainbed_ext.errors import BenchmarkError, unknown
 
 LEAVE_ONE_OUT, SINGLE_SOURCE, DOMAINBED = "leave_one_out", "single_source", "domainbed"
 
+IMAGES, CONCEPTS = "images", "concepts"  # what `--split_by` holds out
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "validation_images": ("plain", "augmented"),
     "input_stats": ("backbone", "imagenet"),
     "sampling": ("replacement", "epochs"),
     "training_images": ("exact", "resized"),
+    "split_by": (IMAGES, CONCEPTS),
     "test_on": ("in", "all"),
     "evaluate": ("all", "lean"),
 }
@@ -30,6 +33,7 @@ _OURS: dict[str, Any] = {
     "input_stats": "backbone",
     "sampling": "replacement",
     "training_images": "exact",
+    "split_by": IMAGES,
     "test_on": "in",
     "evaluate": "lean",
     "train_eval_share": 1.0,
@@ -44,6 +48,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {LEAVE_ONE_OUT: _OURS, SINGLE_SOURCE: _OU
 
 # Indices of the sources in Zhu et al. 2024: LabelMe, cartoon, Clipart, location 38.
 _PAPER_SOURCES = {"VLCS": 1, "PACS": 1, "OfficeHome": 1, "TerraIncognita": 1}
+
+# Choices of a later version, each with what all runs did before: at that, no run's identity has them.
+LATER = {"split_by": IMAGES}
 
 PRECISIONS = ("auto", "bf16", "float32")
 

@@ -15,10 +15,12 @@ class Environment:
     Attributes:
         name: Name of the domain, e.g. "sketch".
         targets: Labels of the images, in order.
+        concepts: Name of what each image shows, whatever its domain, in order; empty where images carry none.
     """
 
     name: str
     targets: Sequence[int]
+    concepts: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.targets)

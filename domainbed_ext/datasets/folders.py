@@ -27,10 +27,11 @@ class FileEnvironment(Environment):
         name: Name of the domain.
         paths: Paths of the files.
         targets: Labels of the images.
+        concepts: Concepts of the images; empty where they carry none.
     """
 
-    def __init__(self, name: str, paths: Sequence[str], targets: Sequence[int]) -> None:
-        self.name, self.paths, self.targets = name, paths, targets
+    def __init__(self, name: str, paths: Sequence[str], targets: Sequence[int], concepts: Sequence[str] = ()) -> None:
+        self.name, self.paths, self.targets, self.concepts = name, paths, targets, concepts
 
     def load(self, index: int) -> Image.Image:
         """Decodes an image file to RGB."""
@@ -59,19 +60,24 @@ class FolderEnvironment(FileEnvironment):
     """The images of one folder, by class. Listed as torchvision's `ImageFolder` lists them, so that index i is
     DomainBed's index i; what is hidden is left out.
 
+    Args:
+        path: Folder of the domain.
+        names_are_concepts: Whether the name of a file, without its ending, is the image's concept.
+
     Attributes:
         classes: Names of the class folders.
         hidden: Paths of what is ignored because of its name.
         unused: Paths of images that are ignored since they lie beside the class folders, or have another ending.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, names_are_concepts: bool = False) -> None:
         listing = list_images(path)
         empty = [name for label, name in enumerate(listing.classes) if label not in set(listing.targets)]
         if empty or not listing.classes:
             where = f"class folder(s) {', '.join(empty)} of {path}" if empty else f"domain folder {path}"
             raise BenchmarkError(f"no image in {where}: it should be <domain>/<class>/<image>; put the images there")
-        super().__init__(path.name, listing.files, listing.targets)
+        concepts = [Path(file).stem for file in listing.files] if names_are_concepts else []
+        super().__init__(path.name, listing.files, listing.targets, concepts)
         self.classes, self.hidden, self.unused = listing.classes, listing.hidden, listing.unused
 
 
@@ -87,6 +93,7 @@ class ImageFolderDomains(MultipleDomainDataset):
     CHECKPOINT_FREQ: ClassVar[int] = 300
     FOLDER: ClassVar[str] = ""
     DOMAINS: ClassVar[tuple[str, ...]] = ()
+    NAMES_ARE_CONCEPTS: ClassVar[bool] = False  # of files, without their endings
 
     def __init__(self, root: Path | str | None, test_envs: Sequence[int], hparams: dict[str, Any]) -> None:
         super().__init__(root, test_envs, hparams)
@@ -104,7 +111,9 @@ class ImageFolderDomains(MultipleDomainDataset):
         elif len(domains) < 2:
             raise BenchmarkError(f"{name}: {folder} holds {len(domains)} domain folder(s), but it takes at least two")
         self.domains = domains
-        self.datasets: list[FolderEnvironment] = [FolderEnvironment(folder / domain) for domain in domains]
+        self.datasets: list[FolderEnvironment] = [
+            FolderEnvironment(folder / domain, self.NAMES_ARE_CONCEPTS) for domain in domains
+        ]
         self.classes = self.datasets[0].classes
         for environment in self.datasets[1:]:
             _check_same_classes(name, self.datasets[0], environment)
@@ -215,3 +224,13 @@ class DomainNet(ImageFolderDomains):
     ENVIRONMENTS = ("clip", "info", "paint", "quick", "real", "sketch")
     FOLDER = "domain_net"
     DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+
+
+@register_dataset("EmojiStyles")
+class EmojiStyles(ImageFolderDomains):
+    """EmojiStyles: the same 1,234 emoji as five artists draw them, 7 classes. `prepare` draws it."""
+
+    ENVIRONMENTS = ("F", "I", "N", "O", "T")
+    FOLDER = "emoji_styles"
+    DOMAINS = ("fluent", "ink", "noto", "openmoji", "twemoji")
+    NAMES_ARE_CONCEPTS = True

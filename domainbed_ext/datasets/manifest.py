@@ -1,4 +1,5 @@
-"""A data set that is a list of files: a CSV, TSV or Parquet table with the columns path, label and domain.
+"""A data set that is a list of files: a CSV, TSV or Parquet table with the columns path, label and domain, and with
+the concepts of the images if it has a column concept.
 
 `python -m domainbed_ext.prepare` writes such lists. Unlike a folder of domains, a list can name images that lie
 anywhere, and hold a part of a data set.
@@ -52,7 +53,9 @@ class Manifest(MultipleDomainDataset):
                     f"give every domain the same classes"
                 )
             files = [_locate(path.parent, row.path, missing) for row in rows_of[domain]]
-            self.datasets.append(FileEnvironment(domain, files, [index[row.label] for row in rows_of[domain]]))
+            targets = [index[row.label] for row in rows_of[domain]]
+            concepts = [row.concept for row in rows_of[domain]]
+            self.datasets.append(FileEnvironment(domain, files, targets, concepts if any(concepts) else ()))
         if missing:
             raise _not_there(path, missing)
 

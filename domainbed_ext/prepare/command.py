@@ -22,6 +22,8 @@ _EXAMPLES = """examples:
   python -m domainbed_ext.prepare PACS --data_dir data                          # download, lay out, verify
   python -m domainbed_ext.prepare PACS --data_dir data --archive PACS.zip       # from your archives
   python -m domainbed_ext.prepare DomainNet --data_dir data --archive ~/domain_net_zips
+  python -m domainbed_ext.prepare EmojiStyles --data_dir data                   # npm downloads it, resvg-py draws it
+  python -m domainbed_ext.prepare EmojiStyles --data_dir data --archive tgz     # a folder of what `npm pack` made
   python -m domainbed_ext.prepare VLCS --data_dir data --verify --decode        # only verify it
   python -m domainbed_ext.prepare ImageFolderDomains --data_dir mine --verify   # a folder of domains of your own
 
@@ -56,13 +58,13 @@ def make_parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="PATH",
-        help="zip, tar or tar.gz files, or unpacked folders; a file named as a download is used instead of it, any "
-        "other must hold the whole data set",
+        help="zip, tar, tar.gz or tgz files, or unpacked folders; a file named as a download is used instead of it, "
+        "any other must hold the whole data set",
     )
     parser.add_argument("--verify", action="store_true", help="only verify the data set and write its manifest")
     parser.add_argument("--decode", action="store_true", help="decode every image too, and list those that fail")
     parser.add_argument(
-        "--workers", type=option_values.whole(1), metavar="N", help="processes that read images (one per core)"
+        "--workers", type=option_values.whole(1), metavar="N", help="processes that read or draw images (one per core)"
     )
     duplicates.add_option(parser)
     parser.add_argument("--dry_run", action="store_true", help="print what would be done; change nothing")
@@ -91,18 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = _check(args)
     place = Destination(name, Path(args.data_dir))
     archives = expand_archives(name, args.archive) if name in DOWNLOADS else []
+    workers = args.workers or count_available_cores()
     if args.dry_run:
         _print_plan(place, archives, args.verify)
         return 0
     if not args.verify:
         try:
-            _make(place, archives)
+            _make(place, archives, workers)
         except OSError as error:
             reason = error.strerror or str(error)
             raise BenchmarkError(
                 f"cannot write to {place.data_dir} ({reason}): make room, or give another --data_dir"
             ) from error
-    return _report(place, args.decode, args.workers or count_available_cores(), args.duplicates)
+    return _report(place, args.decode, workers, args.duplicates)
 
 
 def _check(args: argparse.Namespace) -> str:
@@ -118,7 +121,7 @@ def _check(args: argparse.Namespace) -> str:
     return name
 
 
-def _make(place: Destination, archives: Sequence[Path]) -> None:
+def _make(place: Destination, archives: Sequence[Path], workers: int) -> None:
     place.data_dir.mkdir(parents=True, exist_ok=True)
     with _alone(place):
         if place.is_ready():
@@ -129,7 +132,7 @@ def _make(place: Destination, archives: Sequence[Path]) -> None:
                 f"it holds data"
             )
         else:
-            lay_out(place, archives)
+            lay_out(place, archives, workers)
         clean_up(place)
 
 
@@ -165,5 +168,6 @@ def _print_plan(place: Destination, archives: Sequence[Path], only_verify: bool)
         print(f"would use {path}")
     for source in list_missing(place, archives):
         size = f", {format_size(source.size)}" if source.size else ""
-        print(f"would download {source.name} from {source.urls[0]}{size}")
+        how = f"by npm pack {source.package}" if source.package else f"from {source.urls[0]}"
+        print(f"would download {source.name} {how}{size}")
     print(f"would lay out {place.target} and verify it")

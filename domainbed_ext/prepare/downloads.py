@@ -1,10 +1,11 @@
 """Where each data set comes from, and how many images it should have.
 
-Addresses are those that DomainBed uses. The MD5 sums are published by other projects that download the same files
-(torchvision for MNIST, pytorch loaders of DomainBed's archives and of DomainNet for the others); TerraIncognita's
-archives have known sizes instead.
+Addresses are those that DomainBed uses; EmojiStyles comes through the npm client. The MD5 sums are published by other
+projects that download the same files (torchvision for MNIST, pytorch loaders of DomainBed's archives and of DomainNet
+for the others); TerraIncognita's archives have known sizes instead, and npm packages the digests that npm reports.
 """
 
+import urllib.parse
 from dataclasses import dataclass
 
 _LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
@@ -24,18 +25,27 @@ class Download:
         md5: MD5 of its content; None if it is not known.
         size: Size in bytes; None if it is not known.
         page: Address for people, if it is not the first URL.
+        package: Package and version that npm packs as this file, e.g. "@iconify-json/noto@1.2.9"; it has no addresses.
+        integrity: SHA-512 of its content as npm writes it; also a file that the user gives must have it.
     """
 
     name: str
-    urls: tuple[str, ...]
+    urls: tuple[str, ...] = ()
     md5: str | None = None
     size: int | None = None
     page: str = ""
+    package: str = ""
+    integrity: str | None = None
 
     @property
     def where(self) -> str:
         """Address for people."""
         return self.page or self.urls[0]
+
+    @property
+    def hosts(self) -> set[str]:
+        """What has to be reachable for it: hosts, or npm."""
+        return {"npm"} if self.package else {urllib.parse.urlsplit(url).netloc for url in self.urls}
 
 
 def _drive(name: str, key: str, md5: str) -> Download:
@@ -84,6 +94,12 @@ _DOMAIN_NET = {  # the cleaned version: MD5 of the zip, and of the lists of its 
 }
 
 
+def _icons(name: str, version: str, size: int, integrity: str) -> Download:
+    """Makes the download of a package of icons in Iconify's JSON."""
+    file = f"iconify-json-{name}-{version}.tgz"
+    return Download(file, size=size, package=f"@iconify-json/{name}@{version}", integrity=f"sha512-{integrity}")
+
+
 def _domain_net() -> tuple[Download, ...]:
     sources = []
     for domain, (archive, archive_md5, *list_md5s) in _DOMAIN_NET.items():
@@ -112,6 +128,38 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
             ("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
         )
     ),
+    "EmojiStyles": (
+        _icons(
+            "noto",
+            "1.2.9",
+            3102958,
+            "DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",
+        ),
+        _icons(
+            "twemoji",
+            "1.2.5",
+            1555888,
+            "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
+        ),
+        _icons(
+            "openmoji",
+            "1.2.29",
+            1264633,
+            "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
+        ),
+        _icons(
+            "fluent-emoji",
+            "1.2.7",
+            14323330,
+            "D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==",
+        ),
+        _icons(
+            "fluent-emoji-high-contrast",
+            "1.2.6",
+            1054969,
+            "esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJGAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==",
+        ),
+    ),
 }
 
 ALIASES = {"RotatedMNIST": "MNIST", "ColoredMNIST": "MNIST"}
@@ -122,6 +170,7 @@ ALIASES = {"RotatedMNIST": "MNIST", "ColoredMNIST": "MNIST"}
 # its files; papers also have the second one.
 _VLCS = ("bird", "car", "chair", "dog", "person")
 _PACS = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+_EMOJI = ("activities", "animals", "food", "objects", "smileys", "symbols", "travel")
 KNOWN: dict[str, tuple[Counts, ...]] = {
     "VLCS": (
         {
@@ -166,8 +215,22 @@ KNOWN: dict[str, tuple[Counts, ...]] = {
             "test": dict(zip("0123456789", (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009), strict=True)),
         },
     ),
+    "EmojiStyles": (  # each concept once in each domain
+        {
+            domain: dict(zip(_EMOJI, (84, 156, 130, 262, 165, 219, 218), strict=True))
+            for domain in ("fluent", "ink", "noto", "openmoji", "twemoji")
+        },
+    ),
 }
-CLASSES = {"VLCS": 5, "PACS": 7, "OfficeHome": 65, "TerraIncognita": 10, "DomainNet": 345, "MNIST": 10}
+CLASSES = {
+    "VLCS": 5,
+    "PACS": 7,
+    "OfficeHome": 65,
+    "TerraIncognita": 10,
+    "DomainNet": 345,
+    "MNIST": 10,
+    "EmojiStyles": 7,
+}
 
 
 def count_images(counts: Counts, domain: str) -> int:

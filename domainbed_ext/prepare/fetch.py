@@ -1,5 +1,6 @@
 """A download that resumes where it was cut off, and is checked when it ends."""
 
+import base64
 import hashlib
 import re
 import time
@@ -68,15 +69,34 @@ def download(source: Download, path: Path, on_progress: OnProgress) -> None:
         except DownloadError:
             if url == source.urls[-1]:
                 raise
-    if problem := _find_problem(arrived, source):
+    accept(arrived, source, path)
+
+
+def accept(arrived: Path, source: Download, path: Path) -> None:
+    """Puts a file that has arrived in its place, if it is what it should be.
+
+    Args:
+        arrived: Path of the file as it arrived; a wrong one is kept as `<path>.rejected`.
+        source: What it should be.
+        path: Path of the file.
+
+    Raises:
+        DownloadError: It is not.
+    """
+    if problem := find_problem(arrived, source):
         rejected = path.with_name(path.name + ".rejected")
         arrived.replace(rejected)
         raise DownloadError(f"{problem}; what came is kept as {rejected}")
     arrived.replace(path)
 
 
-def _find_problem(path: Path, source: Download) -> str | None:
-    """Describes why a file is not what it should be; None if it is."""
+def find_problem(path: Path, source: Download) -> str | None:
+    """Describes why a file is not what it should be; None if it is.
+
+    Args:
+        path: Path of the file.
+        source: What it should be.
+    """
     if path.stat().st_size == 0:
         return "the file is empty"
     if is_html(path):
@@ -88,6 +108,8 @@ def _find_problem(path: Path, source: Download) -> str | None:
             md5 = compute_digest(file, "md5")
         if md5 != source.md5:
             return f"its MD5 is {md5} instead of {source.md5}"
+    if source.integrity is not None and (integrity := compute_integrity(path)) != source.integrity:
+        return f"its digest is {integrity} instead of {source.integrity}"
     return None
 
 
@@ -102,6 +124,17 @@ def compute_digest(file: Any, algorithm: str) -> str:
     while chunk := file.read(CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def compute_integrity(path: Path) -> str:
+    """Computes the SHA-512 of a file as npm writes it: "sha512-" and the digest in base 64.
+
+    Args:
+        path: Path of the file.
+    """
+    with path.open("rb") as file:
+        digest = bytes.fromhex(compute_digest(file, "sha512"))
+    return f"sha512-{base64.b64encode(digest).decode('ascii')}"
 
 
 def is_html(path: Path) -> bool:

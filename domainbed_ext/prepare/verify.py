@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from domainbed_ext.data.duplicates import Duplicates, Place, group
 from domainbed_ext.datasets.folders import ImageFolderDomains
+from domainbed_ext.datasets.manifest_file import COLUMNS, CONCEPT
 from domainbed_ext.datasets.mnist import read_mnist
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.prepare.downloads import CLASSES, KNOWN, Counts, count_images
@@ -21,7 +23,8 @@ from domainbed_ext.system.progress import bar
 from domainbed_ext.system.sizes import format_size
 
 MANIFEST = "manifest.csv"
-_COLUMNS = ("path", "label", "domain", "bytes", "sha256")
+_COLUMNS = (*COLUMNS, "bytes", "sha256", CONCEPT)
+_SHA256 = _COLUMNS.index("sha256")
 
 
 @dataclass
@@ -103,12 +106,14 @@ def verify(name: str, data_dir: Path, decode: bool, workers: int) -> Verificatio
     verification.duplicates = group(
         [bytes.fromhex(result.sha256) for result in examined], lambda i: Place(rows[i][0], rows[i][2], rows[i][1])
     )
-    table = []
-    for (path, label, domain), result in zip(rows, examined, strict=True):
+    concepts = [[concept] for environment in dataset.datasets for concept in environment.concepts]
+    table: list[tuple[str, ...]] = []
+    for (path, label, domain), result, concept in zip(rows, examined, concepts or repeat([], len(rows)), strict=True):
         verification.sizes[domain] = verification.sizes.get(domain, 0) + result.size
         if result.problem:
             verification.unreadable[path] = result.problem
-        table.append((Path(path).relative_to(folder).as_posix(), label, domain, str(result.size), result.sha256))
+        place = Path(path).relative_to(folder).as_posix()
+        table.append((place, label, domain, str(result.size), result.sha256, *concept))
     if verification.unreadable:
         verification.problems.append(f"{len(verification.unreadable)} image(s) do not decode: replace or delete them")
     changes = _changes(folder / MANIFEST, table)
@@ -188,7 +193,7 @@ def _changes(path: Path, table: Sequence[tuple[str, ...]]) -> str | None:
         before = {row.get("path", ""): row.get("sha256", "") for row in csv.DictReader(file)}
     if not all(before.values()):
         return None
-    now = {row[0]: row[-1] for row in table}
+    now = {row[0]: row[_SHA256] for row in table}
     changed = [name for name in now if name in before and now[name] != before[name]]
     gone = [name for name in before if name not in now]
     new = [name for name in now if name not in before]
@@ -202,6 +207,6 @@ def _changes(path: Path, table: Sequence[tuple[str, ...]]) -> str | None:
 def _write_manifest(path: Path, table: Sequence[tuple[str, ...]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow(_COLUMNS[: len(table[0])])  # concepts where there are any
     writer.writerows(table)
     write_atomically(path, text.getvalue())

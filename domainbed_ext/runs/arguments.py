@@ -60,6 +60,7 @@ class SharedArguments:
     input_stats: str | None = None
     sampling: str | None = None
     training_images: str | None = None
+    split_by: str | None = None
     test_on: str | None = None
     evaluate: str | None = None
     train_eval_share: float | None = None
@@ -138,6 +139,7 @@ class CompleteArguments(RunArguments):
     input_stats: str = "backbone"
     sampling: str = "replacement"
     training_images: str = "exact"
+    split_by: str = protocols.IMAGES
     test_on: str = "in"
     evaluate: str = "lean"
     train_eval_share: float = 1.0
@@ -192,6 +194,12 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         choices=CHOICES["training_images"],
         help="images before augmentation: exact (default) as they are; resized: larger ones scaled down to a shorter "
         "side of 8/7 of the backbone's input size, which takes less space in the cache",
+    )
+    group.add_argument(
+        "--split_by",
+        choices=CHOICES["split_by"],
+        help="what `out` splits hold out: images of each environment, as in DomainBed (default), or concepts, each of "
+        "them in every environment; for data sets whose images carry concepts, such as EmojiStyles",
     )
     group.add_argument(
         "--test_on",

@@ -10,6 +10,7 @@ from typing import Any
 from domainbed_ext import hparams_registry
 from domainbed_ext.datasets.registry import get_dataset_class
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.protocols import LATER
 from domainbed_ext.runs.arguments import NUMBERS, RunArguments
 from domainbed_ext.system import strict_json
 
@@ -50,7 +51,8 @@ def name(computation: Computation) -> str:
     """Returns the name of the run's folder: 32 hexadecimal digits, as DomainBed's names."""
     args, hparams = computation["args"], computation["hparams"]
     hparams = hparams_registry.without_later_defaults(hparams, args["algorithm"], args["dataset"])
-    text = strict_json.dumps(computation | {"hparams": hparams}, sort_keys=True)
+    args = {name: value for name, value in args.items() if name not in LATER or value != LATER[name]}
+    text = strict_json.dumps(computation | {"args": args, "hparams": hparams}, sort_keys=True)
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
 
@@ -78,9 +80,9 @@ def contradicts(computation: Computation, record: Mapping[str, Any]) -> bool:
 
 
 def _arguments(args: Mapping[str, Any], dataset: str) -> dict[str, Any]:
-    """The arguments that belong to a computation, with the data set's defaults."""
+    """The arguments that belong to a computation, with the data set's defaults and what was always so before."""
     kind = get_dataset_class(dataset)
-    defaults = {"steps": kind.N_STEPS, "checkpoint_freq": kind.CHECKPOINT_FREQ}
+    defaults = {"steps": kind.N_STEPS, "checkpoint_freq": kind.CHECKPOINT_FREQ, **LATER}
     values = {name: args.get(name) for name in _ARGUMENTS}
     return values | {name: value for name, value in defaults.items() if values[name] is None}
 

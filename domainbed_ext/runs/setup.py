@@ -213,7 +213,8 @@ def set_up(args: RunArguments, recorded_hparams: Mapping[str, Any] | None = None
     )
     args = replace(args, test_envs=test_envs, source_envs=source_envs)
     protocols.check_evaluate(args.evaluate, source_envs is None and len(test_envs) > 1)
-    splits = make_splits(dataset, test_envs, args.holdout_fraction, args.uda_holdout_fraction, args.trial_seed)
+    fractions = args.holdout_fraction, args.uda_holdout_fraction
+    splits = make_splits(dataset, test_envs, *fractions, args.trial_seed, args.split_by)
     for i, environment in enumerate(dataset.datasets):
         if i not in test_envs and hparams["batch_size"] > (size := len(splits[f"env{i}_in"])):
             raise BenchmarkError(

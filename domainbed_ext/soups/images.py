@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_ext.data.splits import environment_of, split_environment
+from domainbed_ext.data.splits import environment_of, held_out_concepts, split_environment
 from domainbed_ext.model_selection import SPLITS, Split, num_environments
+from domainbed_ext.protocols import CONCEPTS
 
 HELD_OUT_LEAST = 50
 """Images of each training environment that no ingredient was trained on, for an in-domain accuracy to be measured."""
@@ -50,16 +51,26 @@ class SoupImages:
     cells: dict[str, Cell]
 
     @classmethod
-    def of(cls, members: Sequence[Mapping[str, Any]], test_envs: Sequence[int]) -> "SoupImages":
+    def of(
+        cls,
+        members: Sequence[Mapping[str, Any]],
+        test_envs: Sequence[int],
+        concepts: Sequence[Sequence[str]] = (),
+    ) -> "SoupImages":
         """Finds the images of a soup.
 
         Args:
             members: Record of each ingredient.
             test_envs: Indices of the test environments of the soup.
+            concepts: Of each environment, the concept of each image; needed if ingredients were split by concepts.
         """
         cells: dict[str, Cell] = {}
+        outs = [_held_out(member, concepts) for member in members]
         for env in range(num_environments(dict(members[0]))):
-            splits = [_splits(member, env, env in test_envs) for member in members]
+            splits = [
+                _splits(member, env, env in test_envs, out[env] if out else None)
+                for member, out in zip(members, outs, strict=True)
+            ]
             for name, cell in _cells(splits).items():
                 if env in test_envs or 1.0 in cell.shares.values():
                     cells[f"env{env}_{name}"] = cell
@@ -140,12 +151,29 @@ class SoupImages:
         )
 
 
-def _splits(member: Mapping[str, Any], env: int, is_test: bool) -> dict[str, list[int]]:
+def is_split_by_concepts(member: Mapping[str, Any]) -> bool:
+    """Whether a run held out concepts, not images.
+
+    Args:
+        member: Record of the run.
+    """
+    return bool(member["args"].get("split_by") == CONCEPTS)
+
+
+def _held_out(member: Mapping[str, Any], concepts: Sequence[Sequence[str]]) -> list[set[int]] | None:
+    """The images of the concepts that an ingredient held out, by environment; None if it held out images."""
+    args = member["args"]
+    if not is_split_by_concepts(member):
+        return None
+    return held_out_concepts(concepts, args["holdout_fraction"], args["trial_seed"])
+
+
+def _splits(member: Mapping[str, Any], env: int, is_test: bool, out: set[int] | None) -> dict[str, list[int]]:
     """The splits of an environment in the trial of an ingredient."""
     args, sizes = member["args"], member["split_sizes"]
     size = sum(sizes.get(f"env{env}_{split}", 0) for split in SPLITS)
     uda = args.get("uda_holdout_fraction", 0.0) if is_test else None
-    return split_environment(size, args["holdout_fraction"], uda, args["trial_seed"], env)
+    return split_environment(size, args["holdout_fraction"], uda, args["trial_seed"], env, out)
 
 
 def _cells(splits: Sequence[Mapping[str, list[int]]]) -> dict[str, Cell]:

@@ -10,9 +10,9 @@ from domainbed_ext.data.splits import Split, environment_of
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import better, mean, validation_accuracy
 from domainbed_ext.runs.feed import Feed
-from domainbed_ext.runs.saved import load_run
+from domainbed_ext.runs.saved import load_run, set_up_again
 from domainbed_ext.runs.setup import Setup
-from domainbed_ext.soups.images import HELD_OUT_LEAST, SoupImages
+from domainbed_ext.soups.images import HELD_OUT_LEAST, SoupImages, is_split_by_concepts
 from domainbed_ext.soups.plans import Plan
 from domainbed_ext.soups.weights import make_mean
 
@@ -38,7 +38,14 @@ def find_images(plan: Plan) -> SoupImages:
     Args:
         plan: Soup.
     """
-    return SoupImages.of(plan.members, plan.test_envs)
+    return SoupImages.of(plan.members, plan.test_envs, _find_concepts(plan))
+
+
+def _find_concepts(plan: Plan) -> list[Sequence[str]]:
+    """The concept of each image, by environment; of none if no run was split by concepts, for they take the data."""
+    if not any(map(is_split_by_concepts, plan.members)):
+        return []
+    return [environment.concepts for environment in set_up_again(plan.members[0], plan.moved).dataset.datasets]
 
 
 def why_not_greedy(plan: Plan) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from domainbed_ext.divergence import is_diverged
 from domainbed_ext.model_selection import Record, training_environments, trials_of
-from domainbed_ext.protocols import protocol_of
+from domainbed_ext.protocols import CONCEPTS, protocol_of
 from domainbed_ext.report.environments import dataset_order, environment_labels
 from domainbed_ext.report.methods import algorithm_order, row_label_of
 from domainbed_ext.report.page.chart import Chart, lay_out_chart
@@ -69,6 +69,8 @@ class Run:
         args = self.record["args"]
         names = ("trial_seed", "hparams_seed", "seed", "test_envs", "holdout_fraction", "steps")
         facts = {name.replace("_", " "): args[name] for name in names if args.get(name) is not None}
+        if args.get("split_by") == CONCEPTS:
+            facts["split by"] = CONCEPTS
         if len(trials := trials_of(self.record)) > 1:
             facts["trials"] = ", ".join(map(str, trials))
         extra = {"protocol": protocol_of(self.record), "precision": self.record.get("precision")}

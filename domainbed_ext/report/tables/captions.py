@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from domainbed_ext import divergence
 from domainbed_ext.model_selection import Record
+from domainbed_ext.protocols import CONCEPTS
 
 if TYPE_CHECKING:
     from domainbed_ext.report.figures import Comparison
@@ -48,8 +49,14 @@ def train_share(records: Iterable[Record]) -> str:
 
 
 def holdout_share(records: Iterable[Record]) -> str:
-    """The share of images held out for selection, as in "20 %"; DomainBed's default where none was recorded."""
-    return _percent({float(record["args"].get("holdout_fraction") or 0.2) for record in records} or {0.2})
+    """The share of images or concepts held out for selection, as in "20 %"; DomainBed's default where none was
+    recorded."""
+    args = [record["args"] for record in records]
+    share = _percent({float(each.get("holdout_fraction") or 0.2) for each in args} or {0.2})
+    by_concepts = [each.get("split_by") == CONCEPTS for each in args]
+    if not any(by_concepts):
+        return share
+    return f"{share} (split by concepts)" if all(by_concepts) else f"{share} (of some runs split by concepts)"
 
 
 def _percent(shares: Iterable[float]) -> str:
