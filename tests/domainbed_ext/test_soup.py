@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from domainbed_ext import collect_results, evaluate, soup, train
+from domainbed_ext.datasets.debug import DebugEnvironment
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs.arguments import RunArguments
 from domainbed_ext.runs.folder import RunFolder, load_records
@@ -199,6 +200,18 @@ def test_a_greedy_soup_over_trials_takes_images_that_none_was_trained_on(tmp_pat
     (record,) = soups(tmp_path).values()
     assert record["args"]["algorithm"] == "LP soup(trials, greedy)" and "unmeasured" not in record["derived"]
     assert 0 < record["split_sizes"]["env1_out"] < 8 and 0 <= record["env1_out_acc"] <= 1
+
+
+def test_a_soup_of_runs_split_by_concepts_takes_images_of_concepts_that_none_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(DebugEnvironment, "concepts", [str(i % 8) for i in range(16)], raising=False)
+    runs = of_trials(tmp_path, "LP", hparams={}, holdout_fraction=0.5, split_by="concepts")
+    splits = [load_run(run).setup.splits["env1_out"].keys for run in runs]
+    assert all(set(keys) == {(key + 8) % 16 for key in keys} and len(keys) == 8 for keys in splits)
+    monkeypatch.setattr(soup_images, "HELD_OUT_LEAST", 1)
+    assert soup.main(["--input_dir", str(tmp_path), "--kind", "greedy"]) == 0
+    (record,) = soups(tmp_path).values()
+    assert record["args"]["split_by"] == "concepts"
+    assert record["split_sizes"]["env1_out"] == len(set(splits[0]) & set(splits[1])) > 0
 
 
 @pytest.mark.parametrize(

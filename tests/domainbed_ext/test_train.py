@@ -168,6 +168,10 @@ def test_learning_happens(make_args):
         ({"dataset": "DigitShift"}, "did you mean 'DigitsShift'"),
         ({"backbone": "vit_pico"}, "unknown backbone 'vit_pico': did you mean"),
         ({"holdout_fraction": 0.001}, "too few for a holdout"),
+        (
+            {"split_by": "concepts"},
+            "--split_by concepts: [0-9]+ of [0-9]+ images of blended in DigitsShift carry no con",
+        ),
         ({"test_envs": [0, 0]}, "--test_envs names environment 0 blended twice"),
         ({"evaluate": "lean", "test_envs": [0, 1]}, "--evaluate lean leaves out what leave-one-domain-out"),
         ({"protocol": "single_source", "source_envs": ["plian"]}, "did you mean 'plain'"),

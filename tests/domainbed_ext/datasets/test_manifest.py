@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,32 @@ def test_a_run(manifest, make_args):
         dataset="Manifest", data_dir=str(manifest()), backbone="vit_tiny_patch16_224", weights="none", hparams=hparams
     )
     assert run_setup.set_up(args).dataset.environments == PACS_DOMAINS
+
+
+def test_concepts(manifest, make_args, pacs_like):
+    """The same numbers of the files are held out of every domain; of a folder there are none to hold out."""
+
+    def named(table):
+        return table.assign(Concept=[f" {path[-7:-4]} " for path in table["path"]])
+
+    dataset = Manifest(manifest(named), [0], {})
+    assert [each.concepts[13] for each in dataset.datasets] == ["003"] * 4
+    assert not any(each.concepts for each in Manifest(manifest(), [0], {}).datasets)
+    assert not any(each.concepts for each in PACS(pacs_like, [0], {}).datasets)
+    args = make_args(
+        dataset="Manifest",
+        data_dir=str(manifest(named)),
+        backbone="vit_tiny_patch16_224",
+        weights="none",
+        hparams='{"batch_size": 4, "image_size": 32}',
+        split_by="concepts",
+    )
+    setup = run_setup.set_up(args)
+    held_out = [{setup.dataset[i].concepts[key] for key in setup.splits[f"env{i}_out"].keys} for i in range(4)]
+    assert held_out == [held_out[0]] * 4 and len(held_out[0]) == 2 and len(setup.splits["env0_out"]) == 4
+    some = manifest(lambda table: named(table).assign(Concept=lambda table: table["Concept"].where(table.index != 45)))
+    with pytest.raises(BenchmarkError, match="1 of 20 images of photo in Manifest carry no concept"):
+        run_setup.set_up(replace(args, data_dir=str(some)))
 
 
 def test_parquet(manifest, pacs_like, monkeypatch):

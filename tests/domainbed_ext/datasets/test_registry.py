@@ -9,7 +9,7 @@ from domainbed_ext.errors import BenchmarkError
 
 BUILT_IN = {
     *("DigitsShift", "Debug28", "Debug224", "RotatedMNIST", "ColoredMNIST", "VLCS", "PACS", "OfficeHome"),
-    *("TerraIncognita", "DomainNet", "ImageFolderDomains", "Manifest"),
+    *("TerraIncognita", "DomainNet", "EmojiStyles", "ImageFolderDomains", "Manifest"),
 }
 
 

@@ -45,6 +45,18 @@ def test_accuracy_by_hand():
     assert table.origins[0, 3] == [("PACS-BA-1-0", 299), ("PACS-BA-1-1", 299)]
 
 
+def test_a_caption_says_what_was_held_out():
+    records = two_trials()
+    for record in records[:1]:
+        record["args"]["split_by"] = "images"
+    assert "held-out 20 %;" in accuracy_table(pacs(records)).caption
+    records[-1]["args"]["split_by"] = "concepts"
+    assert "held-out 20 % (of some runs split by concepts);" in accuracy_table(pacs(records)).caption
+    for record in records:
+        record["args"]["split_by"] = "concepts"
+    assert "held-out 20 % (split by concepts);" in accuracy_table(pacs(records)).caption
+
+
 def test_gap_by_hand():
     table = gap_table(pacs(two_trials()))
     assert table.columns[:7] == ["Algorithm", "Train", "A (OOD)", "C (ID)", "P (OOD)", "S (OOD)", "OOD mean"]

@@ -50,6 +50,7 @@ def test_a_name_never_changes_by_accident(tmp_path):
             **{
                 "evaluate": "lean",
                 "training_images": "exact",
+                "split_by": "images",  # of a later version, and in no name
                 "checkpoint_freq": 300,
                 "train_eval_share": 1.0,
                 "threads": 1,
@@ -76,6 +77,21 @@ def test_a_later_hyperparameter_at_its_default_changes_no_name(tmp_path, monkeyp
     assert names(tmp_path, "--algorithms", "BOnly", "LP", "--hparams", '{"extra": 1.0}') == before
     changed = names(tmp_path, "--algorithms", "BOnly", "LP", "--hparams", '{"extra": 2.0}')
     assert len({*changed, *before}) == len(before) * 3 // 2
+
+
+def test_splits_by_concepts_are_in_the_name_and_those_by_images_in_none(tmp_path):
+    before = names(tmp_path)
+    assert names(tmp_path, "--split_by", "images") == before
+    by_concepts = make_jobs(tmp_path, "--split_by", "concepts")
+    assert not {job.name for job in by_concepts} & set(before)
+    assert all(job.args.split_by == "concepts" for job in by_concepts)
+    # A record from before the option is one of images.
+    record = {"args": {**make_jobs(tmp_path)[0].train_args}, "hparams": {}}
+    assert not identity.contradicts(make_jobs(tmp_path)[0].computation, record)
+    assert identity.contradicts(by_concepts[0].computation, record)
+    record["args"]["split_by"] = "concepts"
+    assert identity.contradicts(make_jobs(tmp_path)[0].computation, record)
+    assert not identity.contradicts(by_concepts[0].computation, record)
 
 
 def test_jobs_come_in_domainbeds_order(tmp_path):
