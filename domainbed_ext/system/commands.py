@@ -28,6 +28,7 @@ COMMANDS = {
     "sweep": CommandEntry("sweep.command", "launch many runs, show their progress, estimate their cost"),
     "train": CommandEntry("train", "train one run"),
     "collect_results": CommandEntry("collect_results", "make tables, plots and a page from a folder of runs"),
+    "compare": CommandEntry("compare", "compare methods pair by pair, with intervals, tests and power"),
     "evaluate": CommandEntry("evaluate", "recompute a run's recorded accuracies from what it saved"),
     "soup": CommandEntry("soup", "average the weights of finished runs, and evaluate the means"),
     "frontier": CommandEntry("frontier", "evaluate a sweep's selected runs along the strength of their update"),
@@ -49,6 +50,7 @@ _INSTEAD = {
     **dict.fromkeys(("launchers", "jobs"), "sweep launch"),
     **dict.fromkeys(("tables", "plots", "page", "paper", "report"), "collect_results"),
     **dict.fromkeys(("algorithms", "objectives", "list_methods", "hyperparameters"), "methods"),
+    **dict.fromkeys(("differences", "pairs", "significance", "power"), "compare"),
     **dict.fromkeys(("strength", "strengths", "along_strength"), "frontier"),
     "profile": "train --profile",
 }  # commands that people mean by other names

@@ -18,6 +18,7 @@ from domainbed_ext.model_selection import Record
 from domainbed_ext.report.environments import dataset_order
 from domainbed_ext.report.methods import adaptation_of, has_objectives, objective_of, objectives_of
 from domainbed_ext.report.page.chart import HEIGHT, WIDTH
+from domainbed_ext.report.page.differences import pairs_parts
 from domainbed_ext.report.page.runs import Run, chosen_steps, last_records, make_entries, runs_with_room
 from domainbed_ext.report.plots import plots
 from domainbed_ext.report.plots.style import MANY
@@ -81,6 +82,7 @@ def render_page(results: Results, tables: Sequence[Table], figures: Mapping[str,
             for name, title in PICTURES.items()
             if name in figures
         ],
+        compared=pairs_parts(results),
         groups=_groups(runs),
         anchors={run.name: run.anchor for run in runs},
         shown=len(runs),
