@@ -45,7 +45,7 @@ writes to OUTPUT_DIR:
   plot.png   plot.svg   in-domain against out-of-domain accuracy
   gaps.svg   parameters.svg   training.svg   the other plots, if the runs have the data for them
   frontier.csv   frontier.svg   after domainbed_ext.frontier: accuracy along the strength of the update
-  differences.csv   .md   .tex   .json   paired differences to the best method or --reference, as of domainbed_ext.compare
+  differences.csv   .md   .tex   .json   paired differences to the best method or --reference, as of compare
   differences.svg   with --reference: the differences to it
   paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
