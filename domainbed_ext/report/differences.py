@@ -193,15 +193,16 @@ class Differences:
             algorithm: Id of the method.
             reference: Id of the method that is subtracted.
         """
-        of_reference: defaultdict[tuple[int, ...], list[Score]] = defaultdict(list)
-        for score in self._comparison.scores(reference):
-            of_reference[tuple(score.test_envs)].append(score)
-        return [
-            (score, other)
-            for score in self._comparison.scores(algorithm)
-            for other in of_reference[tuple(score.test_envs)]
-            if not set(score.trials).isdisjoint(other.trials)
-        ]
+        of_reference: defaultdict[tuple[tuple[int, ...], int], list[Score]] = defaultdict(list)
+        for other in self._comparison.scores(reference):
+            for trial in other.trials:
+                of_reference[tuple(other.test_envs), trial].append(other)
+        pairs: list[tuple[Score, Score]] = []
+        for score in self._comparison.scores(algorithm):
+            places = [(tuple(score.test_envs), trial) for trial in score.trials]
+            alike = {id(other): other for place in places for other in of_reference[place]}
+            pairs += [(score, other) for other in alike.values()]
+        return pairs
 
     def _compute(self, algorithm: str, reference: str, metric: "Metric") -> PairedDifference | None:
         by_cell: defaultdict[Cell, list[tuple[Score, Score]]] = defaultdict(list)

@@ -41,7 +41,8 @@ def run(folder, *words):
 
 
 def rows_of(folder, **chosen):
-    frame = pd.read_csv(folder / "tables" / "differences.csv").fillna("")
+    frame = pd.read_csv(folder / "tables" / "differences.csv")
+    frame = frame.astype(object).where(frame.notna(), "")
     for name, value in chosen.items():
         frame = frame[frame[name] == value]
     return frame.to_dict("records")
@@ -126,7 +127,7 @@ def test_runs_without_predictions(sweep, capsys):
     assert run(sweep) == 0
     text = capsys.readouterr().out
     assert "Intervals: over trials alone (Student's t), without predictions of the images, which " in text
-    assert "domainbed_ext.evaluate --run DIR --predictions adds to a run." in text
+    assert "domainbed_ext.evaluate --input_dir DIR --predictions adds." in text
     with pytest.raises(BenchmarkError, match=r"BA-1-2 keeps no predictions: add them with .*evaluate --run .*BA-1-2"):
         run(sweep, "--images", "required")
 

@@ -21,7 +21,16 @@ WITHOUT_TORCH = (
     *(f"{cache.__name__}.{name}" for name in ("command", "decode", "entries", "images")),
     *(
         f"domainbed_ext.{name}"
-        for name in ("algorithms", "collect_results", "data", "datasets", "errors", "model_selection", "objectives")
+        for name in (
+            "algorithms",
+            "collect_results",
+            "compare",
+            "data",
+            "datasets",
+            "errors",
+            "model_selection",
+            "objectives",
+        )
     ),
     *(
         f"domainbed_ext.{name}"
@@ -37,6 +46,9 @@ WITHOUT_TORCH = (
             "folder",
             "identity",
             "imports",
+            "predicted_images",
+            "predictions",
+            "reading",
             "saved",
             "strengths",
         )

@@ -1,8 +1,9 @@
 """The exact sign test."""
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from scipy.special import bdtr
 
 _EQUAL = 1e-9  # differences of equal accuracies are this small: means round
 
@@ -49,6 +50,5 @@ def sign_test(higher: int, lower: int) -> float:
     Returns:
         P-value; 1 without any difference.
     """
-    count = higher + lower
-    tail = sum(math.comb(count, few) for few in range(min(higher, lower) + 1))
-    return min(1.0, 2 * tail / 2**count)
+    tail = bdtr(min(higher, lower), higher + lower, 0.5)  # of the binomial distribution
+    return min(1.0, 2 * float(tail))

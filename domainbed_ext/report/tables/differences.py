@@ -172,7 +172,7 @@ def describe_intervals(differences: Sequence[PairedDifference], comparison: "Com
         which = f"Intervals of {alone} of {len(over_images)} pairs" if any(over_images) else "Intervals"
         parts.append(
             f"{which}: over trials alone (Student's t), without predictions of the images, which "
-            f"{format_command('evaluate')} --run DIR --predictions adds to a run."
+            f"{format_command('evaluate')} --input_dir DIR --predictions adds."
         )
     if single := sum(difference.trials == 1 for difference in differences):
         which = "One trial" if single == len(differences) else f"{single} of {len(differences)} pairs: one common trial"

@@ -134,7 +134,7 @@ def test_trials_alone_have_the_usual_standard_error():
 
 
 def test_the_error_is_that_of_drawing_images_then_trials():
-    by_trial = np.random.default_rng(0).normal(size=(5, 3)) + [0, 1, 3]
+    by_trial = np.random.default_rng(0).normal(size=(5, 3)) + np.array([0, 1, 3])
     # Every draw of one trial fewer than there are, under each draw of images.
     means = [row[list(trials)].mean() for row in by_trial for trials in itertools.product(range(3), repeat=2)]
     assert standard_error(by_trial) == pytest.approx(np.std(means))

@@ -136,7 +136,7 @@ def test_without_all_images_intervals_are_over_trials_alone():
     caption = pairs_table(compare_pairs(comparison, all_pairs(comparison))).caption
     assert "Intervals: hierarchical bootstrap over trials, then images (60 draws of images, seed 3)." in caption
     assert "Intervals of 2 of 3 pairs: over trials alone (Student's t)" in caption
-    assert "evaluate --run DIR --predictions adds" in caption
+    assert "evaluate --input_dir DIR --predictions adds." in caption
     assert "hierarchical" not in pairs_table(compare_pairs(alone, all_pairs(alone))).caption
 
 
