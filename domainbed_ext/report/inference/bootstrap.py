@@ -51,7 +51,7 @@ def resample_accuracies(
         resamples: Number of draws.
 
     Returns:
-        Accuracy in each draw [resamples], in [0, 1]. Where none of its images is drawn, it is as observed.
+        Accuracy in each draw [resamples], float32 in [0, 1]. Where none of its images is drawn, it is as observed.
     """
     places = _places(images.values())
     columns: list[np.ndarray] = []  # of numbers per image: 1 where it counts
@@ -71,7 +71,7 @@ def resample_accuracies(
         observed = float(np.mean(images[key].is_right))
         drawn = sums[:, column_present]
         shares = sums[:, column] / np.maximum(drawn, 1)
-        accuracies[key] = np.where(drawn > 0, shares.astype(float), observed)
+        accuracies[key] = np.where(drawn > 0, shares, np.float32(observed))
     return accuracies
 
 
@@ -81,9 +81,9 @@ def standard_error(by_trial: np.ndarray) -> float:
     Args:
         by_trial: Values [draws of images, trials], of at least two trials; one draw for trials alone.
     """
-    trials = by_trial.shape[1]
-    over_trials = by_trial.var(axis=1, ddof=1).mean() / trials
-    over_images = by_trial.mean(axis=1).var()
+    values = np.asarray(by_trial, dtype=np.float64)
+    over_trials = values.var(axis=1, ddof=1).mean() / values.shape[1]
+    over_images = values.mean(axis=1).var()
     return float(np.sqrt(over_trials + over_images))
 
 
