@@ -11,6 +11,9 @@ selected/            the trained model at the step that training-domain validati
 last/                the trained model at the last step, if that is another
 start.safetensors    where the head started, if at the linear probe (see `head_start`)
 strengths.jsonl      accuracies along the strength of the update, evaluated after the run (see `strengths`)
+predictions_selected.safetensors   predictions_last.safetensors
+                     logits of every evaluated image at the selected step, and at the last if that is another (see
+                     `predictions`)
 """
 
 import contextlib
@@ -33,6 +36,7 @@ from domainbed_ext.system.attempts import Attempt, Claim, read_latest
 from domainbed_ext.system.files import remove, write_atomically
 
 HEAD_START = "start.safetensors"
+PREDICTIONS_SELECTED, PREDICTIONS_LAST = "predictions_selected.safetensors", "predictions_last.safetensors"
 DERIVED = "derived"
 """Folder of a sweep that holds what was derived from its runs: see `runs.derived`."""
 
