@@ -123,7 +123,7 @@ class RunFolder:
                 self._write_lines(lines)
                 return
             _clear_checkpoints(self.path)
-            for file in ("results.jsonl", HEAD_START):
+            for file in ("results.jsonl", HEAD_START, PREDICTIONS_SELECTED, PREDICTIONS_LAST):
                 remove(self.path / file)
             for folder in (self.path / "selected", self.path / "last", *self.path.glob("step_*")):
                 remove(folder)

@@ -25,7 +25,7 @@ from domainbed_ext.runs.folder import PREDICTIONS_LAST, PREDICTIONS_SELECTED, Ru
 from domainbed_ext.runs.saved import BEST, LAST
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.commands import format_command
-from domainbed_ext.system.files import replace_atomically
+from domainbed_ext.system.files import remove, replace_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,6 +202,16 @@ def save_predictions(folder: RunFolder | Path | str, predictions: Predictions) -
             raise OSError(f"cannot write predictions ({error})") from error
 
     replace_atomically(run.path / FILES[predictions.selection][0], write)
+
+
+def remove_predictions(run: RunFolder, step: str) -> None:
+    """Removes the file that a step has of its own, if there is one.
+
+    Args:
+        run: Folder of the run.
+        step: "best" or "last".
+    """
+    remove(run.path / FILES[step][0])
 
 
 def rounded(logits: "Tensor") -> "Tensor":
