@@ -107,34 +107,30 @@ class Feed:
 
         return stream(minibatches, steps, self.setup.args.workers, ready, self._pinned, self.stage)
 
-    def accuracies(self, step: int, names: Iterable[str]) -> dict[str, float]:
+    def accuracies(
+        self, step: int, names: Iterable[str], logits: dict[str, Tensor] | None = None
+    ) -> dict[str, float]:
         """Computes the accuracies on some splits.
 
         Args:
             step: Step of the record; augmented images differ from one evaluation to the next, as upstream's do.
             names: Names of splits, e.g. "env0_in", in the order of evaluation.
+            logits: Dict that takes the logits of each split [n, classes], in the order of its evaluated images, as
+                float16 on the CPU; the same accuracies follow from these. None to keep none.
 
         Returns:
             Share of correctly classified images in [0, 1] by "env0_in_acc" and so on; NaN where logits are NaN or
             infinite.
         """
-        return {f"{name}_acc": mean for name, mean in self._means(step, names, are_right).items()}
-
-    def logits(self, step: int, names: Iterable[str]) -> dict[str, Tensor]:
-        """Computes the logits of all images of some splits, from which the same accuracies follow.
-
-        Args:
-            step: Step of the evaluation, as in `accuracies`.
-            names: Names of splits, in the order of evaluation.
-
-        Returns:
-            Logits [n, classes] by name of the split, in the order of its evaluated images; float16, on the CPU.
-        """
-        return {
-            name: rounded(values[numbers == number])
-            for parts, values, numbers in self._measured(step, names, _logits)
-            for number, name in enumerate(parts)
-        }
+        if logits is None:
+            return {f"{name}_acc": mean for name, mean in self._means(step, names, are_right).items()}
+        accuracies = {}
+        for parts, values, numbers in self._measured(step, names, _logits):
+            for number, (name, part) in enumerate(parts.items()):
+                logits[name] = rounded(values[numbers == number])
+                is_right = are_right(logits[name], part.split.labels(part.split.keys))
+                accuracies[f"{name}_acc"] = float(is_right.mean())
+        return accuracies
 
     def losses(self, step: int, names: Iterable[str]) -> dict[str, float]:
         """Computes the mean cross-entropy on some splits, without the objective and without label smoothing.

@@ -21,6 +21,8 @@ from domainbed_ext.runs.imports import find_missing, load
 from domainbed_ext.system import garbage, option_values
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from domainbed_ext.algorithms.base import Algorithm
     from domainbed_ext.runs.feed import Feed
     from domainbed_ext.runs.setup import Setup
@@ -155,11 +157,14 @@ class SavedRun:
         """Names of the splits that the record has accuracies on."""
         return [name for name in self.setup.splits if f"{name}_acc" in self.record]
 
-    def accuracies(self, names: Collection[str] | None = None) -> dict[str, float]:
+    def accuracies(
+        self, names: Collection[str] | None = None, logits: "dict[str, Tensor] | None" = None
+    ) -> dict[str, float]:
         """Computes accuracies with the weights that the algorithm has now.
 
         Args:
             names: Names of splits, e.g. "env0_in"; None for those that the record has.
+            logits: Dict that takes the logits of each split, as in `Feed.accuracies`; None to keep none.
 
         Returns:
             Accuracy in [0, 1] by "env0_in_acc" and so on; NaN where logits are not finite. With the run's own weights,
@@ -168,7 +173,7 @@ class SavedRun:
         wanted = self.recorded_splits if names is None else names
         now: dict[str, float] = {}
         for group in (self.setup.validation_splits, self.setup.other_splits):  # in the batches of the run
-            now |= self.feed.accuracies(self.record["step"], [name for name in group if name in wanted])
+            now |= self.feed.accuracies(self.record["step"], [name for name in group if name in wanted], logits)
         return {f"{name}_acc": now[f"{name}_acc"] for name in self.setup.splits if f"{name}_acc" in now}
 
     def load(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.divergence import Watch
 from domainbed_ext.model_selection import best_step, better
 from domainbed_ext.runs import checkpoint, formatting, ways
-from domainbed_ext.runs.collect_predictions import collect_predictions, compute_accuracies
+from domainbed_ext.runs.collect_predictions import collect_predictions
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
@@ -199,12 +199,8 @@ class Training:
             print(self.feed.profile.table())
 
     def _accuracies(self, step: int, names: Sequence[str], logits: dict[str, Tensor]) -> dict[str, float]:
-        """The accuracies on some splits, computed from the logits that the run keeps, which are added to `logits`."""
-        if self.setup.args.skip_predictions:
-            return self.feed.accuracies(step, names)
-        computed = self.feed.logits(step, names)
-        logits |= computed
-        return compute_accuracies(self.setup, computed)
+        """The accuracies on some splits; the logits are added to `logits` if the run keeps predictions."""
+        return self.feed.accuracies(step, names, None if self.setup.args.skip_predictions else logits)
 
     def _save_predictions(self, step: int, logits: dict[str, Tensor]) -> None:
         """Writes the predictions of the best step, and of the last if that is another."""

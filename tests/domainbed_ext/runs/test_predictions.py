@@ -188,17 +188,17 @@ def test_a_run_that_was_interrupted_keeps_the_same(make_args, tmp_path, monkeypa
     whole = make_args(**options, output_dir=str(tmp_path / "whole"))
     assert train.run(whole) == 0
     interrupted = make_args(**options, output_dir=str(tmp_path / "interrupted"))
-    logits, calls = feed.Feed.logits, []
+    accuracies, calls = feed.Feed.accuracies, []
 
-    def stop(self, step, names):
+    def stop(self, step, names, *logits):
         calls.append(list(names))
         if len(calls) == at + 1:
             raise Interrupted
-        return logits(self, step, names)
+        return accuracies(self, step, names, *logits)
 
-    monkeypatch.setattr(feed.Feed, "logits", stop)
+    monkeypatch.setattr(feed.Feed, "accuracies", stop)
     assert train.run(interrupted) == ExitCode.INTERRUPTED
-    monkeypatch.setattr(feed.Feed, "logits", logits)
+    monkeypatch.setattr(feed.Feed, "accuracies", accuracies)
     assert train.run(interrupted) == 0
     for name in ("predictions_selected.safetensors", "predictions_last.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "interrupted" / name).read_bytes()
