@@ -42,4 +42,3 @@ def _collect_part(setup: Setup, logits: Mapping[str, Tensor]) -> Part:
         (splits == SPLITS.index("out"))[order],
         is_uda if is_uda.any() else None,
     )
-

@@ -107,9 +107,7 @@ class Feed:
 
         return stream(minibatches, steps, self.setup.args.workers, ready, self._pinned, self.stage)
 
-    def accuracies(
-        self, step: int, names: Iterable[str], logits: dict[str, Tensor] | None = None
-    ) -> dict[str, float]:
+    def accuracies(self, step: int, names: Iterable[str], logits: dict[str, Tensor] | None = None) -> dict[str, float]:
         """Computes the accuracies on some splits.
 
         Args:

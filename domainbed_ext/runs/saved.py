@@ -208,12 +208,12 @@ def load_run(run: RunFolder, step: str = BEST, moved: Moved = Moved(), with_star
         from domainbed_ext.runs.setup import collect_facts, compute_exactly
 
     load(moved.imports)
-    _check_known(record, run)
+    check_known(record, run)
     ways.pin(record)
     setup = set_up_again(record, moved)
     compute_exactly(setup.args)
     algorithm = setup.make_algorithm()
-    _check(record, collect_facts(setup, algorithm), run)
+    check_same(record, collect_facts(setup, algorithm), run)
     if with_start:
         restore_start(algorithm, run)
     load_weights(algorithm, folder)
@@ -250,6 +250,19 @@ def set_up_again(record: Mapping[str, Any], moved: Moved = Moved(), **changes: A
     """
     from domainbed_ext.runs.setup import set_up
 
+    return set_up(*recorded_arguments(record, moved, **changes))
+
+
+def recorded_arguments(
+    record: Mapping[str, Any], moved: Moved = Moved(), **changes: Any
+) -> tuple[RunArguments, dict[str, Any]]:
+    """A run's arguments and final hyperparameters, from its record alone.
+
+    Args:
+        record: Record of the run.
+        moved: Where data, weights and the rest are now.
+        **changes: Arguments that are not the record's.
+    """
     recorded = {
         name: value for name, value in record["args"].items() if name not in PLACES or name in ("data_dir", "weights")
     }
@@ -259,17 +272,34 @@ def set_up_again(record: Mapping[str, Any], moved: Moved = Moved(), **changes: A
     values = {**recorded, "source_envs": None, "hparams": None, "imports": moved.imports, **places, **changes}
     hparams = {**record["hparams"], "precision": record["precision"]}
     hparams |= {name: value for name, value in places.items() if name == "weights"}
-    return set_up(RunArguments.from_mapping(values), hparams)
+    return RunArguments.from_mapping(values), hparams
 
 
-def _check_known(record: Mapping[str, Any], run: RunFolder) -> None:
-    """Refuses a run of a method or a data set that was imported, and is not."""
+def check_known(record: Mapping[str, Any], run: RunFolder) -> None:
+    """Refuses a run of a method or a data set that was imported, and is not.
+
+    Args:
+        record: Record of the run.
+        run: Folder of the run.
+
+    Raises:
+        BenchmarkError: It is one.
+    """
     for name, imported in find_missing(record).items():
         raise BenchmarkError(f"{run.path} is of {name}, which it imported: add --import {imported}")
 
 
-def _check(record: Mapping[str, Any], now: Mapping[str, Any], run: RunFolder) -> None:
-    """Refuses data and weights that are not the run's."""
+def check_same(record: Mapping[str, Any], now: Mapping[str, Any], run: RunFolder) -> None:
+    """Refuses data and weights that are not the run's; warns of source files that have changed.
+
+    Args:
+        record: Record of the run.
+        now: Facts of a run that is made of its record, see `setup.collect_facts`, or a part of them.
+        run: Folder of the run.
+
+    Raises:
+        BenchmarkError: They are not the run's.
+    """
     different = differences(record, now)
     if Kind.SOURCES in different:
         print(f"warning: {different[Kind.SOURCES]} since the run", file=sys.stderr)
@@ -279,6 +309,17 @@ def _check(record: Mapping[str, Any], now: Mapping[str, Any], run: RunFolder) ->
                 f"{run.path} is of other {kind.value} than those here ({different[kind]}): give {option} those of the "
                 "run"
             )
+
+
+def describe_run(record: Mapping[str, Any]) -> str:
+    """Names a run: data set, method, test environments and trial.
+
+    Args:
+        record: Record of the run.
+    """
+    args, names = record["args"], record["environments"]
+    tested = "+".join(names[env] for env in args["test_envs"])
+    return f"{args['dataset']} {args['algorithm']}, tested on {tested}, trial {args['trial_seed']}"
 
 
 def finished_runs(input_dir: Path, records: Iterable[Mapping[str, Any]]) -> list[RunFolder]:
