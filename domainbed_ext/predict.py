@@ -216,18 +216,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.predict`."""
     args = make_parser().parse_args(argv)
     form = _choose_format(args.format, args.out)
-    files, left_out = find_files(args.images)
+    files, missing = find_files(args.images)
     with garbage.loading():
         from domainbed_ext.runs.classifier import load_classifier
     classifier = load_classifier(RunFolder(args.run), args.step, saved.Moved.of(args), args.threads)
-    predictions = predict(classifier, files, args.batch_size, args.workers, left_out)
+    unreadable: dict[str, str] = {}
+    predictions = predict(classifier, files, args.batch_size, args.workers, unreadable)
     if args.out:
         _write(Path(args.out), lambda file: FORMATS[form](predictions, classifier.classes, file))
-        print(f"{len(files) - len(left_out)} predictions are in {args.out}")
+        print(f"{len(files) - len(unreadable)} predictions are in {args.out}")
     else:
         FORMATS[form](predictions, classifier.classes, sys.stdout)
-    if left_out:
-        count = len(files) + sum(path not in files for path in left_out)
+    if left_out := missing | unreadable:
+        count = len(files) + len(missing)
         reasons = "; ".join(f"{path} ({reason})" for path, reason in left_out.items())
         print(f"error: {len(left_out)} of {count} images cannot be read and are left out: {reasons}", file=sys.stderr)
     return ExitCode.FAILED if left_out else ExitCode.DONE
