@@ -8,22 +8,31 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from domainbed_ext.algorithms.names import find_among
-from domainbed_ext.errors import BenchmarkError, not_writable
-from domainbed_ext.model_selection import SELECTION_METHODS, get_selection_method
+from domainbed_ext.datasets.thumbnails import Thumbnails
+from domainbed_ext.errors import BenchmarkError, not_writable, warn_once
+from domainbed_ext.model_selection import SELECTION_METHODS, SPLITS, Record, get_selection_method
 from domainbed_ext.models.adapted_shapes import adapted_shapes
 from domainbed_ext.report.page import page
+from domainbed_ext.report.page.gallery import make_galleries
 from domainbed_ext.report.paper import claims
 from domainbed_ext.report.paper import tables as paper_tables
 from domainbed_ext.report.plots import plots
+from domainbed_ext.report.plots.reliability import reliability_plot
+from domainbed_ext.report.predictions.all import gather_all, make_files, make_tables
+from domainbed_ext.report.predictions.tested import Outputs, RunOutputs
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import Table, print_tables, render_latex, render_markdown
 from domainbed_ext.runs import imports, mixture
-from domainbed_ext.runs.folder import load_records
+from domainbed_ext.runs.folder import RunFolder, load_records
+from domainbed_ext.runs.predictions import Part, find_predictions, load_predictions
+from domainbed_ext.runs.saved import BEST, LAST
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 from domainbed_ext.system.console import output, plain
@@ -43,6 +52,8 @@ writes to OUTPUT_DIR:
   gaps.svg   parameters.svg   training.svg   the other plots, if the runs have the data for them
   frontier.csv   frontier.svg   after domainbed_ext.frontier: accuracy along the strength of the update
   differences.csv   differences.svg   with --reference: each method's paired difference to it
+  per_class.csv   confusion.csv   calibration.csv   reliability.svg   agreement.csv   ensembles.csv   mistakes.csv
+                 what follows from the predictions that runs keep
   paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
 
@@ -97,6 +108,9 @@ def collect(
     if not (frontier := results.frontier()).empty:
         extra["frontier.csv"] = _text(frontier.to_csv(index=False))
     tables = results.tables(reference)
+    gathered = gather_all(results, partial(_read_outputs, Path(input_dir)))
+    tables += make_tables(gathered)
+    extra |= {f"{name}.csv": _text(file.to_csv(index=False)) for name, file in make_files(gathered).items()}
     if paper:
         compared, of_paper = _beside_the_paper(results)
         tables += compared
@@ -104,13 +118,15 @@ def collect(
     text = io.StringIO()
     print_tables(plain(text), tables, results.headline, results.duplicates())
     figures = plots.draw_plots(results, reference)
+    if (reliability := reliability_plot(gathered)) is not None:
+        figures["reliability"] = reliability
     contents = {
         "results.txt": _text(text.getvalue()),
         "results.md": _text(render_markdown(tables, results.duplicates())),
         "results.tex": _text(render_latex(tables)),
         "results.csv": _text(results.tidy().to_csv(index=False)),
         "selected.csv": _text(results.selected().to_csv(index=False)),
-        "index.html": _text(page.render_page(results, tables, figures)),
+        "index.html": _text(page.render_page(results, tables, figures, make_galleries(gathered, Thumbnails().make))),
         "plot.png": plots.render(figures["plot"], "png"),
         **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
         **extra,
@@ -201,6 +217,29 @@ def _find_reference(name: str, results: Results) -> str:
             f"--reference {name}: there are no runs of it: choose one of {', '.join(results.algorithms)}"
         )
     return found
+
+
+def _read_outputs(input_dir: Path, record: Record) -> RunOutputs | None:
+    """Reads what a run predicts after the step of a record; None if it does not keep that."""
+    run = RunFolder(input_dir / record["run"])
+    for step in (BEST, LAST):
+        if find_predictions(run, step) is None:
+            continue
+        try:
+            predictions = load_predictions(run, step)
+        except BenchmarkError as error:
+            warn_once(f"left out of what follows from predictions: {error}")
+            return None
+        if predictions.step == record["step"]:
+            return RunOutputs(predictions.classes, [_outputs(part) for part in predictions.parts.values()])
+    return None
+
+
+def _outputs(part: Part) -> Outputs:
+    splits = np.full(len(part), "in")
+    for split in SPLITS:
+        splits[part.of_split(split).numpy()] = split
+    return Outputs(part.names, part.labels.numpy(), part.logits.softmax(1).numpy(), splits)
 
 
 def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:
