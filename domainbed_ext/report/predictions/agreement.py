@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -38,18 +39,17 @@ def compare(first: Tested, second: Tested) -> Pair:
         first: What a run predicts.
         second: What another predicts on the same images.
     """
-    from sklearn.metrics import accuracy_score, cohen_kappa_score  # takes a second to import
-
     one, other = first.whole, second.whole
     right = one.is_right, other.is_right
-    agreement = float(accuracy_score(one.predicted, other.predicted))
-    kappa = 1.0 if agreement == 1 else float(cohen_kappa_score(one.predicted, other.predicted))
+    agreement = float((one.predicted == other.predicted).mean())
+    counts = [np.bincount(each.predicted, minlength=first.num_classes) for each in (one, other)]
+    by_chance = float(counts[0] @ counts[1]) / len(one.labels) ** 2
     return Pair(
         agreement,
         float((right[0] & right[1]).mean()),
         float((right[0] & ~right[1]).mean()),
         float((right[1] & ~right[0]).mean()),
-        kappa,
+        1.0 if by_chance == 1 else (agreement - by_chance) / (1 - by_chance),
     )
 
 
@@ -119,6 +119,7 @@ def agreement_rows(predicted: Predicted) -> Iterator[dict[str, Any]]:
             yield {**predicted.comparison.key(first), "second": second, **shares, "kappa": pair.kappa}
 
 
+@lru_cache(maxsize=8)  # for the table and the file
 def _all_pairs(predicted: Predicted) -> dict[tuple[str, str], Pair | None]:
     """Each two methods, and each method with itself."""
     algorithms = predicted.algorithms

@@ -1,11 +1,10 @@
 """Accuracy by class, and which classes are taken for which others."""
 
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from domainbed_ext.report.methods import row_label_of
 from domainbed_ext.report.predictions.analysis import Analysis
@@ -17,32 +16,14 @@ CLASSES = 12  # columns of a table
 PAIRS = 12  # rows of a table
 
 
-@cache
-def count_confusions(tested: Tested, classes: int) -> NDArray[np.int64]:
-    """Counts the tested images of each class by predicted class.
-
-    Args:
-        tested: What a run predicts on a test domain.
-        classes: Number of classes.
-
-    Returns:
-        [classes, classes]: rows are labels, columns predicted classes.
-    """
-    from sklearn.metrics import confusion_matrix  # takes a second to import
-
-    decisions = tested.out_of_domain
-    counts: NDArray[np.int64] = confusion_matrix(decisions.labels, decisions.predicted, labels=np.arange(classes))
-    return counts
-
-
-def _share(label: int, predicted: int, classes: int, tested: Tested) -> float:
+def _share(label: int, predicted: int, tested: Tested) -> float:
     """The share of a class's images that are taken for a class; NaN if there are none."""
-    row = count_confusions(tested, classes)[label]
+    row = tested.confusions[label]
     return float(row[predicted] / row.sum()) if row.sum() else float("nan")
 
 
-def _mean_over_classes(classes: int, tested: Tested) -> float:
-    shares = [_share(label, label, classes, tested) for label in range(classes)]
+def _mean_over_classes(tested: Tested) -> float:
+    shares = [_share(label, label, tested) for label in range(tested.num_classes)]
     return float(np.nanmean(shares))
 
 
@@ -58,10 +39,8 @@ def per_class_table(predicted: Predicted) -> Table:
         hardest = {label: _mean_share(predicted, label, label) for label in shown}
         shown = sorted(sorted(shown, key=lambda label: hardest[label])[:CLASSES])
     part = f"The {len(shown)} hardest of {classes} classes; per_class.csv has all. " if len(shown) < classes else ""
-    columns = [
-        Measured(predicted.classes[label], predicted, partial(_share, label, label, classes), best=1) for label in shown
-    ]
-    every = Measured("All classes", predicted, partial(_mean_over_classes, classes), best=1)
+    columns = [Measured(predicted.classes[label], predicted, partial(_share, label, label), best=1) for label in shown]
+    every = Measured("All classes", predicted, _mean_over_classes, best=1)
     return make_table(
         f"{predicted.title}, accuracy by class",
         predicted.algorithms,
@@ -77,11 +56,10 @@ def per_class_rows(predicted: Predicted) -> Iterator[dict[str, Any]]:
     Args:
         predicted: What the runs predict.
     """
-    classes = len(predicted.classes)
     for algorithm, each in predicted.by_algorithm.items():
         for label, name in enumerate(predicted.classes):
-            if (summary := predicted.summary(algorithm, partial(_share, label, label, classes))) is not None:
-                images = sum(int(count_confusions(tested, classes)[label].sum()) for tested in each)
+            if (summary := predicted.summary(algorithm, partial(_share, label, label))) is not None:
+                images = sum(int(tested.confusions[label].sum()) for tested in each)
                 yield {**predicted.comparison.key(algorithm), "class": name, "images": images, **summary._asdict()}
 
 
@@ -92,7 +70,7 @@ def confusion_table(predicted: Predicted) -> Table | None:
         predicted: What the runs predict.
     """
     classes = len(predicted.classes)
-    counts = sum(count_confusions(tested, classes) for each in predicted.by_algorithm.values() for tested in each)
+    counts = sum(tested.confusions for each in predicted.by_algorithm.values() for tested in each)
     wrong = np.argwhere(np.asarray(counts) * (1 - np.eye(classes)) > 0).tolist()
     shares = {(label, other): _mean_share(predicted, label, other) for label, other in wrong}
     pairs = sorted(shares, key=lambda pair: -shares[pair])[:PAIRS]
@@ -106,7 +84,7 @@ def confusion_table(predicted: Predicted) -> Table | None:
                 predicted.classes[label],
                 predicted.classes[other],
                 *(
-                    narrow(predicted.summary(algorithm, partial(_share, label, other, classes)))
+                    narrow(predicted.summary(algorithm, partial(_share, label, other)))
                     for algorithm in predicted.algorithms
                 ),
             ]
@@ -133,7 +111,7 @@ def confusion_rows(predicted: Predicted) -> Iterator[dict[str, Any]]:
     classes, labels = predicted.classes, predicted.comparison.environments
     for algorithm, each in predicted.by_algorithm.items():
         for env in sorted({tested.env for tested in each}):
-            counts = sum(count_confusions(tested, len(classes)) for tested in each if tested.env == env)
+            counts = sum(tested.confusions for tested in each if tested.env == env)
             for label, other in np.argwhere(counts).tolist():
                 yield {
                     **predicted.comparison.key(algorithm),
@@ -146,7 +124,7 @@ def confusion_rows(predicted: Predicted) -> Iterator[dict[str, Any]]:
 
 def _mean_share(predicted: Predicted, label: int, other: int) -> float:
     """The mean over methods of the share of a class's images that are taken for a class, in percent."""
-    share = partial(_share, label, other, len(predicted.classes))
+    share = partial(_share, label, other)
     summaries = [predicted.summary(algorithm, share) for algorithm in predicted.algorithms]
     return float(np.mean([summary.mean for summary in summaries if summary is not None]))
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Mistaken:
     right: tuple[str, ...]
 
 
+@lru_cache(maxsize=8)  # for the table, the file and the page
 def find_mistakes(predicted: Predicted) -> list[Mistaken]:
     """Finds the images that at least one method gets wrong in most of its trials.
 
@@ -93,15 +95,13 @@ def group_mistakes(predicted: Predicted) -> list[Group]:
     """
     mistakes = find_mistakes(predicted)
     groups = [Group("All methods get them wrong", [each for each in mistakes if not each.right])]
-    if len(predicted.algorithms) > 1:
+    count = len(predicted.algorithms)
+    verdicts = ("wrong", "right") if count > 2 else ("wrong",)  # of two, the other alone gets these right
+    if count > 1:
         for algorithm in predicted.algorithms:
-            alone = {"wrong": [], "right": []}
-            for each in mistakes:
-                if len(each.wrong) > 0 and each.wrong == (algorithm,):
-                    alone["wrong"].append(each)
-                if each.right == (algorithm,):
-                    alone["right"].append(each)
-            groups += [Group(f"{label_of(algorithm)} alone gets them {what}", images) for what, images in alone.items()]
+            for verdict in verdicts:
+                alone = [each for each in mistakes if getattr(each, verdict) == (algorithm,)]
+                groups.append(Group(f"{label_of(algorithm)} alone gets them {verdict}", alone))
     return [group for group in groups if group.images]
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -91,6 +91,7 @@ class Tested:
         whole: Decisions on all images of the test domain, none of which the run was trained on.
         is_tested: Whether an image is among those that the tables' accuracies are of [n].
         in_domain: Decisions on the held-out images of the training domains.
+        num_classes: Number of classes.
         read: Function that reads the probabilities of all images of the test domain [n, classes].
     """
 
@@ -102,6 +103,7 @@ class Tested:
     whole: Decisions
     is_tested: NDArray[np.bool_]
     in_domain: Decisions
+    num_classes: int
     read: Callable[[], NDArray[np.float32]]
 
     @cached_property
@@ -109,8 +111,17 @@ class Tested:
         """Decisions on the images that the tables' accuracies are of."""
         return self.whole.of(self.is_tested)
 
+    @cached_property
+    def confusions(self) -> NDArray[np.int64]:
+        """Number of these images by label (rows) and predicted class (columns)."""
+        from sklearn.metrics import confusion_matrix  # takes a second to import
 
-@dataclass(frozen=True)
+        decisions, classes = self.out_of_domain, np.arange(self.num_classes)
+        counts: NDArray[np.int64] = confusion_matrix(decisions.labels, decisions.predicted, labels=classes)
+        return counts
+
+
+@dataclass(frozen=True, eq=False)
 class Predicted:
     """What the runs behind a comparison predict.
 
@@ -142,7 +153,7 @@ class Predicted:
         trials = {tested.trial for each in self.by_algorithm.values() for tested in each}
         alone = " One trial only: its error is not known." if len(trials) == 1 else ""
         count = self.left_out
-        return alone + (f" Left out: {count} runs without predictions of the chosen step." if count else "")
+        return alone + (f" Left out: {count} run(s) without predictions of the chosen step." if count else "")
 
     def summary(self, algorithm: str, value: Callable[[Tested], float]) -> Summary | None:
         """Mean over trials, of each trial the mean over test domains, with its error, in percent.
@@ -185,6 +196,7 @@ def gather(comparison: Comparison, load: Load) -> Predicted | None:
     classes: tuple[str, ...] = ()
     by_algorithm: dict[str, list[Tested]] = {}
     left_out = 0
+    shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # the names of an environment's images are kept once
     for algorithm in comparison.algorithms:
         for score in comparison.scores(algorithm):
             record = score.record
@@ -195,12 +207,15 @@ def gather(comparison: Comparison, load: Load) -> Predicted | None:
                 left_out += 1
                 continue
             classes = outputs.classes
-            by_algorithm.setdefault(algorithm, []).extend(_tested(algorithm, score.trial_seed, record, outputs, load))
+            for tested in _tested(algorithm, score.trial_seed, record, outputs, load):
+                names = shared.setdefault(tested.names, tested.names)
+                by_algorithm.setdefault(algorithm, []).append(replace(tested, names=names))
     return Predicted(comparison, classes, by_algorithm, left_out) if by_algorithm else None
 
 
 def _tested(algorithm: str, trial: int, record: Record, outputs: RunOutputs, load: Load) -> Iterator[Tested]:
     """What a run predicts on each of its test domains."""
+    classes = len(outputs.classes)
     held_out = [outputs.environments[env] for env in training_environments(record)]
     in_domain = Decisions.pooled([_decide(each).of(each.splits == "out") for each in held_out])
     for env in record["args"]["test_envs"]:
@@ -212,7 +227,7 @@ def _tested(algorithm: str, trial: int, record: Record, outputs: RunOutputs, loa
             return again.environments[env].probabilities
 
         is_tested = np.isin(on_env.splits, test_splits(record, env))
-        yield Tested(algorithm, trial, env, record, on_env.names, _decide(on_env), is_tested, in_domain, read)
+        yield Tested(algorithm, trial, env, record, on_env.names, _decide(on_env), is_tested, in_domain, classes, read)
 
 
 def _decide(outputs: Outputs) -> Decisions:

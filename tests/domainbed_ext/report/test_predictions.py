@@ -168,7 +168,7 @@ def test_runs_without_predictions_are_counted_and_other_images_not_compared():
     assert predicted.algorithms == ["LP"] and predicted.left_out == 3
     for analysis in analyses.ANALYSES:
         if table := analysis.table(predicted):
-            assert "Left out: 3 runs without predictions of the chosen step." in table.caption
+            assert "Left out: 3 run(s) without predictions of the chosen step." in table.caption
     assert report({("LP", 0): None}) is None
     files = analyses.make_files([predicted])
     assert set(files) == {"per_class", "confusion", "calibration"}
