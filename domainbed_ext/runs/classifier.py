@@ -111,7 +111,7 @@ def load_classifier(
     num_domains = len(record["environments"]) - len(record["args"]["test_envs"])
     algorithm = make_algorithm(args, hparams, inputs, classes, num_domains)
     now = {
-        "args": record["args"],
+        "args": record["args"] | {"algorithm": args.algorithm},
         "hparams": record["hparams"] | {"weights": hparams["weights"]},
         "weights_digest": backbones.digest(hparams["weights"], hparams["backbone"]),
         "backbone_digest": getattr(algorithm, "backbone_digest", None),
