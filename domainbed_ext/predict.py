@@ -183,7 +183,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of a finished run, or of a soup",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, and folders of them at any depth")
+    parser.add_argument(
+        "images",
+        type=option_values.path,
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, and folders of them at any depth",
+    )
     parser.add_argument("--out", type=option_values.path, metavar="FILE", help="file of the result (standard output)")
     parser.add_argument(
         "--format", choices=FORMATS, help="format of the result (default: that of the ending of --out, else csv)"
