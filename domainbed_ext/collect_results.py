@@ -236,7 +236,7 @@ def _read_outputs(input_dir: Path, record: Record) -> RunOutputs | None:
 
 
 def _outputs(part: Part) -> Outputs:
-    splits = np.full(len(part), "in")
+    splits = np.full(len(part), "in", dtype=f"<U{max(map(len, SPLITS))}")
     for split in SPLITS:
         splits[part.of_split(split).numpy()] = split
     return Outputs(part.names, part.labels.numpy(), part.logits.softmax(1).numpy(), splits)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -29,6 +29,9 @@ from domainbed_ext.system.console import output
 from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.processes import several
 from domainbed_ext.system.progress import bar, format_left, hide
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXAMPLES = """\
 examples:
@@ -93,7 +96,8 @@ def keep_predictions(
 
     evaluated = []
     for step in steps_with_predictions(run):
-        saved, logits = load_run(run, step, moved), {}
+        saved = load_run(run, step, moved)
+        logits: dict[str, Tensor] = {}
         accuracies = saved.accuracies(logits=logits)
         try:
             save_predictions(run, collect_predictions(saved.setup, saved.record["step"], step, logits))

@@ -167,7 +167,7 @@ class Feed:
 
     def _means(self, step: int, names: Iterable[str], measure: Measure) -> dict[str, float]:
         """The mean over each split of what is measured of an image."""
-        means = {}
+        means: dict[str, float] = {}
         for parts, values, numbers in self._measured(step, names, measure):
             # On the CPU, which adds in the order of the images: a GPU adds in any.
             sums = torch.zeros(len(parts), dtype=torch.float64).index_add_(0, numbers, values)

@@ -31,7 +31,7 @@ def reliability_plot(gathered: Sequence[Predicted]) -> Figure | None:
         ax.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for algorithm in predicted.algorithms:
             bins, style = reliability(predicted, algorithm)["out_of_domain"], styles[algorithm]
-            drawn = bins.count >= LEAST
+            drawn = bins.images >= LEAST
             ax.plot(
                 100 * bins.confidence[drawn],
                 100 * bins.accuracy[drawn],

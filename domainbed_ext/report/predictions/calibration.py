@@ -21,20 +21,20 @@ class Bins(NamedTuple):
 
     Attributes:
         number: Number of the bin, from 0.
-        count: Number of images.
+        images: Number of images.
         confidence: Mean confidence.
         accuracy: Share of images that are classified correctly.
     """
 
     number: NDArray[np.int64]
-    count: NDArray[np.int64]
+    images: NDArray[np.int64]
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
 
     @property
     def error(self) -> float:
         """The expected calibration error: the mean over images of the bin's |accuracy - confidence|."""
-        return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.count))
+        return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.images))
 
 
 def bin_by_confidence(decisions: Decisions) -> Bins:
@@ -97,13 +97,13 @@ def calibration_rows(predicted: Predicted) -> Iterator[dict[str, Any]]:
     """
     for algorithm in predicted.algorithms:
         for domain, bins in reliability(predicted, algorithm).items():
-            for number, count, confidence, accuracy in zip(*bins, strict=True):
+            for number, images, confidence, accuracy in zip(*bins, strict=True):
                 yield {
                     **predicted.comparison.key(algorithm),
                     "images_of": domain,
                     "low": number / BINS,
                     "high": (number + 1) / BINS,
-                    "images": int(count),
+                    "images": int(images),
                     "confidence": 100 * confidence,
                     "accuracy": 100 * accuracy,
                 }

@@ -102,7 +102,7 @@ def ensembles_table(predicted: Predicted) -> Table | None:
     return make_table(
         f"{predicted.title}, ensembles over trials",
         predicted.algorithms,
-        [_Mean(header, predicted, ensembles, *rest) for header, *rest in columns],
+        [_Mean(header, predicted, ensembles, value, form, is_ranked) for header, value, form, is_ranked in columns],
         "Accuracy in % on all images of each test domain, mean over test domains. One run: mean over trials. Ensemble: "
         "of the mean of the trials' probabilities. Gain: in percentage points. There is one ensemble a test domain, so "
         f"its error is not known.{predicted.caveat}",

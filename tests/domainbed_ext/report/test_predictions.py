@@ -97,7 +97,7 @@ def test_calibration_error_is_the_gap_of_confidence_and_accuracy_by_bin():
     confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55], np.float32)
     is_right = np.array([1, 1, 1, 0, 1, 1])
     bins = calibration.bin_by_confidence(Decisions(np.ones(6, int), is_right, confidence))
-    assert bins.number.tolist() == [8, 14] and bins.count.tolist() == [2, 4]
+    assert bins.number.tolist() == [8, 14] and bins.images.tolist() == [2, 4]
     assert bins.error == pytest.approx((4 * abs(0.75 - 0.95) + 2 * abs(1 - 0.55)) / 6)
     predicted = report({("LP", 0): (right(2, 3), 0.9), ("BA", 0): (right(), 0.9)})
     table = calibration.calibration_table(predicted)
