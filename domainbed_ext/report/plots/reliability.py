@@ -44,7 +44,7 @@ def reliability_plot(gathered: Sequence[Predicted]) -> Figure | None:
             )
         ax.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.supxlabel(
-        f"confidence (%)\nimages of the test domains, in {BINS} bins, those of at least {LEAST} images; dashed: perfect "
+        f"confidence (%)\nimages of the test domains, in {BINS} bins, those of at least {LEAST}; dashed: perfect "
         "calibration",
         fontsize=9,
     )
