@@ -317,8 +317,8 @@ def describe_run(record: Mapping[str, Any]) -> str:
     Args:
         record: Record of the run.
     """
-    args, names = record["args"], record["environments"]
-    tested = "+".join(names[env] for env in args["test_envs"])
+    args, names = record["args"], record.get("environments")  # upstream's records have none
+    tested = "+".join(names[env] if names else f"env{env}" for env in args["test_envs"])
     return f"{args['dataset']} {args['algorithm']}, tested on {tested}, trial {args['trial_seed']}"
 
 
