@@ -130,7 +130,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     with pytest.raises(BenchmarkError) as error:
         validate.check_runs(sweep_jobs.make_jobs(args))
     assert str(error.value) == (
-        f"{tmp_path / 'sweep'} has 1.0 MB free, and 36 runs would save 119.2 MB: make room, give another "
+        f"{tmp_path / 'sweep'} has 1.0 MB free, and 36 runs would save 120.0 MB: make room, give another "
         "--output_dir, or add --skip_model_save"
     )
 
