@@ -26,7 +26,7 @@ from domainbed_ext.report.paper import tables as paper_tables
 from domainbed_ext.report.plots import plots
 from domainbed_ext.report.plots.reliability import reliability_plot
 from domainbed_ext.report.predictions.all import gather_all, make_files, make_tables
-from domainbed_ext.report.predictions.tested import Outputs, RunOutputs
+from domainbed_ext.report.predictions.tested import ImageOutputs, RunOutputs
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import Table, print_tables, render_latex, render_markdown
 from domainbed_ext.runs import imports, mixture
@@ -235,11 +235,11 @@ def _read_outputs(input_dir: Path, record: Record) -> RunOutputs | None:
     return None
 
 
-def _outputs(part: Part) -> Outputs:
+def _outputs(part: Part) -> ImageOutputs:
     splits = np.full(len(part), "in", dtype=f"<U{max(map(len, SPLITS))}")
     for split in SPLITS:
         splits[part.of_split(split).numpy()] = split
-    return Outputs(part.names, part.labels.numpy(), part.logits.softmax(1).numpy(), splits)
+    return ImageOutputs(part.names, part.labels.numpy(), part.logits.softmax(1).numpy(), splits)
 
 
 def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:

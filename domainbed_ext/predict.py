@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from domainbed_ext.datasets.listing import find_images
+from domainbed_ext.datasets.listing import list_images_below
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.runs import saved
 from domainbed_ext.runs.folder import RunFolder
@@ -109,7 +109,7 @@ def find_files(paths: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     missing: dict[str, str] = {}
     for path in paths:
         if os.path.isdir(path):
-            images, unused = find_images(path)
+            images, unused = list_images_below(path)
             files += images
             if unused:
                 warn_once(

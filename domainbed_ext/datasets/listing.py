@@ -95,7 +95,7 @@ def list_images(folder: Path) -> Listing:
     return Listing(classes, files, targets, hidden, unused)
 
 
-def find_images(folder: str) -> tuple[list[str], list[str]]:
+def list_images_below(folder: str) -> tuple[list[str], list[str]]:
     """Lists the images in a folder at any depth, sorted by folder and name.
 
     Args:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domainbed_ext.report.predictions.mistakes import Group, Mistaken, group_mistakes
+from domainbed_ext.report.predictions.mistakes import MistakeGroup, Mistaken, group_mistakes
 from domainbed_ext.report.predictions.tested import Predicted
 
 SHOWN = 24
@@ -84,7 +84,7 @@ def make_galleries(gathered: Sequence[Predicted], thumbnail: Thumbnail) -> list[
     return galleries
 
 
-def _make_fold(predicted: Predicted, group: Group, thumbnail: Thumbnail) -> Fold:
+def _make_fold(predicted: Predicted, group: MistakeGroup, thumbnail: Thumbnail) -> Fold:
     """A group with the images that are shown."""
     record = next(iter(predicted.by_algorithm.values()))[0].record
     labels = predicted.comparison.environments

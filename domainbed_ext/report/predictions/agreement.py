@@ -32,7 +32,7 @@ class Pair(NamedTuple):
     kappa: float
 
 
-def compare(first: Tested, second: Tested) -> Pair:
+def compare_runs(first: Tested, second: Tested) -> Pair:
     """Compares what two runs predict on all images of a test domain.
 
     Args:
@@ -68,7 +68,9 @@ def compare_methods(predicted: Predicted, first: str, second: str) -> Pair | Non
     for env, on_env in predicted.by_environment():
         one, other = on_env.get(first, []), on_env.get(second, [])
         couples = combinations(one, 2) if first == second else product(one, other)
-        pairs[env] += [compare(*couple) for couple in couples if first == second or couple[0].trial == couple[1].trial]
+        pairs[env] += [
+            compare_runs(*couple) for couple in couples if first == second or couple[0].trial == couple[1].trial
+        ]
     means = [np.mean(of_env, axis=0) for of_env in pairs.values() if of_env]
     return Pair(*np.mean(means, axis=0).tolist()) if means else None
 

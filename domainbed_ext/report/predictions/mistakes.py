@@ -72,7 +72,7 @@ def _is_mostly_wrong(each: Sequence[Tested]) -> Any:
 
 
 @dataclass(frozen=True)
-class Group:
+class MistakeGroup:
     """Images that the same methods get wrong.
 
     Attributes:
@@ -84,7 +84,7 @@ class Group:
     images: list[Mistaken]
 
 
-def group_mistakes(predicted: Predicted) -> list[Group]:
+def group_mistakes(predicted: Predicted) -> list[MistakeGroup]:
     """Groups the images that all methods get wrong, that one method alone gets wrong, and that it alone gets right.
 
     Args:
@@ -94,14 +94,14 @@ def group_mistakes(predicted: Predicted) -> list[Group]:
         Groups that have images.
     """
     mistakes = find_mistakes(predicted)
-    groups = [Group("All methods get them wrong", [each for each in mistakes if not each.right])]
+    groups = [MistakeGroup("All methods get them wrong", [each for each in mistakes if not each.right])]
     count = len(predicted.algorithms)
     verdicts = ("wrong", "right") if count > 2 else ("wrong",)  # of two, the other alone gets these right
     if count > 1:
         for algorithm in predicted.algorithms:
             for verdict in verdicts:
                 alone = [each for each in mistakes if getattr(each, verdict) == (algorithm,)]
-                groups.append(Group(f"{label_of(algorithm)} alone gets them {verdict}", alone))
+                groups.append(MistakeGroup(f"{label_of(algorithm)} alone gets them {verdict}", alone))
     return [group for group in groups if group.images]
 
 

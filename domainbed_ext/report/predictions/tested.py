@@ -16,7 +16,7 @@ from domainbed_ext.report.tables.columns import Column, narrow, origins
 from domainbed_ext.report.tables.table import Origin
 
 
-class Outputs(NamedTuple):
+class ImageOutputs(NamedTuple):
     """The outputs of a run for the images of an environment.
 
     Attributes:
@@ -36,7 +36,7 @@ class RunOutputs(NamedTuple):
     """The outputs of a run after a step: names of the classes, and the outputs by environment, in their order."""
 
     classes: tuple[str, ...]
-    environments: list[Outputs]
+    environments: list[ImageOutputs]
 
 
 Load = Callable[[Record], RunOutputs | None]
@@ -230,7 +230,7 @@ def _tested(algorithm: str, trial: int, record: Record, outputs: RunOutputs, loa
         yield Tested(algorithm, trial, env, record, on_env.names, _decide(on_env), is_tested, in_domain, classes, read)
 
 
-def _decide(outputs: Outputs) -> Decisions:
+def _decide(outputs: ImageOutputs) -> Decisions:
     return Decisions(outputs.labels, outputs.probabilities.argmax(1), outputs.probabilities.max(1, initial=0.0))
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from domainbed_ext.report.predictions import agreement, calibration, confusion, ensembles, mistakes
 from domainbed_ext.report.predictions import all as analyses
-from domainbed_ext.report.predictions.tested import Decisions, Outputs, RunOutputs, gather
+from domainbed_ext.report.predictions.tested import Decisions, ImageOutputs, RunOutputs, gather
 from domainbed_ext.report.results import Results
 
 CLASSES = ("dog", "horse", "house")
@@ -21,11 +21,11 @@ def make_record(algorithm, trial, env, **args):
 
 
 def make_outputs(predicted, sure=0.8, names=None):
-    """Outputs of an environment whose labels are 0, 1, 2, 0, 1, 2, ...; the first two images are in `out`."""
+    """ImageOutputs of an environment whose labels are 0, 1, 2, 0, 1, 2, ...; the first two images are in `out`."""
     probabilities = np.full((SIZE, 3), (1 - sure) / 2, np.float32)
     probabilities[np.arange(SIZE), predicted] = sure
     splits = np.array(["out"] * 2 + ["in"] * (SIZE - 2))
-    return Outputs(names or tuple(f"{i}.png" for i in range(SIZE)), np.arange(SIZE) % 3, probabilities, splits)
+    return ImageOutputs(names or tuple(f"{i}.png" for i in range(SIZE)), np.arange(SIZE) % 3, probabilities, splits)
 
 
 def right(*wrong, to=1):
