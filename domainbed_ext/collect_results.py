@@ -8,25 +8,34 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
-from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.model_selection import SELECTION_METHODS, get_selection_method
+from domainbed_ext.datasets.thumbnails import Thumbnails
+from domainbed_ext.errors import BenchmarkError, warn_once
+from domainbed_ext.model_selection import SELECTION_METHODS, SPLITS, Record, get_selection_method
 from domainbed_ext.models.adapted_shapes import adapted_shapes
 from domainbed_ext.report.difference_files import difference_files
 from domainbed_ext.report.differences import Resampling
 from domainbed_ext.report.files import encode, write_files
 from domainbed_ext.report.page import page
+from domainbed_ext.report.page.gallery import make_galleries
 from domainbed_ext.report.pairs import against, find_row
 from domainbed_ext.report.paper import claims
 from domainbed_ext.report.paper import tables as paper_tables
 from domainbed_ext.report.plots import plots
+from domainbed_ext.report.plots.reliability import reliability_plot
+from domainbed_ext.report.predictions.all import gather_all, make_files, make_tables
+from domainbed_ext.report.predictions.tested import ImageOutputs, RunOutputs
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import Table, print_tables, render_latex, render_markdown
 from domainbed_ext.runs import imports, predicted_images
+from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.predicted_images import PredictedImages, Use
+from domainbed_ext.runs.predictions import Part, load_step
 from domainbed_ext.runs.reading import read_records
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
@@ -47,6 +56,8 @@ writes to OUTPUT_DIR:
   frontier.csv   frontier.svg   after domainbed_ext.frontier: accuracy along the strength of the update
   differences.csv   .md   .tex   .json   paired differences to the best method or --reference, as of compare
   differences.svg   with --reference: the differences to it
+  per_class.csv   confusion.csv   calibration.csv   reliability.svg   agreement.csv   ensembles.csv   mistakes.csv
+                 what follows from the predictions that runs keep
   paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
 
@@ -98,6 +109,9 @@ def collect(
     if not (frontier := results.frontier()).empty:
         extra["frontier.csv"] = encode(frontier.to_csv(index=False))
     tables = results.tables(reference)
+    gathered = gather_all(results, partial(_read_outputs, Path(input_dir)))
+    tables += make_tables(gathered)
+    extra |= {f"{name}.csv": encode(file.to_csv(index=False)) for name, file in make_files(gathered).items()}
     if paper:
         compared, of_paper = _beside_the_paper(results)
         tables += compared
@@ -105,13 +119,15 @@ def collect(
     text = io.StringIO()
     print_tables(plain(text), tables, results.headline, results.duplicates())
     figures = plots.draw_plots(results, reference)
+    if (reliability := reliability_plot(gathered)) is not None:
+        figures["reliability"] = reliability
     contents = {
         "results.txt": encode(text.getvalue()),
         "results.md": encode(render_markdown(tables, results.duplicates())),
         "results.tex": encode(render_latex(tables)),
         "results.csv": encode(results.tidy().to_csv(index=False)),
         "selected.csv": encode(results.selected().to_csv(index=False)),
-        "index.html": encode(page.render_page(results, tables, figures)),
+        "index.html": encode(page.render_page(results, tables, figures, make_galleries(gathered, Thumbnails().make))),
         "plot.png": plots.render(figures["plot"], "png"),
         **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
         **extra,
@@ -195,6 +211,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Not on standard output, which is the document.
         print("written:", *paths, sep="\n  ", file=sys.stderr)
     return 1 if left_out else 0
+
+
+def _read_outputs(input_dir: Path, record: Record) -> RunOutputs | None:
+    """Reads what a run predicts after the step of a record; None if it does not keep that."""
+    try:
+        predictions = load_step(RunFolder(input_dir / record["run"]), record["step"])
+    except BenchmarkError as error:
+        warn_once(f"left out of what follows from predictions: {error}")
+        return None
+    if predictions is None:
+        return None
+    return RunOutputs(predictions.classes, [_outputs(part) for part in predictions.parts.values()])
+
+
+def _outputs(part: Part) -> ImageOutputs:
+    splits = np.full(len(part), "in", dtype=f"<U{max(map(len, SPLITS))}")
+    for split in SPLITS:
+        splits[part.of_split(split).numpy()] = split
+    return ImageOutputs(part.names, part.labels.numpy(), part.logits.softmax(1).numpy(), splits)
 
 
 def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:

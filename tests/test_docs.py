@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vitlorafa
-from domainbed_ext import collect_results, compare, evaluate, frontier, launchers, soup
+from domainbed_ext import collect_results, compare, evaluate, frontier, launchers, predict, soup
 from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.algorithms.names import describe
 from domainbed_ext.bench import __main__ as bench
@@ -235,6 +235,7 @@ def commands(module):
         ("domainbed_ext.evaluate", evaluate.make_parser),
         ("domainbed_ext.compare", compare.make_parser),
         ("domainbed_ext.frontier", frontier.make_parser),
+        ("domainbed_ext.predict", predict.make_parser),
         ("domainbed_ext.soup", soup.make_parser),
     ],
 )
@@ -253,6 +254,7 @@ def test_options_that_are_named_exist():
             sweep_options,
             evaluate,
             frontier,
+            predict,
             soup,
             prepare,
             collect_results,

@@ -123,7 +123,7 @@ class RunFolder:
                 self._write_lines(lines)
                 return
             _clear_checkpoints(self.path)
-            for file in ("results.jsonl", HEAD_START):
+            for file in ("results.jsonl", HEAD_START, PREDICTIONS_SELECTED, PREDICTIONS_LAST):
                 remove(self.path / file)
             for folder in (self.path / "selected", self.path / "last", *self.path.glob("step_*")):
                 remove(folder)
@@ -216,6 +216,7 @@ class RunFolder:
     def finish(self) -> None:
         """Marks the run done; everything else must be on disk by now."""
         write_atomically(self.path / "done", "done")
+        _clear_checkpoints(self.path)
 
     def copy_finished(self, path: Path) -> None:
         """Copies the folder of a finished run, its `done` last: a copy that is cut short counts as interrupted.
@@ -231,7 +232,6 @@ class RunFolder:
             shutil.copy(self.path / "done", path)
         except OSError as error:
             raise not_writable(path, error) from error
-        _clear_checkpoints(self.path)
 
     def fail(self, error: str, exit_code: int = 1) -> None:
         """Marks the run failed.

@@ -9,8 +9,7 @@ from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.model_selection import SPLITS, Record
 from domainbed_ext.report.inference.bootstrap import Images
 from domainbed_ext.runs.folder import RunFolder
-from domainbed_ext.runs.predictions import Predictions, find_predictions, load_predictions
-from domainbed_ext.runs.saved import BEST, LAST
+from domainbed_ext.runs.predictions import Predictions, load_predictions, load_step
 from domainbed_ext.system.progress import bar
 
 Use = Literal["auto", "required", "none"]
@@ -74,16 +73,16 @@ class PredictedImages:
     def _read(self, record: Record) -> dict[str, Images] | None:
         run, step = RunFolder(self._root / record["run"]), record["step"]
         try:
-            for which in (BEST, LAST):
-                if find_predictions(run, which) or self._use == "required":
-                    predictions = load_predictions(run, which)
-                    if predictions.step == step:
-                        return self._images_of(predictions)
+            predictions = load_step(run, step)
         except BenchmarkError as error:
             if self._use == "required":
                 raise
             warn_once(f"{error}; until then, intervals of its differences are over trials alone")
+            return None
+        if predictions is not None:
+            return self._images_of(predictions)
         if self._use == "required":
+            load_predictions(run)  # an error if there are none
             raise BenchmarkError(
                 f"{run.path} keeps predictions of its selected and its last step, but the tables select step {step}: "
                 "choose another --selection, or --images auto"

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.model_selection import SPLITS, Split
-from domainbed_ext.runs.folder import PREDICTIONS_LAST, PREDICTIONS_SELECTED, RunFolder
-from domainbed_ext.runs.saved import BEST, LAST
+from domainbed_ext.model_selection import SPLITS, Split, best_step
+from domainbed_ext.runs.folder import DERIVED, PREDICTIONS_LAST, PREDICTIONS_SELECTED, RunFolder
+from domainbed_ext.runs.saved import BEST, LAST, find_saved
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.commands import format_command
-from domainbed_ext.system.files import replace_atomically
+from domainbed_ext.system.files import remove, replace_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,6 +138,11 @@ def load_predictions(folder: RunFolder | Path | str, step: str = BEST) -> Predic
     """
     run = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     path = find_predictions(run, step)
+    if path is None and run.path.parent.name == DERIVED:
+        raise BenchmarkError(
+            f"{run.path} was derived from other runs, of which alone predictions are kept: give the folder of one of "
+            "these, which its record lists under derived"
+        )
     if path is None:
         raise BenchmarkError(
             f"{run.path} keeps no predictions: add them with {format_command('evaluate')} --run {run.path} "
@@ -156,6 +161,28 @@ def load_predictions(folder: RunFolder | Path | str, step: str = BEST) -> Predic
             f"{path} cannot be read ({error}): write it again with {format_command('evaluate')} --run {run.path} "
             "--predictions"
         ) from error
+
+
+def load_step(folder: RunFolder | Path | str, step: int) -> Predictions | None:
+    """Reads what a run predicted after a step.
+
+    Args:
+        folder: Folder of the run.
+        step: Index of the step.
+
+    Returns:
+        Predictions; None if the run keeps none of that step.
+
+    Raises:
+        BenchmarkError: A file cannot be read.
+    """
+    run = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+    for which in FILES:
+        if find_predictions(run, which) is not None:
+            predictions = load_predictions(run, which)
+            if predictions.step == step:
+                return predictions
+    return None
 
 
 def find_predictions(run: RunFolder, step: str = BEST) -> Path | None:
@@ -202,6 +229,44 @@ def save_predictions(folder: RunFolder | Path | str, predictions: Predictions) -
             raise OSError(f"cannot write predictions ({error})") from error
 
     replace_atomically(run.path / FILES[predictions.selection][0], write)
+
+
+def steps_with_predictions(run: RunFolder) -> list[str]:
+    """The steps that a finished run keeps predictions of: "best", and "last" if that is another.
+
+    Args:
+        run: Folder of the run.
+
+    Raises:
+        BenchmarkError: There is no finished run.
+    """
+    find_saved(run)
+    records = run.records()
+    return [BEST] if best_step(records)["step"] == max(record["step"] for record in records) else [BEST, LAST]
+
+
+def has_predictions(run: RunFolder) -> bool:
+    """Whether a finished run keeps all its predictions, and they can be read.
+
+    Args:
+        run: Folder of the run.
+    """
+    records = run.records()
+    steps = {BEST: best_step(records)["step"], LAST: max(record["step"] for record in records)}
+    try:
+        return all(load_predictions(run, name).step == step for name, step in steps.items())
+    except BenchmarkError:
+        return False
+
+
+def remove_predictions(run: RunFolder, step: str) -> None:
+    """Removes the file that a step has of its own, if there is one.
+
+    Args:
+        run: Folder of the run.
+        step: "best" or "last".
+    """
+    remove(run.path / FILES[step][0])
 
 
 def rounded(logits: "Tensor") -> "Tensor":

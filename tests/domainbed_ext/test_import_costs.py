@@ -34,7 +34,17 @@ WITHOUT_TORCH = (
     ),
     *(
         f"domainbed_ext.{name}"
-        for name in ("evaluate", "frontier", "hparams_registry", "protocols", "seeds", "soup", "sweep", "train")
+        for name in (
+            "evaluate",
+            "frontier",
+            "hparams_registry",
+            "predict",
+            "protocols",
+            "seeds",
+            "soup",
+            "sweep",
+            "train",
+        )
     ),
     *(
         f"domainbed_ext.runs.{name}"
