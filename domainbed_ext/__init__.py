@@ -4,6 +4,7 @@
     python -m domainbed_ext.train --help                 # one run
     python -m domainbed_ext.collect_results --input_dir DIR
     python -m domainbed_ext.evaluate --run DIR           # a run's recorded accuracies, from what it saved
+    python -m domainbed_ext.predict --run DIR IMAGES     # labels and probabilities of image files
     python -m domainbed_ext.soup --input_dir DIR         # means of the weights of finished runs
     python -m domainbed_ext.frontier --input_dir DIR     # the selected runs along the strength of their update
 

@@ -8,26 +8,38 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
-from domainbed_ext.algorithms.names import find_among
-from domainbed_ext.errors import BenchmarkError, not_writable
-from domainbed_ext.model_selection import SELECTION_METHODS, get_selection_method
+from domainbed_ext.datasets.thumbnails import Thumbnails
+from domainbed_ext.errors import BenchmarkError, warn_once
+from domainbed_ext.model_selection import SELECTION_METHODS, SPLITS, Record, get_selection_method
 from domainbed_ext.models.adapted_shapes import adapted_shapes
+from domainbed_ext.report.difference_files import difference_files
+from domainbed_ext.report.differences import Resampling
+from domainbed_ext.report.files import encode, write_files
 from domainbed_ext.report.page import page
+from domainbed_ext.report.page.gallery import make_galleries
+from domainbed_ext.report.pairs import against, find_row
 from domainbed_ext.report.paper import claims
 from domainbed_ext.report.paper import tables as paper_tables
 from domainbed_ext.report.plots import plots
+from domainbed_ext.report.plots.reliability import reliability_plot
+from domainbed_ext.report.predictions.all import gather_all, make_files, make_tables
+from domainbed_ext.report.predictions.tested import ImageOutputs, RunOutputs
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.table import Table, print_tables, render_latex, render_markdown
-from domainbed_ext.runs import imports, mixture
-from domainbed_ext.runs.folder import load_records
+from domainbed_ext.runs import imports, predicted_images
+from domainbed_ext.runs.folder import RunFolder
+from domainbed_ext.runs.predicted_images import PredictedImages, Use
+from domainbed_ext.runs.predictions import Part, load_step
+from domainbed_ext.runs.reading import read_records
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 from domainbed_ext.system.console import output, plain
-from domainbed_ext.system.files import write_atomically
 
 DESCRIPTION = "Prints the result tables of a folder of runs and writes them, with plots and an HTML page, to files."
 EXAMPLE = """\
@@ -42,7 +54,10 @@ writes to OUTPUT_DIR:
   plot.png   plot.svg   in-domain against out-of-domain accuracy
   gaps.svg   parameters.svg   training.svg   the other plots, if the runs have the data for them
   frontier.csv   frontier.svg   after domainbed_ext.frontier: accuracy along the strength of the update
-  differences.csv   differences.svg   with --reference: each method's paired difference to it
+  differences.csv   .md   .tex   .json   paired differences to the best method or --reference, as of compare
+  differences.svg   with --reference: the differences to it
+  per_class.csv   confusion.csv   calibration.csv   reliability.svg   agreement.csv   ensembles.csv   mistakes.csv
+                 what follows from the predictions that runs keep
   paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
 
@@ -56,6 +71,7 @@ def collect(
     paper: bool = False,
     unreadable: list[str] | None = None,
     reference: str | None = None,
+    images: Use = "auto",
 ) -> list[Path]:
     """Prints the tables of a folder of runs, writes them to files, and prints the files' paths.
 
@@ -70,6 +86,7 @@ def collect(
         paper: Whether to compare single-source runs with the tables and claims of Zhu et al. 2024.
         unreadable: List that takes a sentence for each run that is left out.
         reference: Name of the method that a table of paired differences compares all others with; None for no table.
+        images: Whether intervals of differences are over images too, for which runs keep predictions.
 
     Returns:
         Paths of the files written.
@@ -80,23 +97,21 @@ def collect(
     """
     # A method named twice is one method.
     methods = list(dict.fromkeys(map(get_selection_method, selections))) if selections else None
-    left_out = [] if unreadable is None else unreadable
-    records = load_records(input_dir, unfinished, left_out)
-    for sentence in left_out:
-        print(f"warning: left out: {sentence}", file=sys.stderr)
-    missing = {name: words for record in records for name, words in imports.find_missing(record).items()}
-    for name, words in missing.items():
-        print(f"warning: {name} is shown without its label and colour: add --import {words}", file=sys.stderr)
-    for warning in mixture.check(records, input_dir):
-        print(f"warning: {warning}", file=sys.stderr)
-    results = Results(records, methods, adapted_shapes)
-    extra: dict[str, bytes] = {}
+    records = read_records(input_dir, unfinished, unreadable)
+    predicted = PredictedImages(input_dir, images)
+    results = Results(records, methods, adapted_shapes, Resampling(predicted))
     if reference is not None:
-        reference = _find_reference(reference, results)
-        extra["differences.csv"] = _text(results.differences(reference).to_csv(index=False))
+        reference = find_row(f"--reference {reference}", reference, results.algorithms)
+    predicted.load(
+        record for each in results.panels for algorithm in each.algorithms for record in each.records(algorithm)
+    )
+    extra = difference_files(results.compare(against(reference)))
     if not (frontier := results.frontier()).empty:
-        extra["frontier.csv"] = _text(frontier.to_csv(index=False))
+        extra["frontier.csv"] = encode(frontier.to_csv(index=False))
     tables = results.tables(reference)
+    gathered = gather_all(results, partial(_read_outputs, Path(input_dir)))
+    tables += make_tables(gathered)
+    extra |= {f"{name}.csv": encode(file.to_csv(index=False)) for name, file in make_files(gathered).items()}
     if paper:
         compared, of_paper = _beside_the_paper(results)
         tables += compared
@@ -104,19 +119,21 @@ def collect(
     text = io.StringIO()
     print_tables(plain(text), tables, results.headline, results.duplicates())
     figures = plots.draw_plots(results, reference)
+    if (reliability := reliability_plot(gathered)) is not None:
+        figures["reliability"] = reliability
     contents = {
-        "results.txt": _text(text.getvalue()),
-        "results.md": _text(render_markdown(tables, results.duplicates())),
-        "results.tex": _text(render_latex(tables)),
-        "results.csv": _text(results.tidy().to_csv(index=False)),
-        "selected.csv": _text(results.selected().to_csv(index=False)),
-        "index.html": _text(page.render_page(results, tables, figures)),
+        "results.txt": encode(text.getvalue()),
+        "results.md": encode(render_markdown(tables, results.duplicates())),
+        "results.tex": encode(render_latex(tables)),
+        "results.csv": encode(results.tidy().to_csv(index=False)),
+        "selected.csv": encode(results.selected().to_csv(index=False)),
+        "index.html": encode(page.render_page(results, tables, figures, make_galleries(gathered, Thumbnails().make))),
         "plot.png": plots.render(figures["plot"], "png"),
         **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
         **extra,
     }
     # Written before anything is printed: no console costs results.
-    paths = _write(Path(input_dir) / "tables" if output_dir is None else Path(output_dir), contents)
+    paths = write_files(Path(input_dir) / "tables" if output_dir is None else Path(output_dir), contents)
     console = console or output()
     print_tables(console, tables, results.headline, results.duplicates())
     console.print("\nwritten:", *paths, sep="\n  ", highlight=False, markup=False, soft_wrap=True)
@@ -151,8 +168,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference",
         metavar="NAME",
-        help="add a table of every method's difference to this one, paired by trial, with 95 %% intervals (none)",
+        help="add a table and a plot of every method's difference to this one, paired by trial, with 95 %% intervals "
+        "(none)",
     )
+    predicted_images.add_option(parser)
     parser.add_argument(
         "--paper",
         action="store_true",
@@ -185,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.paper,
         left_out,
         args.reference,
+        args.images,
     )
     if args.latex:
         print(next(path for path in paths if path.suffix == ".tex").read_text(encoding="utf-8"), end="")
@@ -193,14 +213,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if left_out else 0
 
 
-def _find_reference(name: str, results: Results) -> str:
-    """Returns the id of the reference as records have it, whatever its spelling."""
-    found = find_among(name, results.algorithms)
-    if found is None:
-        raise BenchmarkError(
-            f"--reference {name}: there are no runs of it: choose one of {', '.join(results.algorithms)}"
-        )
-    return found
+def _read_outputs(input_dir: Path, record: Record) -> RunOutputs | None:
+    """Reads what a run predicts after the step of a record; None if it does not keep that."""
+    try:
+        predictions = load_step(RunFolder(input_dir / record["run"]), record["step"])
+    except BenchmarkError as error:
+        warn_once(f"left out of what follows from predictions: {error}")
+        return None
+    if predictions is None:
+        return None
+    return RunOutputs(predictions.classes, [_outputs(part) for part in predictions.parts.values()])
+
+
+def _outputs(part: Part) -> ImageOutputs:
+    splits = np.full(len(part), "in", dtype=f"<U{max(map(len, SPLITS))}")
+    for split in SPLITS:
+        splits[part.of_split(split).numpy()] = split
+    return ImageOutputs(part.names, part.labels.numpy(), part.logits.softmax(1).numpy(), splits)
 
 
 def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:
@@ -211,25 +240,8 @@ def _beside_the_paper(results: Results) -> tuple[list[Table], dict[str, bytes]]:
             "--paper compares single-source runs, and there are none: sweep with --protocol single_source"
         )
     return [*paper_tables.paper_tables(results), judged], {
-        "paper.csv": _text(paper_tables.tidy(results).to_csv(index=False))
+        "paper.csv": encode(paper_tables.tidy(results).to_csv(index=False))
     }
-
-
-def _text(document: str) -> bytes:
-    """Encodes as UTF-8, whatever bytes a path in the document has."""
-    return document.encode("utf-8", "replace")
-
-
-def _write(folder: Path, contents: dict[str, bytes]) -> list[Path]:
-    """Writes files so that a reader sees each either as it was or complete."""
-    paths = [folder / name for name in contents]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, content in zip(paths, contents.values(), strict=True):
-            write_atomically(path, content)
-    except OSError as error:
-        raise not_writable(folder, error) from error
-    return paths
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from domainbed_ext.system.commands import format_command
 from domainbed_ext.system.console import output
 from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.processes import several
-from domainbed_ext.system.progress import Bar, bar, format_duration
+from domainbed_ext.system.progress import bar, format_left
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EXAMPLE = """\
@@ -156,7 +156,8 @@ def evaluate_all(plans: Sequence[Plan], jobs: int = 1) -> dict[str, int]:
                 print(f"warning: {sentence}", file=sys.stderr)
             if outcome.error:
                 errors[outcome.error] += 1
-            print(f"{number} of {len(plans)}: {_describe(plan)}: {_result(plan, outcome)}{_left(progress)}", flush=True)
+            what, result = saved.describe_run(plan.saved.record), _result(plan, outcome)
+            print(f"{number} of {len(plans)}: {what}: {result}{format_left(progress)}", flush=True)
     return errors
 
 
@@ -216,23 +217,8 @@ def _algorithm(plan: Plan) -> str:
     return str(plan.saved.record["args"]["algorithm"])
 
 
-def _describe(plan: Plan) -> str:
-    """Names a run: data set, method, test environments and trial."""
-    record = plan.saved.record
-    args, names = record["args"], record["environments"]
-    tested = "+".join(names[env] for env in args["test_envs"])
-    return f"{args['dataset']} {args['algorithm']}, tested on {tested}, trial {args['trial_seed']}"
-
-
 def _result(plan: Plan, outcome: Outcome) -> str:
     return "failed" if outcome.selected is None else f"strength {outcome.selected:g} is selected"
-
-
-def _left(progress: Bar) -> str:
-    """The time left, as long as there is something left."""
-    seconds = progress.seconds_left
-    is_known = seconds is not None and progress.total is not None and progress.done < progress.total
-    return f", about {format_duration(seconds)} left" if seconds is not None and is_known else ""
 
 
 def _remove_others(plans: Sequence[Plan]) -> None:

@@ -103,7 +103,7 @@ def target_accuracy(record: Record, env: int) -> float:
     Raises:
         BenchmarkError: The record lacks a number that this needs.
     """
-    splits = _test_splits(record, env)
+    splits = test_splits(record, env)
     if len(splits) == 1:
         return accuracy(record, env, splits[0])
     sizes = [record["split_sizes"][f"env{env}_{split}"] for split in splits]
@@ -297,7 +297,7 @@ def _is_lean(record: Record) -> bool:
     return record["args"].get("evaluate") == "lean"
 
 
-def _test_splits(record: Record, env: int) -> list[Split]:
+def test_splits(record: Record, env: int) -> list[Split]:
     """The splits that make up what a test environment is tested on."""
     if record["args"].get("test_on", "in") == "in":
         return ["in"]

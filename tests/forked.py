@@ -24,7 +24,16 @@ CONTEXT.set_forkserver_preload(
         *(f"domainbed_ext.{name}.command" for name in ("cache", "prepare", "sweep")),
         *(
             f"domainbed_ext.{name}"
-            for name in ("bench.__main__", "collect_results", "evaluate", "frontier", "pretrain", "soup")
+            for name in (
+                "bench.__main__",
+                "collect_results",
+                "compare",
+                "evaluate",
+                "frontier",
+                "predict",
+                "pretrain",
+                "soup",
+            )
         ),
         *("domainbed_ext.launchers.pool", "vitlorafa.bench.__main__"),
         *("tests.terminal", "tests.domainbed_ext.fault_injection"),

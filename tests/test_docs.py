@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vitlorafa
-from domainbed_ext import collect_results, evaluate, frontier, launchers, soup
+from domainbed_ext import collect_results, compare, evaluate, frontier, launchers, predict, soup
 from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.algorithms.names import describe
 from domainbed_ext.bench import __main__ as bench
@@ -233,7 +233,9 @@ def commands(module):
         ("domainbed_ext.train", options.make_parser),
         ("domainbed_ext.sweep", sweep_options.make_parser),
         ("domainbed_ext.evaluate", evaluate.make_parser),
+        ("domainbed_ext.compare", compare.make_parser),
         ("domainbed_ext.frontier", frontier.make_parser),
+        ("domainbed_ext.predict", predict.make_parser),
         ("domainbed_ext.soup", soup.make_parser),
     ],
 )
@@ -252,9 +254,11 @@ def test_options_that_are_named_exist():
             sweep_options,
             evaluate,
             frontier,
+            predict,
             soup,
             prepare,
             collect_results,
+            compare,
             adapters_bench,
             growth,
             methods_table,

@@ -171,6 +171,11 @@ def _of_concepts(environment: Environment, split_by: str) -> str:
     return f" of {len(set(environment.concepts))} concepts" if split_by == CONCEPTS else ""
 
 
+def split_of(name: str) -> str:
+    """The split that a name means: "in" for "env0_in"."""
+    return name.partition("_")[2]
+
+
 def environment_of(split: str) -> int:
     """The index of a split's environment: 0 for "env0_in"."""
     return int(split.removeprefix("env").partition("_")[0])

@@ -42,6 +42,10 @@ class Environment:
         """
         raise TypeError(f"{type(self).__name__} has no method load, which gives an image")
 
+    def image_names(self) -> list[str]:
+        """Names by which people and other runs find the images, each once, in order; their indices by default."""
+        return [str(index) for index in range(len(self))]
+
     def content(self) -> Iterable[bytes]:
         """Bytes by which `digest` tells its images from others; none by default."""
         return ()

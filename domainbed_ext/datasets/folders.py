@@ -41,6 +41,12 @@ class FileEnvironment(Environment):
         except UnusableImage as reason:
             raise unreadable({path: str(reason)}) from reason
 
+    def image_names(self) -> list[str]:
+        """Paths below the folder that all the files are in, e.g. "dog/056_0001.jpg"."""
+        paths = [os.path.abspath(path) for path in self.paths]
+        folder = os.path.join(os.path.commonpath([os.path.dirname(path) for path in paths]), "")
+        return [path.removeprefix(folder).replace(os.sep, "/") for path in paths]
+
     def content(self) -> Iterator[bytes]:
         """Names and sizes of the files."""
         return content_of_files(self.paths)

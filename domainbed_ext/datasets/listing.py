@@ -95,6 +95,22 @@ def list_images(folder: Path) -> Listing:
     return Listing(classes, files, targets, hidden, unused)
 
 
+def list_images_below(folder: str) -> tuple[list[str], list[str]]:
+    """Lists the images in a folder at any depth, sorted by folder and name.
+
+    Args:
+        folder: Folder that is searched; what is hidden in it is left out.
+
+    Returns:
+        Paths of the images, and of images that have another ending.
+
+    Raises:
+        BenchmarkError: A folder cannot be read, or it contains a link to a folder above it.
+    """
+    unused: list[str] = []
+    return [file for _, files in sorted(_walk(folder, [], unused)) for file in files], unused
+
+
 def count_images(path: str) -> int:
     """Counts the images in a folder, at any depth; 1 for a file.
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -28,9 +29,10 @@ from domainbed_ext.model_selection import (
     validation_accuracy,
 )
 from domainbed_ext.protocols import protocol_of
+from domainbed_ext.report.differences import Differences, Resampling
 from domainbed_ext.report.methods import adaptation_of, label_of, objective_of
 from domainbed_ext.report.summary import Summary
-from domainbed_ext.report.tables.differences import difference_rows, difference_table
+from domainbed_ext.report.tables.differences import difference_table
 from domainbed_ext.report.tables.frontier import frontier_rows, frontier_tables
 from domainbed_ext.report.tables.objectives import objectives_table
 from domainbed_ext.report.tables.table import Table
@@ -86,16 +88,28 @@ class Score:
 
     def along_strength(self) -> dict[float, "Score"]:
         """The same run at each strength of its update that was evaluated, ascending; empty if none was."""
-        return {
-            strength: Score(
-                Selection(
-                    validation_accuracy(record),
-                    mean([target_accuracy(record, env) for env in self.test_envs]),
-                    record,
-                )
-            )
-            for strength, record in along_strength(self.record).items()
-        }
+        return {strength: self._of(record) for strength, record in along_strength(self.record).items()}
+
+    def weights(self, metric: Metric, env: int | None = None) -> dict[str, float]:
+        """The weights of recorded accuracies in a metric, which is a weighted sum of them.
+
+        An accuracy's weight is what the metric would be if that accuracy were 1 and all others 0.
+
+        Args:
+            metric: Metric of `value`.
+            env: Test domain, as in `value`.
+
+        Returns:
+            Weights by the names of the accuracies, such as "env0_in_acc"; those of weight 0 are left out.
+        """
+        none = {name: 0.0 for name in self.record if name.endswith("_acc")}
+        values = {name: self._of({**self.record, **none, name: 1.0}).value(metric, env) for name in none}
+        return {name: value for name, value in values.items() if value}
+
+    def _of(self, record: Record) -> "Score":
+        """The same run with other accuracies."""
+        test_acc = mean([target_accuracy(record, env) for env in self.test_envs])
+        return Score(Selection(validation_accuracy(record), test_acc, record))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +124,7 @@ class Comparison(ABC):
         by_algorithm: Scores of each method, by trial and test domain.
         num_trials: Number of trials that there are runs of.
         diverged: Number of diverged runs of each method.
+        resampling: How images are drawn for the intervals of differences.
         error: What the error of a mean is.
         unit: What scores are called, in the plural.
     """
@@ -121,6 +136,7 @@ class Comparison(ABC):
     by_algorithm: Mapping[str, list[Score]]
     num_trials: int
     diverged: Mapping[str, Count]
+    resampling: Resampling
     error: ClassVar[str]
     unit: ClassVar[str]
 
@@ -150,6 +166,20 @@ class Comparison(ABC):
     @abstractmethod
     def places(self, metric: Metric) -> list[Place]:
         """Returns what a metric is known of."""
+
+    @cached_property
+    def differences(self) -> Differences:
+        """The paired differences between the methods."""
+        return Differences(self, self.resampling)
+
+    def tested(self, metric: Metric, score: Score) -> list[int | None]:
+        """What a score's metric is known of: its test domains, or None where the metric is of no test domain.
+
+        Args:
+            metric: Accuracy or gap.
+            score: Score of one of the methods.
+        """
+        return [env for env, _ in self.places(metric) if env is not None and env in score.test_envs] or [None]
 
     def scores(self, algorithm: str, env: int | None = None) -> list[Score]:
         """The chosen records of a method, by trial and test domain.
@@ -328,14 +358,6 @@ class Figures(ABC):
         if reference is not None and comparison.scores(reference):
             tables.append(difference_table(comparison, reference, title))
         return tables
-
-    def difference_rows(self, reference: str) -> list[dict[str, Any]]:
-        """Rows of `differences.csv`.
-
-        Args:
-            reference: Id of the method that all others are compared with.
-        """
-        return [row for comparison in self.main for row in difference_rows(comparison, reference)]
 
     def frontier_rows(self) -> list[dict[str, Any]]:
         """Rows of `frontier.csv`."""

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from domainbed_ext.model_selection import FULL_STRENGTH, Record, mean
+from domainbed_ext.report.differences import Difference, difference_over_trials
 from domainbed_ext.report.summary import Estimate, estimate
-from domainbed_ext.report.tables.differences import Difference, difference_over_trials
 
 if TYPE_CHECKING:
     from domainbed_ext.report.figures import Comparison, Metric, Score

@@ -18,6 +18,7 @@ from domainbed_ext.model_selection import (
     SelectionMethod,
     group_records,
 )
+from domainbed_ext.report.differences import TRIALS_ALONE, Resampling
 from domainbed_ext.report.environments import environment_labels
 from domainbed_ext.report.figures import Comparison, Figures, Metric, Place, Score
 from domainbed_ext.report.methods import algorithm_order
@@ -68,6 +69,7 @@ class LeaveOneOut(Figures):
         methods: Selection methods; None for training-domain validation, oracle and, where there are runs with two test
             environments, leave-one-domain-out cross-validation.
         adapted_shapes: Shapes of the layers that an adapter adapts, for the bounds on the gap.
+        resampling: How images are drawn for the intervals of differences.
 
     Attributes:
         methods: Selection methods, in the order given.
@@ -79,6 +81,7 @@ class LeaveOneOut(Figures):
         records: Sequence[Record],
         methods: Sequence[SelectionMethod] | None = None,
         adapted_shapes: bounds.AdaptedShapes = bounds.no_shapes,
+        resampling: Resampling = TRIALS_ALONE,
     ) -> None:
         groups = group_records(records)
         self.environments = environment_labels(records)
@@ -103,6 +106,7 @@ class LeaveOneOut(Figures):
                 scores[method.name, dataset],
                 len(trials[dataset]),
                 {algorithm: count for (name, algorithm), count in diverged.items() if name == dataset},
+                resampling,
             )
             for dataset, labels in self.environments.items()
             for method in self.methods

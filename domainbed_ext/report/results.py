@@ -9,9 +9,11 @@ import pandas as pd
 from domainbed_ext.divergence import is_diverged
 from domainbed_ext.model_selection import Record, SelectionMethod, group_records
 from domainbed_ext.protocols import SINGLE_SOURCE, protocol_of
+from domainbed_ext.report.differences import TRIALS_ALONE, Resampling
 from domainbed_ext.report.figures import Comparison, Figures
 from domainbed_ext.report.leave_one_out import LeaveOneOut
 from domainbed_ext.report.methods import algorithm_order
+from domainbed_ext.report.pairs import ComparedPairs, PairsOf, compare_pairs
 from domainbed_ext.report.single_source import SingleSource
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.tables import bounds
@@ -25,6 +27,7 @@ class Results:
         records: Records as `load_records` returns them, in any order.
         methods: Selection methods of leave-one-out runs; by default those that the runs allow.
         adapted_shapes: Shapes of the layers that an adapter adapts, for the bounds on the gap.
+        resampling: How images are drawn for the intervals of differences.
 
     Attributes:
         records: Records given.
@@ -39,6 +42,7 @@ class Results:
         records: Sequence[Record],
         methods: Sequence[SelectionMethod] | None = None,
         adapted_shapes: bounds.AdaptedShapes = bounds.no_shapes,
+        resampling: Resampling = TRIALS_ALONE,
     ) -> None:
         group_records(records)  # refuses a record that lacks what all of this reads
         self.records = records
@@ -48,8 +52,8 @@ class Results:
         self.algorithms = sorted({record["args"]["algorithm"] for record in records}, key=algorithm_order)
         single = [record for record in records if protocol_of(record) == SINGLE_SOURCE]
         left_out = [record for record in records if protocol_of(record) != SINGLE_SOURCE]
-        self.leave_one_out = LeaveOneOut(left_out, methods, adapted_shapes) if left_out else None
-        self.single_source = SingleSource(single, adapted_shapes) if single else None
+        self.leave_one_out = LeaveOneOut(left_out, methods, adapted_shapes, resampling) if left_out else None
+        self.single_source = SingleSource(single, adapted_shapes, resampling) if single else None
 
     @property
     def figures(self) -> list[Figures]:
@@ -125,13 +129,14 @@ class Results:
         columns += ["protocol", "source", "diverged", "label", "adaptation", "objective"]
         return pd.DataFrame([row for figures in self.figures for row in figures.rows()], columns=columns)
 
-    def differences(self, reference: str) -> pd.DataFrame:
-        """Every method's paired difference to a reference: a row per data set, method and metric, in points.
+    def compare(self, pairs_of: PairsOf) -> list[ComparedPairs]:
+        """The paired differences of pairs of methods in each comparison that has any.
 
         Args:
-            reference: Id of the method that all others are compared with.
+            pairs_of: Pairs to compare.
         """
-        return pd.DataFrame([row for figures in self.figures for row in figures.difference_rows(reference)])
+        compared = [compare_pairs(comparison, pairs_of(comparison)) for comparison in self.panels]
+        return [each for each in compared if each.rows]
 
     def frontier(self) -> pd.DataFrame:
         """Accuracies along the strength of the update: a row per data set, method, strength and metric, in percent.

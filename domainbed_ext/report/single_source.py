@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from domainbed_ext import divergence
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import SOURCE_HOLDOUT, Record, training_environments
+from domainbed_ext.report.differences import TRIALS_ALONE, Resampling
 from domainbed_ext.report.environments import environment_labels
 from domainbed_ext.report.figures import Comparison, Figures, Metric, Place, Score
 from domainbed_ext.report.methods import algorithm_order
@@ -100,12 +101,18 @@ class SingleSource(Figures):
     Args:
         records: Records of such runs alone, in any order.
         adapted_shapes: Shapes of the layers that an adapter adapts, for the bounds on the gap.
+        resampling: How images are drawn for the intervals of differences.
 
     Attributes:
         sources: Indices of the environments that were trained on, ascending, of each data set.
     """
 
-    def __init__(self, records: Sequence[Record], adapted_shapes: bounds.AdaptedShapes = bounds.no_shapes) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        adapted_shapes: bounds.AdaptedShapes = bounds.no_shapes,
+        resampling: Resampling = TRIALS_ALONE,
+    ) -> None:
         self.environments = environment_labels(records)
         self.algorithms = sorted({record["args"]["algorithm"] for record in records}, key=algorithm_order)
         self._adapted_shapes = adapted_shapes
@@ -135,6 +142,7 @@ class SingleSource(Figures):
                     scores[dataset, source],
                     len(trials[dataset]),
                     {row.algorithm: count for row, count in diverged.items() if row[::2] == (dataset, source)},
+                    resampling,
                     source,
                 )
         self.comparisons = list(self._comparisons.values())

@@ -85,11 +85,12 @@ class Estimate(NamedTuple):
         return f"{self.mean:.1f} ({low:.1f} to {high:.1f})"
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
+def estimate(values: Sequence[float], error: float | None = None) -> Estimate | None:
     """Mean and 95 % interval, in percent, of one value per trial.
 
     Args:
         values: Accuracies in [0, 1], or differences in [-1, 1].
+        error: Standard error of their mean, in percent; None for that over trials alone.
 
     Returns:
         The estimate; None of no values.
@@ -100,5 +101,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     mean, trials = float(points.mean()), len(points)
     if trials == 1:
         return Estimate(mean, None, 1)
-    half = float(stdtrit(trials - 1, (1 + CONFIDENCE) / 2) * points.std(ddof=1) / math.sqrt(trials))
+    if error is None:
+        error = float(points.std(ddof=1)) / math.sqrt(trials)
+    half = float(stdtrit(trials - 1, (1 + CONFIDENCE) / 2) * error)
     return Estimate(mean, (mean - half, mean + half), trials)

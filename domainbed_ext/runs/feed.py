@@ -1,6 +1,5 @@
 """The input of an algorithm: minibatches to train on, and the images of splits in large batches."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property
@@ -25,6 +24,7 @@ from domainbed_ext.data.splits import environment_of
 from domainbed_ext.models.precision import autocast
 from domainbed_ext.runs.features import Features, compute, features
 from domainbed_ext.runs.images import Augmented, RunImages, entries
+from domainbed_ext.runs.predictions import are_right, rounded
 from domainbed_ext.runs.profile import Profile
 from domainbed_ext.runs.setup import Setup
 from domainbed_ext.seeds import seed_hash
@@ -35,7 +35,7 @@ from vitlorafa import fastest_evaluation_batch
 _SAMPLE = 8  # images
 
 Measure = Callable[[Tensor, Tensor], Tensor]
-"""Function of logits [n, classes] and labels [n] that measures each image [n], in float64."""
+"""Function of logits [n, classes] and labels [n] that measures each image [n, ...]."""
 
 
 class Feed:
@@ -107,18 +107,28 @@ class Feed:
 
         return stream(minibatches, steps, self.setup.args.workers, ready, self._pinned, self.stage)
 
-    def accuracies(self, step: int, names: Iterable[str]) -> dict[str, float]:
+    def accuracies(self, step: int, names: Iterable[str], logits: dict[str, Tensor] | None = None) -> dict[str, float]:
         """Computes the accuracies on some splits.
 
         Args:
             step: Step of the record; augmented images differ from one evaluation to the next, as upstream's do.
             names: Names of splits, e.g. "env0_in", in the order of evaluation.
+            logits: Dict that takes the logits of each split [n, classes], in the order of its evaluated images, as
+                float16 on the CPU; the same accuracies follow from these. None to keep none.
 
         Returns:
             Share of correctly classified images in [0, 1] by "env0_in_acc" and so on; NaN where logits are NaN or
             infinite.
         """
-        return {f"{name}_acc": mean for name, mean in self._means(step, names, _are_right).items()}
+        if logits is None:
+            return {f"{name}_acc": mean for name, mean in self._means(step, names, are_right).items()}
+        accuracies = {}
+        for parts, values, numbers in self._measured(step, names, _logits):
+            for number, (name, part) in enumerate(parts.items()):
+                logits[name] = rounded(values[numbers == number])
+                is_right = are_right(logits[name], part.split.labels(part.split.keys))
+                accuracies[f"{name}_acc"] = float(is_right.mean())
+        return accuracies
 
     def losses(self, step: int, names: Iterable[str]) -> dict[str, float]:
         """Computes the mean cross-entropy on some splits, without the objective and without label smoothing.
@@ -157,15 +167,31 @@ class Feed:
 
     def _means(self, step: int, names: Iterable[str], measure: Measure) -> dict[str, float]:
         """The mean over each split of what is measured of an image."""
-        parts = {name: self._evaluated(step, name) for name in names}
-        rows: dict[object, dict[str, Evaluated]] = {}
-        for name, part in parts.items():  # random draws depend on the row, so what may be features has a row of its own
-            rows.setdefault((part.seed is None, type(part.source)), {})[name] = part
-        sums = {name: total for row in rows.values() for name, total in self._sums(row, measure).items()}
-        return {name: sums[name] / len(part.split) for name, part in parts.items()}
+        means: dict[str, float] = {}
+        for parts, values, numbers in self._measured(step, names, measure):
+            # On the CPU, which adds in the order of the images: a GPU adds in any.
+            sums = torch.zeros(len(parts), dtype=torch.float64).index_add_(0, numbers, values)
+            means |= {
+                name: total / len(part.split) for (name, part), total in zip(parts.items(), sums.tolist(), strict=True)
+            }
+        return means
 
-    def _sums(self, parts: dict[str, Evaluated], measure: Measure) -> dict[str, float]:
-        """The sum over each split of what is measured of an image."""
+    def _measured(
+        self, step: int, names: Iterable[str], measure: Measure
+    ) -> Iterator[tuple[dict[str, Evaluated], Tensor, Tensor]]:
+        """Splits that are evaluated together, what is measured of their images, and the number of each image's split.
+
+        Both tensors are on the CPU.
+        """
+        rows: dict[object, dict[str, Evaluated]] = {}
+        for name in names:  # random draws depend on the row, so what may be features has a row of its own
+            part = self._evaluated(step, name)
+            rows.setdefault((part.seed is None, type(part.source)), {})[name] = part
+        for parts in rows.values():
+            yield parts, *self._measure(parts, measure)
+
+    def _measure(self, parts: dict[str, Evaluated], measure: Measure) -> tuple[Tensor, Tensor]:
+        """What is measured of each image of some splits, and the number of the split; both on the CPU."""
         batches = EvaluationBatches(list(parts.values()), self.evaluation_batch)
 
         def ready(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,19 +200,17 @@ class Feed:
 
         rows = stream(batches, range(len(batches)), self.setup.args.workers, ready, self._pinned)
         algorithm = self.algorithm.eval()
-        measured, places = [], []
+        measured, numbers = [], []
         start, count = time.perf_counter(), sum(len(part.split) for part in parts.values())
         with bar("evaluating", count, "images") as done, torch.inference_mode(), self.stage("evaluate"):
-            for images, labels, numbers in rows:
+            for images, labels, places in rows:
                 self.stop()
                 measured.append(measure(algorithm.predict(images), labels))
-                places.append(numbers)
+                numbers.append(places)
                 done.advance(len(labels))
-            # On the CPU, which adds in the order of the images: a GPU adds in any.
-            sums = torch.zeros(len(parts), dtype=torch.float64)
-            sums.index_add_(0, torch.cat(places), torch.cat(measured).cpu())
+            values = torch.cat(measured).cpu()
         self.seconds_an_image = (time.perf_counter() - start) / max(1, count)
-        return dict(zip(parts, sums.tolist(), strict=True))
+        return values, torch.cat(numbers)
 
     def _evaluated(self, step: int, name: str) -> Evaluated:
         setup, split, env = self.setup, self.setup.evaluated(name), environment_of(name)
@@ -252,10 +276,8 @@ class Feed:
         return self.setup.inputs.ready(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
 
 
-def _are_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 for images that are classified correctly, else 0; NaN for those without a highest logit."""
-    highest, predicted = logits.max(1)
-    return (predicted == labels).double().where(highest.isfinite(), math.nan)
+def _logits(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits
 
 
 def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:

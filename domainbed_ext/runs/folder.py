@@ -11,6 +11,9 @@ selected/            the trained model at the step that training-domain validati
 last/                the trained model at the last step, if that is another
 start.safetensors    where the head started, if at the linear probe (see `head_start`)
 strengths.jsonl      accuracies along the strength of the update, evaluated after the run (see `strengths`)
+predictions_selected.safetensors   predictions_last.safetensors
+                     logits of every evaluated image at the selected step, and at the last if that is another (see
+                     `predictions`)
 """
 
 import contextlib
@@ -33,6 +36,7 @@ from domainbed_ext.system.attempts import Attempt, Claim, read_latest
 from domainbed_ext.system.files import remove, write_atomically
 
 HEAD_START = "start.safetensors"
+PREDICTIONS_SELECTED, PREDICTIONS_LAST = "predictions_selected.safetensors", "predictions_last.safetensors"
 DERIVED = "derived"
 """Folder of a sweep that holds what was derived from its runs: see `runs.derived`."""
 
@@ -119,7 +123,7 @@ class RunFolder:
                 self._write_lines(lines)
                 return
             _clear_checkpoints(self.path)
-            for file in ("results.jsonl", HEAD_START):
+            for file in ("results.jsonl", HEAD_START, PREDICTIONS_SELECTED, PREDICTIONS_LAST):
                 remove(self.path / file)
             for folder in (self.path / "selected", self.path / "last", *self.path.glob("step_*")):
                 remove(folder)
@@ -212,6 +216,7 @@ class RunFolder:
     def finish(self) -> None:
         """Marks the run done; everything else must be on disk by now."""
         write_atomically(self.path / "done", "done")
+        _clear_checkpoints(self.path)
 
     def copy_finished(self, path: Path) -> None:
         """Copies the folder of a finished run, its `done` last: a copy that is cut short counts as interrupted.
@@ -227,7 +232,6 @@ class RunFolder:
             shutil.copy(self.path / "done", path)
         except OSError as error:
             raise not_writable(path, error) from error
-        _clear_checkpoints(self.path)
 
     def fail(self, error: str, exit_code: int = 1) -> None:
         """Marks the run failed.

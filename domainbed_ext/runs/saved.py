@@ -21,6 +21,8 @@ from domainbed_ext.runs.imports import find_missing, load
 from domainbed_ext.system import garbage, option_values
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from domainbed_ext.algorithms.base import Algorithm
     from domainbed_ext.runs.feed import Feed
     from domainbed_ext.runs.setup import Setup
@@ -155,11 +157,14 @@ class SavedRun:
         """Names of the splits that the record has accuracies on."""
         return [name for name in self.setup.splits if f"{name}_acc" in self.record]
 
-    def accuracies(self, names: Collection[str] | None = None) -> dict[str, float]:
+    def accuracies(
+        self, names: Collection[str] | None = None, logits: "dict[str, Tensor] | None" = None
+    ) -> dict[str, float]:
         """Computes accuracies with the weights that the algorithm has now.
 
         Args:
             names: Names of splits, e.g. "env0_in"; None for those that the record has.
+            logits: Dict that takes the logits of each split, as in `Feed.accuracies`; None to keep none.
 
         Returns:
             Accuracy in [0, 1] by "env0_in_acc" and so on; NaN where logits are not finite. With the run's own weights,
@@ -168,7 +173,7 @@ class SavedRun:
         wanted = self.recorded_splits if names is None else names
         now: dict[str, float] = {}
         for group in (self.setup.validation_splits, self.setup.other_splits):  # in the batches of the run
-            now |= self.feed.accuracies(self.record["step"], [name for name in group if name in wanted])
+            now |= self.feed.accuracies(self.record["step"], [name for name in group if name in wanted], logits)
         return {f"{name}_acc": now[f"{name}_acc"] for name in self.setup.splits if f"{name}_acc" in now}
 
     def load(self, folder: Path) -> None:
@@ -203,12 +208,12 @@ def load_run(run: RunFolder, step: str = BEST, moved: Moved = Moved(), with_star
         from domainbed_ext.runs.setup import collect_facts, compute_exactly
 
     load(moved.imports)
-    _check_known(record, run)
+    check_known(record, run)
     ways.pin(record)
     setup = set_up_again(record, moved)
     compute_exactly(setup.args)
     algorithm = setup.make_algorithm()
-    _check(record, collect_facts(setup, algorithm), run)
+    check_same(record, collect_facts(setup, algorithm), run)
     if with_start:
         restore_start(algorithm, run)
     load_weights(algorithm, folder)
@@ -245,6 +250,19 @@ def set_up_again(record: Mapping[str, Any], moved: Moved = Moved(), **changes: A
     """
     from domainbed_ext.runs.setup import set_up
 
+    return set_up(*recorded_arguments(record, moved, **changes))
+
+
+def recorded_arguments(
+    record: Mapping[str, Any], moved: Moved = Moved(), **changes: Any
+) -> tuple[RunArguments, dict[str, Any]]:
+    """A run's arguments and final hyperparameters, from its record alone.
+
+    Args:
+        record: Record of the run.
+        moved: Where data, weights and the rest are now.
+        **changes: Arguments that are not the record's.
+    """
     recorded = {
         name: value for name, value in record["args"].items() if name not in PLACES or name in ("data_dir", "weights")
     }
@@ -254,17 +272,34 @@ def set_up_again(record: Mapping[str, Any], moved: Moved = Moved(), **changes: A
     values = {**recorded, "source_envs": None, "hparams": None, "imports": moved.imports, **places, **changes}
     hparams = {**record["hparams"], "precision": record["precision"]}
     hparams |= {name: value for name, value in places.items() if name == "weights"}
-    return set_up(RunArguments.from_mapping(values), hparams)
+    return RunArguments.from_mapping(values), hparams
 
 
-def _check_known(record: Mapping[str, Any], run: RunFolder) -> None:
-    """Refuses a run of a method or a data set that was imported, and is not."""
+def check_known(record: Mapping[str, Any], run: RunFolder) -> None:
+    """Refuses a run of a method or a data set that was imported, and is not.
+
+    Args:
+        record: Record of the run.
+        run: Folder of the run.
+
+    Raises:
+        BenchmarkError: It is one.
+    """
     for name, imported in find_missing(record).items():
         raise BenchmarkError(f"{run.path} is of {name}, which it imported: add --import {imported}")
 
 
-def _check(record: Mapping[str, Any], now: Mapping[str, Any], run: RunFolder) -> None:
-    """Refuses data and weights that are not the run's."""
+def check_same(record: Mapping[str, Any], now: Mapping[str, Any], run: RunFolder) -> None:
+    """Refuses data and weights that are not the run's; warns of source files that have changed.
+
+    Args:
+        record: Record of the run.
+        now: Facts of a run that is made of its record, see `setup.collect_facts`, or a part of them.
+        run: Folder of the run.
+
+    Raises:
+        BenchmarkError: They are not the run's.
+    """
     different = differences(record, now)
     if Kind.SOURCES in different:
         print(f"warning: {different[Kind.SOURCES]} since the run", file=sys.stderr)
@@ -274,6 +309,17 @@ def _check(record: Mapping[str, Any], now: Mapping[str, Any], run: RunFolder) ->
                 f"{run.path} is of other {kind.value} than those here ({different[kind]}): give {option} those of the "
                 "run"
             )
+
+
+def describe_run(record: Mapping[str, Any]) -> str:
+    """Names a run: data set, method, test environments and trial.
+
+    Args:
+        record: Record of the run.
+    """
+    args, names = record["args"], record.get("environments")  # upstream's records have none
+    tested = "+".join(names[env] if names else f"env{env}" for env in args["test_envs"])
+    return f"{args['dataset']} {args['algorithm']}, tested on {tested}, trial {args['trial_seed']}"
 
 
 def finished_runs(input_dir: Path, records: Iterable[Mapping[str, Any]]) -> list[RunFolder]:

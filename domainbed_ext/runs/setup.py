@@ -1,7 +1,7 @@
 """The parts of a run, made from its arguments and checked before any work is done."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -96,15 +96,7 @@ class Setup:
 
     def make_algorithm(self) -> Algorithm:
         """Builds the algorithm; the same seed gives the same one."""
-        for seed in (random.seed, np.random.seed, torch.manual_seed):
-            seed(self.args.seed)
-        make = get_algorithm_class(self.args.algorithm)
-        algorithm = make(self.inputs.shape, self.dataset.num_classes, len(self.train_envs), self.hparams)
-        # So that a saved model says which images and classes it was trained on.
-        backbone: Any = algorithm.backbone
-        trained_on = self.inputs.to_timm() | {"label_names": list(map(str, self.dataset.classes))}
-        backbone.pretrained_cfg = {**(getattr(backbone, "pretrained_cfg", None) or {}), **trained_on}
-        return algorithm
+        return make_algorithm(self.args, self.hparams, self.inputs, self.dataset.classes, len(self.train_envs))
 
     @property
     def evaluations(self) -> int:
@@ -135,6 +127,29 @@ class Setup:
     def images_a_step(self) -> int:
         """Number of images in a step."""
         return len(self.train_envs) * self.images_a_domain
+
+
+def make_algorithm(
+    args: CompleteArguments, hparams: dict[str, Any], inputs: Inputs, classes: Sequence[str], num_domains: int
+) -> Algorithm:
+    """Builds an algorithm; the same seed gives the same one.
+
+    Args:
+        args: Arguments of the run.
+        hparams: Final hyperparameters.
+        inputs: Size and statistics of the backbone's input.
+        classes: Names of the classes.
+        num_domains: Number of training environments.
+    """
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(args.seed)
+    make = get_algorithm_class(args.algorithm)
+    algorithm = make(inputs.shape, len(classes), num_domains, hparams)
+    # So that a saved model says which images and classes it was trained on.
+    backbone: Any = algorithm.backbone
+    trained_on = inputs.to_timm() | {"label_names": list(map(str, classes))}
+    backbone.pretrained_cfg = {**(getattr(backbone, "pretrained_cfg", None) or {}), **trained_on}
+    return algorithm
 
 
 def count_images_a_domain(hparams: Mapping[str, Any]) -> int:

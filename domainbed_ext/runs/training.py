@@ -3,27 +3,31 @@
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import cuda, manual_seed
+from torch import Tensor, cuda, manual_seed
 
 from domainbed_ext.algorithms.schedules import Schedule
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.divergence import Watch
-from domainbed_ext.model_selection import better
+from domainbed_ext.model_selection import best_step, better
 from domainbed_ext.runs import checkpoint, formatting, ways
+from domainbed_ext.runs.collect_predictions import collect_predictions
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.head_start import start_head
 from domainbed_ext.runs.ignored import check_ignored
 from domainbed_ext.runs.kept import Kept
+from domainbed_ext.runs.predictions import remove_predictions, save_predictions
 from domainbed_ext.runs.remaining_time import RemainingTime
+from domainbed_ext.runs.saved import BEST, LAST
 from domainbed_ext.runs.setup import Setup, collect_facts, compute_exactly
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.attempts import Claim
+from domainbed_ext.system.commands import format_command
 from domainbed_ext.system.files import replace_atomically
 from domainbed_ext.system.interrupts import Interrupted, Stop
 from domainbed_ext.system.progress import Bar, bar, format_duration
@@ -58,6 +62,7 @@ class Training:
         self.steps_done = 0
         self.best: float | None = None
         self.kept: Kept | None = None  # of the best step so far, unless it is evaluated on all splits
+        self.best_logits: dict[str, Tensor] = {}  # of the best step so far, on each split that it is evaluated on
         self.average = setup.make_average()
         self.watch = Watch(setup.args.stop_on_nan)
         self.values: dict[str, list[float]] = defaultdict(list)  # since the last record
@@ -165,7 +170,8 @@ class Training:
     def _evaluate(self, step: int) -> None:
         """Evaluates, records and saves the model after a step."""
         setup, last = self.setup, step == self.setup.steps - 1
-        accuracies = self.feed.accuracies(step, setup.validation_splits)
+        logits: dict[str, Tensor] = {}
+        accuracies = self._accuracies(step, setup.validation_splits, logits)
         val_acc = float(np.mean(list(accuracies.values())))
         new_best = better(val_acc, self.best)
         # Every figure is read from the best step or from the last, which lean evaluation relies on.
@@ -173,7 +179,7 @@ class Training:
         if last and not new_best:
             self._complete_best()
         if is_full:
-            accuracies |= self.feed.accuracies(step, setup.other_splits)
+            accuracies |= self._accuracies(step, setup.other_splits, logits)
         self.claim.check()
         self._look(step, accuracies)
         with self.feed.stage("write"):
@@ -181,12 +187,36 @@ class Training:
             self._save_model(step, {"selected": new_best, "last": last and not new_best})
         if new_best:
             self.best, self.kept = val_acc, None if is_full else Kept.after(step, self.feed)
+            self.best_logits = logits
+        if last and not setup.args.skip_predictions:
+            with self.feed.stage("write"):
+                self._save_predictions(step, logits)
         self.values.clear()
         self.watch.check()
         if last:
             self._report_average()
         if last and self.feed.profile:
             print(self.feed.profile.table())
+
+    def _accuracies(self, step: int, names: Sequence[str], logits: dict[str, Tensor]) -> dict[str, float]:
+        """The accuracies on some splits; the logits are added to `logits` if the run keeps predictions."""
+        return self.feed.accuracies(step, names, None if self.setup.args.skip_predictions else logits)
+
+    def _save_predictions(self, step: int, logits: dict[str, Tensor]) -> None:
+        """Writes the predictions of the best step, and of the last if that is another."""
+        best = best_step(self.folder.records())["step"]
+        if best != step:
+            save_predictions(self.folder, collect_predictions(self.setup, step, LAST, logits))
+        else:
+            remove_predictions(self.folder, LAST)  # of an earlier attempt, for which another step was the best
+        if self.best_logits.keys() == logits.keys():
+            save_predictions(self.folder, collect_predictions(self.setup, best, BEST, self.best_logits))
+        else:  # the checkpoint is of an earlier version, or of an attempt with --skip_predictions
+            print(
+                f"warning: no predictions of step {best}, which was evaluated without keeping them: add them with "
+                f"{format_command('evaluate')} --run {self.folder.path} --predictions",
+                file=sys.stderr,
+            )
 
     def _report_average(self) -> None:
         if self.average.summary:
@@ -200,7 +230,7 @@ class Training:
             return
         step = self.kept.step
         with self.kept.loaded_into(self.feed):
-            accuracies = self.feed.accuracies(step, self.setup.other_splits)
+            accuracies = self._accuracies(step, self.setup.other_splits, self.best_logits)
         self.claim.check()
         diverged = self.watch.fields if self._look(step, accuracies) else {}
         with self.feed.stage("write"):
@@ -282,6 +312,7 @@ class Training:
             self.average.load_state_dict(average)
         # Checkpoints of earlier versions have none: they evaluated each new best on all splits at once.
         self.kept = Kept(**state["kept"]) if state.get("kept") else None
+        self.best_logits = state.get("best_logits", {})  # nor have they these
         if (step := state.get("diverged")) is not None:
             self.watch.step = step
             self.folder.diverge(step)
@@ -318,6 +349,7 @@ class Training:
             "steps_done": self.steps_done,
             "best": self.best,
             "kept": {"step": self.kept.step, "state": self.kept.state} if self.kept else None,
+            "best_logits": self.best_logits,
             "average": self.average.state_dict(),
             "diverged": self.watch.step,
             "values": dict(self.values),

@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 
 from domainbed_ext.model_selection import Record, mean, target_accuracy, validation_accuracy
+from domainbed_ext.report.differences import Difference, difference_over_trials
 from domainbed_ext.report.methods import row_label_of
-from domainbed_ext.report.tables.differences import Difference, difference_over_trials
 
 Row = tuple[str, str, str]
 """Data set, name of the row, and source of single-source runs."""

@@ -27,6 +27,7 @@ _FREE = (
     *("schedule", "warmup", "clip_grad", "label_smoothing", "accumulate", *AVERAGE),
 )
 _RECORD, _LOGS = 4_000, 20_000  # bytes
+_IMAGE = 11  # bytes of an image's label, split and compressed name
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class Checked:
     Attributes:
         setup: Setup of its run with the largest batches.
         trained: Bytes of the parameters that it trains.
+        predicted: Bytes of its predictions at a step.
     """
 
     setup: Setup
     trained: int
+    predicted: int = 0
 
 
 def check_runs(jobs: Sequence[Job]) -> dict[tuple[str, str], Checked]:
@@ -61,7 +64,7 @@ def check_runs(jobs: Sequence[Job]) -> dict[tuple[str, str], Checked]:
         except BenchmarkError as error:
             raise BenchmarkError(f"{job}: {error}") from error
     trained = _make_algorithms(jobs, setups)
-    checked = {kind: Checked(setup, trained[kind]) for kind, setup in setups.items()}
+    checked = {kind: Checked(setup, trained[kind], count_prediction_bytes(setup)) for kind, setup in setups.items()}
     _check_room(jobs, checked)
     return checked
 
@@ -145,6 +148,12 @@ def count_records(setup: Setup) -> int:
     return 1 if setup.make_average().judges else setup.evaluations
 
 
+def count_prediction_bytes(setup: Setup) -> int:
+    """Counts the bytes of the predictions of a step: logits in float16, and for each image label, split and name."""
+    images = sum(len(setup.evaluated(name)) for name in setup.splits)
+    return images * (2 * setup.dataset.num_classes + _IMAGE)
+
+
 def estimate_disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], parallel: int = 1) -> tuple[int, int]:
     """Estimates the bytes that runs leave, or need while they run.
 
@@ -154,13 +163,14 @@ def estimate_disk(jobs: Sequence[Job], checked: dict[tuple[str, str], Checked], 
         parallel: Number of runs at once.
 
     Returns:
-        The least (trained parameters are saved once per run, and no checkpoint is), and the most.
+        The least (trained parameters and predictions are saved once per run, and no checkpoint is), and the most.
     """
     least = most = 0
     for job in jobs:
         kind = checked[job.kind]
         text = count_records(kind.setup) * _RECORD + _LOGS
         saved = 0 if job.extra_args["skip_model_save"] else kind.trained
+        saved += 0 if job.extra_args["skip_predictions"] else kind.predicted
         least += text + saved
         most += text + saved * min(2, count_records(kind.setup))  # selected, and last where it is another
     if any(job.extra_args["save_minutes"] or job.extra_args["save_steps"] for job in jobs):

@@ -119,7 +119,7 @@ def _add_launching(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="method that the tables compare all others with, paired by trial, with 95 %% intervals (none)",
     )
-    group.add_argument("--skip_model_save", action="store_true", help="do not save the trained parameters")
+    run_options.add_saving_options(group)
     run_options.add_speed_options(parser)
     run_options.add_resume_options(parser)
 

@@ -28,7 +28,9 @@ COMMANDS = {
     "sweep": CommandEntry("sweep.command", "launch many runs, show their progress, estimate their cost"),
     "train": CommandEntry("train", "train one run"),
     "collect_results": CommandEntry("collect_results", "make tables, plots and a page from a folder of runs"),
+    "compare": CommandEntry("compare", "compare methods pair by pair, with intervals, tests and power"),
     "evaluate": CommandEntry("evaluate", "recompute a run's recorded accuracies from what it saved"),
+    "predict": CommandEntry("predict", "classify image files with the trained model of a run"),
     "soup": CommandEntry("soup", "average the weights of finished runs, and evaluate the means"),
     "frontier": CommandEntry("frontier", "evaluate a sweep's selected runs along the strength of their update"),
     "methods": CommandEntry("methods", "list methods and objectives, with hyperparameters and papers"),
@@ -49,7 +51,9 @@ _INSTEAD = {
     **dict.fromkeys(("launchers", "jobs"), "sweep launch"),
     **dict.fromkeys(("tables", "plots", "page", "paper", "report"), "collect_results"),
     **dict.fromkeys(("algorithms", "objectives", "list_methods", "hyperparameters"), "methods"),
+    **dict.fromkeys(("differences", "pairs", "significance", "power"), "compare"),
     **dict.fromkeys(("strength", "strengths", "along_strength"), "frontier"),
+    **dict.fromkeys(("classify", "inference", "classifier"), "predict"),
     "profile": "train --profile",
 }  # commands that people mean by other names
 

@@ -239,6 +239,17 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
+def format_left(progress: Bar) -> str:
+    """Formats the time left as the end of a line, e.g. ", about 3 min left"; empty where nothing is left.
+
+    Args:
+        progress: Bar of the work.
+    """
+    seconds = progress.seconds_left
+    is_known = seconds is not None and progress.total is not None and progress.done < progress.total
+    return f", about {format_duration(seconds)} left" if seconds is not None and is_known else ""
+
+
 def hide() -> None:
     """Shows no bars in this process from now on: another one has the terminal."""
     global _is_hidden

@@ -92,7 +92,7 @@ def outcome(folder: Path):
     saved = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.parent != folder
+        if path.is_file() and (path.parent != folder or path.name.startswith("predictions"))
     }
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("attempt_"))
     return records, saved, names
@@ -131,8 +131,8 @@ def select_step(selected, replace=setattr):
     """
     original = Feed.accuracies
 
-    def accuracies(self, step, names):
-        values = original(self, step, names)
+    def accuracies(self, step, names, *logits):
+        values = original(self, step, names, *logits)
         is_validation = list(names) == self.setup.validation_splits
         return dict.fromkeys(values, 1 / (1 + abs(step - selected))) if is_validation else values
 
@@ -143,9 +143,9 @@ def note_evaluations(replace=setattr):
     """Returns a list that takes (step, names of splits) of each evaluation."""
     original, noted = Feed.accuracies, []
 
-    def accuracies(self, step, names):
+    def accuracies(self, step, names, *logits):
         noted.append((step, list(names)))
-        return original(self, step, names)
+        return original(self, step, names, *logits)
 
     replace(Feed, "accuracies", accuracies)
     return noted
@@ -160,9 +160,9 @@ def die_in_the_evaluation_of_step_4():
     select_step(4)
     original = Feed.accuracies
 
-    def accuracies(self, step, names):
+    def accuracies(self, step, names, *logits):
         if step == 4 and list(names) != self.setup.validation_splits:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, step, names)
+        return original(self, step, names, *logits)
 
     Feed.accuracies = accuracies

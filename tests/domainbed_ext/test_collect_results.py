@@ -255,6 +255,10 @@ def test_files(folder):
         "gaps.svg",
         "parameters.svg",
         "training.svg",
+        "differences.csv",
+        "differences.md",
+        "differences.tex",
+        "differences.json",
     ]
     assert set(paths) == set((folder / "tables").iterdir())  # no partial file is left
     before = {path: path.read_bytes() for path in paths}

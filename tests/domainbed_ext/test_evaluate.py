@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import warnings
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from domainbed_ext import evaluate, frontier, soup, train
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.runs import saved, training
+from domainbed_ext.runs import predictions, saved, training
 from domainbed_ext.runs import setup as run_setup
 from domainbed_ext.runs.folder import RunFolder
 from vitlorafa import AdapterWarning
@@ -182,3 +183,68 @@ def test_commands_share_the_options_of_where_things_are_now(command):
     where = ["--run" if command is evaluate else "--input_dir", "runs"]
     args = command.make_parser().parse_args([*where, "--data_dir", "images", "--cache_dir", "cache"])
     assert saved.Moved.of(args) == saved.Moved(data_dir="images", cache_dir="cache")
+
+
+def first_is_selected(monkeypatch):
+    """Of a run's steps, which are then evaluated without being trained again."""
+    monkeypatch.setattr(training, "better", lambda val_acc, than: than is None)
+    for module in (training, saved, predictions):
+        monkeypatch.setattr(module, "best_step", lambda records: records[0])
+
+
+def test_predictions_are_added_to_a_run_that_has_none(run, monkeypatch, capsys):
+    first_is_selected(monkeypatch)
+    folder = run(evaluate="lean")
+    files = sorted(folder.path.glob("predictions_*"))
+    kept = [file.read_bytes() for file in files]
+    assert len(kept) == 2
+    for file in files:
+        file.unlink()
+    assert evaluate.main(["--run", str(folder.path), "--predictions"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("All 8 accuracies are as recorded.") == 2
+    assert f"The predictions are kept in {folder.path}." in printed
+    assert [file.read_bytes() for file in files] == kept
+
+
+def test_predictions_are_added_to_the_runs_of_a_folder_that_have_none(run, tmp_path, capsys):
+    folders = [
+        run(trial_seed=seed, checkpoint_freq=0, output_dir=str(tmp_path / "runs" / str(seed))) for seed in (0, 1)
+    ]
+    file = folders[1].path / "predictions_selected.safetensors"
+    kept = file.read_bytes()
+    file.unlink()
+    words = ["--input_dir", str(tmp_path / "runs"), "--predictions"]
+    capsys.readouterr()
+    assert evaluate.main([*words, "--dry_run"]) == 0
+    expected = f"would evaluate {folders[1].path}: DigitsShift LP, tested on blended, trial 1\n"
+    assert capsys.readouterr().out == f"2 runs: 1 keep their predictions, 1 to evaluate\n{expected}"
+    assert not file.exists()
+    assert evaluate.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 1: DigitsShift LP, tested on blended, trial 1: all 8 accuracies are as recorded\n" in printed
+    assert file.read_bytes() == kept
+    file.write_bytes(kept[:-1])
+    change(folders[1], env1_out_acc=0.9875)
+    assert evaluate.main(words) == 1
+    printed = capsys.readouterr()
+    assert "1 of 8 accuracies are not as recorded" in printed.out and "1 of 1 runs have other acc" in printed.err
+    assert file.read_bytes() == kept
+    file.unlink()
+    shutil.rmtree(folders[1].path / "selected")
+    assert evaluate.main(words) == 1
+    assert f"error: {folders[1].path} saved no model: run it again" in capsys.readouterr().err
+
+
+def test_options_that_do_not_go_together(capsys):
+    for words, sentence in (
+        (["--input_dir", "runs"], "--input_dir needs --predictions: add it"),
+        (["--run", "runs", "--predictions", "--step", "last"], "leave --step out"),
+    ):
+        with pytest.raises(BenchmarkError, match=sentence):
+            evaluate.main(words)
+
+
+def test_a_derived_run_keeps_no_predictions(tmp_path):
+    with pytest.raises(BenchmarkError, match="was derived from other runs, of which alone predictions are kept"):
+        predictions.load_predictions(tmp_path / "derived" / "0")

@@ -200,5 +200,6 @@ def test_an_image_that_turns_unreadable_fails_the_run_and_mended_it_goes_on(tmp_
 
 def test_the_folder_holds_nothing_half_made(undisturbed):
     names = undisturbed[2]
-    assert names == ["done", "err.txt", "out.txt", "results.jsonl", "selected"]
-    assert {Path(name).parent.name for name in undisturbed[1]} == {"selected"}
+    kept = "predictions_selected.safetensors"
+    assert names == ["done", "err.txt", "out.txt", kept, "results.jsonl", "selected"]
+    assert {Path(name).parent.name for name in undisturbed[1] if name != kept} == {"selected"}

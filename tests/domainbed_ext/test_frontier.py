@@ -45,9 +45,9 @@ def evaluated(monkeypatch):
     calls = []
     whole = Feed.accuracies
 
-    def accuracies(feed, step, names):
+    def accuracies(feed, step, names, *logits):
         calls.append(list(names))
-        return whole(feed, step, calls[-1])
+        return whole(feed, step, calls[-1], *logits)
 
     monkeypatch.setattr(Feed, "accuracies", accuracies)
     return calls

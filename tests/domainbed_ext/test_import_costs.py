@@ -21,11 +21,30 @@ WITHOUT_TORCH = (
     *(f"{cache.__name__}.{name}" for name in ("command", "decode", "entries", "images")),
     *(
         f"domainbed_ext.{name}"
-        for name in ("algorithms", "collect_results", "data", "datasets", "errors", "model_selection", "objectives")
+        for name in (
+            "algorithms",
+            "collect_results",
+            "compare",
+            "data",
+            "datasets",
+            "errors",
+            "model_selection",
+            "objectives",
+        )
     ),
     *(
         f"domainbed_ext.{name}"
-        for name in ("evaluate", "frontier", "hparams_registry", "protocols", "seeds", "soup", "sweep", "train")
+        for name in (
+            "evaluate",
+            "frontier",
+            "hparams_registry",
+            "predict",
+            "protocols",
+            "seeds",
+            "soup",
+            "sweep",
+            "train",
+        )
     ),
     *(
         f"domainbed_ext.runs.{name}"
@@ -37,6 +56,9 @@ WITHOUT_TORCH = (
             "folder",
             "identity",
             "imports",
+            "predicted_images",
+            "predictions",
+            "reading",
             "saved",
             "strengths",
         )

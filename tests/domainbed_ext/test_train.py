@@ -23,6 +23,7 @@ def test_a_run_writes_domainbeds_files_and_fields(make_args):
     folder, code, shares = run(make_args(checkpoint_freq=2, steps=4, trial_seed=1))
     assert (code, folder.state, shares) == (0, State.DONE, [0.25, 0.5, 0.75, 1.0])
     names = {"results.jsonl", "out.txt", "err.txt", "done", "selected", "attempt_1.json"}
+    names.add("predictions_selected.safetensors")
     assert names == {p.name for p in folder.path.iterdir()}
     records = folder.records()
     assert [record["step"] for record in records] == [0, 2, 3]

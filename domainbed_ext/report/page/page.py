@@ -18,6 +18,8 @@ from domainbed_ext.model_selection import Record
 from domainbed_ext.report.environments import dataset_order
 from domainbed_ext.report.methods import adaptation_of, has_objectives, objective_of, objectives_of
 from domainbed_ext.report.page.chart import HEIGHT, WIDTH
+from domainbed_ext.report.page.differences import pairs_parts
+from domainbed_ext.report.page.gallery import Gallery
 from domainbed_ext.report.page.runs import Run, chosen_steps, last_records, make_entries, runs_with_room
 from domainbed_ext.report.plots import plots
 from domainbed_ext.report.plots.style import MANY
@@ -33,6 +35,7 @@ PICTURES = {
     "gaps": "Generalisation gaps",
     "parameters": "Accuracy against trainable parameters",
     "training": "Training",
+    "reliability": "Reliability: accuracy over confidence",
 }
 
 # Colours of plots, and the variables of the page that replace them, as it is light or dark.
@@ -46,13 +49,16 @@ _THEMED = {
 }
 
 
-def render_page(results: Results, tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
+def render_page(
+    results: Results, tables: Sequence[Table], figures: Mapping[str, Figure], galleries: Sequence[Gallery] = ()
+) -> str:
     """Renders the page of a set of runs.
 
     Args:
         results: Figures of the runs.
         tables: Tables of the report.
         figures: Plots by name, as `plots.draw_plots` returns them.
+        galleries: Images that all methods get wrong, or one alone.
 
     Returns:
         HTML; the same for the same runs. The runs' entries take `runs.ROOM` at most.
@@ -81,6 +87,8 @@ def render_page(results: Results, tables: Sequence[Table], figures: Mapping[str,
             for name, title in PICTURES.items()
             if name in figures
         ],
+        compared=pairs_parts(results),
+        galleries=galleries,
         groups=_groups(runs),
         anchors={run.name: run.anchor for run in runs},
         shown=len(runs),

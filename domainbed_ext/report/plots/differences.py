@@ -5,19 +5,19 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from domainbed_ext.report.differences import PairedDifference
 from domainbed_ext.report.figures import Comparison
 from domainbed_ext.report.methods import group_starts, label_of
 from domainbed_ext.report.plots.palette import MARKER_SIZES, Style, styles_of
 from domainbed_ext.report.plots.style import GREY, PANEL_INCHES, bare, figure_of
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.differences import Difference, paired_difference
 
 
 class _Compared(NamedTuple):
     """The methods of one comparison that share trials with the reference, without the reference."""
 
     title: str
-    points: list[tuple[str, Difference]]
+    points: list[tuple[str, PairedDifference]]
 
     @property
     def rows(self) -> list[float]:
@@ -53,7 +53,7 @@ def difference_plot(results: Results, reference: str) -> Figure | None:
         ax.set_ylim(compared.rows[-1] + 0.6, -0.6)
     figure.supxlabel(
         f"out-of-domain accuracy minus that of {label_of(reference)} (points)\n"
-        "paired by trial; bars: 95 % intervals over trials; filled where 0 is outside",
+        "paired by trial; bars: 95 % intervals; filled where 0 is outside",
         fontsize=9,
     )
     return figure
@@ -61,7 +61,7 @@ def difference_plot(results: Results, reference: str) -> Figure | None:
 
 def _compare(comparison: Comparison, reference: str) -> _Compared:
     differences = [
-        (algorithm, paired_difference(comparison, algorithm, reference, "out_of_domain"))
+        (algorithm, comparison.differences.between(algorithm, reference, "out_of_domain"))
         for algorithm in comparison.algorithms
         if algorithm != reference
     ]
@@ -71,7 +71,7 @@ def _compare(comparison: Comparison, reference: str) -> _Compared:
     )
 
 
-def _draw(axes: Axes, row: float, difference: Difference, style: Style) -> None:
+def _draw(axes: Axes, row: float, difference: PairedDifference, style: Style) -> None:
     low, high = difference.interval or (difference.mean, difference.mean)
     axes.errorbar(
         difference.mean,

@@ -1,6 +1,6 @@
 """What a table's caption says besides what its columns are: what keeps figures from meaning what they seem."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from domainbed_ext import divergence
@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from domainbed_ext.report.figures import Comparison
 
 
-def warning(compared: Sequence["Comparison"]) -> str:
+def warning(compared: Sequence["Comparison"], algorithms: Collection[str] | None = None) -> str:
     """What keeps a table's figures from meaning what they seem to, as sentences to append to its caption.
 
     Args:
         compared: Comparisons that the table shows, of the same methods.
+        algorithms: Ids of the methods that it shows; None for all.
     """
     rows = [
         (f"{algorithm}{f' on {comparison.dataset}' if len(compared) > 1 else ''}", algorithm, comparison)
         for algorithm in compared[0].algorithms
+        if algorithms is None or algorithm in algorithms
         for comparison in compared
     ]
     lacking = [f"{name} ({lack})" for name, algorithm, comparison in rows if (lack := comparison.incomplete(algorithm))]
@@ -31,13 +33,15 @@ def warning(compared: Sequence["Comparison"]) -> str:
     return alone + (f" Incomplete: {', '.join(lacking)}." if lacking else "") + divergence.sentence(diverged)
 
 
-def without_in_domain(comparison: "Comparison") -> str:
+def without_in_domain(comparison: "Comparison", algorithms: Collection[str] | None = None) -> str:
     """Says which rows have no in-domain accuracy and why, as a sentence to append to a caption.
 
     Args:
         comparison: Comparison that the table shows.
+        algorithms: Ids of the methods that it shows; None for all.
     """
-    reasons = {algorithm: comparison.unmeasured(algorithm) for algorithm in comparison.algorithms}
+    shown = [each for each in comparison.algorithms if algorithms is None or each in algorithms]
+    reasons = {algorithm: comparison.unmeasured(algorithm) for algorithm in shown}
     rows = [f"{algorithm} has {reason}" for algorithm, reason in reasons.items() if reason]
     return f" -: not measured; {'; '.join(rows)}." if rows else ""
 

@@ -1,74 +1,23 @@
-"""Differences of methods to a reference, paired by trial, with confidence intervals.
-
-Runs of one trial share their splits, so a difference within a trial varies less than one across trials.
-Intervals are those of Student's t over trials: of three trials, a difference has to be 4.3 standard errors from zero.
-"""
+"""Tables of paired differences: of all methods to a reference in brief, and of pairs of methods with tests."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from domainbed_ext.report.differences import METRICS, PairedDifference
+from domainbed_ext.report.inference.power import MOST_TRIALS
 from domainbed_ext.report.methods import row_label_of
-from domainbed_ext.report.summary import Estimate, estimate
+from domainbed_ext.report.pairs import ComparedPairs, Row
 from domainbed_ext.report.tables.captions import warning, without_in_domain
 from domainbed_ext.report.tables.columns import Column, make_table, origins
-from domainbed_ext.report.tables.table import MISSING, NOT_RECORDED, Origin, Table, signed
+from domainbed_ext.report.tables.table import MISSING, NOT_RECORDED, Origin, Table
+from domainbed_ext.system.commands import format_command
 
 if TYPE_CHECKING:
-    from domainbed_ext.report.figures import Comparison, Metric, Score
+    from domainbed_ext.report.figures import Comparison, Metric
 
-METRICS: Mapping["Metric", str] = {
-    "out_of_domain": "Out-of-domain",
-    "in_domain": "In-domain",
-    "gap_target": "Gap target",
-}
-
-
-class Difference(Estimate):
-    """A mean difference over trials, in percentage points."""
-
-    def __str__(self) -> str:
-        """The mean with its interval, as "+1.2 (-2.9 to +5.3)"."""
-        if math.isnan(self.mean):
-            return NOT_RECORDED
-        if self.interval is None:
-            return signed(self.mean)
-        return f"{signed(self.mean)} ({' to '.join(map(signed, self.interval))})"
-
-
-def difference_over_trials(values: Sequence[float]) -> Difference | None:
-    """Mean and 95 % interval, in percentage points, of one difference per trial.
-
-    Args:
-        values: Differences in [-1, 1].
-
-    Returns:
-        The difference; None of no values.
-    """
-    over_trials = estimate(values)
-    return over_trials and Difference(*over_trials)
-
-
-def paired_difference(comparison: "Comparison", algorithm: str, reference: str, metric: "Metric") -> Difference | None:
-    """The difference of two methods, paired by trial; of each trial the mean over the test domains that both have.
-
-    What stands for several trials, as a soup over trials, is paired with the mean over these.
-
-    Args:
-        comparison: The methods under one selection method.
-        algorithm: Id of the method.
-        reference: Id of the method that is subtracted.
-        metric: Accuracy or gap.
-
-    Returns:
-        The difference; None where no trial has both.
-    """
-    by_trial: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)
-    for one, other in _pairs(comparison, algorithm, reference):
-        by_trial[_trials(one, other)].append(one.value(metric) - other.value(metric))
-    return difference_over_trials([sum(values) / len(values) for values in by_trial.values()])
+HEADS = ("Difference", "Trials", "Higher in", "p", "p (Holm)", "Trials needed")
 
 
 @dataclass(frozen=True)
@@ -91,12 +40,12 @@ class DifferenceColumn(Column):
         """Mean and interval; "-" in the reference's own row."""
         if algorithm == self.reference:
             return NOT_RECORDED
-        difference = paired_difference(self.comparison, algorithm, self.reference, self.metric)
+        difference = self.comparison.differences.between(algorithm, self.reference, self.metric)
         return MISSING if difference is None else str(difference)
 
     def origins(self, algorithm: str) -> list[Origin]:
         """The chosen records of both methods."""
-        pairs = list(_pairs(self.comparison, algorithm, self.reference))
+        pairs = self.comparison.differences.pairs(algorithm, self.reference)
         return origins(score.record for scores in zip(*pairs, strict=True) for score in scores)
 
 
@@ -116,7 +65,8 @@ class PairedTrials(Column):
 
     def text(self, algorithm: str) -> str:
         """The number."""
-        return str(len({_trials(*pair) for pair in _pairs(self.comparison, algorithm, self.reference)}))
+        difference = self.comparison.differences.between(algorithm, self.reference, "out_of_domain")
+        return str(difference.trials if difference else 0)
 
     def origins(self, algorithm: str) -> list[Origin]:
         """No record in particular."""
@@ -131,6 +81,12 @@ def difference_table(comparison: "Comparison", reference: str, title: str) -> Ta
         reference: Id of the method that is subtracted.
         title: What the methods were run on.
     """
+    differences = [
+        difference
+        for algorithm in comparison.algorithms
+        if algorithm != reference
+        and (difference := comparison.differences.between(algorithm, reference, "out_of_domain")) is not None
+    ]
     return make_table(
         f"{title}, difference to {row_label_of(reference)}",
         comparison.algorithms,
@@ -138,50 +94,169 @@ def difference_table(comparison: "Comparison", reference: str, title: str) -> Ta
             *(DifferenceColumn(header, comparison, reference, metric) for metric, header in METRICS.items()),
             PairedTrials("Trials", comparison, reference),
         ],
-        f"Each method minus {reference}, in percentage points, paired by trial, with the 95 % interval of the mean by "
-        "Student's t over trials. Of each trial, the mean over the test domains that both methods have. An interval "
-        "that holds 0 does not tell the two apart, and of twenty intervals one misses its mean by chance. Selection: "
-        f"{comparison.selection.description}." + without_in_domain(comparison) + warning([comparison]),
+        f"Each method minus {reference}, in percentage points, paired by trial, with the 95 % interval of the mean. Of "
+        "each trial, the mean over the test domains that both methods have. "
+        f"{describe_intervals(differences, comparison)} An interval that holds 0 does not tell the two apart, and of "
+        "twenty intervals one misses its mean by chance. "
+        f"Selection: {comparison.selection.description}." + without_in_domain(comparison) + warning([comparison]),
         comparison.incomplete,
     )
 
 
-def difference_rows(comparison: "Comparison", reference: str) -> Iterator[dict[str, Any]]:
-    """The differences of all methods as rows of `differences.csv`.
+def pairs_table(compared: ComparedPairs) -> Table:
+    """The differences of pairs of methods, with tests: a row for each metric and pair.
 
     Args:
-        comparison: The methods under one selection method.
-        reference: Id of the method that is subtracted.
+        compared: The pairs.
+
+    Returns:
+        The table. If all pairs have one reference, the title names it, else each row does.
     """
-    for algorithm in comparison.algorithms:
-        for metric in METRICS:
-            difference = paired_difference(comparison, algorithm, reference, metric)
-            if algorithm != reference and difference is not None:
-                low, high = difference.interval or (math.nan, math.nan)
-                yield {
-                    **comparison.key(algorithm),
-                    "reference": reference,
-                    "metric": metric,
-                    "mean": difference.mean,
-                    "low": low,
-                    "high": high,
-                    "trials": difference.trials,
-                    "source": comparison.source,
-                    **comparison.labels(algorithm),
-                }
+    comparison, rows = compared.comparison, compared.rows
+    references = {row.reference for row in rows}
+    several = len(references) != 1
+    to = "paired differences" if several else f"difference to {row_label_of(next(iter(references)))}"
+    metrics = [row.metric for row in rows]
+    return Table(
+        f"{comparison.title}, {to}",
+        ["Metric", "Method", *(["Minus"] if several else []), *HEADS],
+        [
+            [
+                METRICS[row.metric],
+                *([row.algorithm, row.reference] if several else [row_label_of(row.algorithm)]),
+                *cells(row),
+            ]
+            for row in rows
+        ],
+        caption(compared),
+        texts=3 if several else 2,
+        breaks={number for number, metric in enumerate(metrics) if number and metric != metrics[number - 1]},
+    )
 
 
-def _pairs(comparison: "Comparison", algorithm: str, reference: str) -> Iterator[tuple["Score", "Score"]]:
-    """The scores of both methods on the same test domains in the same trials."""
-    of_reference: defaultdict[tuple[int, ...], list[Score]] = defaultdict(list)
-    for score in comparison.scores(reference):
-        of_reference[tuple(score.test_envs)].append(score)
-    for score in comparison.scores(algorithm):
-        for other in of_reference[tuple(score.test_envs)]:
-            if not set(score.trials).isdisjoint(other.trials):
-                yield score, other
+def cells(row: Row) -> list[str]:
+    """A row's figures, in the order of `HEADS`.
+
+    Args:
+        row: Difference of a pair.
+    """
+    difference = row.difference
+    signs = difference.signs
+    return [
+        str(difference),
+        str(difference.trials),
+        f"{signs.higher} of {signs.total}",
+        _p_value(difference.p_value),
+        _p_value(row.p_holm),
+        _trials_needed(difference),
+    ]
 
 
-def _trials(one: "Score", other: "Score") -> tuple[int, ...]:
-    """The trials that a pair is of: those of the score that stands for more."""
-    return max(one.trials, other.trials, key=len)
+def describe_intervals(differences: Sequence[PairedDifference], comparison: "Comparison") -> str:
+    """Says what intervals are over, how to have them over images too, and where there are none.
+
+    Args:
+        differences: Differences of pairs.
+        comparison: The methods.
+    """
+    resampling = comparison.resampling
+    over_images = [difference.over_images for difference in differences if difference.trials > 1]
+    alone = over_images.count(False)
+    parts = []
+    if any(over_images):
+        parts.append(
+            f"Intervals: hierarchical bootstrap over trials, then images ({resampling.resamples:,} draws of images, "
+            f"seed {resampling.seed})."
+        )
+    if alone:
+        which = f"Intervals of {alone} of {len(over_images)} pairs" if any(over_images) else "Intervals"
+        parts.append(
+            f"{which}: over trials alone (Student's t), without predictions of the images, which "
+            f"{format_command('evaluate')} --input_dir DIR --predictions adds."
+        )
+    if single := sum(difference.trials == 1 for difference in differences):
+        which = "One trial" if single == len(differences) else f"{single} of {len(differences)} pairs: one common trial"
+        parts.append(f"{which}, so no interval.")
+    return " ".join(parts)
+
+
+def csv_rows(compared: ComparedPairs) -> Iterator[dict[str, Any]]:
+    """The differences in numbers, as rows of `differences.csv`: in percentage points.
+
+    Args:
+        compared: The pairs.
+    """
+    comparison = compared.comparison
+    for row in compared.rows:
+        difference = row.difference
+        low, high = difference.interval or (math.nan, math.nan)
+        yield {
+            **comparison.key(row.algorithm),
+            "reference": row.reference,
+            "metric": row.metric,
+            "mean": difference.mean,
+            "low": low,
+            "high": high,
+            "trials": difference.trials,
+            "deviation": difference.deviation,
+            "over_images": difference.over_images,
+            **difference.signs._asdict(),
+            "p": difference.p_value,
+            "p_holm": row.p_holm,
+            "trials_needed": difference.trials_needed,
+            "source": comparison.source,
+            **comparison.labels(row.algorithm),
+        }
+
+
+def as_json(compared: ComparedPairs) -> list[dict[str, Any]]:
+    """The rows of `differences.csv`, each with its differences by trial and environment.
+
+    Args:
+        compared: The pairs.
+    """
+    values = []
+    for row, of_row in zip(compared.rows, csv_rows(compared), strict=True):
+        labels = dict(compared.comparison.places(row.metric))
+        by_cell = [
+            {"trials": list(cell.trials), "environment": labels[cell.env], "difference": 100 * value}
+            for cell, value in row.difference.cells.items()
+        ]
+        values.append({**of_row, "by_trial_and_environment": by_cell})
+    return values
+
+
+def caption(compared: ComparedPairs) -> str:
+    """Says what the columns are, and what the intervals are over.
+
+    Args:
+        compared: The pairs.
+    """
+    comparison = compared.comparison
+    names = {name for pair in compared.pairs for name in pair}
+    apart = ", ".join(" and ".join(pair) for pair in compared.apart)
+    out_of_domain = [row.difference for row in compared.rows if row.metric == "out_of_domain"]
+    return (
+        "Mean over trials and 95 % interval in percentage points, paired by trial and test domain. "
+        f"{describe_intervals(out_of_domain, comparison)} Gap source, gap target: train − in-domain and train − "
+        "out-of-domain accuracy. Higher in: pairs of runs with a difference above 0. p: two-sided exact sign test over "
+        f"pairs of runs; Holm: adjusted for the {len(out_of_domain)} pairs of this table in each metric. Trials "
+        "needed: trials with which a paired t-test would show this mean difference at 5 % with power 0.8 (noncentral "
+        f"t), if it is the true one. Selection: {comparison.selection.description}."
+        + (f" No common trial: {apart}." if apart else "")
+        + without_in_domain(comparison, names)
+        + warning([comparison], names)
+    )
+
+
+def _p_value(p: float) -> str:
+    if math.isnan(p):
+        return NOT_RECORDED
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _trials_needed(difference: PairedDifference) -> str:
+    if not math.isfinite(difference.mean) or difference.trials == 1:
+        return NOT_RECORDED
+    needed = difference.trials_needed
+    return f">{MOST_TRIALS:,}" if needed is None else f"{needed:,}"

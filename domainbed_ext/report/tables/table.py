@@ -148,14 +148,15 @@ def print_tables(console: Console, tables: Iterable[Table], headline: str, note:
         console.print(Text(table.caption, "dim"), soft_wrap=not console.is_terminal)
 
 
-def render_markdown(tables: Iterable[Table], note: str = "") -> str:
+def render_markdown(tables: Iterable[Table], note: str = "", heading: str = "Results") -> str:
     """Renders tables as one Markdown page.
 
     Args:
         tables: Tables in order.
         note: Warning above them; empty for none.
+        heading: Heading of the page.
     """
-    parts = ["# Results", *([f"Note: {escape_markdown(note)}"] if note else [])]
+    parts = [f"# {heading}", *([f"Note: {escape_markdown(note)}"] if note else [])]
     for table in tables:
         grid = [table.to_markdown()] if table.rows else []
         parts += [f"## {escape_markdown(table.title)}", *grid, escape_markdown(table.caption)]

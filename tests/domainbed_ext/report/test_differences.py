@@ -9,10 +9,11 @@ from rich.console import Console
 
 from domainbed_ext.collect_results import collect
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.report.differences import difference_over_trials
 from domainbed_ext.report.plots.differences import difference_plot
 from domainbed_ext.report.plots.plots import draw_plots
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.differences import difference_over_trials, difference_table
+from domainbed_ext.report.tables.differences import difference_table
 from tests.domainbed_ext.fabricated_records import left_out_run, paper_like, write_runs
 
 
@@ -48,11 +49,18 @@ def table_of(records, reference="BOnly"):
 
 def test_trials_are_paired():
     table = table_of(runs())
-    assert table.columns == ["Algorithm", "Out-of-domain", "In-domain", "Gap target", "Trials"]
+    assert table.columns == ["Algorithm", "Out-of-domain", "In-domain", "Gap source", "Gap target", "Trials"]
     assert table.title == "PACS, difference to BOnly (LoRA-FA)"
     assert table.rows == [
-        ["BOnly (LoRA-FA)", "-", "-", "-", "3"],
-        ["LP (linear probe)", "-2.0 (-4.5 to +0.5)", "-10.0 (-10.0 to -10.0)", "+2.0 (-0.5 to +4.5)", "3"],
+        ["BOnly (LoRA-FA)", "-", "-", "-", "-", "3"],
+        [
+            "LP (linear probe)",
+            "-2.0 (-4.5 to +0.5)",
+            "-10.0 (-10.0 to -10.0)",
+            "+10.0 (+10.0 to +10.0)",
+            "+2.0 (-0.5 to +4.5)",
+            "3",
+        ],
     ]
     assert {origin.run for origin in table.origins[1, 1]} == {record["run"] for record in runs()}
 
@@ -66,7 +74,7 @@ def test_only_domains_that_both_have_count():
 
 def test_nothing_in_common_is_missing():
     records = [*left_out_run("BOnly", 0, 0, 0.5), *left_out_run("LP", 0, 1, 0.5)]
-    assert table_of(records).rows[1][1:] == ["X", "X", "X", "0"]
+    assert table_of(records).rows[1][1:] == ["X", "X", "X", "X", "0"]
 
 
 def test_there_is_no_such_table_without_a_reference():
@@ -95,7 +103,7 @@ def test_the_command_writes_them(tmp_path):
 
 def test_a_reference_without_runs(tmp_path):
     write_runs(tmp_path, runs())
-    with pytest.raises(BenchmarkError, match="--reference BA: there are no runs of it: choose one of BOnly, LP"):
+    with pytest.raises(BenchmarkError, match="--reference BA: there are no runs of BA: choose one of BOnly, LP"):
         collect(tmp_path, console=Console(quiet=True), reference="BA")
 
 
@@ -138,9 +146,9 @@ def _is_in_domain(name, test_env):
 def test_a_soup_is_paired_with_the_mean_over_its_trials():
     # BOnly has 0.50, 0.52 and 0.54 in its trials: the soup of the first two gains 3 points over their mean.
     records = [*runs(()), *soup_of([0, 1], 0.54)]
-    assert table_of(records).rows[1][1:] == ["+3.0", "+0.0", "-3.0", "1"]
+    assert table_of(records).rows[1][1:] == ["+3.0", "+0.0", "+0.0", "-3.0", "1"]
     (row, _) = table_of(records, "BOnly soup(trials)").rows
-    assert row == ["BOnly (LoRA-FA)", "-3.0", "+0.0", "+3.0", "1"]
+    assert row == ["BOnly (LoRA-FA)", "-3.0", "+0.0", "+0.0", "+3.0", "1"]
     both = [*records, *soup_of([2], 0.55)]  # gains 3 and 1
     assert table_of(both).rows[1][1] == "+2.0 (-10.7 to +14.7)"
 

@@ -1,6 +1,7 @@
 """The page: what it holds, that it asks for nothing, and that it works in a browser, where there is one."""
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from domainbed_ext.report.page import differences
 from domainbed_ext.report.page.page import render_page
 from domainbed_ext.report.plots.plots import draw_plots
 from domainbed_ext.report.results import Results
@@ -125,7 +127,7 @@ def test_runs_with_one_evaluation_and_of_upstream():
 
 
 def test_few_methods_of_one_objective_need_no_filter(html):
-    assert "<select" not in html and 'class="break"' not in html
+    assert 'id="choose"' not in html and 'class="break"' not in html
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,8 @@ def test_rows_and_runs_say_what_they_are_filtered_by(grouped):
     row = re.search(r'<tr class="break" data-adaptation="LoRA-FA" data-objective="ERM">(.*?)</tr>', grouped, re.DOTALL)
     assert '<th scope="row">BOnly</th>' in row[1] and '<td class="objective">ERM</td>' in row[1]
     assert re.search(r'<details id="run-BA-CORAL-0-0" data-adaptation="LoRA" data-objective="CORAL">', grouped)
-    choices = re.findall(r'<select data-by="(\w+)">(.*?)</select>', grouped, re.DOTALL)
+    filters = grouped[grouped.index('id="choose"') : grouped.index('id="table-1"')]
+    choices = re.findall(r'<select data-by="(\w+)">(.*?)</select>', filters, re.DOTALL)
     assert [(name, re.findall(r"<option>(.*?)</option>", options)) for name, options in choices] == [
         ("adaptation", ["LoRA", "LoRA-FA", "linear probe"]),
         ("objective", ["ERM", "CORAL"]),
@@ -185,6 +188,47 @@ def browser(tmp_path_factory):
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+def pair_rows(html):
+    """Of each row of the table of all pairs: whether it is hidden, its two methods, its metric, and its difference."""
+    part = html[html.index('<section id="differences"') : html.index('<section id="runs"')]
+    row = (
+        r'<tr( class="reversed" hidden)? data-first="(.*?)" data-second="(.*?)" data-metric="(.*?)">.*?"figure">(.*?)<'
+    )
+    return re.findall(row, part, re.DOTALL)
+
+
+def test_without_scripts_every_pair_is_there_once(html):
+    shown = [row[1:4] for row in pair_rows(html) if not row[0]]
+    metrics = ("Out-of-domain", "In-domain", "Gap source", "Gap target")
+    assert shown == [(*pair, metric) for metric in metrics for pair in itertools.combinations(FEW, 2)]
+    part = html[html.index('<section id="differences"') :]
+    assert part.count('<p class="choose pairs" hidden>') == 1
+    assert all(part.count(f"<option>{name}</option>") == 2 for name in FEW)
+    assert "PACS, from C alone, differences between all pairs" in part and "paired by trial and test domain" in part
+
+
+def test_each_pair_is_there_in_both_directions(html):
+    rows = pair_rows(html)
+    differences = {row[1:4]: float(row[4].replace("−", "-")) for row in rows}
+    assert len(differences) == len(rows) == 2 * sum(not row[0] for row in rows)
+    assert any(differences.values())
+    assert all(differences[two, one, metric] == -value for (one, two, metric), value in differences.items())
+
+
+def test_of_very_many_pairs_those_with_the_best_are_there(monkeypatch):
+    records = left_out(["BA", "BOnly", "AOnly", "LP"], 2)
+    assert len(pair_rows(html_of(records))) == 2 * 4 * 6
+    monkeypatch.setattr(differences, "PAIRS", 5)
+    few = html_of(records)
+    assert len(pair_rows(few)) == 2 * 4 * 3
+    assert "Of 6 pairs these are the ones with the row of the best in-domain accuracy" in few
+
+
+def test_without_pairs_there_is_no_such_part():
+    html = html_of(left_out(["BA"], 2))
+    assert 'id="differences"' not in html and 'href="#differences"' not in html
 
 
 COLUMN = "[...document.querySelectorAll('#table-1 tbody tr')].map((row) => row.cells[6].textContent.trim())"
@@ -253,6 +297,35 @@ def test_a_choice_of_adaptation_and_objective_in_a_browser(browser, grouped, tmp
     # Sorted by a number, rows of an adaptation are no longer together.
     browser.run("document.querySelectorAll('#table-1 thead button')[3].click()")
     assert browser.run("return document.querySelectorAll('#table-1 .break').length") == 0
+    browser.call("/window/rect", {"width": 500, "height": 900})
+    assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.call("/se/log", {"type": "browser"}) == []
+
+
+def test_a_choice_of_two_rows_in_a_browser(browser, html, tmp_path):
+    (tmp_path / "index.html").write_text(html, encoding="utf-8")
+    browser.call("/url", {"url": (tmp_path / "index.html").as_uri()})
+    browser.call("/window/rect", {"width": 1400, "height": 900})
+    rows = (
+        "return [...document.querySelectorAll('#differences-1 tbody tr')].filter((row) => row.offsetParent)"
+        ".map((row) => [0, 1, 2].map((cell) => row.cells[cell].textContent).join(' '))"
+    )
+    change = (
+        "const choice = document.querySelector('#differences-1 [data-by={}]'); choice.value = '{}';"
+        "choice.dispatchEvent(new Event('change'));"
+    )
+    assert browser.run(rows) == [
+        "BA@rank=8 BOnly@rank=8 Out-of-domain",
+        "BA@rank=8 LP Out-of-domain",
+        "BOnly@rank=8 LP Out-of-domain",
+    ]
+    assert browser.run(change.format("first", "LP") + rows) == [
+        "LP BA@rank=8 Out-of-domain",
+        "LP BOnly@rank=8 Out-of-domain",
+    ]
+    assert browser.run(change.format("second", "BA@rank=8") + rows) == ["LP BA@rank=8 Out-of-domain"]
+    assert "1 difference is shown" in browser.run("return document.getElementById('announcement').textContent")
+    assert len(browser.run(change.format("metric", "") + rows)) == 4
     browser.call("/window/rect", {"width": 500, "height": 900})
     assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
     assert browser.call("/se/log", {"type": "browser"}) == []

@@ -125,11 +125,11 @@ def interrupt_once(monkeypatch, step):
     """Lets the evaluation of a step on the other splits end in a stop request, once."""
     original, requested = faults.Feed.accuracies, []
 
-    def accuracies(self, of, names):
+    def accuracies(self, of, names, *logits):
         if of == step and "env0_in" in names and not requested:
             requested.append(True)
             raise Interrupted("for a test")
-        return original(self, of, names)
+        return original(self, of, names, *logits)
 
     monkeypatch.setattr(faults.Feed, "accuracies", accuracies)
 
@@ -203,8 +203,8 @@ def test_an_output_of_the_selected_step_that_is_not_finite_marks_its_record_and_
 ):
     original = faults.Feed.accuracies
 
-    def accuracies(self, step, names):
-        values = original(self, step, names)
+    def accuracies(self, step, names, *logits):
+        values = original(self, step, names, *logits)
         return values | {"env0_in_acc": float("nan")} if step == SELECTED and "env0_in" in names else values
 
     monkeypatch.setattr(faults.Feed, "accuracies", accuracies)

@@ -9,6 +9,7 @@ from domainbed_ext.algorithms.registry import ALGORITHMS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import default_hparams
 from domainbed_ext.runs import setup as run_setup
+from domainbed_ext.runs.arguments import RunArguments
 from domainbed_ext.sweep import check as validate
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.sweep import cost
@@ -129,7 +130,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     with pytest.raises(BenchmarkError) as error:
         validate.check_runs(sweep_jobs.make_jobs(args))
     assert str(error.value) == (
-        f"{tmp_path / 'sweep'} has 1.0 MB free, and 36 runs would save 119.2 MB: make room, give another "
+        f"{tmp_path / 'sweep'} has 1.0 MB free, and 36 runs would save 120.0 MB: make room, give another "
         "--output_dir, or add --skip_model_save"
     )
 
@@ -146,6 +147,17 @@ def test_room_is_for_models_records_and_checkpoints(tmp_path):
     assert validate.estimate_disk(jobs, found, 2) == (4 * text, 4 * text + 2 * 3 * 4 * 1000)
     saving = [sweep_jobs.Job(j.train_args, j.sweep_dir, {**j.extra_args, "skip_model_save": False}, {}) for j in jobs]
     assert validate.estimate_disk(saving, found) == (4 * (text + 1000), 4 * (text + 2000) + 3 * 4 * 1000)
+    found = {jobs[0].kind: replace(found[jobs[0].kind], predicted=10)}
+    assert validate.estimate_disk(saving, found)[0] == 4 * (text + 1010)
+    without = [replace(j, extra_args={**j.extra_args, "skip_predictions": True}) for j in saving]
+    assert validate.estimate_disk(without, found)[0] == 4 * (text + 1000)
+
+
+def test_predictions_take_room_for_the_images_that_are_evaluated(tmp_path):
+    small, whole = (
+        validate.count_prediction_bytes(run_setup.set_up(RunArguments(train_eval_share=share))) for share in (0.1, 1.0)
+    )
+    assert whole == 1797 * (2 * 10 + 11) and whole // 4 < small < whole // 2
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,30 @@
     });
   }
 
+  // Two rows of the tables, and their difference. Each pair is there in both directions: of these one is shown, unless a
+  // row is chosen.
+  for (const controls of document.querySelectorAll(".pairs")) {
+    const article = controls.closest("article");
+    const selects = [...controls.querySelectorAll("select")];
+    const rows = [...article.querySelectorAll("tbody tr")];
+    const refresh = () => {
+      const anyRow = selects.every(({ dataset, value }) => dataset.by === "metric" || !value);
+      for (const row of rows) {
+        const fits = selects.every(({ dataset, value }) => !value || row.dataset[dataset.by] === value);
+        row.hidden = !fits || (anyRow && row.classList.contains("reversed"));
+      }
+    };
+    for (const select of selects) {
+      select.addEventListener("change", () => {
+        refresh();
+        const shown = rows.filter((row) => !row.hidden);
+        announce(`${shown.length} ${shown.length === 1 ? "difference is" : "differences are"} shown.`);
+      });
+    }
+    controls.hidden = false;
+    refresh();
+  }
+
   // From a number to the runs behind it: those alone are shown, the first of them open.
   const filter = document.getElementById("filter");
   const runs = [...document.querySelectorAll(".group > details")];

@@ -1,0 +1,1 @@
+"""What can be concluded from a number of trials: errors, tests, and how many trials it takes."""
