@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from domainbed_ext.algorithms.names import find_among
+from domainbed_ext.analyse import stored
 from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.model_selection import SELECTION_METHODS, get_selection_method
 from domainbed_ext.models.adapted_shapes import adapted_shapes
@@ -43,6 +44,7 @@ writes to OUTPUT_DIR:
   gaps.svg   parameters.svg   training.svg   the other plots, if the runs have the data for them
   frontier.csv   frontier.svg   after domainbed_ext.frontier: accuracy along the strength of the update
   differences.csv   differences.svg   with --reference: each method's paired difference to it
+  NAME.json   NAME.svg   after domainbed_ext.analyse NAME: similarity, lemmas, inits, energy
   paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
 
@@ -101,16 +103,21 @@ def collect(
         compared, of_paper = _beside_the_paper(results)
         tables += compared
         extra |= of_paper
+    analyses = stored.read_all(Path(input_dir), results.trained_runs)
+    tables += [table for each in analyses for table in each.tables()]
+    extra |= {f"{each.analysis.name}.json": each.to_json().encode() for each in analyses}
     text = io.StringIO()
     print_tables(plain(text), tables, results.headline, results.duplicates())
     figures = plots.draw_plots(results, reference)
+    figures |= {each.analysis.name: figure for each in analyses if (figure := each.figure()) is not None}
+    titles = page.PICTURES | {each.analysis.name: each.analysis.title for each in analyses}
     contents = {
         "results.txt": _text(text.getvalue()),
         "results.md": _text(render_markdown(tables, results.duplicates())),
         "results.tex": _text(render_latex(tables)),
         "results.csv": _text(results.tidy().to_csv(index=False)),
         "selected.csv": _text(results.selected().to_csv(index=False)),
-        "index.html": _text(page.render_page(results, tables, figures)),
+        "index.html": _text(page.render_page(results, tables, figures, titles)),
         "plot.png": plots.render(figures["plot"], "png"),
         **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
         **extra,

@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": CommandEntry("evaluate", "recompute a run's recorded accuracies from what it saved"),
     "soup": CommandEntry("soup", "average the weights of finished runs, and evaluate the means"),
     "frontier": CommandEntry("frontier", "evaluate a sweep's selected runs along the strength of their update"),
+    "analyse": CommandEntry("analyse.command", "analyse learned A and B as Zhu et al. 2024 and LoRA-FA do"),
     "methods": CommandEntry("methods", "list methods and objectives, with hyperparameters and papers"),
     "prepare": CommandEntry("prepare.command", "download, unpack and check data sets"),
     "cache": CommandEntry("cache.command", "list, build and remove decoded images"),
@@ -50,6 +51,8 @@ _INSTEAD = {
     **dict.fromkeys(("tables", "plots", "page", "paper", "report"), "collect_results"),
     **dict.fromkeys(("algorithms", "objectives", "list_methods", "hyperparameters"), "methods"),
     **dict.fromkeys(("strength", "strengths", "along_strength"), "frontier"),
+    **{name: f"analyse {name}" for name in ("similarity", "lemmas", "inits", "energy")},
+    **dict.fromkeys(("analyze", "analysis", "analyses"), "analyse"),
     "profile": "train --profile",
 }  # commands that people mean by other names
 

@@ -46,13 +46,16 @@ _THEMED = {
 }
 
 
-def render_page(results: Results, tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
+def render_page(
+    results: Results, tables: Sequence[Table], figures: Mapping[str, Figure], titles: Mapping[str, str] = PICTURES
+) -> str:
     """Renders the page of a set of runs.
 
     Args:
         results: Figures of the runs.
         tables: Tables of the report.
         figures: Plots by name, as `plots.draw_plots` returns them.
+        titles: Titles of the plots that are shown, by name, in the order of the page.
 
     Returns:
         HTML; the same for the same runs. The runs' entries take `runs.ROOM` at most.
@@ -78,7 +81,7 @@ def render_page(results: Results, tables: Sequence[Table], figures: Mapping[str,
         choices=_choices(results.algorithms),
         pictures=[
             (name, title, inline_svg(figures[name], name, title), figures[name].get_figwidth() > 6)
-            for name, title in PICTURES.items()
+            for name, title in titles.items()
             if name in figures
         ],
         groups=_groups(runs),

@@ -1,0 +1,478 @@
+"""What the best B for a random A, and the best A for a random B, leave of a full fine-tuning's change.
+
+Zhu et al. 2024, lemmas 4.1 and 4.2 and theorem 4.3: a layer has to give Δx for its inputs x, with second moments Σ.
+Here Δ is what full fine-tuning changed, and x are the inputs of the layer in the pretrained model, on the training
+images of the run. Losses are the mean of ‖Δx − BAx‖² over that of ‖Δx‖², the loss without an update; the noise d_out σ²,
+which all share, is left out. The lemmas are stated for inputs of mean zero. With other inputs and a bias that does not
+train, they hold for the second moments in place of the covariance.
+
+LoRA-FA, theorem 3.1: a trained BA is re-expressed as B'A' with another A'. Its residual is relative to BA.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from domainbed_ext.analyse.analysis import Analysis
+from domainbed_ext.analyse.averages import mean_of, spread_of
+from domainbed_ext.analyse.matrices import (
+    Matrix,
+    loss_of_best_A,
+    loss_of_best_B,
+    loss_of_best_product,
+    loss_of_update,
+    random_orthonormal,
+    residual_in,
+)
+from domainbed_ext.analyse.runs import Adapter, Factors, Sweep, group_by
+from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks, with_spread
+from domainbed_ext.analyse.weights import FullTuning, depths_of, layers_of, read_full, read_together
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
+from domainbed_ext.report.plots.palette import styles_of
+from domainbed_ext.report.plots.style import GREY, PANEL_INCHES, bare, figure_of
+from domainbed_ext.report.tables.table import Table
+from domainbed_ext.seeds import seed_hash
+from domainbed_ext.system import option_values
+
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+RANDOM, TRAINED = "random", "trained"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The losses at one rank of a layer, or what a trained update reaches there.
+
+    Attributes:
+        group: Data set, and protocol if it is not leave-one-out.
+        kind: "random" for the best factor beside a random one, "trained" for an update that was trained.
+        algorithm: Id of the method that was trained; empty if none.
+        layer: Name of the projection's layer.
+        projection: Name of the projection.
+        depth: Place of the layer among those of the projection, from 0.
+        rank: Rank.
+        runs: The runs and their steps.
+        best: Loss of the best BA of the rank: no update of the rank has less.
+        best_B: Loss of the best B; for a random A the mean over draws, for a trained update with the run's frozen A.
+        best_B_spread: Standard deviation of it over draws.
+        best_A: Loss of the best A; for a random B the mean over draws, for a trained update with the run's frozen B.
+        best_A_spread: Standard deviation of it over draws.
+        holds: Share of the draws whose best A is not better than the best B, as theorem 4.3 says.
+        reached: Loss of the trained update.
+        scaled: Loss of the trained update times the best number.
+        own_start: Residual of a trained BA in its own A before training.
+        other_start: Residual in a random A, mean over draws.
+        own_start_weighted: Residual of the layer's outputs in its own A before training.
+        other_start_weighted: Residual of the layer's outputs in a random A, mean over draws.
+        chance: Expected loss of the best A for a random B, 1 − r/d_out; of a trained update the expected residual in a
+            random A, √(1 − r/d_in).
+    """
+
+    group: str
+    kind: str
+    algorithm: str
+    layer: str
+    projection: str
+    depth: int
+    rank: int
+    runs: list[list[object]]
+    best: float = math.nan
+    best_B: float = math.nan  # noqa: N815
+    best_B_spread: float = math.nan  # noqa: N815
+    best_A: float = math.nan  # noqa: N815
+    best_A_spread: float = math.nan  # noqa: N815
+    holds: float = math.nan
+    reached: float = math.nan
+    scaled: float = math.nan
+    own_start: float = math.nan
+    other_start: float = math.nan
+    own_start_weighted: float = math.nan
+    other_start_weighted: float = math.nan
+    chance: float = math.nan
+
+
+def compute(sweep: Sweep, args: argparse.Namespace) -> list[Row]:
+    """Computes the losses for every fully fine-tuned run and the adapters that were trained on the same images.
+
+    Args:
+        sweep: Runs of the sweep.
+        args: Options: `ranks`, `draws` and `images`.
+
+    Raises:
+        BenchmarkError: There are no runs with adapters, or none of full fine-tuning beside them.
+    """
+    runs, full = sweep.adapted(), sweep.fully_tuned()
+    wanted = [each for each in runs if each.place in full]
+    if not wanted:
+        lack = "none of its runs is on the same images as those with adapters" if full else "there is none"
+        raise BenchmarkError(
+            f"lemmas takes the change of a weight from a run of FullFT in {sweep.input_dir}, and {lack}: launch the "
+            "sweep with FullFT among its --algorithms"
+        )
+    return [
+        row
+        for tuned, adapters in read_together(sweep, wanted)
+        if tuned is not None
+        for row in _at_place(read_full(tuned, layers_of(adapters), args.images), adapters, args.ranks, args.draws)
+    ]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the analysis."""
+    parser.add_argument(
+        "--ranks",
+        type=option_values.whole(1),
+        nargs="+",
+        metavar="R",
+        help=f"ranks of the random factors; those wider than a layer are left out ({' '.join(map(str, RANKS))}, and "
+        "those of the sweep's methods)",
+    )
+    parser.add_argument(
+        "--draws", type=option_values.whole(2), default=10, metavar="N", help="random factors of a layer (%(default)s)"
+    )
+    parser.add_argument(
+        "--images",
+        type=option_values.whole(1),
+        default=1024,
+        metavar="N",
+        help="training images of a run that the inputs of layers are taken from (%(default)s)",
+    )
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Makes the tables of losses, of trained updates and of residuals.
+
+    Args:
+        rows: Rows of `compute`.
+    """
+    made = []
+    for group, members in group_by(rows, lambda row: row.group).items():
+        random, trained = ([row for row in members if row.kind == kind] for kind in (RANDOM, TRAINED))
+        made.append(_random_table(group, random))
+        if trained:
+            made.append(_trained_table(group, trained))
+        if both := [row for row in trained if not math.isnan(row.own_start)]:
+            made.append(_residual_table(group, both))
+    return made
+
+
+def figure(rows: Sequence[Row]) -> Figure | None:
+    """Draws the losses over the rank: a panel for each projection.
+
+    Args:
+        rows: Rows of `compute`.
+    """
+    panels = group_by(rows, lambda row: (row.group, row.projection))
+    if not panels:
+        return None
+    groups = {row.group for row in rows}
+    drawn, axes = figure_of(
+        [f"{group}, {projection}" if len(groups) > 1 else projection for group, projection in panels],
+        (PANEL_INCHES[0], 3.9),
+    )
+    for ax, members in zip(axes, panels.values(), strict=True):
+        _draw(ax, members)
+    axes[-1].legend(fontsize=7.5, frameon=False, loc="lower left")
+    drawn.supxlabel(
+        "rank\nmean over layers and runs; bands: standard deviation over draws; marks: trained updates, hollow at "
+        "their best scale",
+        fontsize=9,
+    )
+    drawn.supylabel("loss, relative to no update", fontsize=9)
+    return drawn
+
+
+ANALYSIS = Analysis(
+    "lemmas",
+    "Losses of the best B for a random A, and of the best A for a random B",
+    "What the best B for a random A, and the best A for a random B, leave of a full fine-tuning's change",
+    Row,
+    compute,
+    tables,
+    figure,
+    add_options,
+    ("ranks", "draws", "images"),
+)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of a fully fine-tuned run.
+
+    Attributes:
+        group: Data set, and protocol if it is not leave-one-out.
+        factors: Any factors of the layer, for its names and widths.
+        depth: Place of the layer.
+        change: Δ, [d_out, d_in].
+        root: Square root of Σ, [d_in, d_in].
+        tuned: The fully fine-tuned run and its step.
+        draws: Number of random factors.
+    """
+
+    group: str
+    factors: Factors
+    depth: int
+    change: Matrix
+    root: Matrix
+    tuned: list[object]
+    draws: int
+
+    @cached_property
+    def target(self) -> Matrix:
+        """Δ root, whose squared norm is the loss without an update."""
+        return self.change @ self.root
+
+    @property
+    def make_row(self) -> Callable[..., Row]:
+        """The row of the layer, as a function of all that belongs to no layer."""
+        factors = self.factors
+        return partial(Row, group=self.group, layer=factors.name, projection=factors.projection, depth=self.depth)
+
+    def random_rows(self, side: str, rank: int, width: int) -> Iterator[Matrix]:
+        """Yields random orthonormal rows [rank, width]; the same layer and side have the same, whatever the rank.
+
+        Args:
+            side: "A" or "B".
+            rank: Number of rows.
+            width: Width.
+        """
+        for draw in range(self.draws):
+            yield random_orthonormal(rank, width, np.random.default_rng(seed_hash(self.factors.name, side, draw)))
+
+
+def _at_place(full: FullTuning, adapters: Sequence[Adapter], ranks: Sequence[int] | None, draws: int) -> Iterator[Row]:
+    layers = layers_of(adapters)
+    depths = depths_of(layers)
+    wanted = sorted(set(ranks or {*RANKS, *(layer.rank for each in adapters for layer in each.layers.values())}))
+    for name, factors in layers.items():
+        layer = _Layer(
+            full.chosen.group,
+            factors,
+            depths[name],
+            full.changes[name],
+            full.roots[factors.module],
+            full.chosen.origin,
+            draws,
+        )
+        yield from _random_rows(layer, [rank for rank in wanted if rank <= min(layer.change.shape)])
+        for adapter in adapters:
+            if name in adapter.layers:
+                yield _trained_row(layer, adapter, adapter.layers[name])
+
+
+def _random_rows(layer: _Layer, ranks: list[int]) -> Iterator[Row]:
+    target, (d_out, d_in) = layer.target, layer.change.shape
+    largest = max(ranks, default=0)
+    of_B = [
+        [loss_of_best_B(target, A[:rank], layer.root) for rank in ranks] for A in layer.random_rows("A", largest, d_in)
+    ]
+    of_A = [[loss_of_best_A(target, U[:rank].T) for rank in ranks] for U in layer.random_rows("B", largest, d_out)]
+    of_both = loss_of_best_product(target, ranks)
+    for number, rank in enumerate(ranks):
+        best_B, best_A = ([draw[number] for draw in each] for each in (of_B, of_A))
+        holds = [float(a >= b) for a, b in zip(best_A, best_B, strict=True)]
+        yield layer.make_row(
+            kind=RANDOM,
+            algorithm="",
+            rank=rank,
+            runs=[layer.tuned],
+            best=of_both[number],
+            best_B=mean_of(best_B),
+            best_B_spread=spread_of(best_B),
+            best_A=mean_of(best_A),
+            best_A_spread=spread_of(best_A),
+            holds=mean_of(holds),
+            chance=1 - rank / d_out,
+        )
+
+
+def _trained_row(layer: _Layer, adapter: Adapter, factors: Factors) -> Row:
+    target, root, d_in = layer.target, layer.root, layer.change.shape[1]
+    reached, scaled = loss_of_update(target, factors.update, root)
+    values = {"reached": reached, "scaled": scaled}
+    if "A" not in factors.trained:
+        values["best_B"] = loss_of_best_B(target, factors.A, root)
+    if "B" not in factors.trained:
+        values["best_A"] = loss_of_best_A(target, factors.B)
+    if factors.trained == "AB":
+        other = list(layer.random_rows("A", factors.rank, d_in))
+        for ending, norm in (("", None), ("_weighted", root)):
+            residual = partial(residual_in, factors.B, factors.A, root=norm)
+            values[f"own_start{ending}"] = residual(factors.start_A)
+            values[f"other_start{ending}"] = mean_of([residual(A) for A in other])
+    return layer.make_row(
+        kind=TRAINED,
+        algorithm=adapter.chosen.algorithm,
+        rank=factors.rank,
+        runs=[adapter.chosen.origin, layer.tuned],
+        best=loss_of_best_product(target, [factors.rank])[0],
+        chance=math.sqrt(1 - factors.rank / d_in),
+        **values,
+    )
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return mean_of([getattr(row, name) for row in rows])
+
+
+def _runs(rows: Sequence[Row]) -> list[list[object]]:
+    return [run for row in rows for run in row.runs]
+
+
+def _random_table(group: str, rows: Sequence[Row]) -> Table:
+    lines = group_by(rows, lambda row: (row.projection, row.rank))
+    return Table(
+        f"{group}, losses of the best factor beside a random one",
+        ["Projection", "Rank", "Best BA", "Best B, random A", "Best A, random B", "1 − r/d_out", "Theorem holds"],
+        [
+            [
+                projection,
+                str(rank),
+                ratio(_mean(members, "best")),
+                with_spread(_mean(members, "best_B"), _mean(members, "best_B_spread")),
+                with_spread(_mean(members, "best_A"), _mean(members, "best_A_spread")),
+                ratio(_mean(members, "chance")),
+                f"{100 * _mean(members, 'holds'):.0f} %",
+            ]
+            for (projection, rank), members in lines.items()
+        ],
+        "The mean of ‖Δx − BAx‖² over that of ‖Δx‖²: Δ is what full fine-tuning changed, x are the layer's inputs in "
+        "the pretrained model on training images. Best B for a random A: LoRA-FA, lemma 4.1 of Zhu et al. 2024; best A "
+        "for a random B: LoRA-FB, lemma 4.2, whose expectation is 1 − r/d_out; best BA: no update of the rank has "
+        "less. Random factors are uniform orthonormal. Mean over layers and runs ± standard deviation over draws of a "
+        "layer. Theorem holds: layers and draws in which the best B is no worse (theorem 4.3).",
+        best={
+            (number, 3)
+            for number, members in enumerate(lines.values())
+            if _mean(members, "best_B") < _mean(members, "best_A")
+        }
+        | {
+            (number, 4)
+            for number, members in enumerate(lines.values())
+            if _mean(members, "best_B") > _mean(members, "best_A")
+        },
+        origins={
+            (number, column): origins_of(_runs(members))
+            for number, members in enumerate(lines.values())
+            for column in (2, 3, 4, 6)
+        },
+        breaks=start_breaks([projection for projection, _ in lines]),
+    )
+
+
+def _by_method(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    in_order = sorted(rows, key=lambda row: algorithm_order(row.algorithm))
+    return group_by(in_order, lambda row: (row.algorithm, row.projection))
+
+
+def _over_runs(rows: Sequence[Row], name: str) -> str:
+    """The mean over layers and runs, and the standard deviation over runs."""
+    of_runs = [_mean(members, name) for members in group_by(rows, lambda row: tuple(row.runs[0])).values()]
+    return with_spread(mean_of(of_runs), spread_of(of_runs))
+
+
+def _method_table(
+    title: str, rows: Sequence[Row], columns: Mapping[str, Callable[[Sequence[Row]], str]], caption: str
+) -> Table:
+    """A table of trained methods, with a row for each projection."""
+    lines = _by_method(rows)
+    return Table(
+        title,
+        ["Algorithm", "Projection", "Runs", *columns],
+        [
+            [
+                row_label_of(algorithm),
+                projection,
+                str(len({tuple(row.runs[0]) for row in members})),
+                *(column(members) for column in columns.values()),
+            ]
+            for (algorithm, projection), members in lines.items()
+        ],
+        caption,
+        texts=2,
+        algorithms=[algorithm for algorithm, _ in lines],
+        breaks=start_breaks([algorithm for algorithm, _ in lines]),
+        origins={
+            (number, column): origins_of(_runs(members))
+            for number, members in enumerate(lines.values())
+            for column in range(2, 3 + len(columns))
+        },
+    )
+
+
+def _trained_table(group: str, rows: Sequence[Row]) -> Table:
+    return _method_table(
+        f"{group}, losses that trained updates reach",
+        rows,
+        {
+            "Best BA": lambda members: ratio(_mean(members, "best")),
+            "Best for its A": lambda members: _over_runs(members, "best_B"),
+            "Best for its B": lambda members: _over_runs(members, "best_A"),
+            "Reached": lambda members: _over_runs(members, "reached"),
+            "At the best scale": lambda members: _over_runs(members, "scaled"),
+        },
+        "The same loss of updates that were trained on the same images as the full fine-tuning. Best for its A: of "
+        "the best B for the run's frozen A; best for its B: of the best A for its frozen B. Reached: of the trained update, "
+        "above 1 where no update is nearer to Δ: training minimises the loss of the network, not this one. At the best "
+        "scale: of the update times the best number, 1 − cos² of its angle with Δ. Mean over layers and runs ± "
+        "standard deviation over runs.",
+    )
+
+
+def _residual_table(group: str, rows: Sequence[Row]) -> Table:
+    return _method_table(
+        f"{group}, residuals of trained updates in another A",
+        rows,
+        {
+            "Own start": lambda members: _over_runs(members, "own_start"),
+            "Random A": lambda members: _over_runs(members, "other_start"),
+            "Chance": lambda members: ratio(_mean(members, "chance")),
+            "Own start, outputs": lambda members: _over_runs(members, "own_start_weighted"),
+            "Random A, outputs": lambda members: _over_runs(members, "other_start_weighted"),
+        },
+        "LoRA-FA, theorem 3.1: the trained BA as B'A' with another A', and the B' that is nearest. ‖BA − B'A'‖ over "
+        "‖BA‖: 0 if the rows of A' span those of A. Own start: A' is the run's A before training; random A: uniform "
+        "orthonormal, of which the chance √(1 − r/d_in) is the expectation. Outputs: the same of the layer's outputs, "
+        "‖(BA − B'A')x‖ over ‖BAx‖ in the root mean square over its inputs x. Mean over layers and runs ± standard "
+        "deviation over runs.",
+    )
+
+
+def _draw(axes: Axes, rows: Sequence[Row]) -> None:
+    bare(axes)
+    axes.axhline(1, color=GREY, linewidth=1)
+    lines = group_by([row for row in rows if row.kind == RANDOM], lambda row: row.rank)
+    styles = styles_of(["BA", "BOnly", "AOnly"])
+    for name, algorithm, label in (
+        ("best_A", "AOnly", "best A, random B"),
+        ("best_B", "BOnly", "best B, random A"),
+        ("best", "BA", "best BA"),
+    ):
+        colour, ranks = styles[algorithm].colour, sorted(lines)
+        means = [_mean(lines[rank], name) for rank in ranks]
+        axes.plot(ranks, means, color=colour, linewidth=1.6, label=label)
+        if name != "best":
+            spreads = [_mean(lines[rank], f"{name}_spread") for rank in ranks]
+            low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+            axes.fill_between(ranks, low, high, color=colour, alpha=0.18, linewidth=0)
+    trained = [row for row in rows if row.kind == TRAINED]
+    algorithms = sorted({row.algorithm for row in trained}, key=algorithm_order)
+    styles = styles_of(algorithms)
+    for algorithm in algorithms:
+        members = [row for row in trained if row.algorithm == algorithm]
+        style, rank = styles[algorithm], mean_of([row.rank for row in members])
+        axes.plot(
+            rank, _mean(members, "reached"), style.marker, color=style.colour, label=f"trained {label_of(algorithm)}"
+        )
+        axes.plot(rank, _mean(members, "scaled"), style.marker, markerfacecolor="white", color=style.colour)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)

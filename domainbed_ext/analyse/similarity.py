@@ -1,0 +1,302 @@
+"""How similar the learned A's of different runs are, and the learned B's (Zhu et al. 2024, figure 1 and appendix D).
+
+The similarity of two matrices is ‖U_YᵀU_X‖² / min(r₁, r₂), with orthonormal bases U of what BA keeps of them when B
+becomes BC and A becomes C⁻¹A: of the rows of A, and of the columns of B.
+"""
+
+import argparse
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from domainbed_ext.analyse.analysis import Analysis
+from domainbed_ext.analyse.averages import mean_of, pair_intervals
+from domainbed_ext.analyse.matrices import Matrix, cca_similarity, column_basis, row_basis
+from domainbed_ext.analyse.runs import Adapter, Factors, Sweep, group_by, read_adapters, without_setting
+from domainbed_ext.analyse.tables import depth_axis, origins_of, ratio, start_breaks
+from domainbed_ext.errors import BenchmarkError, warn_once
+from domainbed_ext.report.methods import label_of, row_label_of
+from domainbed_ext.report.plots.style import GREY, bare, figure_of
+from domainbed_ext.report.tables.table import Table
+
+ALL = "all"
+SAME_TASK, SAME_START, NEITHER, BOTH = (
+    "same sources, different starts",
+    "different sources, same start",
+    "different sources, different starts",
+    "same sources, same start",
+)
+PAIRINGS = (SAME_TASK, SAME_START, NEITHER, BOTH)
+FACTORS = {"A": ("#0072B2", "o"), "B": ("#D55E00", "s")}
+_PANEL_INCHES = 4.2, 3.4
+
+
+@dataclass(frozen=True)
+class Row:
+    """The similarity of one trained factor between runs of a method, in one pairing.
+
+    Attributes:
+        group: Data set, and protocol if it is not leave-one-out.
+        algorithm: Id of the method, without `adapter_seed`.
+        factor: "A" or "B".
+        pairing: Which pairs of runs are compared: one of `PAIRINGS`.
+        layer: Name of the projection's layer; "all" for the mean over layers.
+        projection: Name of the projection; "all" for the mean over all.
+        depth: Place of the layer among those of the projection, from 0; -1 for a mean.
+        pairs: Number of pairs.
+        similarity: Mean similarity over the pairs, in [0, 1].
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        start: The same of the untrained factors; NaN if they are zero.
+        chance: Expectation for random subspaces: the rank over the width.
+        runs: The runs and their steps.
+    """
+
+    group: str
+    algorithm: str
+    factor: str
+    pairing: str
+    layer: str
+    projection: str
+    depth: int
+    pairs: int
+    similarity: float
+    low: float
+    high: float
+    start: float
+    chance: float
+    runs: list[list[object]]
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What pairs are made of: bases of a run's factors, after and before training, by factor and layer."""
+
+    adapter: Adapter
+    trained: dict[str, list[Matrix]]
+    untrained: dict[str, list[Matrix]]
+
+
+def compute(sweep: Sweep, args: argparse.Namespace) -> list[Row]:
+    """Compares all runs of each method with each other.
+
+    Args:
+        sweep: Runs of the sweep.
+        args: Options; this analysis has none of its own.
+
+    Raises:
+        BenchmarkError: There are no runs with adapters, or they are of one trial.
+    """
+    runs = sweep.adapted()
+    trials = {each.trial for each in runs}
+    if len(trials) < 2:
+        raise BenchmarkError(
+            f"similarity compares runs of different trials, and all of {sweep.input_dir} are of trial {min(trials)}: "
+            "launch the sweep with --n_trials 2 or more"
+        )
+    learned = [_Learned(each, _bases(each), _bases(each, at_start=True)) for each in read_adapters(runs)]
+    groups = group_by(learned, lambda each: (each.adapter.chosen.group, _method(each.adapter)))
+    rows = [row for (group, method), members in groups.items() for row in _compare(group, method, members)]
+    there = {row.pairing for row in rows}
+    if SAME_START not in there:
+        warn_once(
+            "no two runs on different sources have the same start: add e.g. BA@adapter_seed=0 to the sweep's "
+            f"--algorithms for the pairing {SAME_START!r}"
+        )
+    return rows
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Makes a table of means over layers, with a column for each projection.
+
+    Args:
+        rows: Rows of `compute`.
+    """
+    made = []
+    for group, members in group_by(rows, lambda row: row.group).items():
+        projections = list(dict.fromkeys(row.projection for row in members if row.layer == ALL))
+        lines = list(group_by(members, lambda row: (row.algorithm, row.factor, row.pairing)).items())
+        grid = [_cells(key, each, projections) for key, each in lines]
+        table = Table(
+            f"{group}, similarity of learned factors",
+            ["Algorithm", "Factor", "Pairs", "Number", *projections, "Untrained", "Chance"],
+            grid,
+            "Goodness of fit of canonical correlation analysis, ‖U_YᵀU_X‖² / min(r₁, r₂), between the row spaces of "
+            "A or the column spaces of B of two runs (Zhu et al. 2024, appendix D): 1 for the same subspace. Mean "
+            "over layers and pairs, with a 95 % interval by a bootstrap that draws runs, since pairs share them; of "
+            "fewer than three runs there is none. Untrained: the same of the factors before training, - where they "
+            "are zero. Chance: random subspaces, rank over width. Only factors that train. Sources: the training "
+            "environments; those of leave-one-out runs differ in one each.",
+            texts=3,
+            algorithms=[algorithm for (algorithm, _, _), _ in lines],
+            breaks=start_breaks([key[:2] for key, _ in lines]),
+        )
+        table.origins = {
+            (number, column): origins_of(each[0].runs)
+            for number, (_, each) in enumerate(lines)
+            for column in range(3, 4 + len(projections))
+        }
+        made.append(table)
+    return made
+
+
+def figure(rows: Sequence[Row]) -> Figure | None:
+    """Draws the similarity by layer: a panel for each method and pairing.
+
+    Args:
+        rows: Rows of `compute`.
+    """
+    layers = [row for row in rows if row.layer != ALL]
+    panels = group_by(layers, lambda row: (row.group, row.algorithm, row.pairing))
+    if not panels:
+        return None
+    groups = {row.group for row in layers}
+    titles = [
+        f"{f'{group}, ' if len(groups) > 1 else ''}{label_of(algorithm)}:\n{pairing}"
+        for group, algorithm, pairing in panels
+    ]
+    drawn, axes = figure_of(titles, _PANEL_INCHES, across=4)
+    for ax, members in zip(axes, panels.values(), strict=True):
+        _draw(ax, members)
+    drawn.supxlabel("block\nbands: 95 % intervals over runs; dotted: untrained; grey: random subspaces", fontsize=9)
+    drawn.supylabel("similarity (CCA goodness of fit)", fontsize=9)
+    return drawn
+
+
+ANALYSIS = Analysis(
+    "similarity",
+    "Similarity of learned factors",
+    "How similar the learned A's and B's of different runs are",
+    Row,
+    compute,
+    tables,
+    figure,
+)
+
+
+def _method(adapter: Adapter) -> str:
+    return without_setting(adapter.chosen.algorithm, "adapter_seed")
+
+
+def _bases(adapter: Adapter, at_start: bool = False) -> dict[str, list[Matrix]]:
+    layers = adapter.layers.values()
+    if at_start:
+        return {"A": [row_basis(x.start_A) for x in layers], "B": [column_basis(x.start_B) for x in layers]}
+    return {"A": [row_basis(x.A) for x in layers], "B": [column_basis(x.B) for x in layers]}
+
+
+def _pairing(one: Adapter, other: Adapter) -> str:
+    same_task, same_start = one.chosen.sources == other.chosen.sources, one.start == other.start
+    if same_task:
+        return BOTH if same_start else SAME_TASK
+    return SAME_START if same_start else NEITHER
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Layers whose mean is a row: a single one, those of a projection, or all."""
+
+    columns: list[int]
+    layer: str
+    projection: str
+    depth: int
+
+
+def _parts(layers: Sequence[Factors]) -> list[_Part]:
+    names = list(dict.fromkeys(layer.projection for layer in layers))
+    of = {name: [n for n, layer in enumerate(layers) if layer.projection == name] for name in names}
+    single = [_Part([n], layer.name, layer.projection, of[layer.projection].index(n)) for n, layer in enumerate(layers)]
+    means = [_Part(columns, ALL, name, -1) for name, columns in of.items()]
+    whole = [_Part(list(range(len(layers))), ALL, ALL, -1)] if len(names) > 1 else []
+    return [*single, *means, *whole]
+
+
+def _compare(group: str, method: str, runs: Sequence[_Learned]) -> list[Row]:
+    """The rows of a method: of each factor, pairing and layer, and of their means."""
+    layers = list(runs[0].adapter.layers.values())
+    alike = [n for n, each in enumerate(runs) if each.adapter.layers.keys() == runs[0].adapter.layers.keys()]
+    pairs = group_by(
+        itertools.combinations(alike, 2), lambda pair: _pairing(*(runs[number].adapter for number in pair))
+    )
+    return [
+        row
+        for factor in layers[0].trained
+        for pairing in PAIRINGS
+        if pairing in pairs
+        for row in _rows((group, method, factor, pairing), layers, runs, pairs[pairing])
+    ]
+
+
+def _rows(
+    key: tuple[str, str, str, str],
+    layers: Sequence[Factors],
+    runs: Sequence[_Learned],
+    pairs: Sequence[tuple[int, int]],
+) -> list[Row]:
+    """The rows of a factor in a pairing."""
+    factor, parts = key[2], _parts(layers)
+    learned = _similarities([each.trained[factor] for each in runs], pairs)
+    untrained = _similarities([each.untrained[factor] for each in runs], pairs)
+    chances = [layer.rank / (layer.A.shape[1] if factor == "A" else len(layer.B)) for layer in layers]
+    means, lows, highs = pair_intervals(np.stack([learned[:, part.columns].mean(1) for part in parts], axis=1), pairs)
+    origins = [runs[number].adapter.chosen.origin for number in sorted({number for pair in pairs for number in pair})]
+    return [
+        Row(
+            *key,
+            part.layer,
+            part.projection,
+            part.depth,
+            len(pairs),
+            mean,
+            low,
+            high,
+            mean_of(untrained[:, part.columns].ravel().tolist()),
+            mean_of([chances[column] for column in part.columns]),
+            origins,
+        )
+        for part, mean, low, high in zip(parts, means.tolist(), lows.tolist(), highs.tolist(), strict=True)
+    ]
+
+
+def _similarities(bases: Sequence[Sequence[Matrix]], pairs: Sequence[tuple[int, int]]) -> Matrix:
+    """[pairs, layers]."""
+    return np.array([[cca_similarity(X, Y) for X, Y in zip(bases[i], bases[j], strict=True)] for i, j in pairs])
+
+
+def _cells(key: tuple[str, str, str], rows: Sequence[Row], projections: Sequence[str]) -> list[str]:
+    algorithm, factor, pairing = key
+    means = {row.projection: row for row in rows if row.layer == ALL}
+    whole = means.get(ALL) or next(iter(means.values()))
+    return [
+        row_label_of(algorithm),
+        factor,
+        pairing,
+        str(whole.pairs),
+        *(ratio(means[name].similarity, (means[name].low, means[name].high)) for name in projections),
+        ratio(whole.start),
+        ratio(whole.chance),
+    ]
+
+
+def _draw(axes: Axes, rows: Sequence[Row]) -> None:
+    bare(axes)
+    axes.axhline(mean_of([row.chance for row in rows]), color=GREY, linewidth=1)
+    projections = list(dict.fromkeys(row.projection for row in rows))
+    for (factor, projection), line in group_by(rows, lambda row: (row.factor, row.projection)).items():
+        colour, marker = FACTORS[factor]
+        dashes = (0, (4, 2)) if projections.index(projection) % 2 else (0, ())
+        x, y = [row.depth for row in line], [row.similarity for row in line]
+        axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=3.5, label=f"{factor}, {projection}")
+        axes.fill_between(
+            x, [row.low for row in line], [row.high for row in line], color=colour, alpha=0.12, linewidth=0
+        )
+        if not math.isnan(line[0].start):
+            axes.plot(x, [row.start for row in line], color=colour, linestyle=(0, (1, 2)), linewidth=1)
+    depth_axis(axes, rows)
+    axes.set_ylim(-0.03, 1.03)
+    axes.legend(fontsize=7, frameon=False, loc="best")
