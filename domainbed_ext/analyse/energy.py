@@ -9,7 +9,7 @@ can hold no more of Δ than its span does, and a random span holds rank/width in
 import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from matplotlib.figure import Figure
@@ -17,7 +17,14 @@ from matplotlib.ticker import FuncFormatter
 
 from domainbed_ext.analyse.analysis import Analysis
 from domainbed_ext.analyse.averages import mean_of, spread_of
-from domainbed_ext.analyse.matrices import Matrix, column_basis, energy_shares, singular_values, update_energy
+from domainbed_ext.analyse.matrices import (
+    Matrix,
+    column_basis,
+    energy_shares,
+    singular_values,
+    singular_values_of_product,
+    update_energy,
+)
 from domainbed_ext.analyse.runs import ChosenRun, Factors, Sweep, group_by
 from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks, with_spread
 from domainbed_ext.analyse.weights import depths_of, layers_of, read_full, read_together
@@ -43,10 +50,10 @@ class Row:
         depth: Place of the layer among those of the projection, from 0.
         counts: Numbers k of singular directions, at most the smaller width.
         shares: Shares of the energy of what training changed that the first k singular directions hold.
+        run: The run and its step.
         spans: What the next two are of, such as "A frozen" or "B trained".
         inside: Shares of the energy of a full fine-tuning's change within these spans; none without such a run.
         chance: Expectations for random spans: the rank over the width.
-        run: The run and its step.
     """
 
     group: str
@@ -56,10 +63,10 @@ class Row:
     depth: int
     counts: list[int]
     shares: list[float]
-    spans: list[str]
-    inside: list[float]
-    chance: list[float]
     run: list[object]
+    spans: list[str] = field(default_factory=list)
+    inside: list[float] = field(default_factory=list)
+    chance: list[float] = field(default_factory=list)
 
 
 def compute(sweep: Sweep, args: argparse.Namespace) -> list[Row]:
@@ -80,9 +87,12 @@ def compute(sweep: Sweep, args: argparse.Namespace) -> list[Row]:
             warn_once("some runs have no run of FullFT beside them, so nothing is said of the change that it makes")
         else:
             changes = read_full(full, layers).changes
-            rows += [_row(full, layers[name], depths[name], change, None) for name, change in changes.items()]
+            rows += [
+                _row(full, layers[name], depths[name], singular_values(change), change.shape)
+                for name, change in changes.items()
+            ]
         rows += [
-            _row(adapter.chosen, layer, depths[name], layer.update, changes.get(name), is_adapted=True)
+            _row_of_adapter(adapter.chosen, layer, depths[name], changes.get(name))
             for adapter in adapters
             for name, layer in adapter.layers.items()
         ]
@@ -150,36 +160,27 @@ ANALYSIS = Analysis(
 )
 
 
-def _row(
-    chosen: ChosenRun, layer: Factors, depth: int, change: Matrix, full: Matrix | None, is_adapted: bool = False
-) -> Row:
-    """The row of a change of a layer.
+def _row(chosen: ChosenRun, layer: Factors, depth: int, values: Matrix, shape: Sequence[int]) -> Row:
+    """The row of what training changed in a layer, by its singular values and its shape."""
+    widest = min(shape)
+    counts = [*(count for count in COUNTS if count < widest), widest]
+    shares = energy_shares(values, counts)
+    return Row(chosen.group, chosen.algorithm, layer.name, layer.projection, depth, counts, shares, chosen.origin)
 
-    Args:
-        chosen: The run.
-        layer: The layer, with the factors of the run if it `is_adapted`.
-        depth: Place of the layer.
-        change: What training changed.
-        full: What full fine-tuning changed; None if it is not known.
-        is_adapted: Whether the run has factors.
-    """
-    counts = [count for count in COUNTS if count < min(change.shape)] + [min(change.shape)]
-    spans = list(_spans_of(layer)) if is_adapted else []
-    return Row(
-        chosen.group,
-        chosen.algorithm,
-        layer.name,
-        layer.projection,
-        depth,
-        counts,
-        energy_shares(singular_values(change), counts),
-        [name for name, _, _ in spans],
-        [
+
+def _row_of_adapter(chosen: ChosenRun, layer: Factors, depth: int, full: Matrix | None) -> Row:
+    """The row of an adapter's layer, with what of full fine-tuning's change `full` lies in the spans of its factors."""
+    left, right = layer.left, layer.right
+    values = singular_values_of_product(left, right)
+    spans = list(_spans_of(layer))
+    return replace(
+        _row(chosen, layer, depth, values, (len(left), right.shape[1])),
+        spans=[name for name, _, _ in spans],
+        inside=[
             math.nan if full is None else update_energy(full.T if side == "B" else full, basis)
             for _, side, basis in spans
         ],
-        [basis.shape[1] / len(basis) for _, _, basis in spans],
-        chosen.origin,
+        chance=[basis.shape[1] / len(basis) for _, _, basis in spans],
     )
 
 

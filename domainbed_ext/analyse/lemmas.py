@@ -2,9 +2,9 @@
 
 Zhu et al. 2024, lemmas 4.1 and 4.2 and theorem 4.3: a layer has to give Δx for its inputs x, with second moments Σ.
 Here Δ is what full fine-tuning changed, and x are the inputs of the layer in the pretrained model, on the training
-images of the run. Losses are the mean of ‖Δx − BAx‖² over that of ‖Δx‖², the loss without an update; the noise d_out σ²,
-which all share, is left out. The lemmas are stated for inputs of mean zero. With other inputs and a bias that does not
-train, they hold for the second moments in place of the covariance.
+images of the run. Losses are the mean of ‖Δx − BAx‖² over that of ‖Δx‖², the loss without an update. The noise
+d_out σ², which all share, is left out. The lemmas are stated for inputs of mean zero. With other inputs and a bias that
+does not train, they hold for the second moments in place of the covariance.
 
 LoRA-FA, theorem 3.1: a trained BA is re-expressed as B'A' with another A'. Its residual is relative to BA.
 """
@@ -26,10 +26,13 @@ from domainbed_ext.analyse.matrices import (
     Matrix,
     loss_of_best_A,
     loss_of_best_B,
-    loss_of_best_product,
     loss_of_update,
+    losses_of_best_A,
+    losses_of_best_B,
+    losses_of_best_product,
     random_orthonormal,
     residual_in,
+    singular_values,
 )
 from domainbed_ext.analyse.runs import Adapter, Factors, Sweep, group_by
 from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks, with_spread
@@ -229,6 +232,11 @@ class _Layer:
         """Δ root, whose squared norm is the loss without an update."""
         return self.change @ self.root
 
+    @cached_property
+    def values(self) -> Matrix:
+        """The singular values of `target`, descending."""
+        return singular_values(self.target)
+
     @property
     def make_row(self) -> Callable[..., Row]:
         """The row of the layer, as a function of all that belongs to no layer."""
@@ -270,11 +278,9 @@ def _at_place(full: FullTuning, adapters: Sequence[Adapter], ranks: Sequence[int
 def _random_rows(layer: _Layer, ranks: list[int]) -> Iterator[Row]:
     target, (d_out, d_in) = layer.target, layer.change.shape
     largest = max(ranks, default=0)
-    of_B = [
-        [loss_of_best_B(target, A[:rank], layer.root) for rank in ranks] for A in layer.random_rows("A", largest, d_in)
-    ]
-    of_A = [[loss_of_best_A(target, U[:rank].T) for rank in ranks] for U in layer.random_rows("B", largest, d_out)]
-    of_both = loss_of_best_product(target, ranks)
+    of_B = [losses_of_best_B(target, A, layer.root, ranks) for A in layer.random_rows("A", largest, d_in)]
+    of_A = [losses_of_best_A(target, U.T, ranks) for U in layer.random_rows("B", largest, d_out)]
+    of_both = losses_of_best_product(layer.values, ranks)
     for number, rank in enumerate(ranks):
         best_B, best_A = ([draw[number] for draw in each] for each in (of_B, of_A))
         holds = [float(a >= b) for a, b in zip(best_A, best_B, strict=True)]
@@ -312,7 +318,7 @@ def _trained_row(layer: _Layer, adapter: Adapter, factors: Factors) -> Row:
         algorithm=adapter.chosen.algorithm,
         rank=factors.rank,
         runs=[adapter.chosen.origin, layer.tuned],
-        best=loss_of_best_product(target, [factors.rank])[0],
+        best=losses_of_best_product(layer.values, [factors.rank])[0],
         chance=math.sqrt(1 - factors.rank / d_in),
         **values,
     )

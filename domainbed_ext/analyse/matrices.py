@@ -5,6 +5,8 @@ Matrices are named as in the papers: A [r, d_in], B [d_out, r], Δ [d_out, d_in]
 is ‖M root‖² for any M.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,6 +79,17 @@ def loss_of_best_B(target: Matrix, A: Matrix, root: Matrix) -> float:
     return _share_outside(target, column_basis((A @ root).T))
 
 
+def losses_of_best_B(target: Matrix, A: Matrix, root: Matrix, ranks: Sequence[int]) -> list[float]:
+    """`loss_of_best_B` for the first k rows of a random A, for several k at once."""
+    # Where the first columns span all that Δ sees of x, further ones are arbitrary, but hold nothing of the target.
+    return _shares_outside(target, np.linalg.qr((A @ root).T)[0], ranks)
+
+
+def losses_of_best_A(target: Matrix, B: Matrix, ranks: Sequence[int]) -> list[float]:
+    """`loss_of_best_A` for the first k columns of an orthonormal B, for several k at once."""
+    return _shares_outside(target.T, B, ranks)
+
+
 def loss_of_best_A(target: Matrix, B: Matrix) -> float:
     """What the best A leaves of a change (Zhu et al. 2024, lemma 4.2), as a share of the loss without an update.
 
@@ -92,15 +105,14 @@ def loss_of_best_A(target: Matrix, B: Matrix) -> float:
     return _share_outside(target.T, column_basis(B))
 
 
-def loss_of_best_product(target: Matrix, ranks: list[int]) -> list[float]:
+def losses_of_best_product(values: Matrix, ranks: Sequence[int]) -> list[float]:
     """What the best BA leaves of a change at some ranks, as a share of the loss without an update.
 
     Args:
-        target: Δ root, [d_out, d_in].
+        values: Singular values of Δ root, descending.
         ranks: Ranks.
     """
-    shares = energy_shares(singular_values(target), ranks)
-    return [max(0.0, 1 - share) for share in shares]
+    return [max(0.0, 1 - share) for share in energy_shares(values, ranks)]
 
 
 def loss_of_update(target: Matrix, update: Matrix, root: Matrix) -> tuple[float, float]:
@@ -144,7 +156,12 @@ def singular_values(matrix: Matrix) -> Matrix:
     return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
 
 
-def energy_shares(values: Matrix, counts: list[int]) -> list[float]:
+def singular_values_of_product(left: Matrix, right: Matrix) -> Matrix:
+    """The singular values of `left @ right`, of [m, r] and [r, d], without forming it."""
+    return singular_values(np.linalg.qr(left)[1] @ np.linalg.qr(right.T)[1].T)
+
+
+def energy_shares(values: Matrix, counts: Sequence[int]) -> list[float]:
     """The shares of a matrix's squared norm that its first k singular directions hold; NaN if it is zero.
 
     Args:
@@ -166,6 +183,13 @@ def update_energy(change: Matrix, basis: Matrix) -> float:
         basis: Orthonormal basis of the subspace, [d, r].
     """
     return 1 - _share_outside(change, basis)
+
+
+def _shares_outside(matrix: Matrix, basis: Matrix, counts: Sequence[int]) -> list[float]:
+    """`_share_outside` for the first k columns of an orthonormal basis, for several k."""
+    total = float(np.square(matrix).sum())
+    inside = np.square(matrix @ basis).sum(0).cumsum()
+    return [max(0.0, 1 - float(inside[k - 1]) / total) if total else float("nan") for k in counts]
 
 
 def _share_outside(matrix: Matrix, basis: Matrix) -> float:

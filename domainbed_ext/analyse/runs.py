@@ -148,10 +148,19 @@ class Factors:
         return len(self.A)
 
     @property
+    def left(self) -> Matrix:
+        """The left factor of the update: s·B; [s·B, −s·B₀] if the pretrained weight is a residual."""
+        return self.scale * (np.hstack([self.B, -self.start_B]) if self.is_residual else self.B)
+
+    @property
+    def right(self) -> Matrix:
+        """The right factor of the update: A; A above A₀ if the pretrained weight is a residual."""
+        return np.vstack([self.A, self.start_A]) if self.is_residual else self.A
+
+    @property
     def update(self) -> Matrix:
         """What training added to the pretrained weight, [d_out, d_in]."""
-        update = self.scale * self.B @ self.A
-        return update - self.scale * self.start_B @ self.start_A if self.is_residual else update
+        return self.left @ self.right
 
     def rows(self, weight: Matrix) -> Matrix:
         """The rows of the layer's weight that belong to the projection."""

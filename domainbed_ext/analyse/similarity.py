@@ -22,7 +22,7 @@ from domainbed_ext.analyse.tables import depth_axis, origins_of, ratio, start_br
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.report.methods import label_of, row_label_of
 from domainbed_ext.report.plots.style import GREY, bare, figure_of
-from domainbed_ext.report.tables.table import Table
+from domainbed_ext.report.tables.table import NOT_RECORDED, Table
 
 ALL = "all"
 SAME_TASK, SAME_START, NEITHER, BOTH = (
@@ -119,12 +119,12 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     """
     made = []
     for group, members in group_by(rows, lambda row: row.group).items():
-        projections = list(dict.fromkeys(row.projection for row in members if row.layer == ALL))
+        projections = list(dict.fromkeys(row.projection for row in members if row.projection != ALL))
         lines = list(group_by(members, lambda row: (row.algorithm, row.factor, row.pairing)).items())
         grid = [_cells(key, each, projections) for key, each in lines]
         table = Table(
             f"{group}, similarity of learned factors",
-            ["Algorithm", "Factor", "Pairs", "Number", *projections, "Untrained", "Chance"],
+            ["Algorithm", "Factor", "Pairs", "Number", *projections, "All", "Untrained", "Chance"],
             grid,
             "Goodness of fit of canonical correlation analysis, ‖U_YᵀU_X‖² / min(r₁, r₂), between the row spaces of "
             "A or the column spaces of B of two runs (Zhu et al. 2024, appendix D): 1 for the same subspace. Mean "
@@ -139,7 +139,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         table.origins = {
             (number, column): origins_of(each[0].runs)
             for number, (_, each) in enumerate(lines)
-            for column in range(3, 4 + len(projections))
+            for column in range(3, 6 + len(projections))
         }
         made.append(table)
     return made
@@ -212,16 +212,20 @@ def _parts(layers: Sequence[Factors]) -> list[_Part]:
     of = {name: [n for n, layer in enumerate(layers) if layer.projection == name] for name in names}
     single = [_Part([n], layer.name, layer.projection, of[layer.projection].index(n)) for n, layer in enumerate(layers)]
     means = [_Part(columns, ALL, name, -1) for name, columns in of.items()]
-    whole = [_Part(list(range(len(layers))), ALL, ALL, -1)] if len(names) > 1 else []
-    return [*single, *means, *whole]
+    return [*single, *means, _Part(list(range(len(layers))), ALL, ALL, -1)]
 
 
 def _compare(group: str, method: str, runs: Sequence[_Learned]) -> list[Row]:
     """The rows of a method: of each factor, pairing and layer, and of their means."""
     layers = list(runs[0].adapter.layers.values())
-    alike = [n for n, each in enumerate(runs) if each.adapter.layers.keys() == runs[0].adapter.layers.keys()]
+    # Of one id, since what `adapter_seed` alone tells apart may share its minibatches.
     pairs = group_by(
-        itertools.combinations(alike, 2), lambda pair: _pairing(*(runs[number].adapter for number in pair))
+        [
+            (i, j)
+            for i, j in itertools.combinations(range(len(runs)), 2)
+            if runs[i].adapter.chosen.algorithm == runs[j].adapter.chosen.algorithm
+        ],
+        lambda pair: _pairing(*(runs[number].adapter for number in pair)),
     )
     return [
         row
@@ -271,13 +275,14 @@ def _similarities(bases: Sequence[Sequence[Matrix]], pairs: Sequence[tuple[int, 
 def _cells(key: tuple[str, str, str], rows: Sequence[Row], projections: Sequence[str]) -> list[str]:
     algorithm, factor, pairing = key
     means = {row.projection: row for row in rows if row.layer == ALL}
-    whole = means.get(ALL) or next(iter(means.values()))
+    whole = means[ALL]
     return [
         row_label_of(algorithm),
         factor,
         pairing,
         str(whole.pairs),
-        *(ratio(means[name].similarity, (means[name].low, means[name].high)) for name in projections),
+        *(ratio(means[name].similarity) if name in means else NOT_RECORDED for name in projections),
+        ratio(whole.similarity, (whole.low, whole.high)),
         ratio(whole.start),
         ratio(whole.chance),
     ]
