@@ -12,5 +12,6 @@ moments      the second moments of layers' inputs
 matrices     the linear algebra, in float64
 averages     means and intervals
 tables       cells and rows that several analyses share
+plots        panels and legends that several analyses share
 command      the command line
 """

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from domainbed_ext.analyse.analysis import Analysis
 from domainbed_ext.analyse.averages import mean_of, spread_of
@@ -25,6 +24,7 @@ from domainbed_ext.analyse.matrices import (
     singular_values_of_product,
     update_energy,
 )
+from domainbed_ext.analyse.plots import add_legend, doubling_axis
 from domainbed_ext.analyse.runs import ChosenRun, Factors, Sweep, group_by
 from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks, with_spread
 from domainbed_ext.analyse.weights import depths_of, layers_of, read_full, read_together
@@ -140,10 +140,9 @@ def figure(rows: Sequence[Row]) -> Figure | None:
                 markersize=4,
                 label=label_of(algorithm),
             )
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        doubling_axis(ax)
         ax.set_ylim(0, 102)
-    axes[-1].legend(fontsize=8, frameon=False, loc="lower right")
+    add_legend(drawn, axes)
     drawn.supxlabel("singular directions\nmean over layers and runs", fontsize=9)
     drawn.supylabel("energy of the change of the weight (%)", fontsize=9)
     return drawn

@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from domainbed_ext.analyse.analysis import Analysis
 from domainbed_ext.analyse.averages import mean_of
 from domainbed_ext.analyse.matrices import Matrix
+from domainbed_ext.analyse.plots import add_legend, grid_of, hide_others
 from domainbed_ext.analyse.runs import ADAPTER, Adapter, ChosenRun, Sweep, group_by, read_adapters, without_setting
 from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks
 from domainbed_ext.report.figures import Comparison, Metric
 from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
-from domainbed_ext.report.plots.style import GREY, bare, figure_of
+from domainbed_ext.report.plots.style import GREY, bare
 from domainbed_ext.report.summary import Estimate, estimate
 from domainbed_ext.report.tables.differences import Difference, paired_difference
 from domainbed_ext.report.tables.table import NOT_RECORDED, Table
@@ -29,7 +30,7 @@ from domainbed_ext.report.tables.table import NOT_RECORDED, Table
 ACCURACY, ENTRIES = "accuracy", "entries"
 EDGES = np.linspace(-4, 4, 42)  # of the bins, in standard deviations
 _METRICS: tuple[Metric, ...] = ("out_of_domain", "in_domain")
-_PANEL_INCHES = 3.4, 2.7
+_PANEL_INCHES = 2.7, 2.2
 
 
 @dataclass(frozen=True)
@@ -125,22 +126,22 @@ def figure(rows: Sequence[Row]) -> Figure | None:
     shown = [row for row in rows if row.kind == ENTRIES]
     if not shown:
         return None
-    groups = {row.group for row in shown}
-    titles = [
-        f"{f'{row.group}, ' if len(groups) > 1 else ''}{label_of(row.algorithm)},\n{row.init_A}: {row.projection}"
-        for row in shown
-    ]
-    drawn, axes = figure_of(titles, _PANEL_INCHES, across=4)
+    several = len({row.group for row in shown}) > 1
+    panels = {(f"{row.group}, " * several + label_of(row.algorithm), row.projection): row for row in shown}
+    projections = list(dict.fromkeys(row.projection for row in shown))
+    drawn, axes = grid_of(list(dict.fromkeys(name for name, _ in panels)), projections, _PANEL_INCHES)
     middles, width = (EDGES[1:] + EDGES[:-1]) / 2, float(EDGES[1] - EDGES[0])
     gaussian = np.exp(-np.square(middles) / 2) / math.sqrt(2 * math.pi)
-    for ax, row in zip(axes, shown, strict=True):
+    for place, row in panels.items():
+        ax = axes[place]
         bare(ax, "y")
         ax.plot(middles, gaussian, color=GREY, linewidth=1, label="Gaussian")
         for shares, colour, label in ((row.before, "#56B4E9", "before"), (row.after, "#D55E00", "after")):
             if shares:
                 ax.stairs(np.asarray(shares) / width, EDGES, color=colour, linewidth=1.4, label=label)
         ax.set_ylim(bottom=0)
-    axes[0].legend(fontsize=7.5, frameon=False)
+    hide_others(axes, list(panels))
+    add_legend(drawn, list(axes.values()))
     drawn.supxlabel("entries of A, in standard deviations\nover all layers and runs", fontsize=9)
     drawn.supylabel("density", fontsize=9)
     return drawn

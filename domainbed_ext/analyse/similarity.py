@@ -17,11 +17,13 @@ from matplotlib.figure import Figure
 from domainbed_ext.analyse.analysis import Analysis
 from domainbed_ext.analyse.averages import mean_of, pair_intervals
 from domainbed_ext.analyse.matrices import Matrix, cca_similarity, column_basis, row_basis
+from domainbed_ext.analyse.plots import add_legend, depth_axis, grid_of, hide_others
 from domainbed_ext.analyse.runs import Adapter, Factors, Sweep, group_by, read_adapters, without_setting
-from domainbed_ext.analyse.tables import depth_axis, origins_of, ratio, start_breaks
+from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.report.methods import label_of, row_label_of
-from domainbed_ext.report.plots.style import GREY, bare, figure_of
+from domainbed_ext.report.plots.palette import DASHES, MARKERS
+from domainbed_ext.report.plots.style import GREY, bare
 from domainbed_ext.report.tables.table import NOT_RECORDED, Table
 
 ALL = "all"
@@ -32,8 +34,8 @@ SAME_TASK, SAME_START, NEITHER, BOTH = (
     "same sources, same start",
 )
 PAIRINGS = (SAME_TASK, SAME_START, NEITHER, BOTH)
-FACTORS = {"A": ("#0072B2", "o"), "B": ("#D55E00", "s")}
-_PANEL_INCHES = 4.2, 3.4
+COLOURS = {"A": "#0072B2", "B": "#D55E00"}
+_PANEL_INCHES = 3.6, 2.9
 
 
 @dataclass(frozen=True)
@@ -146,23 +148,23 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def figure(rows: Sequence[Row]) -> Figure | None:
-    """Draws the similarity by layer: a panel for each method and pairing.
+    """Draws the similarity by layer: a row of panels for each method, a column for each pairing.
 
     Args:
         rows: Rows of `compute`.
     """
     layers = [row for row in rows if row.layer != ALL]
-    panels = group_by(layers, lambda row: (row.group, row.algorithm, row.pairing))
-    if not panels:
+    if not layers:
         return None
-    groups = {row.group for row in layers}
-    titles = [
-        f"{f'{group}, ' if len(groups) > 1 else ''}{label_of(algorithm)}:\n{pairing}"
-        for group, algorithm, pairing in panels
-    ]
-    drawn, axes = figure_of(titles, _PANEL_INCHES, across=4)
-    for ax, members in zip(axes, panels.values(), strict=True):
-        _draw(ax, members)
+    several = len({row.group for row in layers}) > 1
+    panels = group_by(layers, lambda row: (f"{row.group}, " * several + label_of(row.algorithm), row.pairing))
+    pairings = [pairing for pairing in PAIRINGS if any(pairing == each for _, each in panels)]
+    drawn, axes = grid_of(list(dict.fromkeys(name for name, _ in panels)), pairings, _PANEL_INCHES)
+    projections = list(dict.fromkeys(row.projection for row in layers))
+    for place, members in panels.items():
+        _draw(axes[place], members, projections)
+    hide_others(axes, list(panels))
+    add_legend(drawn, list(axes.values()))
     drawn.supxlabel("block\nbands: 95 % intervals over runs; dotted: untrained; grey: random subspaces", fontsize=9)
     drawn.supylabel("similarity (CCA goodness of fit)", fontsize=9)
     return drawn
@@ -288,20 +290,26 @@ def _cells(key: tuple[str, str, str], rows: Sequence[Row], projections: Sequence
     ]
 
 
-def _draw(axes: Axes, rows: Sequence[Row]) -> None:
+def _draw(axes: Axes, rows: Sequence[Row], projections: Sequence[str]) -> None:
     bare(axes)
     axes.axhline(mean_of([row.chance for row in rows]), color=GREY, linewidth=1)
-    projections = list(dict.fromkeys(row.projection for row in rows))
     for (factor, projection), line in group_by(rows, lambda row: (row.factor, row.projection)).items():
-        colour, marker = FACTORS[factor]
-        dashes = (0, (4, 2)) if projections.index(projection) % 2 else (0, ())
+        colour, number = COLOURS[factor], projections.index(projection)
         x, y = [row.depth for row in line], [row.similarity for row in line]
-        axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=3.5, label=f"{factor}, {projection}")
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            linestyle=DASHES[number % len(DASHES)],
+            linewidth=1.2,
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=3.5,
+            label=f"{factor}, {projection}",
+        )
         axes.fill_between(
-            x, [row.low for row in line], [row.high for row in line], color=colour, alpha=0.12, linewidth=0
+            x, [row.low for row in line], [row.high for row in line], color=colour, alpha=0.1, linewidth=0
         )
         if not math.isnan(line[0].start):
             axes.plot(x, [row.start for row in line], color=colour, linestyle=(0, (1, 2)), linewidth=1)
-    depth_axis(axes, rows)
+    depth_axis(axes, max(row.depth for row in rows))
     axes.set_ylim(-0.03, 1.03)
-    axes.legend(fontsize=7, frameon=False, loc="best")

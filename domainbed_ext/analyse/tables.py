@@ -1,21 +1,9 @@
-"""Cells, groups of rows and axes that several analyses share."""
+"""Cells and groups of rows that several analyses share."""
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
-
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from domainbed_ext.report.tables.table import NOT_RECORDED, Origin
-
-
-class Deep(Protocol):
-    """What belongs to a layer."""
-
-    @property
-    def depth(self) -> int:
-        """Place of the layer among those of its projection."""
 
 
 def ratio(value: float, interval: tuple[float, float] | None = None) -> str:
@@ -58,15 +46,3 @@ def origins_of(runs: Sequence[Sequence[object]]) -> list[Origin]:
         runs: Names of runs, each with a step.
     """
     return [Origin(str(run), int(str(step))) for run, step in dict.fromkeys(map(tuple, runs))]
-
-
-def depth_axis(axes: Axes, rows: Sequence[Deep]) -> None:
-    """Sets up an axis of blocks.
-
-    Args:
-        axes: Panel.
-        rows: What is drawn in it.
-    """
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-    last = max(row.depth for row in rows)
-    axes.set_xlim(-0.5, last + 0.5)
