@@ -10,25 +10,30 @@ import torch
 from safetensors.numpy import load_file
 from scipy.linalg import subspace_angles
 
-from domainbed_ext import collect_results, train
+from domainbed_ext import train
 from domainbed_ext.analyse import inits, lemmas, similarity, stored
 from domainbed_ext.analyse.command import main
 from domainbed_ext.analyse.registry import ANALYSES
 from domainbed_ext.analyse.runs import ChosenRun, Factors, read_adapter
 from domainbed_ext.analyse.weights import layers_of, read_full
 from domainbed_ext.data.splits import Split
-from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.errors import warn_once
 from domainbed_ext.models import backbones
 from domainbed_ext.runs.arguments import RunArguments
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.saved import Moved
 from domainbed_ext.runs.setup import Setup
-from tests.domainbed_ext.fabricated_records import left_out_run, write_runs
+
+pytestmark = pytest.mark.slow
 
 RANK, LAST = 4, 3
 LORA = {"lr": 0.02, "rank": RANK, "targets": "q,fc1"}
-TRIALS, ENVIRONMENTS = (0, 1), (0, LAST)
+TRIALS = (0, 1)
 METHODS = ("BA", "BA@adapter_seed=0", "BOnly", "BOnly@init_A=singular", "AOnly", "FullFT")
+RUNS = [
+    *((method, trial, LAST) for method in METHODS for trial in TRIALS),
+    *((method, 0, 0) for method in METHODS if method.startswith("BA")),
+]
 SMALL = ("--images", "24", "--draws", "2", "--ranks", "1", "4")
 
 
@@ -38,7 +43,7 @@ def name_of(method, trial, env):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Two trials of several methods; those that are to share a start leave two domains out, the others one."""
+    """Two trials of several methods with one domain left out, and some runs with another one left out."""
     root, whole = tmp_path_factory.mktemp("sweep") / "runs", Setup.evaluated
     with pytest.MonkeyPatch.context() as patched:
 
@@ -47,21 +52,18 @@ def sweep(tmp_path_factory):
             return Split(split.environment, split.keys[:8])
 
         patched.setattr(Setup, "evaluated", evaluated)
-        for trial in TRIALS:
-            for method in METHODS:
-                for env in ENVIRONMENTS if method.startswith("BA") else (LAST,):
-                    hparams = {"lr": 0.001} if method == "FullFT" else LORA
-                    args = RunArguments(
-                        algorithm=method,
-                        trial_seed=trial,
-                        seed=10 * trial + env,
-                        test_envs=[env],
-                        hparams=json.dumps(hparams),
-                        steps=3,
-                        checkpoint_freq=0,
-                        output_dir=str(root / name_of(method, trial, env)),
-                    )
-                    assert train.run(args, lambda share: None) == 0
+        for method, trial, env in RUNS:
+            args = RunArguments(
+                algorithm=method,
+                trial_seed=trial,
+                seed=10 * trial + env,
+                test_envs=[env],
+                hparams=json.dumps({"lr": 0.001} if method == "FullFT" else LORA),
+                steps=3,
+                checkpoint_freq=0,
+                output_dir=str(root / name_of(method, trial, env)),
+            )
+            assert train.run(args, lambda share: None) == 0
     return root
 
 
@@ -104,20 +106,20 @@ def test_similarity_is_that_of_the_saved_factors(sweep, analysed):
     for which, turn in (("A", np.transpose), ("B", np.asarray)):
         (row,) = pick(rows, algorithm="BA", factor=which, pairing=similarity.NEITHER, projection="q", depth=1)
         angles = []
-        for one, other in [((0, 0), (0, 3)), ((0, 0), (1, 3)), ((1, 0), (0, 3)), ((1, 0), (1, 3))]:
+        for one, other in [((0, 0), (0, LAST)), ((0, 0), (1, LAST))]:
             spans = [turn(factor(sweep, "BA", *each, which, layer=1)) for each in (one, other)]
             angles.append(np.mean(np.cos(subspace_angles(*spans)) ** 2))
-        assert row.pairs == 4 and row.similarity == pytest.approx(np.mean(angles), abs=1e-5)
+        assert row.pairs == 2 and row.similarity == pytest.approx(np.mean(angles), abs=1e-5)
         assert row.low <= row.similarity <= row.high
 
 
 def test_each_pairing_has_its_starts(analysed):
     rows = pick(analysed["similarity"], algorithm="BA", factor="A", layer="all", projection="all")
     assert {row.pairing: row.pairs for row in rows} == {
-        similarity.SAME_TASK: 2,
-        similarity.SAME_START: 4,
-        similarity.NEITHER: 4,
-        similarity.BOTH: 2,
+        similarity.SAME_TASK: 1,
+        similarity.SAME_START: 2,
+        similarity.NEITHER: 2,
+        similarity.BOTH: 1,
     }
     starts = {row.pairing: row.start for row in rows}
     assert starts[similarity.SAME_START] == pytest.approx(1) == starts[similarity.BOTH]
@@ -139,7 +141,8 @@ def test_the_change_of_full_fine_tuning_and_the_inputs_are_those_of_the_pretrain
     adapter = read_adapter(chosen(sweep, "BOnly"))
     full = read_full(chosen(sweep, "FullFT"), layers_of([adapter]), images=24)
     run = chosen(sweep, "FullFT").load()
-    pretrained = backbones.create(run.setup.hparams["backbone"], None, 10, image_size=None)
+    hparams = run.setup.hparams
+    pretrained = backbones.create(hparams["backbone"], hparams["weights"], 10, image_size=hparams["image_size"])
     trained = load_file(sweep / name_of("FullFT", 0, LAST) / "selected" / "trained.safetensors")
     name = "blocks.1.mlp.fc1"
     before = pretrained.get_submodule(name).weight.detach().numpy()
@@ -277,35 +280,6 @@ def test_what_is_stored_is_what_was_computed(sweep, analysed, name):
     assert found.figure() is not None
 
 
-def test_tables_plots_and_page_show_the_analyses(sweep, analysed, tmp_path, capsys):
-    paths = {path.name: path for path in collect_results.collect(sweep, tmp_path / "tables")}
-    page, text = (paths[name].read_text(encoding="utf-8") for name in ("index.html", "results.txt"))
-    for name, analysis in ANALYSES.items():
-        assert {f"{name}.json", f"{name}.svg"} <= set(paths)
-        assert paths[f"{name}.json"].read_bytes() == stored.path_of(sweep, name).read_bytes()
-        assert f"<figcaption>{analysis.title}</figcaption>" in page
-        for table in stored.read(stored.path_of(sweep, name)).tables():
-            assert table.title in text
-    assert "warning" not in capsys.readouterr().err
-
-
-def test_outdated_and_broken_results_are_named(sweep, analysed, tmp_path, capsys):
-    runs = part_of(sweep, tmp_path, "BA")
-    shutil.copytree(sweep / stored.FOLDER, runs / stored.FOLDER)
-    (runs / stored.FOLDER / "energy.json").write_text("{}\n")
-    paths = {path.name for path in collect_results.collect(runs)}
-    errors = capsys.readouterr().err
-    assert "similarity.json was made of 16 finished runs, and now there are 2: run" in errors
-    assert "left out: " in errors and "energy.json holds no results of an analysis: run" in errors
-    assert "energy.svg" not in paths and "similarity.svg" in paths
-
-
-def test_without_analyses_nothing_is_added(tmp_path):
-    folder = write_runs(tmp_path / "runs", left_out_run("BOnly", 0, 1, 0.5))
-    paths = {path.name for path in collect_results.collect(folder)}
-    assert not paths & {f"{name}.{ending}" for name in ANALYSES for ending in ("json", "svg")}
-
-
 def test_a_dry_run_computes_nothing(sweep, tmp_path, capsys):
     runs = part_of(sweep, tmp_path, "BA", "FullFT")
     assert main(["similarity", "--input_dir", str(runs), "--dry_run"]) == 0
@@ -313,24 +287,11 @@ def test_a_dry_run_computes_nothing(sweep, tmp_path, capsys):
     assert not (runs / stored.FOLDER).exists()
 
 
-def test_a_lack_is_one_sentence(sweep, tmp_path, capsys):
-    only = part_of(sweep, tmp_path, "BOnly", "AOnly")
-    with pytest.raises(BenchmarkError, match="lemmas takes the change of a weight from a run of FullFT in .*there is"):
-        main(["lemmas", "--input_dir", str(only)])
-    with pytest.raises(BenchmarkError, match="unknown algorithm of --algorithms 'BA'"):
-        main(["energy", "--input_dir", str(only), "--algorithms", "BA"])
-    assert main(["energy", "--input_dir", str(only), "--algorithms", "BOnly"]) == 0
+def test_without_full_fine_tuning_spectra_remain(sweep, tmp_path, capsys):
+    runs = part_of(sweep, tmp_path, "BOnly", "AOnly", trials=(0,))
+    warn_once.cache_clear()  # or it may have been printed by an earlier test
+    assert main(["energy", "--input_dir", str(runs), "--algorithms", "BOnly"]) == 0
     assert "nothing is said of the change" in capsys.readouterr().err
-    assert not stored.read(stored.path_of(only, "energy")).rows[0].inside[0] >= 0
-    for path in only.glob("*-1-3"):
-        shutil.rmtree(path)
-    with pytest.raises(BenchmarkError, match="similarity compares runs of different trials, and all .* of trial 0"):
-        main(["similarity", "--input_dir", str(only)])
-    shutil.rmtree(only / name_of("AOnly", 0, LAST) / "selected")
-    with pytest.raises(BenchmarkError, match="1 of 2 selected runs cannot be analysed, e.g. .* saved no model"):
-        main(["inits", "--input_dir", str(only)])
-    full = part_of(sweep, tmp_path / "full", "FullFT")
-    with pytest.raises(BenchmarkError, match="has no run of a method with factors A and B"):
-        main(["energy", "--input_dir", str(full)])
-    with pytest.raises(BenchmarkError, match="no folder"):
-        main(["energy", "--input_dir", str(tmp_path / "nowhere")])
+    rows = stored.read(stored.path_of(runs, "energy")).rows
+    assert {row.algorithm for row in rows} == {"BOnly"} and all(math.isnan(x) for row in rows for x in row.inside)
+    assert len(stored.read(stored.path_of(runs, "energy")).tables()) == 1
