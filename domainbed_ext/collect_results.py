@@ -44,7 +44,7 @@ writes to OUTPUT_DIR:
   gaps.svg   parameters.svg   training.svg   the other plots, if the runs have the data for them
   frontier.csv   frontier.svg   after domainbed_ext.frontier: accuracy along the strength of the update
   differences.csv   differences.svg   with --reference: each method's paired difference to it
-  NAME.json   NAME.svg   after domainbed_ext.analyse NAME: similarity, lemmas, inits, energy
+  NAME.svg       after domainbed_ext.analyse NAME: similarity, lemmas, inits or energy
   paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
 
@@ -105,7 +105,6 @@ def collect(
         extra |= of_paper
     analyses = stored.read_all(Path(input_dir), results.trained_runs)
     tables += [table for each in analyses for table in each.tables()]
-    extra |= {f"{each.analysis.name}.json": each.to_json().encode() for each in analyses}
     text = io.StringIO()
     print_tables(plain(text), tables, results.headline, results.duplicates())
     figures = plots.draw_plots(results, reference)

@@ -81,12 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.DONE
     rows = analysis.compute(sweep, args)
     options = {name: getattr(args, name) for name in ("algorithms", "step", *analysis.options)}
-    result = Stored(analysis, sweep.results.trained_runs, options, rows)
+    content = Stored(analysis, sweep.results.trained_runs, options, rows).to_json()
+    result = stored.parse(content)  # so that tables and plot are those that the file gives again
     tables, figure, text = result.tables(), result.figure(), io.StringIO()
     headline = f"{analysis.summary}: {sweep.results.headline}"
     print_tables(plain(text), tables, headline)
     contents: dict[str, str | bytes] = {
-        f"{analysis.name}.json": result.to_json(),
+        f"{analysis.name}.json": content,
         f"{analysis.name}.txt": text.getvalue(),
         f"{analysis.name}.md": render_markdown(tables),
     }

@@ -5,6 +5,7 @@ Zhu et al. 2024, tables 5 and 10, compare starts of the factors that train and o
 """
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -92,14 +93,19 @@ def compute(sweep: Sweep, args: argparse.Namespace) -> list[Row]:
         BenchmarkError: There are no runs with adapters.
     """
     runs = {each.run.name: each for each in sweep.adapted()}
-    adapters = {each.chosen.run.name: each for each in read_adapters(list(runs.values()))}
-    rows = []
-    for comparison in sweep.results.panels:
-        for algorithm in comparison.algorithms:
-            names = dict.fromkeys(str(record["run"]) for record in comparison.records(algorithm))
-            if members := [adapters[name] for name in names if name in adapters]:
-                rows += _rows(comparison, algorithm, members)
-    return rows
+    parts = [
+        (comparison, algorithm, members)
+        for comparison in sweep.results.panels
+        for algorithm in comparison.algorithms
+        if (members := [runs[name] for record in comparison.records(algorithm) if (name := record["run"]) in runs])
+    ]
+    # Read one method after the other, so that no more than the factors of one are in memory.
+    adapters = read_adapters([each for _, _, members in parts for each in members])
+    return [
+        row
+        for comparison, algorithm, members in parts
+        for row in _rows(comparison, algorithm, list(itertools.islice(adapters, len(members))))
+    ]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:

@@ -16,6 +16,7 @@ from domainbed_ext.algorithms.names import find_among, fixed_hyperparameters
 from domainbed_ext.analyse.matrices import Matrix
 from domainbed_ext.errors import BenchmarkError, unknown, warn_once
 from domainbed_ext.model_selection import TRAINING_DOMAIN, Record, training_environments
+from domainbed_ext.models import conversions
 from domainbed_ext.protocols import SINGLE_SOURCE, protocol_of
 from domainbed_ext.report.methods import family_of
 from domainbed_ext.report.results import Results
@@ -106,7 +107,8 @@ class ChosenRun:
         Raises:
             BenchmarkError: Its data or weights are not those of the run.
         """
-        return load_run(self.run, self.step, self.moved, with_start)
+        with conversions.already_reported():
+            return load_run(self.run, self.step, self.moved, with_start)
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,8 @@ def read_adapter(chosen: ChosenRun) -> Adapter:
     """
     saved = chosen.load()
     _warn_of_other_versions(chosen.record)
-    start = _factors_of(saved.setup.make_algorithm())
+    with conversions.already_reported():
+        start = _factors_of(saved.setup.make_algorithm())
     layers = {
         name: replace(
             layer,

@@ -18,7 +18,7 @@ from domainbed_ext.analyse.analysis import Analysis
 from domainbed_ext.analyse.averages import mean_of, pair_intervals
 from domainbed_ext.analyse.matrices import Matrix, cca_similarity, column_basis, row_basis
 from domainbed_ext.analyse.plots import add_legend, depth_axis, grid_of, hide_others
-from domainbed_ext.analyse.runs import Adapter, Factors, Sweep, group_by, read_adapters, without_setting
+from domainbed_ext.analyse.runs import Adapter, ChosenRun, Sweep, group_by, read_adapters, without_setting
 from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.report.methods import label_of, row_label_of
@@ -76,12 +76,44 @@ class Row:
 
 
 @dataclass(frozen=True)
+class _Layer:
+    """What a row says of a layer besides its similarity."""
+
+    name: str
+    projection: str
+    trained: str
+    chance: dict[str, float]
+
+
+@dataclass(frozen=True)
 class _Learned:
     """What pairs are made of: bases of a run's factors, after and before training, by factor and layer."""
 
-    adapter: Adapter
+    chosen: ChosenRun
+    start: str
+    layers: list[_Layer]
     trained: dict[str, list[Matrix]]
     untrained: dict[str, list[Matrix]]
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> "_Learned":
+        factors = list(adapter.layers.values())
+        layers = [
+            _Layer(
+                each.name,
+                each.projection,
+                each.trained,
+                {"A": each.rank / each.A.shape[1], "B": each.rank / len(each.B)},
+            )
+            for each in factors
+        ]
+        return cls(
+            adapter.chosen,
+            adapter.start,
+            layers,
+            {"A": [row_basis(each.A) for each in factors], "B": [column_basis(each.B) for each in factors]},
+            {"A": [row_basis(each.start_A) for each in factors], "B": [column_basis(each.start_B) for each in factors]},
+        )
 
 
 def compute(sweep: Sweep, args: argparse.Namespace) -> list[Row]:
@@ -101,9 +133,13 @@ def compute(sweep: Sweep, args: argparse.Namespace) -> list[Row]:
             f"similarity compares runs of different trials, and all of {sweep.input_dir} are of trial {min(trials)}: "
             "launch the sweep with --n_trials 2 or more"
         )
-    learned = [_Learned(each, _bases(each), _bases(each, at_start=True)) for each in read_adapters(runs)]
-    groups = group_by(learned, lambda each: (each.adapter.chosen.group, _method(each.adapter)))
-    rows = [row for (group, method), members in groups.items() for row in _compare(group, method, members)]
+    # One method after the other, so that no more than the factors of one are in memory.
+    in_order = [each for members in group_by(runs, _key).values() for each in members]
+    rows = [
+        row
+        for (group, method), members in itertools.groupby(read_adapters(in_order), lambda each: _key(each.chosen))
+        for row in _compare(group, method, list(map(_Learned.of, members)))
+    ]
     there = {row.pairing for row in rows}
     if SAME_START not in there:
         warn_once(
@@ -181,18 +217,11 @@ ANALYSIS = Analysis(
 )
 
 
-def _method(adapter: Adapter) -> str:
-    return without_setting(adapter.chosen.algorithm, "adapter_seed")
+def _key(chosen: ChosenRun) -> tuple[str, str]:
+    return chosen.group, without_setting(chosen.algorithm, "adapter_seed")
 
 
-def _bases(adapter: Adapter, at_start: bool = False) -> dict[str, list[Matrix]]:
-    layers = adapter.layers.values()
-    if at_start:
-        return {"A": [row_basis(x.start_A) for x in layers], "B": [column_basis(x.start_B) for x in layers]}
-    return {"A": [row_basis(x.A) for x in layers], "B": [column_basis(x.B) for x in layers]}
-
-
-def _pairing(one: Adapter, other: Adapter) -> str:
+def _pairing(one: _Learned, other: _Learned) -> str:
     same_task, same_start = one.chosen.sources == other.chosen.sources, one.start == other.start
     if same_task:
         return BOTH if same_start else SAME_TASK
@@ -209,7 +238,7 @@ class _Part:
     depth: int
 
 
-def _parts(layers: Sequence[Factors]) -> list[_Part]:
+def _parts(layers: Sequence[_Layer]) -> list[_Part]:
     names = list(dict.fromkeys(layer.projection for layer in layers))
     of = {name: [n for n, layer in enumerate(layers) if layer.projection == name] for name in names}
     single = [_Part([n], layer.name, layer.projection, of[layer.projection].index(n)) for n, layer in enumerate(layers)]
@@ -219,15 +248,15 @@ def _parts(layers: Sequence[Factors]) -> list[_Part]:
 
 def _compare(group: str, method: str, runs: Sequence[_Learned]) -> list[Row]:
     """The rows of a method: of each factor, pairing and layer, and of their means."""
-    layers = list(runs[0].adapter.layers.values())
+    layers = runs[0].layers
     # Of one id, since what `adapter_seed` alone tells apart may share its minibatches.
     pairs = group_by(
         [
             (i, j)
             for i, j in itertools.combinations(range(len(runs)), 2)
-            if runs[i].adapter.chosen.algorithm == runs[j].adapter.chosen.algorithm
+            if runs[i].chosen.algorithm == runs[j].chosen.algorithm
         ],
-        lambda pair: _pairing(*(runs[number].adapter for number in pair)),
+        lambda pair: _pairing(*(runs[number] for number in pair)),
     )
     return [
         row
@@ -240,7 +269,7 @@ def _compare(group: str, method: str, runs: Sequence[_Learned]) -> list[Row]:
 
 def _rows(
     key: tuple[str, str, str, str],
-    layers: Sequence[Factors],
+    layers: Sequence[_Layer],
     runs: Sequence[_Learned],
     pairs: Sequence[tuple[int, int]],
 ) -> list[Row]:
@@ -248,9 +277,9 @@ def _rows(
     factor, parts = key[2], _parts(layers)
     learned = _similarities([each.trained[factor] for each in runs], pairs)
     untrained = _similarities([each.untrained[factor] for each in runs], pairs)
-    chances = [layer.rank / (layer.A.shape[1] if factor == "A" else len(layer.B)) for layer in layers]
+    chances = [layer.chance[factor] for layer in layers]
     means, lows, highs = pair_intervals(np.stack([learned[:, part.columns].mean(1) for part in parts], axis=1), pairs)
-    origins = [runs[number].adapter.chosen.origin for number in sorted({number for pair in pairs for number in pair})]
+    origins = [runs[number].chosen.origin for number in sorted({number for pair in pairs for number in pair})]
     return [
         Row(
             *key,

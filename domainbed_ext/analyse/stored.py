@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,29 @@ class Stored:
         return self.analysis.figure(self.rows)
 
     def to_json(self) -> str:
-        """The content of its file."""
-        content = {
+        """The content of its file: a line for each row, of seven digits, without what has its default."""
+        head = {
             "analysis": self.analysis.name,
             "finished_runs": self.finished_runs,
             "options": dict(self.options),
-            "rows": list(map(asdict, self.rows)),
         }
-        return strict_json.dumps(content, indent=1) + "\n"
+        rows = ",\n".join(strict_json.dumps(_to_entry(row), ensure_ascii=False) for row in self.rows)
+        return f'{strict_json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n'
+
+
+def _to_entry(row: Any) -> dict[str, Any]:
+    entry = {each.name: (_shorten(getattr(row, each.name)), each) for each in fields(row)}
+    return {
+        name: value
+        for name, (value, each) in entry.items()
+        if repr(value) != repr(each.default if each.default_factory is MISSING else each.default_factory())
+    }
+
+
+def _shorten(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(map(_shorten, value))
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def path_of(input_dir: Path, name: str) -> Path:
@@ -127,8 +142,13 @@ def read(path: Path) -> Stored:
         BenchmarkError: It holds no results of a known analysis.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        analysis = ANALYSES[content["analysis"]]
-        return Stored(analysis, content["finished_runs"], content["options"], analysis.parse(content["rows"]))
+        return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BenchmarkError(f"{path} holds no results of an analysis") from error
+
+
+def parse(text: str) -> Stored:
+    """Reads what `Stored.to_json` wrote."""
+    content = json.loads(text)
+    analysis = ANALYSES[content["analysis"]]
+    return Stored(analysis, content["finished_runs"], content["options"], analysis.parse(content["rows"]))

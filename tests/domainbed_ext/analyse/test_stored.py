@@ -84,6 +84,7 @@ def test_results_survive_their_file(tmp_path, name):
     assert (found.finished_runs, found.options) == (1, {"step": "best"})
     assert repr(found.rows) == repr(ROWS[name])  # NaN is not equal to itself
     assert found.to_json() == stored.path_of(tmp_path, name).read_text(encoding="utf-8")
+    assert "NaN" not in found.to_json() and found.to_json().count("\n") == len(found.rows) + 2
     for table in found.tables():
         assert table.rows and all(len(row) == len(table.columns) for row in table.rows)
 
@@ -94,8 +95,7 @@ def test_tables_plots_and_page_show_them(tmp_path, capsys):
     paths = {path.name: path for path in collect_results.collect(folder)}
     page, text = (paths[name].read_text(encoding="utf-8") for name in ("index.html", "results.txt"))
     for name, analysis in ANALYSES.items():
-        assert {f"{name}.json", f"{name}.svg"} <= set(paths)
-        assert paths[f"{name}.json"].read_bytes() == stored.path_of(folder, name).read_bytes()
+        assert f"{name}.svg" in paths
         assert f"<figcaption>{analysis.title}</figcaption>" in page
         for table in analysis.tables(ROWS[name]):
             assert table.title in text and escape(table.title) in page
@@ -178,3 +178,9 @@ def test_single_source_runs_are_apart(tmp_path):
     runs = Sweep(folder).adapted()
     assert [each.sources for each in runs] == [(0,), (1,)]
     assert {each.group for each in runs} == {"PACS, single source"}
+
+
+def test_latex_has_no_letters_that_it_lacks():
+    for name, rows in ROWS.items():
+        for table in ANALYSES[name].tables(rows):
+            assert set(filter(lambda letter: ord(letter) > 127, table.to_latex())) <= {"·"}, table.title
