@@ -244,16 +244,24 @@ class _Layer:
         factors = self.factors
         return partial(Row, group=self.group, layer=factors.name, projection=factors.projection, depth=self.depth)
 
-    def random_rows(self, side: str, rank: int, width: int) -> Iterator[Matrix]:
-        """Yields random orthonormal rows [rank, width]; the same layer and side have the same, whatever the rank.
+    def generators(self, side: str) -> Iterator[np.random.Generator]:
+        """Yields a generator for each draw; the same layer and side have the same.
 
         Args:
             side: "A" or "B".
-            rank: Number of rows.
-            width: Width.
         """
         for draw in range(self.draws):
-            yield random_orthonormal(rank, width, np.random.default_rng(seed_hash(self.factors.name, side, draw)))
+            yield np.random.default_rng(seed_hash(self.factors.name, side, draw))
+
+    def random_A(self, rank: int) -> Iterator[Matrix]:
+        """Yields random A's, [rank, d_in], of Gaussian rows: their span is uniform, as that of orthonormal ones is."""
+        for generator in self.generators("A"):
+            yield generator.standard_normal((rank, self.change.shape[1]))
+
+    def random_B(self, rank: int) -> Iterator[Matrix]:
+        """Yields random orthonormal B's, [d_out, rank]."""
+        for generator in self.generators("B"):
+            yield random_orthonormal(rank, len(self.change), generator).T
 
 
 def _at_place(full: FullTuning, adapters: Sequence[Adapter], ranks: Sequence[int] | None, draws: int) -> Iterator[Row]:
@@ -277,10 +285,10 @@ def _at_place(full: FullTuning, adapters: Sequence[Adapter], ranks: Sequence[int
 
 
 def _random_rows(layer: _Layer, ranks: list[int]) -> Iterator[Row]:
-    target, (d_out, d_in) = layer.target, layer.change.shape
+    target, d_out = layer.target, len(layer.change)
     largest = max(ranks, default=0)
-    of_B = [losses_of_best_B(target, A, layer.root, ranks) for A in layer.random_rows("A", largest, d_in)]
-    of_A = [losses_of_best_A(target, U.T, ranks) for U in layer.random_rows("B", largest, d_out)]
+    of_B = [losses_of_best_B(target, A, layer.root, ranks) for A in layer.random_A(largest)]
+    of_A = [losses_of_best_A(target, U, ranks) for U in layer.random_B(largest)]
     of_both = losses_of_best_product(layer.values, ranks)
     for number, rank in enumerate(ranks):
         best_B, best_A = ([draw[number] for draw in each] for each in (of_B, of_A))
@@ -309,7 +317,7 @@ def _trained_row(layer: _Layer, adapter: Adapter, factors: Factors) -> Row:
     if "B" not in factors.trained:
         values["best_A"] = loss_of_best_A(target, factors.B)
     if factors.trained == "AB":
-        other = list(layer.random_rows("A", factors.rank, d_in))
+        other = list(layer.random_A(factors.rank))
         for ending, norm in (("", None), ("_weighted", root)):
             residual = partial(residual_in, factors.B, factors.A, root=norm)
             values[f"own_start{ending}"] = residual(factors.start_A)
