@@ -35,6 +35,7 @@ from domainbed_ext.report.plots.style import PANEL_INCHES, bare, figure_of
 from domainbed_ext.report.tables.table import Table
 
 COUNTS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+_MOST_IN_TABLE = 100  # singular directions
 FROZEN, START, TRAINED = "frozen", "start", "trained"
 
 
@@ -212,7 +213,7 @@ def _over_runs(rows: Sequence[Row], value: Callable[[Row], float]) -> tuple[floa
 
 def _spectra(group: str, rows: Sequence[Row]) -> Table:
     narrowest = min(row.counts[-1] for row in rows)
-    counts = [count for count in COUNTS if count < narrowest]
+    counts = [count for count in COUNTS if count < min(narrowest, _MOST_IN_TABLE)]
     by_algorithm = {name: [row for row in rows if row.algorithm == name] for name in _algorithms(rows)}
     return Table(
         f"{group}, energy of the updates",
@@ -267,20 +268,17 @@ def _spans(group: str, rows: Sequence[Row]) -> Table:
     )
 
 
-def _span_cells(name: str, span: str, rows: Sequence[Row], projections: Sequence[str]) -> list[str]:
+def _span_cells(algorithm: str, span: str, rows: Sequence[Row], projections: Sequence[str]) -> list[str]:
     def inside(row: Row) -> float:
         return row.inside[row.spans.index(span)]
-
-    def cell(members: Sequence[Row]) -> str:
-        return with_spread(*_over_runs(members, inside)) if members else ratio(math.nan)
 
     whole = mean_of([inside(row) for row in rows])
     chance = mean_of([row.chance[row.spans.index(span)] for row in rows])
     return [
-        row_label_of(name),
+        row_label_of(algorithm),
         span,
-        *(cell([row for row in rows if row.projection == projection]) for projection in projections),
-        cell(rows),
+        *(ratio(mean_of([inside(row) for row in rows if row.projection == name])) for name in projections),
+        with_spread(*_over_runs(rows, inside)),
         ratio(chance),
         f"{whole / chance:.2f}",
     ]
