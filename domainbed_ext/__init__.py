@@ -6,6 +6,7 @@
     python -m domainbed_ext.evaluate --run DIR           # a run's recorded accuracies, from what it saved
     python -m domainbed_ext.predict --run DIR IMAGES     # labels and probabilities of image files
     python -m domainbed_ext.soup --input_dir DIR         # means of the weights of finished runs
+    python -m domainbed_ext.analyse similarity --input_dir DIR   # learned A's and B's, as the papers look at them
     python -m domainbed_ext.frontier --input_dir DIR     # the selected runs along the strength of their update
 
 The protocol (splits, seeds, records, model selection, tables) is that of DomainBed: Gulrajani and Lopez-Paz,

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from domainbed_ext.analyse import stored
 from domainbed_ext.datasets.thumbnails import Thumbnails
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.model_selection import SELECTION_METHODS, SPLITS, Record, get_selection_method
@@ -58,6 +59,7 @@ writes to OUTPUT_DIR:
   differences.svg   with --reference: the differences to it
   per_class.csv   confusion.csv   calibration.csv   reliability.svg   agreement.csv   ensembles.csv   mistakes.csv
                  what follows from the predictions that runs keep
+  NAME.svg       after domainbed_ext.analyse NAME: similarity, lemmas, inits or energy
   paper.csv      with --paper: the numbers of these runs and of Zhu et al. 2024
 """
 
@@ -116,18 +118,23 @@ def collect(
         compared, of_paper = _beside_the_paper(results)
         tables += compared
         extra |= of_paper
+    analyses = stored.read_all(Path(input_dir), results.trained_runs)
+    tables += [table for each in analyses for table in each.tables()]
     text = io.StringIO()
     print_tables(plain(text), tables, results.headline, results.duplicates())
     figures = plots.draw_plots(results, reference)
     if (reliability := reliability_plot(gathered)) is not None:
         figures["reliability"] = reliability
+    figures |= {each.analysis.name: figure for each in analyses if (figure := each.figure()) is not None}
+    titles = page.PICTURES | {each.analysis.name: each.analysis.title for each in analyses}
+    galleries = make_galleries(gathered, Thumbnails().make)
     contents = {
         "results.txt": encode(text.getvalue()),
         "results.md": encode(render_markdown(tables, results.duplicates())),
         "results.tex": encode(render_latex(tables)),
         "results.csv": encode(results.tidy().to_csv(index=False)),
         "selected.csv": encode(results.selected().to_csv(index=False)),
-        "index.html": encode(page.render_page(results, tables, figures, make_galleries(gathered, Thumbnails().make))),
+        "index.html": encode(page.render_page(results, tables, figures, titles, galleries)),
         "plot.png": plots.render(figures["plot"], "png"),
         **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
         **extra,

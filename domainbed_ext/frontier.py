@@ -14,7 +14,7 @@ from rich.table import Table
 
 from domainbed_ext.algorithms.names import canonical_name
 from domainbed_ext.errors import BenchmarkError, print_errors, unknown
-from domainbed_ext.model_selection import TRAINING_DOMAIN, Record
+from domainbed_ext.model_selection import TRAINING_DOMAIN
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.frontier import frontier_tables
 from domainbed_ext.report.tables.table import print_tables
@@ -122,10 +122,7 @@ def make_plans(
     records = [record for record in load_finished(input_dir) if "derived" not in record]
     results = Results(records, [TRAINING_DOMAIN])
     wanted = _check_algorithms(algorithms, results.algorithms)
-    chosen: dict[str, Record] = {}
-    for comparison in results.panels:
-        for algorithm in wanted:
-            chosen |= {record["run"]: record for record in comparison.records(algorithm)}
+    chosen = dict.fromkeys(record["run"] for record in results.chosen(wanted))
     if not chosen:
         raise BenchmarkError(
             f"{input_dir} has no run that is tested on a single environment, as training-domain validation selects: "

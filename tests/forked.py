@@ -21,7 +21,7 @@ CONTEXT.set_forkserver_preload(
     [
         *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
         *("sklearn.linear_model", "timm", "torchvision.datasets", "torchvision.transforms.v2"),
-        *(f"domainbed_ext.{name}.command" for name in ("cache", "prepare", "sweep")),
+        *(f"domainbed_ext.{name}.command" for name in ("analyse", "cache", "prepare", "sweep")),
         *(
             f"domainbed_ext.{name}"
             for name in (

@@ -15,6 +15,7 @@ import vitlorafa
 from domainbed_ext import collect_results, compare, evaluate, frontier, launchers, predict, soup
 from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.algorithms.names import describe
+from domainbed_ext.analyse import command as analyse
 from domainbed_ext.bench import __main__ as bench
 from domainbed_ext.cache import command as cache
 from domainbed_ext.objectives import OBJECTIVES
@@ -237,6 +238,7 @@ def commands(module):
         ("domainbed_ext.frontier", frontier.make_parser),
         ("domainbed_ext.predict", predict.make_parser),
         ("domainbed_ext.soup", soup.make_parser),
+        ("domainbed_ext.analyse", analyse.make_parser),
     ],
 )
 def test_commands_that_are_shown_are_understood(module, make_parser):
@@ -267,7 +269,7 @@ def test_options_that_are_named_exist():
         for action in module.make_parser()._actions
         for option in action.option_strings
     }
-    for module in (bench, cache):
+    for module in (analyse, bench, cache):
         (commands,) = (action for action in module.make_parser()._actions if action.choices)
         known |= {option for each in commands.choices.values() for option in each._option_string_actions}
     for page in PAGES:

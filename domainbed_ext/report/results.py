@@ -1,7 +1,7 @@
 """The figures of a set of runs, of whatever protocol."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 
 import pandas as pd
@@ -65,13 +65,32 @@ class Results:
         """The comparisons of the plots."""
         return [comparison for figures in self.figures for comparison in figures.main]
 
+    def chosen(self, algorithms: Collection[str]) -> list[Record]:
+        """The records that the numbers of the plots come from, in the order of tables.
+
+        Args:
+            algorithms: Ids of methods.
+        """
+        return [
+            record
+            for comparison in self.panels
+            for algorithm in comparison.algorithms
+            if algorithm in algorithms
+            for record in comparison.records(algorithm)
+        ]
+
     @property
     def headline(self) -> str:
         """How many runs and records there are, how many derived runs, and how many runs diverged."""
         diverged = f", {self.diverged_runs} diverged" if self.diverged_runs else ""
-        count = sum("derived" in records[0] for records in self.runs.values())
+        count = len(self.runs) - self.trained_runs
         derived = f"{count} derived from them, " if count else ""
-        return f"{len(self.runs) - count} runs, {derived}{len(self.records)} records{diverged}"
+        return f"{self.trained_runs} runs, {derived}{len(self.records)} records{diverged}"
+
+    @cached_property
+    def trained_runs(self) -> int:
+        """How many runs were trained, and not derived from others."""
+        return sum("derived" not in records[0] for records in self.runs.values())
 
     @cached_property
     def diverged_runs(self) -> int:

@@ -20,7 +20,7 @@ from domainbed_ext.data.loader import (
     Source,
     stream,
 )
-from domainbed_ext.data.splits import environment_of
+from domainbed_ext.data.splits import Split, environment_of
 from domainbed_ext.models.precision import autocast
 from domainbed_ext.runs.features import Features, compute, features
 from domainbed_ext.runs.images import Augmented, RunImages, entries
@@ -152,6 +152,26 @@ class Feed:
         images, labels, _ = EvaluationBatches([part], _SAMPLE)[0]
         with torch.inference_mode():
             return self.algorithm.eval().predict(self._ready(images, labels)[0]).cpu()
+
+    def training_images(self, count: int) -> Iterator[Tensor]:
+        """The first images of the training splits without augmentation, in batches on the algorithm's device.
+
+        Args:
+            count: Number of images, evenly over the training environments; of a small environment all.
+
+        Returns:
+            An iterator over images [n, 3, height, width].
+        """
+        setup = self.setup
+        parts = []
+        for number, env in enumerate(setup.train_envs):
+            split = setup.splits[f"env{env}_in"]
+            share = count // len(setup.train_envs) + (number < count % len(setup.train_envs))
+            parts.append(Evaluated(Split(split.environment, split.keys[:share]), self._pixels(env)))
+        batches = EvaluationBatches(parts, self.evaluation_batch)
+        return stream(
+            batches, range(len(batches)), setup.args.workers, lambda batch: self._ready(*batch[:2])[0], self._pinned
+        )
 
     def split_features(self, name: str) -> Minibatch:
         """Computes the features of all images of a split, without augmentation, for a linear probe.

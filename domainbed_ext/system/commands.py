@@ -33,6 +33,7 @@ COMMANDS = {
     "predict": CommandEntry("predict", "classify image files with the trained model of a run"),
     "soup": CommandEntry("soup", "average the weights of finished runs, and evaluate the means"),
     "frontier": CommandEntry("frontier", "evaluate a sweep's selected runs along the strength of their update"),
+    "analyse": CommandEntry("analyse.command", "analyse learned A and B as Zhu et al. 2024 and LoRA-FA do"),
     "methods": CommandEntry("methods", "list methods and objectives, with hyperparameters and papers"),
     "prepare": CommandEntry("prepare.command", "download, unpack and check data sets"),
     "cache": CommandEntry("cache.command", "list, build and remove decoded images"),
@@ -54,6 +55,8 @@ _INSTEAD = {
     **dict.fromkeys(("differences", "pairs", "significance", "power"), "compare"),
     **dict.fromkeys(("strength", "strengths", "along_strength"), "frontier"),
     **dict.fromkeys(("classify", "inference", "classifier"), "predict"),
+    **{name: f"analyse {name}" for name in ("similarity", "lemmas", "inits", "energy")},
+    **dict.fromkeys(("analyze", "analysis", "analyses"), "analyse"),
     "profile": "train --profile",
 }  # commands that people mean by other names
 

@@ -7,12 +7,12 @@ import sys
 import pytest
 
 import domainbed_ext
-from domainbed_ext import cache, datasets, report, system
+from domainbed_ext import analyse, cache, datasets, report, system
 
 WITHOUT_TORCH = (
     *(
         module.name
-        for package in (system, report)
+        for package in (analyse, report, system)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ),
     *(f"domainbed_ext.algorithms.{name}" for name in ("hyperparameters", "methods", "peft_methods", "registry")),

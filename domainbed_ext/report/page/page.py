@@ -50,7 +50,11 @@ _THEMED = {
 
 
 def render_page(
-    results: Results, tables: Sequence[Table], figures: Mapping[str, Figure], galleries: Sequence[Gallery] = ()
+    results: Results,
+    tables: Sequence[Table],
+    figures: Mapping[str, Figure],
+    titles: Mapping[str, str] = PICTURES,
+    galleries: Sequence[Gallery] = (),
 ) -> str:
     """Renders the page of a set of runs.
 
@@ -58,6 +62,7 @@ def render_page(
         results: Figures of the runs.
         tables: Tables of the report.
         figures: Plots by name, as `plots.draw_plots` returns them.
+        titles: Titles of the plots that are shown, by name, in the order of the page.
         galleries: Images that all methods get wrong, or one alone.
 
     Returns:
@@ -84,7 +89,7 @@ def render_page(
         choices=_choices(results.algorithms),
         pictures=[
             (name, title, inline_svg(figures[name], name, title), figures[name].get_figwidth() > 6)
-            for name, title in PICTURES.items()
+            for name, title in titles.items()
             if name in figures
         ],
         compared=pairs_parts(results),

@@ -23,6 +23,7 @@ LATEX_ESCAPES = str.maketrans(
     {character: "\\" + character for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"�": "?", "−": "$-$", "≥": r"$\geq$", "×": r"$\times$", "²": r"$^2$", "√": r"$\surd$", "σ": r"$\sigma$"}
+    | {"‖": r"$\|$", "Δ": r"$\Delta$", "ᵀ": r"$^\top$", "₀": "$_0$", "₁": "$_1$", "₂": "$_2$"}
 )
 
 Cell = tuple[int, int]

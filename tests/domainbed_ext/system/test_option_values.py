@@ -22,7 +22,16 @@ COMMANDS = {
     "evaluate": evaluate_parser,
     **{
         name: lambda name=name: importlib.import_module(f"domainbed_ext.{name}").make_parser()
-        for name in ("collect_results", "frontier", "prepare.command", "bench.__main__", "predict", "soup", "upstream")
+        for name in (
+            "analyse.command",
+            "collect_results",
+            "frontier",
+            "prepare.command",
+            "bench.__main__",
+            "predict",
+            "soup",
+            "upstream",
+        )
     },
     "vitlorafa.bench": lambda: importlib.import_module("vitlorafa.bench.__main__").make_parser(),
 }
