@@ -25,7 +25,6 @@ from domainbed_ext.report.figures import Comparison, Metric
 from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
 from domainbed_ext.report.plots.style import GREY, bare
 from domainbed_ext.report.summary import Estimate, estimate
-from domainbed_ext.report.tables.differences import Difference, paired_difference
 from domainbed_ext.report.tables.table import NOT_RECORDED, Table
 
 ACCURACY, ENTRIES = "accuracy", "entries"
@@ -170,12 +169,13 @@ def _rows(comparison: Comparison, algorithm: str, adapters: Sequence[Adapter]) -
     if reference == algorithm or not comparison.scores(reference):
         reference = ""
     estimates: list[Estimate | None] = []
-    differences: list[Difference | None] = []
+    differences: list[Estimate | None] = []
     for metric in _METRICS:
         by_trial = group_by(comparison.scores(algorithm), lambda score: score.trial_seed)
         values = [mean_of([score.value(metric) for score in scores]) for scores in by_trial.values()]
         estimates.append(None if comparison.unmeasured(algorithm, metric) else estimate(values))
-        differences.append(paired_difference(comparison, algorithm, reference, metric) if reference else None)
+        paired = comparison.differences.between(algorithm, reference, metric) if reference else None
+        differences.append(paired and paired.over_trials)
     shared = partial(
         Row,
         group=comparison.title,
