@@ -21,6 +21,7 @@ from domainbed_ext.analyse.matrices import Matrix
 from domainbed_ext.analyse.plots import add_legend, grid_of, hide_others
 from domainbed_ext.analyse.runs import ADAPTER, Adapter, ChosenRun, Sweep, group_by, read_adapters, without_setting
 from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks
+from domainbed_ext.report.differences import Difference
 from domainbed_ext.report.figures import Comparison, Metric
 from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
 from domainbed_ext.report.plots.style import GREY, bare
@@ -175,7 +176,7 @@ def _rows(comparison: Comparison, algorithm: str, adapters: Sequence[Adapter]) -
         values = [mean_of([score.value(metric) for score in scores]) for scores in by_trial.values()]
         estimates.append(None if comparison.unmeasured(algorithm, metric) else estimate(values))
         paired = comparison.differences.between(algorithm, reference, metric) if reference else None
-        differences.append(paired and paired.over_trials)
+        differences.append(paired.over_trials if paired else None)
     shared = partial(
         Row,
         group=comparison.title,

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -17,7 +18,9 @@ from domainbed_ext.report.methods import (
     objectives_of,
     row_label_of,
 )
+from domainbed_ext.report.pairs import against
 from domainbed_ext.report.results import Results
+from domainbed_ext.report.tables.differences import csv_rows
 from domainbed_ext.report.tables.objectives import objectives_table
 from domainbed_ext.report.tables.table import print_tables, render_latex
 from tests.domainbed_ext.fabricated_records import left_out, left_out_run
@@ -148,6 +151,7 @@ def test_training_and_objective_make_no_row_of_their_own(names, rows):
 
 def test_csv_files_have_both():
     results = Results(left_out(["BA", "BA+CORAL"]))
-    for frame in (results.tidy(), results.selected(), results.differences("BA")):
+    differences = pd.DataFrame([row for each in results.compare(against("BA")) for row in csv_rows(each)])
+    for frame in (results.tidy(), results.selected(), differences):
         assert dict(zip(frame["algorithm"], frame["objective"], strict=True)).get("BA+CORAL") == "CORAL"
         assert set(frame["adaptation"]) == {"LoRA"}
