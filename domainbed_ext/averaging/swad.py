@@ -28,11 +28,9 @@ class Swad(Average):
         self._present, self._inside = Mean(), Mean()
         self._kept: dict[int, dict[str, Tensor]] = {}  # means of segments that the valley has not decided on
         self._ends: list[int] = []  # last step of each segment
-        self._step = -1
 
     def add(self, step: int, moving: Moving) -> None:
         """Adds the weights of a step to the present segment."""
-        self._step = step
         self._present.add(moving())
 
     @property
@@ -43,7 +41,7 @@ class Swad(Average):
     def judge(self, loss: float) -> None:
         """Ends the present segment, whose loss this is."""
         self._kept[len(self._ends)] = {name: _narrow(tensor) for name, tensor in self._present.value().items()}
-        self._ends.append(self._step)
+        self._ends.append((self._ends[-1] if self._ends else -1) + self._present.count)
         self._present = Mean()
         for segment in self.valley.add(loss):
             self._inside.add(self._kept[segment], len(self._steps(segment)))
