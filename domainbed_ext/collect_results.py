@@ -77,7 +77,8 @@ def collect(
 ) -> list[Path]:
     """Prints the tables of a folder of runs, writes them to files, and prints the files' paths.
 
-    A run whose records cannot be read is left out with a warning.
+    Of the tables that follow from predictions and of those of analyses only the titles are printed. A run whose records
+    cannot be read is left out with a warning.
 
     Args:
         input_dir: Folder that holds the runs' folders.
@@ -110,16 +111,16 @@ def collect(
     extra = difference_files(results.compare(against(reference)))
     if not (frontier := results.frontier()).empty:
         extra["frontier.csv"] = encode(frontier.to_csv(index=False))
-    tables = results.tables(reference)
+    printed = results.tables(reference)
     gathered = gather_all(results, partial(_read_outputs, Path(input_dir)))
-    tables += make_tables(gathered)
+    analyses = stored.read_all(Path(input_dir), results.trained_runs)
+    further = make_tables(gathered) + [table for each in analyses for table in each.tables()]
     extra |= {f"{name}.csv": encode(file.to_csv(index=False)) for name, file in make_files(gathered).items()}
     if paper:
         compared, of_paper = _beside_the_paper(results)
-        tables += compared
+        printed += compared
         extra |= of_paper
-    analyses = stored.read_all(Path(input_dir), results.trained_runs)
-    tables += [table for each in analyses for table in each.tables()]
+    tables = printed + further
     text = io.StringIO()
     print_tables(plain(text), tables, results.headline, results.duplicates())
     figures = plots.draw_plots(results, reference)
@@ -142,7 +143,10 @@ def collect(
     # Written before anything is printed: no console costs results.
     paths = write_files(Path(input_dir) / "tables" if output_dir is None else Path(output_dir), contents)
     console = console or output()
-    print_tables(console, tables, results.headline, results.duplicates())
+    print_tables(console, printed, results.headline, results.duplicates())
+    if further:
+        titles_only = (f"  {table.title}" for table in further)
+        console.print("\nalso in the files:", *titles_only, sep="\n", highlight=False, markup=False, soft_wrap=True)
     console.print("\nwritten:", *paths, sep="\n  ", highlight=False, markup=False, soft_wrap=True)
     return paths
 

@@ -72,6 +72,7 @@ def test_tables_files_plot_and_pictures(sweep, pacs_like, capsys):
         "get wrong",
     ):
         assert title in printed and title in (tables / "results.md").read_text()
+    assert "ECE" in (tables / "results.txt").read_text() and "ECE" not in printed  # printed is the title alone
     lines = (tables / "mistakes.csv").read_text().splitlines()
     assert lines[1] == "PACS,A,dog/pic_000.png,dog,house,2,BA; LP," and lines[2].endswith("dog,house,1,LP,BA")
     page = (tables / "index.html").read_text()
@@ -106,4 +107,6 @@ def test_a_file_that_cannot_be_read_is_left_out_with_a_warning(sweep, capsys):
     printed = capsys.readouterr()
     assert f"warning: left out of what follows from predictions: {file} cannot be read" in printed.err
     assert FILES - {"ensembles.csv"} <= names
-    assert "Left out: 1 run(s) without predictions of the chosen step." in printed.out
+    assert (
+        "Left out: 1 run(s) without predictions of the chosen step." in (folder / "tables" / "results.txt").read_text()
+    )
