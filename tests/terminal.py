@@ -134,6 +134,10 @@ class Terminal:
                 raise AssertionError(f"{sight} did not come: {self.screen[-3000:]}")
         return self
 
+    def wait(self, seconds):
+        """Waits until it ends, so long at most."""
+        self._code(seconds)
+
     def end(self):
         """Waits until it ends."""
         code = self._code(PATIENCE)
