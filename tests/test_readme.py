@@ -32,7 +32,7 @@ def blocks(page, name):
         (README, "pacs_loo_vit_tiny", 10),
         (RESULTS, "quickstart", 14),
         (RESULTS, "pacs_loo_vit_tiny", 20),
-        (RESULTS, "pacs_methods", 36),
+        (RESULTS, "pacs_methods", 77),
         (RESULTS, "pacs_cartoon_vit_tiny", 9),
     ],
 )
