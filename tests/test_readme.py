@@ -1,7 +1,6 @@
 """What the README and results/README.md show was measured, and what they tell people to run is there."""
 
 import csv
-import math
 import re
 import statistics
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from domainbed_ext.report.differences import difference_over_trials
 from tests import forked
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def test_tables_are_the_measured_ones(page, name, rows):
 
 
 def paired_differences(metric):
-    """Mean and standard error over trials of the difference of two methods, each a mean over the domains of PACS."""
+    """Mean and 95 % interval over trials of the difference of two methods, each a mean over the domains of PACS."""
     with (ROOT / "results" / "pacs_loo_vit_tiny" / "selected.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["selection"] == "training-domain"]
 
@@ -53,7 +53,7 @@ def paired_differences(metric):
         means = [
             [
                 statistics.fmean(
-                    100 * float(row[metric])
+                    float(row[metric])
                     for row in rows
                     if row["trial_seed"] == trial and row["algorithm"].startswith(method)
                 )
@@ -62,8 +62,7 @@ def paired_differences(metric):
             for method in (one, other)
         ]
         values = [first - second for first, second in zip(*means, strict=True)]
-        error = statistics.stdev(values) / math.sqrt(len(values))
-        return f"{statistics.fmean(values):+.1f} ± {error:.1f}".replace("-", "−")
+        return str(difference_over_trials(values)).replace("-", "−")
 
     return difference
 
