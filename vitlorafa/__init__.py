@@ -27,6 +27,7 @@ from vitlorafa.inject import (
     unmerge,
 )
 from vitlorafa.io import load_adapter, save_adapter
+from vitlorafa.keep_freed_memory import keep_freed_memory
 from vitlorafa.layers import LoRALinear
 from vitlorafa.machine import instruction_limits
 from vitlorafa.matrices import matrices
@@ -76,6 +77,7 @@ __all__ = [
     "in_blocks",
     "inject",
     "instruction_limits",
+    "keep_freed_memory",
     "linear_sites",
     "load_adapter",
     "lora_linear",

@@ -16,7 +16,7 @@ from domainbed_ext.algorithms.base import Algorithm
 from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.runs.profile import operations, product_rate
 from domainbed_ext.runs.remaining_time import RemainingTime
-from domainbed_ext.runs.setup import Setup, compute_exactly
+from domainbed_ext.runs.setup import Setup, set_up_process
 
 MATMULS = ("float32", "bf16")
 _IMAGES = 2  # whose operations are counted
@@ -86,7 +86,7 @@ def measure_lower_bound(setup: Setup) -> LowerBound:
     Args:
         setup: Parts of a run with the defaults.
     """
-    compute_exactly(setup.args)
+    set_up_process(setup.args)
     algorithm = setup.make_algorithm()
     precision = algorithm.precision
     return LowerBound(count_work(setup, algorithm), precision, measure_rates(algorithm), setup.args.threads)

@@ -27,7 +27,7 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.runs.arguments import RunArguments, parse
 from domainbed_ext.runs.folder import RunFolder
-from domainbed_ext.runs.setup import Setup, collect_facts, compute_exactly, set_up
+from domainbed_ext.runs.setup import Setup, collect_facts, set_up, set_up_process
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.command_line import as_command
 
@@ -68,7 +68,7 @@ def run(args: RunArguments, workers: int = _WORKERS) -> RunFolder:
         BenchmarkError: If the input has a mistake.
     """
     setup = set_up(replace(args, precision="bf16" if args.precision == "bf16" else "float32"))
-    compute_exactly(setup.args)
+    set_up_process(setup.args)
     algorithm = setup.make_algorithm()
     folder = RunFolder(args.output_dir)
     folder.path.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from domainbed_ext.datasets.folders import FolderEnvironment
 from domainbed_ext.runs.arguments import parse
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.profile import operations, product_rate
-from domainbed_ext.runs.setup import Setup, compute_exactly, set_up
+from domainbed_ext.runs.setup import Setup, set_up, set_up_process
 
 METHODS = ("BOnly", "BA", "LP", "FullFT")
 
@@ -38,7 +38,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
         output_dir: Folder for the table.
     """
     setup = setup_of(args, "BOnly")
-    compute_exactly(setup.args)
+    set_up_process(setup.args)
     decoders, missing = find_decoders()
     rows = [*_images(setup, args, decoders), *_models(args)]
     notes = (

@@ -23,7 +23,7 @@ from domainbed_ext.bench.targets import Targets, choose_targets, describe_target
 from domainbed_ext.hparams_registry import resolve
 from domainbed_ext.models.precision import autocast
 from domainbed_ext.runs.profile import wait
-from vitlorafa import AdapterConfig, fastest_evaluation_batch
+from vitlorafa import AdapterConfig, fastest_evaluation_batch, keep_freed_memory
 from vitlorafa.bench.case import CLASSES, Case
 from vitlorafa.bench.measure import make_batch, train_step
 from vitlorafa.bench.methods import Setup, build, why_unavailable
@@ -59,6 +59,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
         output_dir: Folder for the table.
     """
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for number, backbone in enumerate(args.backbones, 1):

@@ -35,7 +35,7 @@ from domainbed_ext.runs.saved import (
     load_weights,
     recorded_arguments,
 )
-from domainbed_ext.runs.setup import compute_exactly, make_algorithm
+from domainbed_ext.runs.setup import make_algorithm, set_up_process
 from vitlorafa import fastest_evaluation_batch
 
 
@@ -105,7 +105,7 @@ def load_classifier(
         hparams = {name: value for name, value in hparams.items() if name != OBJECTIVE}
     args = replace(args, algorithm=canonical_name(split_derived(args.algorithm)[0]))
     hparams = {**args.resolve_hparams(), **hparams}
-    compute_exactly(args)
+    set_up_process(args)
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
     classes = _find_classes(run, saved, args.data_dir)
     num_domains = len(record["environments"]) - len(record["args"]["test_envs"])

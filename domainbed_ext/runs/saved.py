@@ -205,13 +205,13 @@ def load_run(run: RunFolder, step: str = BEST, moved: Moved = Moved(), with_star
         from domainbed_ext.runs import ways
         from domainbed_ext.runs.feed import Feed
         from domainbed_ext.runs.head_start import restore_start
-        from domainbed_ext.runs.setup import collect_facts, compute_exactly
+        from domainbed_ext.runs.setup import collect_facts, set_up_process
 
     load(moved.imports)
     check_known(record, run)
     ways.pin(record)
     setup = set_up_again(record, moved)
-    compute_exactly(setup.args)
+    set_up_process(setup.args)
     algorithm = setup.make_algorithm()
     check_same(record, collect_facts(setup, algorithm), run)
     if with_start:

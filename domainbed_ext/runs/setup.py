@@ -28,7 +28,7 @@ from domainbed_ext.objectives.base import Objective
 from domainbed_ext.runs.arguments import CompleteArguments, RunArguments
 from domainbed_ext.runs.imports import load
 from domainbed_ext.runs.provenance import machine, own_sources, versions
-from vitlorafa import count_parameters
+from vitlorafa import count_parameters, keep_freed_memory
 
 WORKERS = 4  # with a GPU, which one core does not keep busy
 
@@ -194,14 +194,15 @@ def collect_facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str,
     }
 
 
-def compute_exactly(args: CompleteArguments) -> None:
-    """Sets up torch in this process so that the same arguments give the same numbers.
+def set_up_process(args: CompleteArguments) -> None:
+    """Sets up this process: the same arguments give the same numbers, and memory is not asked for again every step.
 
     Args:
         args: Arguments of a run, completed.
     """
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    keep_freed_memory()
 
 
 def set_up(args: RunArguments, recorded_hparams: Mapping[str, Any] | None = None) -> Setup:

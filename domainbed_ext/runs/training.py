@@ -24,7 +24,7 @@ from domainbed_ext.runs.kept import Kept
 from domainbed_ext.runs.predictions import remove_predictions, save_predictions
 from domainbed_ext.runs.remaining_time import RemainingTime
 from domainbed_ext.runs.saved import BEST, LAST
-from domainbed_ext.runs.setup import Setup, collect_facts, compute_exactly
+from domainbed_ext.runs.setup import Setup, collect_facts, set_up_process
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.attempts import Claim
 from domainbed_ext.system.commands import format_command
@@ -50,7 +50,7 @@ class Training:
 
     def __init__(self, setup: Setup, folder: RunFolder, claim: Claim, stop: Stop) -> None:
         self.setup, self.folder, self.claim, self.stop = setup, folder, claim, stop
-        compute_exactly(setup.args)
+        set_up_process(setup.args)
         self.algorithm = setup.make_algorithm()
         self.facts = collect_facts(setup, self.algorithm)
         state, different = self._read_checkpoint()

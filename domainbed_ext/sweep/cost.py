@@ -15,7 +15,7 @@ from rich.text import Text
 
 from domainbed_ext.launchers import get_launcher
 from domainbed_ext.runs.feed import Feed
-from domainbed_ext.runs.setup import Setup, compute_exactly, count_images_a_domain
+from domainbed_ext.runs.setup import Setup, count_images_a_domain, set_up_process
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.sweep.check import Checked, count_records, estimate_disk, find_free_space
 from domainbed_ext.sweep.jobs import Job
@@ -47,7 +47,7 @@ class Rates:
 def measure_rates(setup: Setup) -> Rates:
     """Times the start, some steps and a batch of evaluation; decodes each time, to leave nothing in the image cache."""
     setup = replace(setup, args=replace(setup.args, cache_dir="none"))
-    compute_exactly(setup.args)
+    set_up_process(setup.args)
     start, algorithm = _timed(setup.make_algorithm)
     steps: list[float] = []
     began = time.perf_counter()
