@@ -34,7 +34,7 @@ def fastest_evaluation_batch(model: nn.Module) -> int:
     threads = torch.get_num_threads()
     details = f"{str(dtype).removeprefix('torch.')}, {N} tokens of {d}, {threads} thread{'s' * (threads > 1)}"
     ways = tuple(map(str, SIZES))
-    question = Question("evaluation_batch", details, ways, seconds=0.03, matters=N * d * d >= 2**21)
+    question = Question("evaluation_batch", details, ways, seconds=0.03, matters=N * d * d >= 2**20)
     return int(choose(question, partial(_trials, vit.blocks[0], N, d, dtype)))
 
 

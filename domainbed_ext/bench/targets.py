@@ -28,7 +28,7 @@ class Targets:
 
 
 KINDS = (
-    Targets("AMX", bf16=6, run=5, probe=8, step=0.5, dropout=1.15, evaluation=2),
+    Targets("AMX", bf16=3.5, run=5, probe=8, step=0.5, dropout=1.15, evaluation=2),
     Targets("AVX-512 bf16", bf16=1.2, run=3, probe=5, step=0.65, dropout=1.15, evaluation=1.5),
     Targets("AVX2", bf16=0, run=1.5, probe=3, step=0.9, dropout=1.3, evaluation=1.1),
 )
