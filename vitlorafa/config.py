@@ -13,8 +13,9 @@ import torch
 
 from vitlorafa.errors import AdapterError, unknown
 from vitlorafa.init import INITS, RESIDUAL
+from vitlorafa.target_names import TARGETS as TARGETS
+from vitlorafa.target_names import is_pattern, parse_sites, parse_targets
 
-TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
 TRAIN = ("B", "A", "BA")
 COMPUTE = ("folded", "separate")
 
@@ -36,7 +37,6 @@ _METHODS = {
     "aonly": "A",
     "ab": "BA",
 }
-_TARGET_NAMES = {"qkv": ("q", "k", "v"), "all": TARGETS, "all-linear": TARGETS}  # names of several projections
 
 # Initialisation of (A, B) by trained factors. A frozen factor starts orthonormal: it selects a subspace without
 # stretching it. The trained factor starts at zero.
@@ -46,6 +46,7 @@ _DEFAULT_INITS = {
     "BA": ("kaiming_uniform", "zero"),
 }
 
+_ALL = "all"  # key of the initialisation of projections without a name of their own
 _DERIVED: Any = None  # the default of fields that __post_init__ derives from the others
 
 
@@ -64,7 +65,7 @@ def _accept_peft_names(cls: Any) -> Any:
 @_accept_peft_names
 @dataclass(frozen=True)
 class AdapterConfig:
-    """One low-rank adapter: W + scale · B A in every adapted layer (LoRA, Hu et al. 2021).
+    r"""One low-rank adapter: W + scale · B A in every adapted layer (LoRA, Hu et al. 2021).
 
     Which factor to train is the question of "Asymmetry in Low-Rank Adapters of Foundation Models" (Zhu et al.
     2024): with A frozen, B solves a regression on projected features (lemma 4.1); with B frozen, A solves
@@ -88,7 +89,9 @@ class AdapterConfig:
             "milora" initialise both factors: given for one, they hold for the other too. The update is then
             s·(B·A − B₀·A₀) with the factors' start A₀ and B₀: the frozen weight is the residual W − s·B₀·A₀.
         targets: Projections to adapt, any of q, k, v, proj, fc1 and fc2, as a sequence or a comma-separated string.
-            "qkv" stands for q, k and v, "all" (or "all-linear") for all six. Kept as a tuple in this order.
+            "qkv" stands for q, k and v, "all" (or "all-linear") for all six. Kept as a tuple in this order. Or a
+            pattern of full layer names, as in PEFT's `target_modules`, such as r"layers\.\d+\.mlp\.fc[12]": these
+            linear layers are adapted then, in any model. Kept as a tuple of the pattern.
         rank_stabilised: Whether to scale by alpha/√rank (rsLoRA, Kalajdzievski 2023) instead of alpha/rank.
         dropout: Dropout probability on the adapter's input.
         compute: How a layer computes. "folded": a single matmul with W + s·B·A, which is computed in float32 once per
@@ -99,10 +102,14 @@ class AdapterConfig:
         seed: Seed of the initialisation; if None, drawn from torch's global generator.
         blocks: Transformer blocks to adapt, counted from 0, or from the end if negative: whole numbers, or a string
             such as "0-5", "0,2,4-6", "first3" or "last4". If None, all. Kept as a tuple of numbers.
+        sites: Where the projections are in a model whose structure is not known: a mapping from patterns of full layer
+            names to the projections that these layers compute, such as {r"layers\.\d+\.to_qkv": "q,k,v"}. Several are
+            equal parts of the layer's outputs, in this order. If None, layers are found by structure. Kept as pairs.
 
     Raises:
         AdapterError: On construction, if a value is out of range, a name is unknown or given twice, both factors or
-            none start at zero, a frozen factor starts at zero, or one factor only starts with a residual.
+            none start at zero, a frozen factor starts at zero, one factor only starts with a residual, or a pattern is
+            combined with `blocks` or `sites`.
     """
 
     rank: int = 8
@@ -117,6 +124,7 @@ class AdapterConfig:
     gradient_correction: bool = False
     seed: int | None = None
     blocks: tuple[int, ...] | None = None
+    sites: tuple[tuple[str, tuple[str, ...]], ...] | None = None
 
     def __post_init__(self) -> None:
         def fill(name: str, value: object) -> None:
@@ -137,14 +145,20 @@ class AdapterConfig:
             raise unknown("way to compute", self.compute, COMPUTE)
         if self.seed is not None:
             fill("seed", parse_whole_number("seed", self.seed, at_least=0))
-        fill("targets", _parse_targets(self.targets))
+        fill("targets", parse_targets(self.targets))
         fill("blocks", None if self.blocks is None else _parse_blocks(self.blocks))
+        fill("sites", None if self.sites is None else parse_sites(self.sites))
+        if self.pattern and self.sites:
+            raise AdapterError("targets is a pattern, but sites is given too: with sites, targets are names such as q")
+        if self.blocks is not None and (self.pattern or self.sites):
+            raise AdapterError("blocks cannot be combined with patterns of names: write the blocks' numbers into these")
         self._fill_inits(fill)
 
     def _fill_inits(self, fill: Callable[[str, object], None]) -> None:
-        given = [_parse_init(factor, getattr(self, f"init_{factor}"), self.targets) for factor in "AB"]
+        targets = TARGETS if self.pattern else self.targets
+        given = [_parse_init(factor, getattr(self, f"init_{factor}"), targets) for factor in "AB"]
         inits: list[dict[str, str]] = [{}, {}]
-        for target in self.targets:
+        for target in targets:
             pair = [each.get(target) for each in given]
             both = next((name for name in pair if name in RESIDUAL), None)
             for place, default in enumerate(_DEFAULT_INITS[self.train]):
@@ -185,11 +199,26 @@ class AdapterConfig:
         Args:
             target: Name of an adapted projection.
         """
-        named = [_parse_init(factor, getattr(self, f"init_{factor}"), self.targets) for factor in "AB"]
+        targets = TARGETS if self.pattern else self.targets
+        named = [_parse_init(factor, getattr(self, f"init_{factor}"), targets) for factor in "AB"]
         init_A, init_B = (
-            each.get(target, default) for each, default in zip(named, _DEFAULT_INITS[self.train], strict=True)
+            each.get(target, each.get(_ALL, default))
+            for each, default in zip(named, _DEFAULT_INITS[self.train], strict=True)
         )
         return init_A, init_B
+
+    @property
+    def pattern(self) -> str | None:
+        """The pattern of layer names in `targets`; None if these are names of projections."""
+        return self.targets[0] if is_pattern(self.targets[0]) else None
+
+    def chosen(self, projections: Iterable[str]) -> tuple[str, ...]:
+        """Those of a layer's projections that are adapted; all if the config has a pattern.
+
+        Args:
+            projections: Projections that the layer computes.
+        """
+        return tuple(name for name in projections if self.pattern or name in self.targets)
 
     @property
     def scale(self) -> float:
@@ -204,7 +233,8 @@ class AdapterConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields, by their canonical names, as values that JSON can hold."""
         blocks = None if self.blocks is None else list(self.blocks)
-        return asdict(self) | {"targets": list(self.targets), "blocks": blocks}
+        sites = None if self.sites is None else {pattern: list(targets) for pattern, targets in self.sites}
+        return asdict(self) | {"targets": list(self.targets), "blocks": blocks, "sites": sites}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AdapterConfig":
@@ -278,20 +308,6 @@ def parse_number(name: str, value: Any) -> float:
     raise AdapterError(f"{name} must be a number, not {value!r}")
 
 
-def _parse_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
-    if not isinstance(targets, Iterable):
-        raise AdapterError(f"targets must be names or 'all', not {targets!r}")
-    chosen: set[str] = set()
-    for name in [name.strip() for name in targets.split(",")] if isinstance(targets, str) else targets:
-        several = _TARGET_NAMES.get(name) if isinstance(name, str) else None
-        if several is None and name not in TARGETS:
-            raise unknown("target", name, [*TARGETS, "qkv", "all"])
-        chosen.update(several or (name,))
-    if not chosen:
-        raise AdapterError(f"targets is empty: choose from {', '.join(TARGETS)}, or 'all'")
-    return tuple(name for name in TARGETS if name in chosen)
-
-
 def _parse_init(factor: str, init: Any, targets: tuple[str, ...]) -> dict[str, str]:
     """The initialisation of a factor by target, of those targets that it names."""
     if init is None:
@@ -312,7 +328,9 @@ def _parse_init(factor: str, init: Any, targets: tuple[str, ...]) -> dict[str, s
                 f"init_{factor} names {target}, which is not adapted: add it to targets ({', '.join(targets)}), or "
                 "leave it out"
             )
-        chosen.update(dict.fromkeys(_parse_targets(target), name))
+        chosen.update(dict.fromkeys(parse_targets(target), name))
+        if target in ("all", "all-linear"):
+            chosen[_ALL] = name
     return chosen
 
 

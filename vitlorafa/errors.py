@@ -84,6 +84,15 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> AdapterError:
     return AdapterError(f"unknown {kind} {name!r}: {hint}")
 
 
+def is_synonym(name: str) -> bool:
+    """Whether people type this name for another one, which `unknown` suggests.
+
+    Args:
+        name: Name that the user typed.
+    """
+    return name.lower() in _SYNONYMS
+
+
 def join_words(words: Sequence[str], conjunction: str = "and") -> str:
     """The words as in a sentence: "a", "a and b", "a, b and c".
 

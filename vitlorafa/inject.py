@@ -10,12 +10,16 @@ from torch.utils.hooks import RemovableHandle
 
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, join_words, warn
-from vitlorafa.layers import STACKS, FastLinear, LoRALinear
+from vitlorafa.gaps import describe_gaps
+from vitlorafa.heads import find_heads
+from vitlorafa.layers import FastLinear, LoRALinear
+from vitlorafa.named_sites import ANY, config_sites
 from vitlorafa.origin import digests
+from vitlorafa.packed_attention import pack, unpack
 from vitlorafa.quantised_linear import dequantise
 from vitlorafa.quantised_weight import quantised_weight
 from vitlorafa.sharding import is_sharded, reduces_gradients
-from vitlorafa.sites import Site, check_targets, describe_gaps, has_equal_parts, in_blocks, linear_sites
+from vitlorafa.sites import Site, check_targets, has_equal_parts, in_blocks
 from vitlorafa.wrappers import join, named_buffers, named_modules, named_parameters, plain_name, unwrap
 
 
@@ -69,13 +73,14 @@ def inject(
     """
     inner = timm_model(model, prefix)
     check_unadapted(model, inner)
-    every = linear_sites(inner)
+    every = config_sites(inner, config)
     check_targets(inner, every, ())
     sites = in_blocks(inner, every, config.blocks)
-    check_targets(inner, sites, config.targets)
-    if config.blocks is None and (left_out := describe_gaps(inner, sites, config.targets, classifiers(inner))):
+    check_targets(inner, sites, () if config.pattern else config.targets)
+    if not (config.pattern or config.sites) and (left_out := describe_gaps(inner, config, find_heads(inner))):
         warn(left_out)
-    return inject_layers(model, inner, config, {site.name: config.targets for site in sites}, train_head=train_head)
+    layers = {site.name: config.chosen(site.targets) for site in sites}
+    return inject_layers(model, inner, config, layers, train_head=train_head)
 
 
 def inject_layers(
@@ -98,7 +103,7 @@ def inject_layers(
         blank: Whether factors are zeros, which a file's are loaded over, instead of the config's initialisation.
     """
     check_unadapted(model, inner)
-    root, sites = unwrap(model), linear_sites(inner)
+    root, sites = unwrap(model), config_sites(inner, config)
     check_targets(inner, sites, ())
     sites = [site for site in sites if set(site.targets) & set(layers.get(site.name, ()))]
     head = set(head_parameters(inner).values()) if train_head else set()
@@ -123,6 +128,7 @@ def inject_layers(
     for parameter in [*inner.parameters(), *outside.values()]:
         parameter.requires_grad_(parameter in head)
     for site, layer in zip(sites, adapters, strict=True):
+        unpack(site.owner)
         setattr(site.owner, site.attribute, layer)
         # BEiT, EVA and Swin v2 read qkv's weight instead of calling the layer, unless they add the bias separately.
         if site.attribute == "qkv" and getattr(site.owner, "qkv_bias_separate", True) is False:
@@ -213,7 +219,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     merge(model)
     for inner in adapted_models(model):
         detach_adapters(model, inner)
-        dequantise(inner)
+        pack(dequantise(inner))
     return model
 
 
@@ -308,15 +314,7 @@ def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
     Args:
         model: The timm model, or a module that holds it.
     """
-    inner = timm_model(model)
-    head = inner.get_classifier() if hasattr(inner, "get_classifier") else ()  # type: ignore[operator]
-    heads = [each for each in (head if isinstance(head, tuple) else (head,)) if each is not None]
-    within = {module for head in heads for module in head.modules()}
-    # VOLO's get_classifier() leaves out the auxiliary head, whose logits are added; its config names both.
-    named = (getattr(inner, "pretrained_cfg", None) or {}).get("classifier") or ()
-    named = (named,) if isinstance(named, str) else named
-    heads += [module for name, module in named_modules(inner) if name in named and module not in within]
-    return tuple(heads)
+    return tuple(find_heads(timm_model(model)))
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -333,7 +331,12 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         models = _timm_models(model)
         if len(models) > 1:
             raise _ambiguous(model, "timm models", models)
-        raise AdapterError("the model has no head: create it with num_classes above 0")
+        if models:
+            raise AdapterError("the model has no head: create it with num_classes above 0")
+        raise AdapterError(
+            f"this {type(unwrap(model)).__name__} has no head, a linear layer named classifier, head, heads or fc: "
+            "leave train_head and head out, and unfreeze what should train after inject, which is saved too"
+        )
     return {name: parameter for name, parameter in named_parameters(timm_model(model)) if parameter in wanted}
 
 
@@ -433,6 +436,7 @@ def detach_adapters(model: nn.Module, inner: nn.Module) -> None:
         handle.remove()
     for name in adapted.joint_bias:
         modules[name].qkv_bias_separate = False  # type: ignore[assignment]
+    pack(inner)
     for name, parameter in named_parameters(inner):
         # A part that was replaced since, such as a head or a quantised weight, keeps what it has.
         parameter.requires_grad_(adapted.requires_grad.get(name, parameter.requires_grad))
@@ -480,16 +484,14 @@ def check_unadapted(model: nn.Module, inner: nn.Module) -> None:
 def _adapt(
     site: Site, config: AdapterConfig, targets: Collection[str], generator: torch.Generator, blank: bool
 ) -> LoRALinear:
-    linear = getattr(site.owner, site.attribute)
+    linear, remedy = site.layer, f"leave {join_words(site.targets)} out"
+    if ANY in site.targets:
+        remedy = "choose a pattern that leaves it out"
     if not _is_plain(linear) and quantised_weight(linear) is None:
-        raise AdapterError(
-            f"{site.name} is a {type(linear).__name__}, not a plain linear layer: leave {join_words(site.targets)} out"
-        )
-    stack = STACKS.get(site.attribute, ())
+        raise AdapterError(f"{site.name} is a {type(linear).__name__}, not a plain linear layer: {remedy}")
+    stack = site.targets if len(site.targets) > 1 else ()
     if stack and not has_equal_parts(site):
-        raise AdapterError(
-            f"{site.name} does not stack {join_words(stack)} in equal parts: leave {join_words(stack)} out"
-        )
+        raise AdapterError(f"{site.name} does not stack {join_words(stack)} in equal parts: {remedy}")
     projections = tuple(name for name in site.targets if name in targets)
     try:
         layer = LoRALinear(linear, config, projections, stack, generator, blank)

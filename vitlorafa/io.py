@@ -24,8 +24,9 @@ from vitlorafa.inject import (
     timm_model,
 )
 from vitlorafa.metadata import to_json_entries
+from vitlorafa.named_sites import config_sites
 from vitlorafa.sharding import assign, gather, gather_parameters, is_writer, wait_for_all
-from vitlorafa.sites import in_blocks, linear_sites
+from vitlorafa.sites import in_blocks
 from vitlorafa.wrappers import unwrap
 
 
@@ -251,8 +252,9 @@ def _check_fit(
 def _layers_left_out(model: nn.Module, description: dict[str, Any]) -> list[str]:
     """Layers of the config's targets that the file does not name, as in files of PEFT or of earlier versions."""
     config = adapted_state(model).config
-    sites = in_blocks(model, linear_sites(model), config.blocks)
-    sites = [site for site in sites if set(site.targets) & set(config.targets)]
+    sites = [
+        site for site in in_blocks(model, config_sites(model, config), config.blocks) if config.chosen(site.targets)
+    ]
     return [site.name for site in sites if site.name not in description["layers"]]
 
 

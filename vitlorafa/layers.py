@@ -19,7 +19,7 @@ from vitlorafa.quantised_weight import frozen_weight
 
 QKV = ("q", "k", "v")  # order in which a fused qkv stacks its outputs
 # Name of a layer that computes several projections -> these projections, in the order in which it stacks them.
-STACKS: dict[str, tuple[str, ...]] = {"qkv": QKV, "qk": ("q", "k"), "kv": ("k", "v")}
+STACKS: dict[str, tuple[str, ...]] = {"qkv": QKV, "in_proj": QKV, "qk": ("q", "k"), "kv": ("k", "v")}
 
 
 class FastLinear(nn.Linear):

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from vitlorafa.errors import abbreviate
 from vitlorafa.layers import LoRALinear
+from vitlorafa.packed_attention import INPUT, is_packed
 from vitlorafa.quantised_weight import quantised_weight
 from vitlorafa.sharding import gather
-from vitlorafa.wrappers import named_modules
+from vitlorafa.wrappers import join, named_modules
 
 _VALUES = 4096
 _BEFORE = "_vitlorafa_digests"  # attribute of a quantised model
@@ -73,11 +74,13 @@ def describe_model(model: nn.Module, class_names: Sequence[str] | None = None) -
         class_names: Names in the order of the logits; if None, those in `pretrained_cfg["label_names"]`.
     """
     cfg = _cfg(model)
+    # transformers' models have a config with the name that they were loaded by.
+    name = getattr(getattr(model, "config", None), "_name_or_path", None)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     values = {**cfg, **({"input_size": (*cfg.get("input_size", (3,))[:1], *size)} if size else {})}
     names = cfg.get("label_names") if class_names is None else class_names
     return {
-        "architecture": cfg.get("architecture"),
+        "architecture": cfg.get("architecture") or (name if isinstance(name, str) else None) or None,
         "tag": cfg.get("tag") or None,
         "input": {name: _to_list(values[name]) for name in _INPUT if values.get(name) is not None},
         "class_names": None if names is None else list(names),
@@ -154,6 +157,8 @@ def differing_input(saved: Mapping[str, Any], other: Mapping[str, Any]) -> list[
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     adapted = {layer.base: layer for layer in model.modules() if isinstance(layer, LoRALinear)}
     for name, module in named_modules(model):
+        if isinstance(module, nn.MultiheadAttention) and is_packed(module):
+            yield join(name, INPUT), module.in_proj_weight
         if isinstance(module, nn.Linear) and module.weight.is_floating_point():
             layer = adapted.get(module)
             yield (name.removesuffix(".base"), layer.pretrained_weight) if layer else (name, module.weight)

@@ -23,11 +23,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from vitlorafa import trained
+from vitlorafa import peft_attention, trained
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, abbreviate
 from vitlorafa.inject import adapted_state, adapter_layers, classifiers
 from vitlorafa.layers import STACKS
+from vitlorafa.named_sites import ANY, linear_layers
 from vitlorafa.sharding import gather
 from vitlorafa.sites import linear_sites
 from vitlorafa.wrappers import named_modules
@@ -87,6 +88,7 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
         name: gather(t) for name, t in trained.complete_modules(model, [*tensors]).items() if name not in others
     }
     others_saved = list(tensors)
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for name, layer in layers.items():
         A, factors = saved[f"{name}.lora_A"], saved[f"{name}.lora_B"]
         if layer.start_A is not None:  # B A - B0 A0 = [B, -B0] [A; A0], as PEFT converts its own PiSSA
@@ -96,9 +98,13 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
         B = factors.new_zeros(layer.out_features, k * r)
         for j, start in enumerate(layer.starts):
             B[start : start + m, j * r : (j + 1) * r] = factors[j]
-        tensors |= {f"{name}.lora_A.weight": A.flatten(0, 1), f"{name}.lora_B.weight": B}
-
-    config = (json.dumps(_peft_config(model, description["architecture"], others_saved), indent=2) + "\n").encode()
+        pairs[name] = A.flatten(0, 1), B
+    pairs = peft_attention.to_peft(model, pairs)
+    for name, (A, B) in pairs.items():
+        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+    ranks = {name: len(A) for name, (A, _) in pairs.items() if not peft_attention.is_part(name)}
+    values = _peft_config(adapted.config, ranks, description["architecture"], others_saved)
+    config = (json.dumps(values, indent=2) + "\n").encode()
     header = description | {"config_sha256": _sha256(config)}
     data = safetensors.torch.save(
         {_PREFIX + name: tensor for name, tensor in trained.copy_to_cpu(tensors).items()},
@@ -136,6 +142,7 @@ def read(model: nn.Module | None, folder: Path) -> tuple[dict[str, Any], dict[st
         else:
             heads[key.removeprefix(_PREFIX)] = tensor
     is_own = bool(header)
+    pairs = peft_attention.from_peft(pairs)
     if is_own and (changed := sorted(header["layers"].keys() ^ pairs.keys())):
         raise AdapterError(
             f"{folder / TENSORS} is damaged: its layers differ from its header ({abbreviate(changed)}): save it again"
@@ -150,26 +157,30 @@ def read(model: nn.Module | None, folder: Path) -> tuple[dict[str, Any], dict[st
     if is_own and "extra" in header:
         heads = {name: tensor for name, tensor in heads.items() if name in (*header["head"], *header["extra"])}
     factors: dict[str, Tensor] = {}
+    read = AdapterConfig.from_dict(description["config"])
     for name, projections in description["layers"].items():
-        A, B = _slices(name, projections, **pairs[name], shared=not is_own)
-        r = description["config"]["rank"]
+        stack = _stack(name, projections, read)
+        A, B = _slices(stack, projections, **pairs[name], shared=not is_own)
+        r = read.rank
         factors |= {f"{name}.lora_A": A[:, :r], f"{name}.lora_B": B[..., :r]}
         if A.shape[1] > r:
             factors |= {f"{name}.start_A": A[:, r:], f"{name}.start_B": -B[..., r:]}
     return description, factors | heads
 
 
-def _peft_config(model: nn.Module, architecture: str | None, heads: list[str]) -> dict[str, Any]:
+def _peft_config(
+    config: AdapterConfig, layers: dict[str, int], architecture: str | None, heads: list[str]
+) -> dict[str, Any]:
     # One rank for all layers, or its own for each kind of layer, because some compute several projections or have a
     # start. PEFT matches names and patterns with the end of a module's name after a dot: a full name is one layer,
-    # "qkv" is every layer of that name. These have the same rank.
-    config, layers = adapted_state(model).config, dict(adapter_layers(model))
-    ranks = {
-        _kind(name): len(layer.starts) * config.rank * (1 if layer.start_A is None else 2)
-        for name, layer in layers.items()
+    # "qkv" is every layer of that name, which have the same rank but for layers that a pattern chose.
+    least = min(layers.values())
+    by_kind: dict[str, set[int]] = {}
+    for name, rank in layers.items():
+        by_kind.setdefault(_kind(name), set()).add(rank)
+    wider = {
+        _kind(name) if len(by_kind[_kind(name)]) == 1 else name: rank for name, rank in layers.items() if rank > least
     }
-    least = min(ranks.values())
-    wider = {name: rank for name, rank in ranks.items() if rank > least}
 
     def alpha(rank: int) -> float:  # PEFT declares an int, and some readers require one
         ratio = rank / config.rank
@@ -254,15 +265,18 @@ def _describe(
     model: nn.Module, folder: Path, config: dict[str, Any], pairs: dict[str, dict[str, Tensor]]
 ) -> dict[str, Any]:
     """The config and layers of a folder that PEFT wrote; gives all `pairs` one rank and scaling, in place."""
-    sites = {site.name: site.targets for site in linear_sites(model)}
+    known = {site.name: site.targets for site in linear_sites(model)}
+    sites = {name: (ANY,) for name, _, _ in linear_layers(model)} | known
     outside = [name for name in pairs if name not in sites]
     if outside:
         raise AdapterError(
-            f"{folder} adapts {abbreviate(outside)}, which is not a linear layer of a transformer block in this "
-            f"{type(model).__name__}: train with target_modules within the blocks, or {_REMEDY}"
+            f"{folder} adapts {abbreviate(outside)}, which is no linear layer in front of the head of this "
+            f"{type(model).__name__}: choose other target_modules, or {_REMEDY}"
         )
     layers = _projections(sites, pairs)
-    targets = {target for projections in layers.values() for target in projections}
+    targets = [target for projections in layers.values() for target in projections]
+    if pairs.keys() - known.keys():
+        targets = ["|".join(map(re.escape, pairs))]  # a pattern of these names
 
     patterns = config.get("alpha_pattern") or {}
     configs = {
@@ -270,7 +284,11 @@ def _describe(
             rank=len(pair["A"]),
             # As in PEFT, the first pattern counts that matches the end of the name.
             alpha=next(
-                (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", name)),
+                (
+                    alpha
+                    for pattern, alpha in patterns.items()
+                    if re.fullmatch(rf"(.*\.)?({pattern})", peft_attention.peft_name(name))
+                ),
                 config.get("lora_alpha", 8),
             ),
             train="BA",
@@ -315,9 +333,17 @@ def _is_pair(A: Tensor | None = None, B: Tensor | None = None) -> bool:
     return A is not None and B is not None and min(A.dim(), B.dim()) > 1 and len(A) == B.shape[1]
 
 
-def _slices(name: str, projections: list[str], A: Tensor, B: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
+def _stack(name: str, projections: list[str], config: AdapterConfig) -> tuple[str, ...]:
+    """The projections that a layer stacks; empty if it computes one only."""
+    mapped = (targets for pattern, targets in config.sites or () if re.fullmatch(pattern, name))
+    stack = next(mapped, STACKS.get(_kind(name), ()))
+    return stack if len(stack) > 1 and set(projections) <= set(stack) else ()
+
+
+def _slices(
+    stack: tuple[str, ...], projections: list[str], A: Tensor, B: Tensor, shared: bool
+) -> tuple[Tensor, Tensor]:
     """A [k, r, d_in] and B [k, m, r] of a layer's projections, which have a block of A each or a `shared` A."""
-    stack = STACKS.get(_kind(name), ())
     m = len(B) // max(1, len(stack))
     r = len(A) if shared else len(A) // len(projections)
     rows = [stack.index(projection) * m for projection in projections] if stack else [0]

@@ -7,6 +7,7 @@ from vitlorafa.inject import timm_model
 from vitlorafa.layers import FastLinear, LoRALinear
 from vitlorafa.ops.quantised import bitsandbytes
 from vitlorafa.origin import remember_digests
+from vitlorafa.packed_attention import is_packed
 from vitlorafa.quantised_linear import FORMATS, QuantisedLinear
 from vitlorafa.quantised_weight import quantised_weight
 from vitlorafa.sharding import is_sharded
@@ -20,6 +21,7 @@ def quantise(model: nn.Module, format: str = "nf4", *, prefix: str | None = None
     ViT's parameters or more. Trained layers, biases, norms, embeddings, the patch embedding and the head stay as they
     are. With adapters this is QLoRA (Dettmers et al. 2023): gradients flow through the dequantised weights to the
     factors. Adapters can be added before or after; before, freeze the model first: `model.requires_grad_(False)`.
+    The q, k and v of an `nn.MultiheadAttention` are quantised only if adapters were added before.
 
     Args:
         model: Model, adapted or not, or a module that holds it. Shard it or wrap it in DDP afterwards.
@@ -40,8 +42,8 @@ def quantise(model: nn.Module, format: str = "nf4", *, prefix: str | None = None
         raise AdapterError("the model is sharded: call quantise before fully_shard or FSDP")
     if any(parameter.is_meta for parameter in inner.parameters()):
         raise AdapterError("the model is on the meta device, without values: load its weights before quantise")
-    sites = linear_sites(inner)
-    layers = [getattr(site.owner, site.attribute) for site in sites]
+    sites = [site for site in linear_sites(inner) if not is_packed(site.owner)]
+    layers = [site.layer for site in sites]
     if any(isinstance(layer, LoRALinear) and layer.merged for layer in layers):
         raise AdapterError("the adapters are merged: call unmerge(model) before quantise")
     places = [

@@ -1,33 +1,44 @@
-"""The linear layers of a timm vision transformer that can be adapted.
+"""The linear layers of a vision transformer that can be adapted.
 
 Layers are found by structure, not by the model's name, and only in the repeated transformer blocks. The patch
 embedding, the head and attention pools have layers of the same names, which are not adapted; nor are convolutions of
-these names, as in squeeze-and-excite.
+these names, as in squeeze-and-excite. The models are those of timm, transformers, torchvision and open_clip, and any
+with `nn.TransformerEncoderLayer`, or with layers that are named and arranged alike.
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from vitlorafa.config import TARGETS
-from vitlorafa.errors import AdapterError, abbreviate
-from vitlorafa.layers import STACKS
-from vitlorafa.wrappers import join, named_modules
+from vitlorafa.errors import AdapterError
+from vitlorafa.layers import QKV, STACKS
+from vitlorafa.packed_attention import INPUT, OUTPUT, UnpackedAttention, input_projection, is_packed
+from vitlorafa.wrappers import join, named_modules, unwrap
 
-# Attribute of an attention or MLP module -> targets that this linear layer computes.
+# Place of a linear layer in an attention or MLP module -> targets that the layer computes.
+_NAMES = {"q": "query", "k": "key", "v": "value"}
 _ATTENTION: dict[str, tuple[str, ...]] = {
-    **STACKS,
+    **{name: targets for name, targets in STACKS.items() if name != INPUT},
     **{f"{before}{name}{after}": (name,) for before, after in (("", ""), ("", "_proj"), ("w", "")) for name in "qkv"},
-    "proj": ("proj",),
+    # transformers: query in the attention, or in a module of its own beside the output projection
+    **{f"{owner}{name}": (target,) for owner in ("", "attention.", "self.") for target, name in _NAMES.items()},
+    **dict.fromkeys(("proj", "out_proj", "o_proj", "output.dense"), ("proj",)),
 }
+_PACKED: dict[str, tuple[str, ...]] = {INPUT: QKV, OUTPUT: ("proj",)}
 _MLP: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("fc1", "fc1_g", "fc1_x", "w0", "w1"), ("fc1",)),
     **dict.fromkeys(("fc2", "w2"), ("fc2",)),
+    # transformers (the second of them up to version 4), open_clip, torch
+    **dict.fromkeys(("gate_proj", "up_proj", "weights_in", "intermediate.dense", "c_fc", "linear1"), ("fc1",)),
+    **dict.fromkeys(("down_proj", "weights_out", "output.dense", "c_proj", "linear2"), ("fc2",)),
 }
-_INPUTS = tuple(name for name in _ATTENTION if name != "proj")
-_FIRST, _LAST = {"fc1", "fc1_g", "w0"}, {"fc2", "w2"}
+_INPUTS = tuple(name for name, targets in _ATTENTION.items() if targets != ("proj",))
+_OUTPUTS = tuple(name for name, targets in _ATTENTION.items() if targets == ("proj",))
+_FIRST = {name for name, targets in _MLP.items() if targets == ("fc1",)} - {"fc1_x", "w1"}
+_LAST = {name for name, targets in _MLP.items() if targets == ("fc2",)}
 
 
 class Site(NamedTuple):
@@ -37,7 +48,7 @@ class Site(NamedTuple):
         name: Name of the layer within the model.
         owner: Attention or MLP module that holds the layer.
         attribute: Attribute of the owner that is the layer.
-        targets: Projections that the layer computes.
+        targets: Projections that the layer computes; if they are several, as equal parts of its outputs in this order.
         block: Name of the block within the model.
     """
 
@@ -47,20 +58,26 @@ class Site(NamedTuple):
     targets: tuple[str, ...]
     block: str
 
+    @property
+    def layer(self) -> Any:
+        """The linear layer; that of q, k and v of a packed attention shares its parameters."""
+        is_packed = isinstance(self.owner, nn.MultiheadAttention) and self.attribute == INPUT
+        return input_projection(self.owner) if is_packed else getattr(self.owner, self.attribute)
+
 
 def transformer_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The transformer blocks with their names, in the model's order.
 
     These are the innermost elements of a Sequential or ModuleList with both an attention and an MLP, and elements
-    outside of these with an attention only, such as the fusion of CrossViT.
+    outside of these with an attention only, such as the fusion of CrossViT. Each `nn.TransformerEncoderLayer` is one.
 
     Args:
-        model: The timm model.
+        model: Model that is or will be adapted.
     """
-    attentive = [(name, element) for name, element in _elements(model) if any(map(_is_attention, element.modules()))]
-    blocks = _innermost([(name, element) for name, element in attentive if any(map(_is_mlp, element.modules()))])
+    attentive = [(name, element) for name, element in elements(model) if any(map(_is_attention, element.modules()))]
+    blocks = innermost([(name, element) for name, element in attentive if any(map(_is_mlp, element.modules()))])
     names = [name for name, _ in blocks]
-    attention_only = _innermost([(name, element) for name, element in attentive if not _overlaps(name, names)])
+    attention_only = innermost([(name, element) for name, element in attentive if not overlaps(name, names)])
     order = [name for name, _ in attentive]
     return sorted([*blocks, *attention_only], key=lambda block: order.index(block[0]))
 
@@ -73,17 +90,24 @@ def linear_sites(model: nn.Module) -> list[Site]:
         for name, module in named_modules(block, block_name):
             if attention is not None and name.startswith(attention + "."):
                 continue  # such as the MLP for the position bias of Swin v2
-            attributes: dict[str, tuple[str, ...]] = {}
+            places: dict[str, tuple[str, ...]] = {}
             if _is_attention(module):
-                attention, attributes = name, _ATTENTION
+                attention, places = name, _PACKED if _is_multihead(module) else _ATTENTION
             elif _is_mlp(module):
-                attributes = _MLP
+                places = _sequence(module) or _MLP
             sites += [
-                Site(f"{name}.{attribute}", module, attribute, targets, block_name)
-                for attribute, targets in attributes.items()
-                if _has(module, attribute)
+                _site(name, module, place, targets, block_name)
+                for place, targets in places.items()
+                if place == INPUT or _has(module, place)
             ]
     return sites
+
+
+def _site(name: str, module: nn.Module, place: str, targets: tuple[str, ...], block: str) -> Site:
+    before, _, attribute = place.rpartition(".")
+    owner = _child(module, before) if before else module
+    assert owner is not None
+    return Site(join(name, place), owner, attribute, targets, block)
 
 
 def has_equal_parts(site: Site) -> bool:
@@ -92,12 +116,12 @@ def has_equal_parts(site: Site) -> bool:
     False for the global attention of GCViT (no q), for EfficientFormer (unequal widths), and for TinyViT and MaxViT
     (stacked by head).
     """
-    attention: Any = site.owner
+    attention, outputs = site.owner, site.layer.out_features
     if getattr(attention, "head_first", False) or hasattr(attention, "key_dim"):
         return False
-    outputs = getattr(attention, site.attribute).out_features
-    if "v" in site.targets:  # its width is the input width of proj
-        return outputs == len(site.targets) * attention.proj.in_features
+    output: Any = next((_child(attention, place) for place in _OUTPUTS if _has(attention, place)), None)
+    if "v" in site.targets and output is not None:  # the width of v is the input width of proj
+        return outputs == len(site.targets) * output.in_features
     return outputs % len(site.targets) == 0
 
 
@@ -146,66 +170,72 @@ def in_blocks(model: nn.Module, sites: list[Site], blocks: Sequence[int] | None)
     return [site for site in sites if site.block in chosen]
 
 
-def describe_gaps(model: nn.Module, sites: list[Site], wanted: Collection[str], heads: Iterable[nn.Module] = ()) -> str:
-    """A sentence about blocks that are not adapted, or only in part; empty if there are none.
+def elements(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The elements of each Sequential and ModuleList, and each `nn.TransformerEncoderLayer`, with their names.
 
     Args:
-        model: The timm model.
-        sites: All of its linear layers that can be adapted.
-        wanted: Targets to adapt.
-        heads: Classifiers, which are not blocks.
+        model: Any module.
     """
-    adapted: dict[str, set[str]] = {}
-    for site in sites:
-        adapted.setdefault(site.block, set()).update(site.targets)
-    partial: dict[str, list[str]] = {}
-    for block, targets in adapted.items():
-        if missing := ", ".join(target for target in TARGETS if target in wanted and target not in targets):
-            partial.setdefault(missing, []).append(block)
-    parts = [f"{_count_blocks(blocks)} without {missing}" for missing, blocks in partial.items()]
-    if unadapted := _blocks_without_attention(model, adapted, heads):
-        parts.append(f"{_count_blocks(unadapted)} without an attention")
-    return f"parts of this {type(model).__name__} are not adapted and stay frozen: {'; '.join(parts)}" if parts else ""
+    found: dict[str, nn.Module] = {}
+    for name, module in named_modules(model):
+        if isinstance(module, nn.TransformerEncoderLayer):
+            found[name] = module
+        if isinstance(module, (nn.Sequential, nn.ModuleList)):
+            found |= {join(name, index): element for index, element in module.named_children()}
+    return list(found.items())
 
 
-def _elements(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [
-        (join(name, index), element)
-        for name, container in named_modules(model)
-        if isinstance(container, (nn.Sequential, nn.ModuleList))
-        for index, element in container.named_children()
-    ]
+def innermost(elements: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """The modules in which none of the others lies.
 
-
-def _innermost(elements: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    Args:
+        elements: Modules with their names.
+    """
     names = [name for name, _ in elements]
     return [(name, block) for name, block in elements if not any(other.startswith(name + ".") for other in names)]
 
 
-def _overlaps(name: str, blocks: Iterable[str]) -> bool:
-    """Whether a module lies in one of the blocks, or one of them in it."""
+def overlaps(name: str, blocks: Iterable[str]) -> bool:
+    """Whether a module lies in one of the blocks, or one of them in it.
+
+    Args:
+        name: Name of the module.
+        blocks: Names of the blocks.
+    """
     return any(f"{name}.".startswith(f"{block}.") or f"{block}.".startswith(f"{name}.") for block in blocks)
 
 
-def _blocks_without_attention(model: nn.Module, blocks: Collection[str], heads: Iterable[nn.Module]) -> list[str]:
-    """Repeated modules with two linear layers or more that are not blocks and contain none."""
-    in_heads = {module for head in heads for module in head.modules()}
-    candidates = [
-        (name, element)
-        for name, element in _elements(model)
-        if sum(isinstance(module, nn.Linear) and module not in in_heads for module in element.modules()) > 1
-        and not _overlaps(name, blocks)
-    ]
-    return [name for name, _ in _innermost(candidates)]
-
-
 def _is_attention(module: nn.Module) -> bool:
-    return _has(module, "proj") and any(_has(module, name) for name in _INPUTS) and _holds_linear(module, _ATTENTION)
+    if _is_multihead(module):
+        return True
+    has_both = any(_has(module, name) for name in _OUTPUTS) and any(_has(module, name) for name in _INPUTS)
+    return has_both and _holds_linear(module, _ATTENTION)
+
+
+def _is_multihead(module: nn.Module) -> bool:
+    return is_packed(module) or isinstance(module, UnpackedAttention)
 
 
 def _is_mlp(module: nn.Module) -> bool:
     has_both = any(_has(module, name) for name in _FIRST) and any(_has(module, name) for name in _LAST)
-    return has_both and _holds_linear(module, _MLP)
+    return (has_both and _holds_linear(module, _MLP)) or bool(_sequence(module))
+
+
+def _sequence(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The places of the two layers of an MLP that is a Sequential, as in torchvision; empty for other modules.
+
+    It widens and narrows again, and nothing but dropout follows, unlike in squeeze-and-excite.
+    """
+    if not isinstance(module, nn.Sequential):
+        return {}
+    layers = [(name, child) for name, child in module.named_children() if hasattr(child, "in_features")]
+    if len(layers) != 2:
+        return {}
+    (first, wide), (last, narrow) = layers
+    after = list(module._modules)[list(module._modules).index(last) + 1 :]
+    ends = all(isinstance(module._modules[name], (nn.Dropout, nn.Identity)) for name in after)
+    widens = wide.in_features == narrow.out_features <= wide.out_features == narrow.in_features
+    return {first: ("fc1",), last: ("fc2",)} if widens and ends else {}
 
 
 def _holds_linear(module: nn.Module, names: Iterable[str]) -> bool:
@@ -215,25 +245,35 @@ def _holds_linear(module: nn.Module, names: Iterable[str]) -> bool:
 
 def _is_linear(module: nn.Module, child: str) -> bool:
     """Whether a child has the attributes of a linear layer; convolutions and wrapping modules do not."""
-    return hasattr(module._modules.get(child), "in_features")
+    return hasattr(_child(module, child), "in_features")
 
 
 def _has(module: nn.Module, child: str) -> bool:
-    return not isinstance(module._modules.get(child), (nn.Identity, type(None)))
+    return not isinstance(_child(module, child), (nn.Identity, type(None)))
+
+
+def _child(module: nn.Module, place: str) -> nn.Module | None:
+    """The child of a module, or one further below, such as "attention.query"; None if there is none."""
+    first, _, rest = place.partition(".")
+    child = module._modules.get(first)
+    return _child(unwrap(child), rest) if rest and child is not None else child
 
 
 def _why_nothing(model: nn.Module) -> str:
-    packed = [name for name, module in named_modules(model) if isinstance(module, nn.MultiheadAttention)]
-    if packed:
-        return f"its attention ({packed[0]}) is a packed nn.MultiheadAttention, which is not supported"
-    linear = [name for name, module in named_modules(model) if isinstance(module, nn.Linear)]
-    patterns = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".N", name) for name in linear))
-    listed = ", ".join(patterns[:8]) + (", ..." if len(patterns) > 8 else "")
+    names = list_linear(model)
+    remedy = "; choose some by a pattern, targets=r'...'" if names else ""
     return (
-        f"it has no transformer blocks with an attention whose linear layers are proj and any of {', '.join(_INPUTS)}; "
-        f"its linear layers are {listed or 'none'}"
+        "it has no transformer blocks with an attention whose linear layers are named as in timm, transformers, "
+        f"torchvision or open_clip, such as qkv and proj; its linear layers are {names or 'none'}{remedy}"
     )
 
 
-def _count_blocks(names: list[str]) -> str:
-    return f"{len(names)} block{'s' * (len(names) > 1)} ({abbreviate(names)})"
+def list_linear(model: nn.Module) -> str:
+    """The names of a model's linear layers, with N for numbers, as in a sentence; empty if it has none.
+
+    Args:
+        model: Any module.
+    """
+    linear = [name for name, module in named_modules(model) if isinstance(module, nn.Linear)]
+    patterns = list(dict.fromkeys(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1N", name) for name in linear))
+    return ", ".join(patterns[:8]) + (", ..." if len(patterns) > 8 else "")

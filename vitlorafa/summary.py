@@ -4,7 +4,9 @@ from math import prod
 
 from torch import nn
 
-from vitlorafa.inject import adapter_layers
+from vitlorafa.gaps import describe_gaps
+from vitlorafa.heads import find_heads
+from vitlorafa.inject import adapted_models, adapted_state, adapter_layers
 from vitlorafa.quantised_weight import quantised_weight
 
 
@@ -36,7 +38,8 @@ def summary(model: nn.Module) -> str:
 
     Returns:
         Lines with the columns layer, adapted projections, shape of the weight, rank, trained factors and number of
-        trainable parameters.
+        trainable parameters. A last line names parts of the model that are not adapted, such as the convolutions of a
+        hybrid, if there are some besides embeddings, head, and what the config leaves out.
     """
     rows = [("layer", "adapts", "weight", "rank", "trains", "trainable")]
     for name, layer in adapter_layers(model):
@@ -54,6 +57,7 @@ def summary(model: nn.Module) -> str:
     trainable, total = count_parameters(model)
     rows.append(("model", "", "", "", "", f"{trainable:,} of {total:,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for inner in adapted_models(model) if len(rows) > 2 else ():
+        lines.append(describe_gaps(inner, adapted_state(inner).config, find_heads(inner)))
+    return "\n".join(filter(None, lines))

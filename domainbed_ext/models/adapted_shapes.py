@@ -35,7 +35,7 @@ def adapted_shapes(backbone: str, targets: str, blocks: str | None = None) -> tu
         return ()
     shapes = []
     for site in sites:
-        layer: Any = getattr(site.owner, site.attribute)
+        layer: Any = site.layer
         width = layer.out_features // len(site.targets)
         shapes += [(layer.in_features, width) for target in site.targets if target in config.targets]
     return tuple(shapes)

@@ -331,9 +331,9 @@ def with_layer(attribute, layer):
     [
         (lambda: timm.create_model("test_resnet"), {}, ["ResNet", "transformer blocks"]),
         (
-            lambda: nn.TransformerEncoderLayer(8, 2),
+            lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU()),
             {},
-            ["TransformerEncoderLayer", "self_attn", "nn.MultiheadAttention"],
+            ["Sequential", "no transformer blocks", "linear layers are N", "targets=r'"],
         ),
         (lambda: build("test_vit"), {"rank": 65}, ["blocks.0.attn.qkv", "rank 65", "64"]),
         (
