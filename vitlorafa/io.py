@@ -24,6 +24,7 @@ from vitlorafa.inject import (
     timm_model,
 )
 from vitlorafa.metadata import to_json_entries
+from vitlorafa.named_adapters import using_adapter
 from vitlorafa.sharding import assign, gather, gather_parameters, is_writer, wait_for_all
 from vitlorafa.sites import in_blocks, linear_sites
 from vitlorafa.wrappers import unwrap
@@ -37,6 +38,7 @@ def save_adapter(
     metadata: Mapping[str, Any] | None = None,
     format: str = "vitlorafa",
     class_names: Sequence[str] | None = None,
+    adapter: str | None = None,
     prefix: str | None = None,
 ) -> Path:
     """Saves the adapter, everything else that trained, and optionally the head. The backbone is not saved.
@@ -58,6 +60,7 @@ def save_adapter(
         format: "vitlorafa", or "peft" for a folder that `peft.PeftModel.from_pretrained` loads onto the same timm
             model with the same outputs, and that `load_adapter` loads without loss.
         class_names: Names of the classes in the order of the logits.
+        adapter: Name of the adapter, if the model has several; if None, the active one.
         prefix: Name of the adapted model within `model`, if it holds several.
 
     Returns:
@@ -71,12 +74,40 @@ def save_adapter(
         raise unknown("adapter format", format, adapter_folder.FILES)
     folder = Path(folder).expanduser()
     inner = timm_model(model, prefix)
-    adapted = adapted_state(inner)
+    names, entries = adapted_state(inner).adapters, to_json_entries(metadata)
     check_one_adapter(inner)
-    entries = to_json_entries(metadata)
+    if adapter is not None and adapter not in names:
+        raise unknown("adapter", adapter, names)
+    with using_adapter(model, inner, adapter):
+        return _save(model, inner, folder, head, entries, format, class_names, whole=not prefix)
+
+
+def _save(
+    model: nn.Module,
+    inner: nn.Module,
+    folder: Path,
+    head: bool,
+    entries: dict[str, Any],
+    format: str,
+    class_names: Sequence[str] | None,
+    whole: bool,
+) -> Path:
+    """Saves the active adapter.
+
+    Args:
+        model: The timm model, or a module that holds it.
+        inner: The timm model.
+        folder: Folder to write to.
+        head: Whether to save the classifier.
+        entries: Metadata as JSON values.
+        format: Format to write.
+        class_names: Names of the classes.
+        whole: Whether to save what trained around the timm model.
+    """
+    adapted = adapted_state(inner)
     with gather_parameters(model):
         factors, heads = trained.factors(inner), trained.head_tensors(inner) if head else {}
-        extra, outside = trained.extra_tensors(inner), {} if prefix else trained.trained_outside(unwrap(model), inner)
+        extra, outside = trained.extra_tensors(inner), trained.trained_outside(unwrap(model), inner) if whole else {}
         tensors = factors | heads | extra | outside
         _check_values(tensors)
         layers = dict(adapter_layers(inner))
@@ -109,6 +140,7 @@ def load_adapter(
     folder: str | os.PathLike[str],
     *,
     head: bool | Literal["auto"] = "auto",
+    adapter: str | None = None,
     prefix: str | None = None,
 ) -> nn.Module:
     """Loads an adapter of `save_adapter`, or a LoRA that PEFT saved for a timm vision transformer.
@@ -122,6 +154,8 @@ def load_adapter(
         model: Model of the architecture that the adapter was saved from, or a module that wraps or holds it.
         folder: Folder to read.
         head: Whether to load the classifier too. "auto" loads it if it was saved and the model has one.
+        adapter: Name of the adapter to load it as, one of the model's or a new one, beside the others: `set_adapter`
+            makes it active. If None, the active one; a model without adapters gets one named "default".
         prefix: Name of the timm model within `model`, if it holds several.
 
     Returns:
@@ -139,6 +173,20 @@ def load_adapter(
     inner = timm_model(model, prefix)
     check_one_adapter(inner)
     description, tensors = adapter_folder.read(folder, inner)
+    with using_adapter(model, inner, adapter):
+        _load(model, inner, folder, description, tensors, head)
+    return model
+
+
+def _load(
+    model: nn.Module,
+    inner: nn.Module,
+    folder: Path,
+    description: dict[str, Any],
+    tensors: dict[str, Tensor],
+    head: bool | str,
+) -> None:
+    """Loads what was read from a folder into the active adapter, or a new one if the model has none."""
     head = _loads_head(inner, folder, description, head)
     if not head:
         for name in description["head"]:
@@ -159,12 +207,14 @@ def load_adapter(
             warn(f"{folder} has no adapter for {abbreviate(left_out)}: these layers stay without one")
         for sentence in origin.mismatches(description, inner, digests, head):
             warn(f"{folder}: {sentence}")
+        for name, tensor in destinations.items() if is_new else ():
+            if name not in trained.factors(inner) and not name.startswith(trained.OUTSIDE):
+                adapted_state(inner).originals[name] = tensor.detach().clone()
         _copy(inner, tensors, destinations)
         if is_new:
             for name in tensors.keys() & destinations.keys() - trained.factors(inner).keys():
                 if isinstance(destinations[name], nn.Parameter):
                     destinations[name].requires_grad_(True)
-    return model
 
 
 def _loads_head(model: nn.Module, folder: Path, description: dict[str, Any], head: bool | str) -> bool:
