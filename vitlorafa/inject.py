@@ -34,7 +34,7 @@ class _Adapted:
         hooks: Handles of the hooks of `stack`.
         adapters: What is kept of each adapter by name, see `vitlorafa.named_adapters`; None for the active one.
         originals: Values of the head and of other loaded parts before the adapter trained or was loaded.
-        seed: Seed that the factors were drawn from; None if they were loaded.
+        seed: Seed that the factors were drawn from; None if it is not known.
     """
 
     config: AdapterConfig

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitlorafa import adapter_folder, origin, peft_format, trained
+from vitlorafa import adapter_folder, frozen_factor, origin, peft_format, trained
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, abbreviate, unknown, warn
 from vitlorafa.inject import (
@@ -38,6 +38,7 @@ def save_adapter(
     metadata: Mapping[str, Any] | None = None,
     format: str = "vitlorafa",
     class_names: Sequence[str] | None = None,
+    only_trained: bool = False,
     adapter: str | None = None,
     prefix: str | None = None,
 ) -> Path:
@@ -60,6 +61,9 @@ def save_adapter(
         format: "vitlorafa", or "peft" for a folder that `peft.PeftModel.from_pretrained` loads onto the same timm
             model with the same outputs, and that `load_adapter` loads without loss.
         class_names: Names of the classes in the order of the logits.
+        only_trained: Whether to leave out the frozen factor, half of the file, which is drawn again from its seed when
+            the adapter is loaded. Loading checks its digest, since another machine or version of torch may draw another
+            one. Where that may be the case, save the whole adapter.
         adapter: Name of the adapter, if the model has several; if None, the active one.
         prefix: Name of the adapted model within `model`, if it holds several.
 
@@ -68,18 +72,21 @@ def save_adapter(
 
     Raises:
         AdapterError: If the model is not adapted, has no head to save, or has parts that PEFT's format cannot hold, if
-            the format is unknown, if JSON cannot hold the metadata, or if the folder cannot be written.
+            the format is unknown, if JSON cannot hold the metadata, if the frozen factor cannot be left out, or if the
+            folder cannot be written.
     """
     if format not in adapter_folder.FILES:
         raise unknown("adapter format", format, adapter_folder.FILES)
     folder = Path(folder).expanduser()
+    if only_trained and format == "peft":
+        raise AdapterError("PEFT cannot draw a frozen factor: save with format='vitlorafa' or only_trained=False")
     inner = timm_model(model, prefix)
     names, entries = adapted_state(inner).adapters, to_json_entries(metadata)
     check_one_adapter(inner)
     if adapter is not None and adapter not in names:
         raise unknown("adapter", adapter, names)
     with using_adapter(model, inner, adapter):
-        return _save(model, inner, folder, head, entries, format, class_names, whole=not prefix)
+        return _save(model, inner, folder, head, entries, format, class_names, only_trained, whole=not prefix)
 
 
 def _save(
@@ -90,6 +97,7 @@ def _save(
     entries: dict[str, Any],
     format: str,
     class_names: Sequence[str] | None,
+    only_trained: bool,
     whole: bool,
 ) -> Path:
     """Saves the active adapter.
@@ -102,6 +110,7 @@ def _save(
         entries: Metadata as JSON values.
         format: Format to write.
         class_names: Names of the classes.
+        only_trained: Whether to leave out the frozen factor.
         whole: Whether to save what trained around the timm model.
     """
     adapted = adapted_state(inner)
@@ -123,6 +132,9 @@ def _save(
             "metadata": entries,
         }
         gathered = {name: gather(tensor) for name, tensor in tensors.items()}
+        if only_trained:
+            order = [site.name for site in linear_sites(inner) if site.name in layers]
+            description, gathered = frozen_factor.leave_out(description, gathered, order, adapted.seed)
         if format == "peft":
             files = peft_format.encode(inner, description, gathered)
         else:
@@ -197,6 +209,7 @@ def _load(
         if is_new:
             config = AdapterConfig.from_dict(description["config"])
             inject_layers(model, inner, config, description["layers"], train_head=head, blank=True)
+            adapted_state(inner).seed = config.seed
         try:
             destinations = _find_destinations(unwrap(model), inner, folder, description, tensors, head)
         except AdapterError:
