@@ -111,6 +111,13 @@ def test_an_adapter_of_a_wrapped_model_is_saved(tmp_path):
     assert (tmp_path / "my_adapter" / "adapter.json").exists()
 
 
+def test_adapters_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = [code for code in ADAPTERS if "add_adapter(" in code]
+    exec(code, {})
+    assert (tmp_path / "named" / "photo" / "adapter.json").exists()
+
+
 def test_adapters_are_averaged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = [code for code in ADAPTERS if "average(" in code]

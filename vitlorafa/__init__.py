@@ -31,6 +31,7 @@ from vitlorafa.keep_freed_memory import keep_freed_memory
 from vitlorafa.layers import LoRALinear
 from vitlorafa.machine import instruction_limits
 from vitlorafa.matrices import matrices
+from vitlorafa.named_adapters import active_adapter, add_adapter, delete_adapter, list_adapters, set_adapter
 from vitlorafa.ops import lora_linear
 from vitlorafa.ops.processor import cpu_has, fastest_precision
 from vitlorafa.optim import correct_gradients, parameter_groups
@@ -41,7 +42,7 @@ from vitlorafa.sites import Site, in_blocks, linear_sites, transformer_blocks
 from vitlorafa.speed_up import speed_up
 from vitlorafa.stack import choose_adapter, stack
 from vitlorafa.strength import set_strength
-from vitlorafa.summary import count_parameters, print_trainable_parameters, summary
+from vitlorafa.summary import count_parameters, get_nb_trainable_parameters, print_trainable_parameters, summary
 from vitlorafa.tensor_bytes import tensor_bytes
 from vitlorafa.trained import copy_to_cpu
 from vitlorafa.tuning import use_ways
@@ -59,7 +60,9 @@ __all__ = [
     "LoRALinear",
     "QuantisedLinear",
     "Site",
+    "active_adapter",
     "adapter_layers",
+    "add_adapter",
     "average",
     "cast_frozen",
     "choose_adapter",
@@ -68,17 +71,20 @@ __all__ = [
     "correct_gradients",
     "count_parameters",
     "cpu_has",
+    "delete_adapter",
     "dequantise",
     "describe_model",
     "disable_adapter",
     "fastest_evaluation_batch",
     "fastest_precision",
+    "get_nb_trainable_parameters",
     "head_parameters",
     "in_blocks",
     "inject",
     "instruction_limits",
     "keep_freed_memory",
     "linear_sites",
+    "list_adapters",
     "load_adapter",
     "lora_linear",
     "matrices",
@@ -89,6 +95,7 @@ __all__ = [
     "quantise",
     "remove",
     "save_adapter",
+    "set_adapter",
     "set_strength",
     "speed_up",
     "stack",

@@ -13,7 +13,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vitlorafa import peft_format, trained
+from vitlorafa import frozen_factor, peft_format, trained
 from vitlorafa.errors import AdapterError
 from vitlorafa.sites import linear_sites
 from vitlorafa.trained import copy_to_cpu
@@ -81,7 +81,7 @@ def read(folder: Path, model: nn.Module | None = None) -> tuple[dict[str, Any], 
         if (folder / DESCRIPTION).exists():
             raise AdapterError(f"{folder} has both {DESCRIPTION} and {peft_format.CONFIG}: delete the outdated one")
         return peft_format.read(model, folder)
-    description, tensors = _read(folder)
+    description, tensors = frozen_factor.restore(folder, *_read(folder))
     return (description, tensors) if model is None else _rename(model, description, tensors)
 
 
@@ -145,7 +145,7 @@ _SHAPES: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict),
     "layers": lambda value: isinstance(value, dict) and all(map(_are_names, value.values())),
     **dict.fromkeys(("head", "extra", "outside"), _are_names),
-    **dict.fromkeys(("input", "digests"), lambda value: isinstance(value, dict)),
+    **dict.fromkeys(("input", "digests", frozen_factor.ENTRY), lambda value: isinstance(value, dict)),
     "class_names": lambda value: value is None or _are_names(value),
 }
 

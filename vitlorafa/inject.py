@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class _Adapted:
         joint_bias: Names of attentions whose option to add the bias separately was switched on.
         stacked_heads: Names of classifiers that `stack` replaced.
         hooks: Handles of the hooks of `stack`.
+        adapters: What is kept of each adapter by name, see `vitlorafa.named_adapters`; None for the active one.
+        originals: Values of the head and of other loaded parts before the adapter trained or was loaded.
+        seed: Seed that the factors were drawn from; None if it is not known.
     """
 
     config: AdapterConfig
@@ -44,6 +48,9 @@ class _Adapted:
     joint_bias: list[str] = field(default_factory=list)
     stacked_heads: list[str] = field(default_factory=list)
     hooks: list[RemovableHandle] = field(default_factory=list)
+    adapters: dict[str, Any] = field(default_factory=lambda: {"default": None})
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    seed: int | None = None
 
 
 def inject(
@@ -91,6 +98,7 @@ def inject_layers(
     *,
     train_head: bool = False,
     blank: bool = False,
+    kept: Mapping[str, LoRALinear] | None = None,
 ) -> nn.Module:
     """`inject` for named layers, such as those in a file, instead of all layers of the config's targets.
 
@@ -101,14 +109,18 @@ def inject_layers(
         layers: Targets by layer name; layers that the model does not have are ignored.
         train_head: Whether the classifier stays trainable.
         blank: Whether factors are zeros, which a file's are loaded over, instead of the config's initialisation.
+        kept: Adapted layers by name of an adapter that was taken out of the model; new ones if None.
     """
     check_unadapted(model, inner)
     root, sites = unwrap(model), config_sites(inner, config)
     check_targets(inner, sites, ())
     sites = [site for site in sites if set(site.targets) & set(layers.get(site.name, ()))]
     head = set(head_parameters(inner).values()) if train_head else set()
-    generator = config.generator()
-    adapters = [_adapt(site, config, layers[site.name], generator, blank) for site in sites]
+    generator = config.generator() if kept is None else torch.Generator()
+    if kept is None:
+        adapters = [_adapt(site, config, layers[site.name], generator, blank) for site in sites]
+    else:
+        adapters = [kept[site.name].put_on(getattr(site.owner, site.attribute)) for site in sites]
 
     if reduces_gradients(model):
         warn(
@@ -120,6 +132,8 @@ def inject_layers(
         {name: p.requires_grad for name, p in named_parameters(inner)},
         {name: buffer.detach().clone() for name, buffer in named_buffers(inner)},
         digests(inner, [site.name for site in sites]),
+        originals={name: p.detach().clone() for name, p in named_parameters(inner) if p in head},
+        seed=None if blank or kept else generator.initial_seed(),
     )
     outside = outside_parameters(root, inner)
     if outside:
@@ -476,7 +490,10 @@ def check_unadapted(model: nn.Module, inner: nn.Module) -> None:
         AdapterError: If it is adapted or sharded.
     """
     if any(isinstance(module, LoRALinear) for module in inner.modules()):
-        raise AdapterError("the model is already adapted: call remove(model) or merge_and_unload(model) first")
+        raise AdapterError(
+            "the model is already adapted: call remove(model) or merge_and_unload(model) first, or add_adapter for a "
+            "second adapter beside it"
+        )
     if is_sharded(model):
         raise AdapterError("the model is sharded: call inject or load_adapter before fully_shard or FSDP")
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitlorafa import adapter_folder, origin, peft_format, trained
+from vitlorafa import adapter_folder, frozen_factor, origin, peft_format, trained
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, abbreviate, unknown, warn
 from vitlorafa.inject import (
@@ -24,6 +24,7 @@ from vitlorafa.inject import (
     timm_model,
 )
 from vitlorafa.metadata import to_json_entries
+from vitlorafa.named_adapters import using_adapter
 from vitlorafa.named_sites import config_sites
 from vitlorafa.sharding import assign, gather, gather_parameters, is_writer, wait_for_all
 from vitlorafa.sites import in_blocks
@@ -38,6 +39,8 @@ def save_adapter(
     metadata: Mapping[str, Any] | None = None,
     format: str = "vitlorafa",
     class_names: Sequence[str] | None = None,
+    only_trained: bool = False,
+    adapter: str | None = None,
     prefix: str | None = None,
 ) -> Path:
     """Saves the adapter, everything else that trained, and optionally the head. The backbone is not saved.
@@ -59,6 +62,10 @@ def save_adapter(
         format: "vitlorafa", or "peft" for a folder that `peft.PeftModel.from_pretrained` loads onto the same timm
             model with the same outputs, and that `load_adapter` loads without loss.
         class_names: Names of the classes in the order of the logits.
+        only_trained: Whether to leave out the frozen factor, half of the file, which is drawn again from its seed when
+            the adapter is loaded. Loading checks its digest, since another machine or version of torch may draw another
+            one. Where that may be the case, save the whole adapter.
+        adapter: Name of the adapter, if the model has several; if None, the active one.
         prefix: Name of the adapted model within `model`, if it holds several.
 
     Returns:
@@ -66,18 +73,51 @@ def save_adapter(
 
     Raises:
         AdapterError: If the model is not adapted, has no head to save, or has parts that PEFT's format cannot hold, if
-            the format is unknown, if JSON cannot hold the metadata, or if the folder cannot be written.
+            the format is unknown, if JSON cannot hold the metadata, if the frozen factor cannot be left out, or if the
+            folder cannot be written.
     """
     if format not in adapter_folder.FILES:
         raise unknown("adapter format", format, adapter_folder.FILES)
     folder = Path(folder).expanduser()
+    if only_trained and format == "peft":
+        raise AdapterError("PEFT cannot draw a frozen factor: save with format='vitlorafa' or only_trained=False")
     inner = timm_model(model, prefix)
-    adapted = adapted_state(inner)
+    names, entries = adapted_state(inner).adapters, to_json_entries(metadata)
     check_one_adapter(inner)
-    entries = to_json_entries(metadata)
+    if adapter is not None and adapter not in names:
+        raise unknown("adapter", adapter, names)
+    with using_adapter(model, inner, adapter):
+        return _save(model, inner, folder, head, entries, format, class_names, only_trained, whole=not prefix)
+
+
+def _save(
+    model: nn.Module,
+    inner: nn.Module,
+    folder: Path,
+    head: bool,
+    entries: dict[str, Any],
+    format: str,
+    class_names: Sequence[str] | None,
+    only_trained: bool,
+    whole: bool,
+) -> Path:
+    """Saves the active adapter.
+
+    Args:
+        model: The timm model, or a module that holds it.
+        inner: The timm model.
+        folder: Folder to write to.
+        head: Whether to save the classifier.
+        entries: Metadata as JSON values.
+        format: Format to write.
+        class_names: Names of the classes.
+        only_trained: Whether to leave out the frozen factor.
+        whole: Whether to save what trained around the timm model.
+    """
+    adapted = adapted_state(inner)
     with gather_parameters(model):
         factors, heads = trained.factors(inner), trained.head_tensors(inner) if head else {}
-        extra, outside = trained.extra_tensors(inner), {} if prefix else trained.trained_outside(unwrap(model), inner)
+        extra, outside = trained.extra_tensors(inner), trained.trained_outside(unwrap(model), inner) if whole else {}
         tensors = factors | heads | extra | outside
         _check_values(tensors)
         layers = dict(adapter_layers(inner))
@@ -93,6 +133,9 @@ def save_adapter(
             "metadata": entries,
         }
         gathered = {name: gather(tensor) for name, tensor in tensors.items()}
+        if only_trained:
+            order = [site.name for site in linear_sites(inner) if site.name in layers]
+            description, gathered = frozen_factor.leave_out(description, gathered, order, adapted.seed)
         if format == "peft":
             files = peft_format.encode(inner, description, gathered)
         else:
@@ -110,6 +153,7 @@ def load_adapter(
     folder: str | os.PathLike[str],
     *,
     head: bool | Literal["auto"] = "auto",
+    adapter: str | None = None,
     prefix: str | None = None,
 ) -> nn.Module:
     """Loads an adapter of `save_adapter`, or a LoRA that PEFT saved for a timm vision transformer.
@@ -123,6 +167,8 @@ def load_adapter(
         model: Model of the architecture that the adapter was saved from, or a module that wraps or holds it.
         folder: Folder to read.
         head: Whether to load the classifier too. "auto" loads it if it was saved and the model has one.
+        adapter: Name of the adapter to load it as, one of the model's or a new one, beside the others: `set_adapter`
+            makes it active. If None, the active one; a model without adapters gets one named "default".
         prefix: Name of the timm model within `model`, if it holds several.
 
     Returns:
@@ -140,6 +186,20 @@ def load_adapter(
     inner = timm_model(model, prefix)
     check_one_adapter(inner)
     description, tensors = adapter_folder.read(folder, inner)
+    with using_adapter(model, inner, adapter):
+        _load(model, inner, folder, description, tensors, head)
+    return model
+
+
+def _load(
+    model: nn.Module,
+    inner: nn.Module,
+    folder: Path,
+    description: dict[str, Any],
+    tensors: dict[str, Tensor],
+    head: bool | str,
+) -> None:
+    """Loads what was read from a folder into the active adapter, or a new one if the model has none."""
     head = _loads_head(inner, folder, description, head)
     if not head:
         for name in description["head"]:
@@ -150,6 +210,7 @@ def load_adapter(
         if is_new:
             config = AdapterConfig.from_dict(description["config"])
             inject_layers(model, inner, config, description["layers"], train_head=head, blank=True)
+            adapted_state(inner).seed = config.seed
         try:
             destinations = _find_destinations(unwrap(model), inner, folder, description, tensors, head)
         except AdapterError:
@@ -160,12 +221,14 @@ def load_adapter(
             warn(f"{folder} has no adapter for {abbreviate(left_out)}: these layers stay without one")
         for sentence in origin.mismatches(description, inner, digests, head):
             warn(f"{folder}: {sentence}")
+        for name, tensor in destinations.items() if is_new else ():
+            if name not in trained.factors(inner) and not name.startswith(trained.OUTSIDE):
+                adapted_state(inner).originals[name] = tensor.detach().clone()
         _copy(inner, tensors, destinations)
         if is_new:
             for name in tensors.keys() & destinations.keys() - trained.factors(inner).keys():
                 if isinstance(destinations[name], nn.Parameter):
                     destinations[name].requires_grad_(True)
-    return model
 
 
 def _loads_head(model: nn.Module, folder: Path, description: dict[str, Any], head: bool | str) -> bool:

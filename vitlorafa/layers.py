@@ -256,6 +256,26 @@ class LoRALinear(nn.Module):
         """The base; if the update is merged into a quantised one, a linear layer with the merged weight instead."""
         return self.base if self._merged is None else float_linear(self.base, self._merged)
 
+    def take_off(self) -> None:
+        """Lets go of the base, after the layer was taken out of its model."""
+        self.base = nn.Identity()  # type: ignore[assignment]
+        self._cast = None
+
+    def put_on(self, base: nn.Linear | QuantisedLinear) -> "LoRALinear":
+        """Continues on a base, which may have another device or format than before.
+
+        Args:
+            base: Pretrained layer.
+
+        Returns:
+            This layer, in the base's mode.
+        """
+        weight = frozen_weight(base)
+        device = weight.tensors[0].device if isinstance(weight, QuantisedWeight) else weight.device
+        self.to(device, torch.promote_types(self.lora_A.dtype, weight.dtype))
+        self.base = base
+        return self.train(base.training)
+
     # These attributes let models use the layer like an nn.Linear. An attention that computes F.linear(x, qkv.weight,
     # ...) itself gets the update too, but without dropout, and x is kept for backward.
 

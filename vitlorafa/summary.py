@@ -7,20 +7,28 @@ from torch import nn
 from vitlorafa.gaps import describe_gaps
 from vitlorafa.heads import find_heads
 from vitlorafa.inject import adapted_models, adapted_state, adapter_layers
+from vitlorafa.named_adapters import inactive_parameters
 from vitlorafa.quantised_weight import quantised_weight
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """The number of trainable parameters and the number of all parameters, adapters included.
 
-    A quantised weight counts as many as it has elements, in any format.
+    Adapters that are not active count among all parameters, as in PEFT. A quantised weight counts as many as it has
+    elements, in any format.
     """
     sizes = {parameter: parameter.numel() for parameter in model.parameters()}
     for layer in model.modules():
         if (weight := quantised_weight(layer)) is not None:
             stored = [parameter for parameter in layer.parameters(recurse=False) if parameter is not layer.bias]
             sizes |= {**dict.fromkeys(stored, 0), stored[0]: prod(weight.shape)}
-    return sum(size for p, size in sizes.items() if p.requires_grad), sum(sizes.values())
+    inactive = sum(parameter.numel() for module in model.modules() for parameter in inactive_parameters(module))
+    return sum(size for p, size in sizes.items() if p.requires_grad), sum(sizes.values()) + inactive
+
+
+def get_nb_trainable_parameters(model: nn.Module) -> tuple[int, int]:
+    """PEFT's name of `count_parameters`."""
+    return count_parameters(model)
 
 
 def print_trainable_parameters(model: nn.Module) -> None:
