@@ -25,6 +25,7 @@ from domainbed_ext.runs.predictions import remove_predictions, save_predictions
 from domainbed_ext.runs.remaining_time import RemainingTime
 from domainbed_ext.runs.saved import BEST, LAST
 from domainbed_ext.runs.setup import Setup, collect_facts, compute_exactly
+from domainbed_ext.runs.tracking import Tracking, tracked
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.attempts import Claim
 from domainbed_ext.system.commands import format_command
@@ -69,6 +70,7 @@ class Training:
         self.saved_at = (time.monotonic(), 0)
         self._is_evaluation_announced = False
         self.time = RemainingTime(setup)
+        self.tracking = Tracking(folder, self.facts)  # none is started yet
         self._resume(state, different)
 
     def finish(self, progress: Progress) -> None:
@@ -81,6 +83,10 @@ class Training:
             Interrupted: The run was asked to stop; it resumes from a checkpoint.
             Lost: Another process has the claim by now.
         """
+        with tracked(self.folder, self.facts) as self.tracking:
+            self._finish(progress)
+
+    def _finish(self, progress: Progress) -> None:
         setup = self.setup
         self.watch.check()
         self.claim.begin_steps()
@@ -270,6 +276,7 @@ class Training:
             "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
         }
         self.folder.append(record | ({"profile": self.feed.profile.summary()} if self.feed.profile else {}))
+        self.tracking.log(record)
         print(formatting.format_record(record, self.setup.steps, self.claim.seconds))
 
     def _save_model(self, step: int, places: dict[str, bool]) -> None:

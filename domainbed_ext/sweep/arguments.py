@@ -80,8 +80,32 @@ class SweepArguments(SharedArguments):
         return shlex.join([*PROGRAM.split(), *self.words])
 
 
-def parse(argv: Sequence[str] | None = None) -> SweepArguments:
+def parse_words(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line over the sweep's definition.
+
+    Args:
+        argv: Words of the command line; None for the process's.
+
+    Returns:
+        Values of all options, and `words`, the command line.
+
+    Raises:
+        BenchmarkError: A definition cannot be read, or the value of an option cannot be right.
+    """
+    words = tuple(sys.argv[1:] if argv is None else argv)
+    parser = make_parser(next((word for word in words if word in NAMES), None))
+    args = parser.parse_args(words)
+    name = args.sweep or (None if args.datasets or args.algorithms else QUICKSTART)
+    if name:
+        defined = vars(parser.parse_args([args.command, *definition_words(name, parser)]))
+        parser.set_defaults(**defined)  # which the command line overrides
+        args = parser.parse_args(words)
+    args.words = words
+    return args
+
+
+def parse(argv: Sequence[str] | None = None) -> SweepArguments:
+    """Reads the command line over the sweep's definition, as `parse_words` does, and checks what it says.
 
     Args:
         argv: Words of the command line; None for the process's.
@@ -92,14 +116,21 @@ def parse(argv: Sequence[str] | None = None) -> SweepArguments:
     Raises:
         BenchmarkError: A definition cannot be read, or an argument is missing or makes no sense.
     """
-    words = tuple(sys.argv[1:] if argv is None else argv)
-    parser = make_parser(next((word for word in words if word in NAMES), None))
-    args = parser.parse_args(words)
-    name = args.sweep or (None if args.datasets or args.algorithms else QUICKSTART)
-    if name:
-        defined = vars(parser.parse_args([args.command, *definition_words(name, parser)]))
-        parser.set_defaults(**defined)  # which the command line overrides
-        args = parser.parse_args(words)
+    return check(parse_words(argv))
+
+
+def check(args: Namespace) -> SweepArguments:
+    """Checks what the options of a sweep say together.
+
+    Args:
+        args: Values of all options.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        BenchmarkError: An argument is missing or makes no sense.
+    """
     for needed in ("datasets", "algorithms", "output_dir"):
         if not getattr(args, needed):
             raise BenchmarkError(f"--{needed} is missing: give it, or a --sweep FILE.yaml that does")
@@ -116,7 +147,6 @@ def parse(argv: Sequence[str] | None = None) -> SweepArguments:
     datasets, algorithms = _names(args)
     values = {
         **vars(args),
-        "words": words,
         "output_dir": Path(args.output_dir),
         "datasets": datasets,
         "algorithms": algorithms,

@@ -19,6 +19,7 @@ from domainbed_ext.sweep.states import format_runs
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.progress import bar
 from domainbed_ext.system.sizes import format_size
+from domainbed_ext.trackers.registry import check_trackers
 
 # Hyperparameters that change neither the layers of a model nor whether it can be made; of ranks the largest is tried.
 _FREE = (
@@ -57,6 +58,8 @@ def check_runs(jobs: Sequence[Job]) -> dict[tuple[str, str], Checked]:
     Raises:
         BenchmarkError: Something would stop a run.
     """
+    for job in jobs[:1]:
+        check_trackers(job.extra_args["track"])
     setups = _set_up(jobs)
     for job in jobs:
         try:
