@@ -167,7 +167,8 @@ def skip_first_evaluation(args: RunArguments) -> RunArguments:
     Returns:
         The same; with `--checkpoint_freq 0` where that is the case and not chosen otherwise.
     """
-    if args.steps is None or args.checkpoint_freq is not None or args.evaluate_first_step or args.protocol == DOMAINBED:
+    chosen = args.checkpoint_freq is not None or args.evaluations is not None or args.evaluate_first_step
+    if args.steps is None or chosen or args.protocol == DOMAINBED:
         return args
     frequency = DATASETS[DATASETS.canonical(args.dataset)].CHECKPOINT_FREQ
     if not 1 < args.steps <= frequency:

@@ -165,6 +165,14 @@ def test_its_sweep_definition_is_understood(tmp_path):
     launchers.check_options(args.command_launcher, args.launcher_options)
 
 
+def test_the_file_of_a_run_is_understood(tmp_path):
+    (definition,) = re.findall(r"```yaml\n(.*?)```", BENCHMARK, flags=re.DOTALL)
+    path = tmp_path / "run.yaml"
+    path.write_text(definition, encoding="utf-8")
+    args = options.parse(["--config", str(path)])
+    assert (args.dataset, args.evaluations, args.early_stopping) == ("PACS", 10, 3)
+
+
 def test_its_costs_of_many_runs_are_the_measured_ones():
     page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
     shown = page.split("<!-- many -->")[1].split("<!-- /many -->")[0].splitlines()

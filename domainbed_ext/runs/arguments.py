@@ -23,6 +23,7 @@ from domainbed_ext.runs.shared_options import (
     add_saving_options,
     add_speed_options,
     add_tracking_option,
+    settle_evaluations,
 )
 from domainbed_ext.system import option_values, yaml12
 from domainbed_ext.system.command_line import CommandLine
@@ -35,6 +36,8 @@ NUMBERS = (
     "protocol",
     *CHOICES,
     "checkpoint_freq",
+    "evaluations",
+    "early_stopping",
     "backbone",
     "weights",
     "precision",
@@ -48,7 +51,7 @@ NUMBERS = (
 PLACES = (
     *("imports", "data_dir", "output_dir", "weights", "cache_dir", "cache_gb", "workers", "verify_images", "profile"),
     *("save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates", "skip_predictions"),
-    "track",
+    *("track", "device"),
     "evaluate_first_step",  # counts by the `checkpoint_freq` that follows from it
 )
 
@@ -56,6 +59,7 @@ PLACES = (
 EXTRA = (
     *("imports", "cache_dir", "cache_gb", "workers", "verify_images", "profile", "skip_model_save"),
     *("skip_predictions", "save_steps", "save_minutes", "time_limit", "stop_on_nan", "duplicates", "track"),
+    "device",
 )
 
 
@@ -80,6 +84,8 @@ class SharedArguments:
     evaluate: str | None = None
     train_eval_share: float | None = None
     checkpoint_freq: int | None = None
+    evaluations: int | None = None
+    early_stopping: int | None = None
     backbone: str | None = None
     weights: str | None = None
     precision: str | None = None
@@ -91,6 +97,7 @@ class SharedArguments:
     verify_images: bool = False
     duplicates: str = "warn"
 
+    device: str | None = None
     cache_dir: str | None = None
     cache_gb: float = DEFAULT_GB
     workers: int | None = None
@@ -279,15 +286,18 @@ def parse_words(argv: Sequence[str] | None = None) -> argparse.Namespace:
         BenchmarkError: An option is unknown, or its value cannot be right.
     """
     parser = make_parser()
-    args = parser.parse_args(argv)
-    if args.config is None:
-        return args
-    path = Path(args.config)
+    args = typed = parser.parse_args(argv)
+    if args.config is not None:
+        parser.set_defaults(**vars(parser.parse_args(_file_words(Path(args.config), parser))))
+        args = parser.parse_args(argv)  # which overrides the file
+    settle_evaluations(args, typed)
+    return args
+
+
+def _file_words(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     if not path.is_file():
         raise BenchmarkError(f"no file {path}: give --config a YAML file of options")
-    words = read_options(path, parser, f"{format_command('train')} --print_config")
-    parser.set_defaults(**vars(parser.parse_args(words)))  # which the command line overrides
-    return parser.parse_args(argv)
+    return read_options(path, parser, f"{format_command('train')} --print_config")
 
 
 def parse(argv: Sequence[str] | None = None) -> RunArguments:

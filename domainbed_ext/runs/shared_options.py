@@ -6,6 +6,7 @@ from domainbed_ext import hparams_registry
 from domainbed_ext.cache.entries import DEFAULT_GB, VARIABLE
 from domainbed_ext.data import duplicates
 from domainbed_ext.datasets.registry import DATASETS
+from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.protocols import CHOICES, PRECISIONS, PROTOCOLS
 from domainbed_ext.runs import imports
 from domainbed_ext.system import option_values
@@ -88,6 +89,18 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         help="evaluate every N steps and at the last step (default: the data set's); 0: at the last step alone",
     )
     group.add_argument(
+        "--evaluations",
+        type=option_values.whole(1),
+        metavar="N",
+        help="evaluate N times, evenly spaced, the last time at the last step (in place of --checkpoint_freq)",
+    )
+    group.add_argument(
+        "--early_stopping",
+        type=option_values.whole(1),
+        metavar="N",
+        help="end the run after N evaluations without a better validation accuracy (never)",
+    )
+    group.add_argument(
         "--backbone", metavar="NAME", help=f"any timm model, e.g. vit_tiny_patch16_224 ({_list_default_backbones()})"
     )
     group.add_argument(
@@ -97,7 +110,10 @@ def add_number_options(parser: argparse.ArgumentParser) -> None:
         help="weights of the backbone: a .safetensors file, 'pretrained' (downloaded by timm) or 'none'",
     )
     group.add_argument(
-        "--precision", choices=PRECISIONS, help="auto (default): bf16 if the processor supports it, else float32"
+        "--precision",
+        choices=PRECISIONS,
+        help="auto (default): bf16 if the processor supports it, else float32; fp16, with a scaled loss, is for GPUs "
+        "without bf16",
     )
     group.add_argument(
         "--threads",
@@ -115,6 +131,29 @@ def _list_default_backbones() -> str:
         datasets_of.setdefault(backbone, []).append(dataset)
     most, *others = sorted(datasets_of, key=lambda backbone: -len(datasets_of[backbone]))
     return "; ".join([most, *(f"of {', '.join(datasets_of[backbone])}: {backbone}" for backbone in others)])
+
+
+def settle_evaluations(args: argparse.Namespace, typed: argparse.Namespace) -> None:
+    """Keeps one of `--checkpoint_freq` and `--evaluations`: what the command line gives replaces what a file gives.
+
+    Args:
+        args: Values of all options, which this changes.
+        typed: Values of those that the command line gives.
+
+    Raises:
+        BenchmarkError: Both are given in one place.
+    """
+    names = ("checkpoint_freq", "evaluations")
+    given = [name for name in names if getattr(typed, name) is not None]
+    if not given:
+        given = [name for name in names if getattr(args, name) is not None]
+    if len(given) == 2:
+        raise BenchmarkError(
+            f"--checkpoint_freq {args.checkpoint_freq} and --evaluations {args.evaluations} both say when to evaluate: "
+            "leave one out"
+        )
+    for name in set(names) - set(given):
+        setattr(args, name, None)
 
 
 def add_image_options(parser: argparse._ActionsContainer) -> None:
@@ -156,6 +195,12 @@ def add_tracking_option(parser: argparse._ActionsContainer) -> None:
 def add_speed_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of runs and sweeps for speed; they change no number."""
     group = parser.add_argument_group("speed", "decoded images are cached: see python -m domainbed_ext.cache list")
+    group.add_argument(
+        "--device",
+        type=option_values.device,
+        metavar="NAME",
+        help="auto (default): a GPU if there is one; cpu, cuda, or cuda:N for one of several",
+    )
     group.add_argument(
         "--cache_dir",
         type=option_values.tensors_path,

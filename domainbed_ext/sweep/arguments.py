@@ -14,6 +14,7 @@ from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs import imports
 from domainbed_ext.runs.arguments import SharedArguments
+from domainbed_ext.runs.shared_options import settle_evaluations
 from domainbed_ext.sweep.definition import QUICKSTART, definition_words
 from domainbed_ext.sweep.options import NAMES, PROGRAM, make_parser
 
@@ -94,12 +95,13 @@ def parse_words(argv: Sequence[str] | None = None) -> Namespace:
     """
     words = tuple(sys.argv[1:] if argv is None else argv)
     parser = make_parser(next((word for word in words if word in NAMES), None))
-    args = parser.parse_args(words)
+    args = typed = parser.parse_args(words)
     name = args.sweep or (None if args.datasets or args.algorithms else QUICKSTART)
     if name:
         defined = vars(parser.parse_args([args.command, *definition_words(name, parser)]))
         parser.set_defaults(**defined)  # which the command line overrides
         args = parser.parse_args(words)
+    settle_evaluations(args, typed)
     args.words = words
     return args
 
@@ -139,6 +141,11 @@ def check(args: Namespace) -> SweepArguments:
             raise BenchmarkError(f"--{name} is an option of `status`, not of `{args.command}`: leave it out")
     if args.first_trial is not None and args.command != "confirm":
         raise BenchmarkError(f"--first_trial is an option of `confirm`, not of `{args.command}`: leave it out")
+    if args.device and ":" in args.device:
+        raise BenchmarkError(
+            f"--device {args.device}: the launcher gives each run of a sweep its GPU: give cuda, cpu or auto; choose "
+            "GPUs by CUDA_VISIBLE_DEVICES"
+        )
     if args.n_hparams <= args.n_hparams_from:
         raise BenchmarkError(
             f"this sweep has no run: --n_hparams {args.n_hparams} should be above --n_hparams_from "

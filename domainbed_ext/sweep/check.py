@@ -148,7 +148,7 @@ def _count_trained_bytes(algorithm: Algorithm) -> int:
 
 def count_records(setup: Setup) -> int:
     """Counts the records that a run writes."""
-    return 1 if setup.make_average().judges else setup.evaluations
+    return 1 if setup.make_average().judges else setup.count_evaluations()
 
 
 def count_prediction_bytes(setup: Setup) -> int:

@@ -50,7 +50,7 @@ def test_a_name_never_changes_by_accident(tmp_path):
             **{
                 "evaluate": "lean",
                 "training_images": "exact",
-                "split_by": "images",  # of a later version, and in no name
+                **{"split_by": "images", "evaluations": None, "early_stopping": None},  # of a later version, in no name
                 "checkpoint_freq": 300,
                 "train_eval_share": 1.0,
                 "threads": 1,
@@ -141,6 +141,7 @@ def test_what_changes_no_number_changes_no_name(tmp_path, words):
     [
         "--steps 3",
         "--checkpoint_freq 1",
+        "--early_stopping 3",
         "--precision float32",
         "--weights none",
         "--protocol domainbed",
