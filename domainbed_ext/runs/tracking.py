@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from domainbed_ext.model_selection import best_step
+from domainbed_ext.runs import checkpoint
 from domainbed_ext.runs.arguments import PLACES
 from domainbed_ext.runs.folder import TRACKED, RunFolder
 from domainbed_ext.system import strict_json
@@ -38,31 +39,18 @@ class Tracking:
 
     def open(self) -> None:
         """Starts all trackers, and sends them the records that they lack."""
-        names = list(dict.fromkeys(self._facts["args"].get("track") or ()))
-        if not names:
-            return
-        for name in names:
-            self._guard(name, self._start, name)
-        for record in self._folder.records() if self._folder.lines() else ():
-            self.log(record)
+        for name in dict.fromkeys(self._facts["args"].get("track") or ()):
+            self._guard(name, self._start)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Sends a record to the trackers that have not received it."""
-        if not self._trackers:
-            return
-        values = tracked_values(record, self._facts)
         for name in list(self._trackers):
-            if record["step"] > self._state["steps"].get(name, -1):
-                self._guard(name, self._send, name, record["step"], values)
+            self._guard(name, self._send, record)
 
     def select(self) -> None:
         """Sends the record that training-domain validation selects, once the run is done."""
-        if not self._trackers:
-            return
-        best = best_step(self._folder.records())
-        values = tracked_values(best, self._facts)
-        for name, tracker in list(self._trackers.items()):
-            self._guard(name, tracker.select, best["step"], values)
+        for name in list(self._trackers):
+            self._guard(name, self._select)
 
     def close(self, is_done: bool) -> None:
         """Ends all trackers.
@@ -70,8 +58,8 @@ class Tracking:
         Args:
             is_done: Whether the run is done.
         """
-        for name, tracker in list(self._trackers.items()):
-            self._guard(name, tracker.close, is_done)
+        for name in list(self._trackers):
+            self._guard(name, self._close, is_done)
 
     @cached_property
     def _run(self) -> TrackedRun:
@@ -83,27 +71,44 @@ class Tracking:
         """The run's id, and the last step that each tracker received."""
         self._path.parent.mkdir(exist_ok=True)
         if not self._path.exists():
-            return {"id": uuid.uuid4().hex[:12], "steps": {}}
+            self._write_state({"id": uuid.uuid4().hex[:12], "steps": {}})
         state: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
         return state
+
+    def _write_state(self, state: Mapping[str, Any]) -> None:
+        write_atomically(self._path, strict_json.dumps(state) + "\n")
 
     def _start(self, name: str) -> None:
         last_step = self._state["steps"].get(name)
         self._trackers[name] = TRACKERS.find(name)(self._run, last_step)
+        for record in self._folder.records() if self._folder.lines() else ():
+            self._send(name, record)
 
-    def _send(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        self._trackers[name].log(step, values)
-        self._state["steps"][name] = step
-        write_atomically(self._path, strict_json.dumps(self._state) + "\n")
+    def _send(self, name: str, record: Mapping[str, Any]) -> None:
+        step, steps = record["step"], self._state["steps"]
+        if step > steps.get(name, -1):
+            self._trackers[name].log(step, tracked_values(record, self._facts))
+            steps[name] = step
+            self._write_state(self._state)
+
+    def _select(self, name: str) -> None:
+        best = best_step(self._folder.records())
+        self._trackers[name].select(best["step"], tracked_values(best, self._facts))
+
+    def _close(self, name: str, is_done: bool) -> None:
+        self._trackers[name].close(is_done)
 
     def _guard(self, name: str, call: Callable[..., None], *args: Any) -> None:
-        """Calls a tracker; if that fails, the run continues without it."""
+        """Calls a function of a tracker's name; if it fails, the run continues without the tracker."""
+        random = checkpoint.random_states()  # which no tracker moves
         try:
-            call(*args)
+            call(name, *args)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             print(f"warning: --track {name} failed ({reason}): the run continues without it", file=sys.stderr)
             self._trackers.pop(name, None)
+        finally:
+            checkpoint.set_random_states(random)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class Wandb(Tracker):
             config=dict(run.config),
             dir=str(run.folder),
             resume="allow",
+            allow_val_change=True,  # versions, say, of a run that resumes
             settings=wandb.Settings(console="off"),  # what is printed stays in the run's own logs
         )
 

@@ -3,16 +3,19 @@
 import csv
 import importlib.util
 import json
+import random
 import sys
 import types
 
 import pytest
+import torch
 
 from domainbed_ext import train
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs import arguments
 from domainbed_ext.runs.arguments import RunArguments
 from domainbed_ext.runs.folder import RunFolder
+from domainbed_ext.runs.tracking import Tracking
 from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.trackers.base import Tracker
 from domainbed_ext.trackers.registry import check_trackers, register_tracker
@@ -172,6 +175,17 @@ def test_tensorboard_shows_each_step_once(make_args, few_evaluated, registries, 
     assert [event.step for event in events.Scalars("loss")] == [0, 2, 4]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([record["loss"] for record in records])
     assert len(events.Scalars("selected/test_accuracy/out_of_domain")) == 1
+
+
+def test_a_tracker_moves_no_random_generator(spy, make_args, few_evaluated, monkeypatch):
+    assert train.run(make_args(steps=1)) == 0
+    (record,) = RunFolder(make_args().output_dir).records()
+    record = {**record, "args": {**record["args"], "track": ["spy"]}}
+    monkeypatch.setattr(spy, "log", lambda self, step, values: (random.seed(1), torch.manual_seed(1)))
+    before = random.getstate(), torch.get_rng_state()
+    tracking = Tracking(RunFolder(make_args().output_dir), record)
+    tracking.open()
+    assert spy.told and random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
 
 
 class FakeRun:
