@@ -244,6 +244,7 @@ def commands(module):
         blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for line in "".join(blocks).replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
+            words = words[: words.index(">")] if ">" in words else words
             if words[:3] == ["python", "-m", module]:
                 yield words[3:]
 

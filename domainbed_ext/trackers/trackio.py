@@ -17,6 +17,7 @@ class Trackio(Tracker):
         super().__init__(run, last_step)
         import trackio
 
+        self._finish = trackio.finish
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT") or PROJECT,
             name=f"{run.name}_{run.id}",  # which identifies it
@@ -35,4 +36,4 @@ class Trackio(Tracker):
 
     def close(self, is_done: bool) -> None:
         """Waits until all is written."""
-        self._run.finish()
+        self._finish()

@@ -77,6 +77,7 @@ def test_a_step_with_gradients_that_are_not_finite_is_left_out_and_lowers_the_sc
     assert "grad_norm" in algorithm.update(batches) and stepped
 
 
+@pytest.mark.slow
 def test_a_killed_run_in_fp16_resumes_to_the_same(tmp_path):
     needs_half()
     words = ["--precision", "fp16"]

@@ -139,6 +139,7 @@ def test_a_run_that_starts_again_is_another_one(spy, make_args, few_evaluated, m
     assert [told[1] for told in spy.told if told[0] == "log"] == [0, 2, 0, 2, 4]
 
 
+@pytest.mark.slow
 def test_a_killed_run_has_the_rows_of_one_that_was_not(tmp_path):
     """It is killed after records that are newer than its checkpoint, and sends these again."""
     words = ["--save_steps", "5", "--track", "csv"]
@@ -238,6 +239,7 @@ def test_wandb_continues_its_run_and_skips_what_it_has(fake, make_args, few_eval
 
 def test_trackio_continues_its_run(fake, make_args, few_evaluated):
     trackio = fake("trackio")
+    trackio.finish = trackio.run.finish
     assert train.run(make_args(**SHORT, track=["trackio"])) == 0
     (asked,) = trackio.asked
     assert (
