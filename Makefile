@@ -16,7 +16,7 @@ help:
 	@echo "make test-engines  set up, run the tests on Slurm, if it is installed, and on a local Ray"
 	@echo "make check         set up, check format, lint, types, import order and spelling; build the docs"
 	@echo "make docs          set up, build the documentation site in site/"
-	@echo "make format        format the code as make check expects it, and write the tables of docs/methods.md"
+	@echo "make format        format the code as make check expects it, and write the tables of docs/methods.md and the schemas"
 	@echo "make clean         remove the environments and what tools left behind"
 
 quickstart: $(VENV)/installed
@@ -60,6 +60,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python docs/methods_tables.py
+	for name in run sweep; do $(BIN)/python -m domainbed_ext.schema $$name > sweeps/$$name.schema.json; done
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

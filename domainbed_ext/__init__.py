@@ -23,17 +23,21 @@ if TYPE_CHECKING:
     from domainbed_ext.algorithms import ALGORITHMS, Algorithm, register_algorithm
     from domainbed_ext.datasets import DATASETS, register_dataset
     from domainbed_ext.objectives import OBJECTIVES, Objective, register_objective
+    from domainbed_ext.trackers import TRACKERS, Tracker, register_tracker
 
 __version__ = "0.1.0"
 __all__ = [
     "ALGORITHMS",
     "DATASETS",
     "OBJECTIVES",
+    "TRACKERS",
     "Algorithm",
     "Objective",
+    "Tracker",
     "register_algorithm",
     "register_dataset",
     "register_objective",
+    "register_tracker",
 ]
 __getattr__ = lazy.attributes(
     __name__,
@@ -41,6 +45,7 @@ __getattr__ = lazy.attributes(
         **dict.fromkeys(("ALGORITHMS", "Algorithm", "register_algorithm"), "domainbed_ext.algorithms"),
         **dict.fromkeys(("DATASETS", "register_dataset"), "domainbed_ext.datasets"),
         **dict.fromkeys(("OBJECTIVES", "Objective", "register_objective"), "domainbed_ext.objectives"),
+        **dict.fromkeys(("TRACKERS", "Tracker", "register_tracker"), "domainbed_ext.trackers"),
     },
 )
 

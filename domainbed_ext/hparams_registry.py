@@ -104,7 +104,9 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
     try:
         hparams = json.loads(text)
     except json.JSONDecodeError as error:
-        raise BenchmarkError(f"--hparams is not JSON ({error}): write it like '{{\"rank\": 16}}'") from error
+        raise BenchmarkError(
+            f"--hparams is not JSON ({error}): write it like rank=16, or '{{\"rank\": 16}}'"
+        ) from error
     if not isinstance(hparams, dict):
         raise BenchmarkError(f"--hparams is not a JSON object but {text}: write it like '{{\"rank\": 16}}'")
     if OBJECTIVE in hparams:

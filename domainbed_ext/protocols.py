@@ -49,10 +49,10 @@ PROTOCOLS: dict[str, dict[str, Any]] = {LEAVE_ONE_OUT: _OURS, SINGLE_SOURCE: _OU
 # Indices of the sources in Zhu et al. 2024: LabelMe, cartoon, Clipart, location 38.
 _PAPER_SOURCES = {"VLCS": 1, "PACS": 1, "OfficeHome": 1, "TerraIncognita": 1}
 
-# Choices of a later version, each with what all runs did before: at that, no run's identity has them.
-LATER = {"split_by": IMAGES}
+# Choices and options of a later version, each with what all runs did before: at that, no run's identity has them.
+LATER = {"split_by": IMAGES, "evaluations": None, "early_stopping": None}
 
-PRECISIONS = ("auto", "bf16", "float32")
+PRECISIONS = ("auto", "bf16", "fp16", "float32")
 
 _DEFAULT_TEST_ENVS = (0,)  # DomainBed's
 

@@ -19,7 +19,7 @@ from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.divergence import Diverged
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.protocols import DOMAINBED, find_test_envs
-from domainbed_ext.runs.arguments import RunArguments, parse
+from domainbed_ext.runs.arguments import RunArguments, format_config, parse_words
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.runs.imports import load
@@ -29,6 +29,7 @@ from domainbed_ext.system.command_line import RESUME, as_command
 from domainbed_ext.system.exit_codes import ExitCode
 from domainbed_ext.system.interrupts import Interrupted, OutOfTime, stoppable
 from domainbed_ext.system.progress import bar, display
+from domainbed_ext.trackers.registry import check_trackers
 
 Progress = Callable[[float], None]
 """Function that is told the share of the steps that are done."""
@@ -141,8 +142,8 @@ def check_arguments(args: RunArguments) -> None:
         args: Arguments of the run.
 
     Raises:
-        BenchmarkError: An algorithm, a data set, a test environment or a hyperparameter that does not exist, a value
-            out of its range, or no folder of images.
+        BenchmarkError: An algorithm, a data set, a test environment, a hyperparameter or a tracker that does not exist,
+            a value out of its range, or no folder of images.
     """
     load(args.imports)
     dataset = DATASETS.canonical(args.dataset)
@@ -151,6 +152,7 @@ def check_arguments(args: RunArguments) -> None:
     if args.test_envs is not None and (names := declared_environments(dataset)):
         find_test_envs(dataset, names, args.test_envs)
     DATASETS[dataset].check_data_dir(args.data_dir)
+    check_trackers(args.track)
 
 
 def skip_first_evaluation(args: RunArguments) -> RunArguments:
@@ -165,7 +167,8 @@ def skip_first_evaluation(args: RunArguments) -> RunArguments:
     Returns:
         The same; with `--checkpoint_freq 0` where that is the case and not chosen otherwise.
     """
-    if args.steps is None or args.checkpoint_freq is not None or args.evaluate_first_step or args.protocol == DOMAINBED:
+    chosen = args.checkpoint_freq is not None or args.evaluations is not None or args.evaluate_first_step
+    if args.steps is None or chosen or args.protocol == DOMAINBED:
         return args
     frequency = DATASETS[DATASETS.canonical(args.dataset)].CHECKPOINT_FREQ
     if not 1 < args.steps <= frequency:
@@ -180,8 +183,12 @@ def skip_first_evaluation(args: RunArguments) -> RunArguments:
 @as_command()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.train`."""
-    args = parse(argv)
+    words = parse_words(argv)
+    args = RunArguments.from_mapping(vars(words))
     check_arguments(args)
+    if words.print_config:
+        print(format_config(args), end="")
+        return ExitCode.DONE
     return run(skip_first_evaluation(args))
 
 

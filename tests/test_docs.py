@@ -52,7 +52,8 @@ def run_python(tmp_path, *words, exit_code=0):
 @pytest.mark.slow
 def test_a_method_of_your_own_is_a_row_beside_ours(tmp_path):
     """The page's file and its sweep, but for fewer and shorter runs."""
-    (tmp_path / "norms.py").write_text(CODE[0], encoding="utf-8")
+    (code,) = [code for code in CODE if "# norms.py" in code]
+    (tmp_path / "norms.py").write_text(code, encoding="utf-8")
     (words,) = [words for words in commands("domainbed_ext.sweep") if "norms.py" in words]
     fewer = "--protocol single_source --source_envs plain --steps 2 --train_eval_share 0.05 --jobs 1 --cache_dir none"
     said = run_python(tmp_path, "-m", "domainbed_ext.sweep", *words, *fewer.split())
@@ -90,9 +91,19 @@ def test_a_method_in_a_script_of_your_own_runs(tmp_path):
 def test_a_data_set_of_your_own_is_one(tmp_path):
     from tests.domainbed_ext.conftest import make_domains
 
+    (code,) = [code for code in CODE if "Seasons" in code]
     make_domains(tmp_path / "seasons", ("autumn", "spring", "summer", "winter"), images=2)
-    said = run(CODE[1] + "\nprint(Seasons('.', [0], {}).environments, len(Seasons('.', [0], {})[3]))\n", tmp_path)
+    said = run(code + "\nprint(Seasons('.', [0], {}).environments, len(Seasons('.', [0], {})[3]))\n", tmp_path)
     assert said == "('A', 'Sp', 'Su', 'W') 4\n"
+
+
+def test_a_tracker_of_your_own_is_one(tmp_path):
+    """The page's file and its run, but for fewer steps."""
+    (code,) = [code for code in CODE if "# printed.py" in code]
+    (tmp_path / "printed.py").write_text(code, encoding="utf-8")
+    (words,) = [words for words in commands("domainbed_ext.train") if "printed.py" in words]
+    said = run_python(tmp_path, "-m", "domainbed_ext.train", *words, "--steps", "1", "--train_eval_share", "0.02")
+    assert re.search(r"^step 0: loss \d\.\d{3}$", said, flags=re.MULTILINE)
 
 
 ADAPTERS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -140,7 +151,8 @@ def test_a_saved_adapter_is_loaded_elsewhere(tmp_path):
         "inject(model, AdapterConfig(rank=2, train='B'), train_head=True)\n"
         "save_adapter(model, 'runs/one/selected', head=True)\n"
     )
-    run(save + CODE[2], tmp_path)
+    (code,) = [code for code in CODE if "load_adapter" in code]
+    run(save + code, tmp_path)
 
 
 def test_a_launcher_of_your_own_is_one():
@@ -158,6 +170,14 @@ def test_its_sweep_definition_is_understood(tmp_path):
     path.write_text(definition + "datasets: [PACS]\nalgorithms: [BA]\noutput_dir: o\n", encoding="utf-8")
     args = parse(["launch", "--sweep", str(path)])
     launchers.check_options(args.command_launcher, args.launcher_options)
+
+
+def test_the_file_of_a_run_is_understood(tmp_path):
+    (definition,) = re.findall(r"```yaml\n(.*?)```", BENCHMARK, flags=re.DOTALL)
+    path = tmp_path / "run.yaml"
+    path.write_text(definition, encoding="utf-8")
+    args = options.parse(["--config", str(path)])
+    assert (args.dataset, args.evaluations, args.early_stopping) == ("PACS", 10, 3)
 
 
 def test_its_costs_of_many_runs_are_the_measured_ones():
@@ -231,6 +251,7 @@ def commands(module):
         blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for line in "".join(blocks).replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
+            words = words[: words.index(">")] if ">" in words else words
             if words[:3] == ["python", "-m", module]:
                 yield words[3:]
 
@@ -279,6 +300,7 @@ def test_options_that_are_named_exist():
     for module in (analyse, bench, cache):
         (commands,) = (action for action in module.make_parser()._actions if action.choices)
         known |= {option for each in commands.choices.values() for option in each._option_string_actions}
+    known.add("--logdir")  # TensorBoard's
     for page in PAGES:
         named = set(re.findall(r"--[a-z_]+[a-z]", page.read_text(encoding="utf-8")))
         assert named <= known, page.name

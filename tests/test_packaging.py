@@ -53,7 +53,7 @@ def test_code_sweeps_weights_and_tables_are_in_the_wheel(wheel):
     for package in ("vitlorafa", "domainbed_ext"):
         assert packaged(package, "**/*.py", package) <= wheel_names
         assert f"{package}/py.typed" in wheel_names
-    assert packaged("sweeps", "*.yaml", "domainbed_ext/sweeps") <= wheel_names
+    assert packaged("sweeps", "*", "domainbed_ext/sweeps") <= wheel_names
     assert packaged("results/paper", "*", "domainbed_ext/results/paper") <= wheel_names
     assert packaged("domainbed_ext/report/page/assets", "*", "domainbed_ext/report/page/assets") <= wheel_names
     assert packaged("domainbed_ext/models/assets", "*", "domainbed_ext/models/assets") <= wheel_names

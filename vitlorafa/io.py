@@ -134,7 +134,7 @@ def _save(
         }
         gathered = {name: gather(tensor) for name, tensor in tensors.items()}
         if only_trained:
-            order = [site.name for site in linear_sites(inner) if site.name in layers]
+            order = [site.name for site in config_sites(inner, adapted.config) if site.name in layers]
             description, gathered = frozen_factor.leave_out(description, gathered, order, adapted.seed)
         if format == "peft":
             files = peft_format.encode(inner, description, gathered)

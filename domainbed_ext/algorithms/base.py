@@ -12,6 +12,7 @@ A name may set hyperparameters, as in `BOnly@rank=16,lr=0.001`, and an objective
 has a row of its own in every table.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any, TypeVar
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.amp import GradScaler
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -30,6 +32,7 @@ from domainbed_ext.algorithms.strength import Strength, check_strength, copies
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones, head, precision, running_statistics
+from domainbed_ext.models.device import current_device
 from domainbed_ext.models.tensor_files import save_tensors
 from domainbed_ext.objectives.base import Batch, Objective, Values
 from domainbed_ext.objectives.registry import DEFAULT, OBJECTIVES
@@ -60,18 +63,25 @@ class Algorithm(nn.Module):
         backbone_digest: Digest of the weights that were loaded; None where they start at random.
         start: What `keep_start` kept, on the CPU, by the names that `trained` gives it; None until then.
         updated: Whether `update` of this class ran, which a method with an `update` of its own may not call.
+        scaler: Scaler of the loss in fp16; None in other precisions.
+        domain_losses: Mean cross-entropy of each training domain's images in the last step, for the record; None where
+            `update` of this class did not run, or the objective changes images.
     """
 
     stage: Stage = staticmethod(unmeasured)
     updated = False
+    scaler: GradScaler | None = None
+    domain_losses: list[float] | None = None
 
     def __init__(
         self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: dict[str, Any]
     ) -> None:
         super().__init__()
         self.hparams = hparams
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = current_device()
         self.precision = precision.choose(hparams["precision"], self.device)
+        precision.check(self.precision, self.device)
+        self.scaler = GradScaler(self.device.type) if self.precision == "fp16" else None
         self.backbone = backbones.create(
             hparams["backbone"], hparams["weights"], num_classes, image_size=hparams["image_size"]
         )
@@ -84,8 +94,8 @@ class Algorithm(nn.Module):
             self.objective.prepare(self.backbone)
         self.prepare(self.backbone, hparams)
         speed_up(self.backbone)
-        if self.precision == "bf16":
-            cast_frozen(self.backbone)
+        if self.precision != "float32":
+            cast_frozen(self.backbone, precision.DTYPES[self.precision])
         self.to(self.device)
         model = Forward(self)
         model.check(self.objective)
@@ -131,7 +141,9 @@ class Algorithm(nn.Module):
 
         With `accumulate`, the loss is computed on one part of the images after another, and gradients and values are
         means over the parts. With `clip_grad`, gradients are then scaled down to that norm: those that the objective
-        leaves, so SAM's at the higher point, and before the optimizer corrects them, as for LoRA-Pro.
+        leaves, so SAM's at the higher point, and before the optimizer corrects them, as for LoRA-Pro. In fp16 the loss
+        is scaled, so that small gradients are not lost; a step whose gradients are not finite is left out, and the
+        scale is lowered.
 
         Args:
             minibatches: Images [batch, channels, height, width] and labels [batch] of each training environment.
@@ -143,19 +155,45 @@ class Algorithm(nn.Module):
         self.train()
         self.updated = True
         parts, model = self.parts(minibatches), Forward(self)
+        losses: list[Tensor | None] = []  # of the domains in each part
 
         def compute() -> Values:
             self.optimizer.zero_grad(set_to_none=True)
-            values = [self._add_gradients(Batch.of(part, self.device), model, len(parts)) for part in parts]
+            values = []
+            for part in parts:
+                batch = Batch.of(part, self.device)
+                values.append(self._add_gradients(batch, model, len(parts)))
+                losses.append(model.domain_losses(batch, self.objective.label_smoothing))
             return {name: torch.stack([each[name] for each in values]).sum(0) / len(parts) for name in values[0]}
 
         self.objective.before_step(self.optimizer)
         values = self.objective.gradients(compute, self._trained_parameters())
         with self.stage("optimizer"):
-            values = {**values, **self._clip_gradients()}
+            values = {**values, **self._step()}
+        first = [each for each in losses[: len(parts)] if each is not None]  # SAM computes twice
+        self.domain_losses = torch.stack(first).mean(0).tolist() if len(first) == len(parts) else None
+        return {name: value.item() for name, value in values.items()}
+
+    def _step(self) -> Values:
+        """Takes the step of the optimizer, unless fp16 has gradients that are not finite; returns what is recorded."""
+        if self.scaler is None:
+            values = self._clip_gradients()
             self.optimizer.step()
             self.after_step()
-        return {name: value.item() for name, value in values.items()}
+            return values
+        values = {"loss_scale": torch.tensor(self.scaler.get_scale())}
+        self.scaler.unscale_(self.optimizer)
+        if self._has_finite_gradients():
+            values |= self._clip_gradients()
+            self.scaler.step(self.optimizer)
+            self.after_step()
+        self.scaler.update()
+        return values
+
+    def _has_finite_gradients(self) -> bool:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return bool(get_total_norm(gradients, norm_type=math.inf).isfinite())
 
     def parts(self, minibatches: list[Minibatch]) -> list[list[Minibatch]]:
         """Splits the images of a step into those that are in memory at once: `accumulate` minibatches of each domain.
@@ -176,7 +214,8 @@ class Algorithm(nn.Module):
             if (penalty := self.penalty()) is not None:
                 values = {**values, "loss": values["loss"] + penalty}
         with self.stage("backward"):
-            (values["loss"] / parts).backward()
+            loss = values["loss"] / parts
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return {name: value.detach() for name, value in values.items()}
 
     def _clip_gradients(self) -> Values:
@@ -307,12 +346,12 @@ class Algorithm(nn.Module):
         return {"tensors": tensors, "parts": parts}
 
     def prediction_state(self) -> dict[str, Any]:
-        """The part of `training_state` that `predict` depends on: no objective, and no optimizers and schedules."""
+        """The part of `training_state` that `predict` depends on: no objective, optimizers, schedules and scalers."""
         state = self.training_state()
         parts = {
             name: part
             for name, part in state.get("parts", {}).items()
-            if not isinstance(getattr(self, name, None), (Optimizer, LRScheduler))
+            if not isinstance(getattr(self, name, None), (Optimizer, LRScheduler, GradScaler))
         }
         return {**state, "tensors": dict(self._own(state["tensors"].items())), "parts": parts}
 

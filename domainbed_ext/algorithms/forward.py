@@ -1,13 +1,15 @@
 """The model of an algorithm as its objective sees it."""
 
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.models import precision
-from domainbed_ext.objectives.base import Objective, Outputs
+from domainbed_ext.objectives.base import Batch, Objective, Outputs
 from vitlorafa import classifiers
 
 if TYPE_CHECKING:
@@ -23,11 +25,29 @@ class Forward:
 
     def __init__(self, algorithm: "Algorithm") -> None:
         self.algorithm = algorithm
+        self._last: tuple[Tensor, Tensor] | None = None  # images, and their logits without gradients
 
     def logits(self, images: Tensor) -> Tensor:
         """[n, channels, height, width] → [n, classes] in float32."""
         with self.autocast():
-            return self.algorithm.logits(images).float()
+            logits = self.algorithm.logits(images).float()
+        self._last = images, logits.detach()
+        return logits
+
+    def domain_losses(self, batch: Batch, label_smoothing: float) -> Tensor | None:
+        """The mean cross-entropy of each domain [domains], if logits of the batch's images were computed last.
+
+        Args:
+            batch: Images and labels of all training domains.
+            label_smoothing: Share of a label's probability that is spread over all classes.
+
+        Returns:
+            Losses without gradients; None where the objective changes images, as Mixup does.
+        """
+        if self._last is None or self._last[0] is not batch.images:
+            return None
+        cross_entropy = partial(F.cross_entropy, label_smoothing=label_smoothing)
+        return batch.cross_entropies(self._last[1], cross_entropy)
 
     def outputs(self, images: Tensor) -> Outputs:
         """[n, channels, height, width] → the classifier's input [n, width] and logits [n, classes], in float32."""

@@ -50,7 +50,11 @@ def _check_evaluations(needed: int, steps: int, evaluations: int) -> None:
     if evaluations >= needed:
         return
     highest = (steps - 1) // (needed - 1)
-    remedy = f"give a --checkpoint_freq from 1 to {highest}" if highest else f"give at least {needed} --steps"
+    remedy = (
+        f"give a --checkpoint_freq from 1 to {highest}, or --evaluations {needed}"
+        if highest
+        else f"give at least {needed} --steps"
+    )
     raise BenchmarkError(
         f"average=swad needs the validation losses of at least {needed} evaluations, and this run of {steps} steps has "
         f"{evaluations}: {remedy}"

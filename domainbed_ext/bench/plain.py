@@ -78,7 +78,7 @@ def run(args: RunArguments, workers: int = _WORKERS) -> RunFolder:
     evaluation = {name: _loader(setup, name, workers) for name in setup.splits}
     for step in range(setup.steps):
         losses.append(algorithm.update([next(stream) for stream in training])["loss"])
-        if step == setup.steps - 1 or (setup.checkpoint_freq and step % setup.checkpoint_freq == 0):
+        if setup.is_evaluated(step):
             algorithm.eval()
             accuracies = {}
             with torch.no_grad():

@@ -43,6 +43,12 @@ class Command:
         return cls(text, argv, str(output_dir), threads, minutes)
 
     @property
+    def is_on_cpu(self) -> bool:
+        """Whether it is a run that leaves GPUs alone."""
+        words = list(self.argv or ())
+        return "--device" in words and words[words.index("--device") + 1] == "cpu"
+
+    @property
     def folder(self) -> RunFolder | None:
         """The run's folder; None if the command is not a run."""
         return None if self.output_dir is None else RunFolder(self.output_dir)

@@ -22,6 +22,8 @@ class Slot:
 def make_slots(commands: Sequence[Command], parallel: int = 0, jobs_per_gpu: int = 1) -> list[Slot]:
     """Divides this machine: `jobs_per_gpu` slots on each visible GPU; without one, as many as the cores have room for.
 
+    Runs on the CPU alone are divided as without a GPU.
+
     Args:
         commands: Commands that are to run; the one with the most threads says how many cores a slot needs.
         parallel: Number of slots; 0 as above. With GPUs, the slots go round them.
@@ -30,7 +32,7 @@ def make_slots(commands: Sequence[Command], parallel: int = 0, jobs_per_gpu: int
     Returns:
         The slots, no more than commands.
     """
-    devices = list_visible_devices()
+    devices = [] if commands and all(command.is_on_cpu for command in commands) else list_visible_devices()
     if devices:
         count = parallel or len(devices) * jobs_per_gpu
         slots = [Slot({"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]}) for i in range(count)]

@@ -216,7 +216,8 @@ class Objective(nn.Module):
         """Leaves the gradients of a step in the parameters.
 
         Args:
-            compute: Function that sets the gradients to those of `loss` at the present parameters.
+            compute: Function that sets the gradients to those of `loss` at the present parameters, in fp16 times a
+                scale that is the same throughout a step.
             parameters: Trained parameters of the model.
 
         Returns:

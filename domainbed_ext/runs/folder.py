@@ -10,6 +10,7 @@ checkpoint_*         where it resumes (see `checkpoint`), until it is done
 selected/            the trained model at the step that training-domain validation selects
 last/                the trained model at the last step, if that is another
 start.safetensors    where the head started, if at the linear probe (see `head_start`)
+tracked/             what `--track` wrote (see `tracking`), if it was given
 strengths.jsonl      accuracies along the strength of the update, evaluated after the run (see `strengths`)
 predictions_selected.safetensors   predictions_last.safetensors
                      logits of every evaluated image at the selected step, and at the last if that is another (see
@@ -37,6 +38,7 @@ from domainbed_ext.system.files import remove, write_atomically
 
 HEAD_START = "start.safetensors"
 PREDICTIONS_SELECTED, PREDICTIONS_LAST = "predictions_selected.safetensors", "predictions_last.safetensors"
+TRACKED = "tracked"
 DERIVED = "derived"
 """Folder of a sweep that holds what was derived from its runs: see `runs.derived`."""
 
@@ -125,7 +127,7 @@ class RunFolder:
             _clear_checkpoints(self.path)
             for file in ("results.jsonl", HEAD_START, PREDICTIONS_SELECTED, PREDICTIONS_LAST):
                 remove(self.path / file)
-            for folder in (self.path / "selected", self.path / "last", *self.path.glob("step_*")):
+            for folder in (*map(self.path.joinpath, ("selected", "last", TRACKED)), *self.path.glob("step_*")):
                 remove(folder)
         except OSError as error:
             raise not_writable(self.path, error) from error

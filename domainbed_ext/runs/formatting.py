@@ -51,7 +51,8 @@ def format_evaluation(setup: Setup) -> str:
     when = "at the last step" if times == 1 else f"{times} times"
     trained = setup.steps * setup.images_a_step
     options = ["--train_eval_share"] if setup.args.train_eval_share == 1 else []
-    options += ["--checkpoint_freq 0"] if times > 1 else []
+    fewer = "--evaluations 1" if setup.args.evaluations else "--checkpoint_freq 0"
+    options += [fewer] if times > 1 else []
     costs_more = images * FORWARD > trained and options
     hint = (
         f", longer than training: {' and '.join(options)} shorten{'s' * (len(options) == 1)} it" if costs_more else ""

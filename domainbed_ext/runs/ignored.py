@@ -33,6 +33,11 @@ def check_ignored(algorithm: Algorithm, hparams: Mapping[str, Any]) -> None:
             f"{method} has an update of its own, which ignores {' and '.join(ignored)}: leave that out, or call "
             "super().update() in it"
         )
+    if algorithm.scaler is not None and not algorithm.updated:
+        raise BenchmarkError(
+            f"{method} has an update of its own, which does not scale the loss as --precision fp16 needs: use bf16 or "
+            "float32, or call super().update() in it"
+        )
     if is_changed("label_smoothing", hparams) and not getattr(objective, "smoothed", False):
         loss = type(objective).__name__ if getattr(objective, "asked", False) else method
         raise BenchmarkError(

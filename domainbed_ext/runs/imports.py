@@ -1,4 +1,4 @@
-"""`--import`: users' files and modules that register methods, objectives and data sets.
+"""`--import`: users' files and modules that register methods, objectives, data sets and trackers.
 
 A run, like every command, calls `load` before it looks up names. So the workers of all launchers import the same.
 Records hold the digest of what was imported.
@@ -23,8 +23,9 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.objectives.registry import OBJECTIVES
 from domainbed_ext.system import option_values
 from domainbed_ext.system.registry import Registry
+from domainbed_ext.trackers.registry import TRACKERS
 
-_REGISTRIES: tuple[Registry[Any], ...] = (METHODS, OBJECTIVES, DATASETS)
+_REGISTRIES: tuple[Registry[Any], ...] = (METHODS, OBJECTIVES, DATASETS, TRACKERS)
 _loaded: dict[str, str] = {}  # digest of the source of each module when it was imported
 
 
@@ -37,7 +38,7 @@ def add_option(parser: argparse._ActionsContainer) -> None:
         action="extend",
         nargs="+",
         metavar="MODULE_OR_FILE",
-        help="Python files or modules that register your own methods, objectives and data sets",
+        help="Python files or modules that register your own methods, objectives, data sets and trackers",
     )
 
 
@@ -152,7 +153,8 @@ def _execute(text: str, name: str, execute: Callable[[], object], path: str | No
         sys.modules.pop(name, None)
         raise BenchmarkError(
             f"--import {text} registers nothing: decorate a class in it with "
-            '@register_algorithm("Name"), @register_objective("Name") or @register_dataset("Name")'
+            '@register_algorithm("Name"), @register_objective("Name"), @register_dataset("Name") or '
+            '@register_tracker("Name")'
         )
 
 

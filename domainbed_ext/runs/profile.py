@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import flop_counter
 
-from domainbed_ext.models.precision import autocast
+from domainbed_ext.models.precision import DTYPES, autocast
 from vitlorafa import QuantisedLinear
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def product_rate(algorithm: "Algorithm") -> float:
     """
     layers = [module for module in algorithm.modules() if isinstance(module, (nn.Linear, QuantisedLinear))]
     outputs, inputs = max(((each.out_features, each.in_features) for each in layers), key=math.prod)
-    dtype = torch.bfloat16 if algorithm.precision == "bf16" else torch.float32
+    dtype = DTYPES[algorithm.precision]
     x = torch.ones(_ROWS, inputs, dtype=dtype, device=algorithm.device)
     weight = torch.ones(outputs, inputs, dtype=dtype, device=algorithm.device)
     fastest = float("inf")

@@ -71,11 +71,7 @@ class RemainingTime:
         Args:
             steps_done: Number of steps that are done and evaluated, where they are to be.
         """
-        steps, frequency = self.setup.steps, self.setup.checkpoint_freq
-        if steps_done >= steps:
-            return 0
-        last = steps - 1
-        return last // frequency - (steps_done - 1) // frequency + (last % frequency > 0) if frequency else 1
+        return self.setup.count_evaluations(steps_done)
 
     def count_images(self, steps_done: int) -> int:
         """Counts the images that are still to be evaluated, at most.

@@ -1,6 +1,7 @@
 """The parts of a run, made from its arguments and checked before any work is done."""
 
 import random
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from domainbed_ext.datasets.image_files import unreadable
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
+from domainbed_ext.models.device import find_device, using_device
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.objectives.base import Objective
 from domainbed_ext.runs.arguments import CompleteArguments, RunArguments
@@ -45,7 +47,8 @@ class Setup:
         inputs: Size and statistics of the backbone's input.
         splits: Samples of "env0_in", "env0_out", "env0_uda" and so on; an empty split is left out.
         steps: Number of training steps.
-        checkpoint_freq: Number of steps from one evaluation to the next; 0 to evaluate at the last step alone.
+        checkpoint_freq: Number of steps from one evaluation to the next without `--evaluations`; 0 to evaluate at the
+            last step alone.
     """
 
     args: CompleteArguments
@@ -98,11 +101,32 @@ class Setup:
         """Builds the algorithm; the same seed gives the same one."""
         return make_algorithm(self.args, self.hparams, self.inputs, self.dataset.classes, len(self.train_envs))
 
-    @property
-    def evaluations(self) -> int:
-        """Number of evaluations: every `checkpoint_freq` steps from the first on, and after the last."""
+    @cached_property
+    def evaluated_steps(self) -> list[int]:
+        """Indices of the steps after which it is evaluated, ascending, the last step's among them.
+
+        These are `--evaluations` of them, evenly spaced; without it every `checkpoint_freq`-th from the first on.
+        """
+        if count := self.args.evaluations:
+            return [round(number * self.steps / count) - 1 for number in range(1, count + 1)]
         last = self.steps - 1
-        return 1 + -(-last // self.checkpoint_freq) if self.checkpoint_freq else 1
+        return [*(range(0, last, self.checkpoint_freq) if self.checkpoint_freq else ()), last]
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether it is evaluated after a step.
+
+        Args:
+            step: Index of the step.
+        """
+        return self.count_evaluations(step) > self.count_evaluations(step + 1)
+
+    def count_evaluations(self, first: int = 0) -> int:
+        """Counts the evaluations after a step and all later ones.
+
+        Args:
+            first: Index of the step.
+        """
+        return len(self.evaluated_steps) - bisect_left(self.evaluated_steps, first)
 
     def make_average(self) -> Average:
         """Makes the average of weights over steps.
@@ -110,7 +134,7 @@ class Setup:
         Raises:
             BenchmarkError: The run is too short for it, or has too few evaluations.
         """
-        return make_average(self.hparams, self.steps, self.evaluations)
+        return make_average(self.hparams, self.steps, self.count_evaluations())
 
     @property
     def steps_per_epoch(self) -> float:
@@ -144,7 +168,8 @@ def make_algorithm(
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(args.seed)
     make = get_algorithm_class(args.algorithm)
-    algorithm = make(inputs.shape, len(classes), num_domains, hparams)
+    with using_device(args.device):
+        algorithm = make(inputs.shape, len(classes), num_domains, hparams)
     # So that a saved model says which images and classes it was trained on.
     backbone: Any = algorithm.backbone
     trained_on = inputs.to_timm() | {"label_names": list(map(str, classes))}
@@ -190,7 +215,7 @@ def collect_facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str,
             **own_sources(type(objective), Objective),
             **own_sources(type(setup.dataset), MultipleDomainDataset),
         },
-        "machine": machine(),
+        "machine": machine() | ({"gpu": None} if algorithm.device.type == "cpu" else {}),
     }
 
 
@@ -201,6 +226,8 @@ def set_up_process(args: CompleteArguments) -> None:
         args: Arguments of a run, completed.
     """
     torch.set_num_threads(args.threads)
+    if (device := find_device(args.device)).index is not None:
+        torch.cuda.set_device(device)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     keep_freed_memory()
 
@@ -215,7 +242,7 @@ def set_up(args: RunArguments, recorded_hparams: Mapping[str, Any] | None = None
     Raises:
         BenchmarkError: Something would stop the run later.
     """
-    args = args.complete(workers=WORKERS if torch.cuda.is_available() else 0)
+    args = args.complete(workers=WORKERS if find_device(args.device).type == "cuda" else 0)
     load(args.imports)
     args = replace(args, algorithm=canonical_name(args.algorithm), dataset=DATASETS.canonical(args.dataset))
     hparams = args.resolve_hparams() | dict(recorded_hparams or {})
@@ -248,8 +275,20 @@ def set_up(args: RunArguments, recorded_hparams: Mapping[str, Any] | None = None
     freq = dataset.CHECKPOINT_FREQ if args.checkpoint_freq is None else args.checkpoint_freq
     inputs = backbones.inputs(hparams["backbone"], hparams["image_size"], args.input_stats)
     setup = Setup(args, test_envs, hparams, dataset, inputs, splits, steps, freq)
-    setup.make_average()
+    _check_evaluations(setup)
     return setup
+
+
+def _check_evaluations(setup: Setup) -> None:
+    """Refuses evaluations that cannot be, and averages and early stopping that have no use for those that are."""
+    count = setup.args.evaluations or 0
+    if count > setup.steps:
+        raise BenchmarkError(f"--evaluations {count} is more than the run's {setup.steps} steps: lower it")
+    if setup.make_average().judges and setup.args.early_stopping:
+        raise BenchmarkError(
+            f"--early_stopping follows the validation accuracy, which average={setup.hparams['average']} measures at "
+            "the last step alone: leave it out, for such a run ends with the valley of its validation loss"
+        )
 
 
 def _make_dataset(args: CompleteArguments, hparams: dict[str, Any]) -> MultipleDomainDataset:

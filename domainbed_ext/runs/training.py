@@ -25,6 +25,7 @@ from domainbed_ext.runs.predictions import remove_predictions, save_predictions
 from domainbed_ext.runs.remaining_time import RemainingTime
 from domainbed_ext.runs.saved import BEST, LAST
 from domainbed_ext.runs.setup import Setup, collect_facts, set_up_process
+from domainbed_ext.runs.tracking import Tracking, tracked
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.attempts import Claim
 from domainbed_ext.system.commands import format_command
@@ -63,12 +64,14 @@ class Training:
         self.best: float | None = None
         self.kept: Kept | None = None  # of the best step so far, unless it is evaluated on all splits
         self.best_logits: dict[str, Tensor] = {}  # of the best step so far, on each split that it is evaluated on
+        self.stale = 0  # evaluations since the best step so far
         self.average = setup.make_average()
         self.watch = Watch(setup.args.stop_on_nan)
         self.values: dict[str, list[float]] = defaultdict(list)  # since the last record
         self.saved_at = (time.monotonic(), 0)
         self._is_evaluation_announced = False
         self.time = RemainingTime(setup)
+        self.tracking = Tracking(folder, self.facts)  # none is started yet
         self._resume(state, different)
 
     def finish(self, progress: Progress) -> None:
@@ -81,6 +84,10 @@ class Training:
             Interrupted: The run was asked to stop; it resumes from a checkpoint.
             Lost: Another process has the claim by now.
         """
+        with tracked(self.folder, self.facts) as self.tracking:
+            self._finish(progress)
+
+    def _finish(self, progress: Progress) -> None:
         setup = self.setup
         self.watch.check()
         self.claim.begin_steps()
@@ -118,6 +125,7 @@ class Training:
         manual_seed(seed_hash(self.setup.args.seed, "update", self.steps_done))  # for step t needs no history (dropout)
         if not self.schedule.is_constant:
             self.algorithm.scale_rates(self.schedule.factor(self.steps_done))
+        self.algorithm.domain_losses = None  # a method with an update of its own may leave it so
         values = self.algorithm.update(batches)
         check_ignored(self.algorithm, self.setup.hparams)
         self._look(self.steps_done, values)
@@ -125,6 +133,8 @@ class Training:
         self.average.add(self.steps_done, self.algorithm.moving)
         for name, value in values.items():
             self.values[name].append(value)
+        for env, loss in zip(self.setup.train_envs, self.algorithm.domain_losses or [], strict=False):
+            self.values[f"env{env}_loss"].append(loss)
         self.values["step_time"].append(seconds := time.perf_counter() - start)
         self.time.note_step(seconds)
         self.steps_done += 1
@@ -136,8 +146,7 @@ class Training:
             Whether it was due.
         """
         setup, step = self.setup, self.steps_done - 1
-        last = step == setup.steps - 1
-        if step < 0 or not (last or (setup.checkpoint_freq and step % setup.checkpoint_freq == 0)):
+        if step < 0 or not setup.is_evaluated(step):
             return False
         if not self.values:  # the record was written before the checkpoint
             return False
@@ -169,11 +178,13 @@ class Training:
 
     def _evaluate(self, step: int) -> None:
         """Evaluates, records and saves the model after a step."""
-        setup, last = self.setup, step == self.setup.steps - 1
-        logits: dict[str, Tensor] = {}
+        setup, logits = self.setup, dict[str, Tensor]()
         accuracies = self._accuracies(step, setup.validation_splits, logits)
         val_acc = float(np.mean(list(accuracies.values())))
         new_best = better(val_acc, self.best)
+        stale = 0 if new_best else self.stale + 1
+        stops = step < setup.steps - 1 and stale == setup.args.early_stopping
+        last = stops or step == setup.steps - 1
         # Every figure is read from the best step or from the last, which lean evaluation relies on.
         is_full = last or setup.args.evaluate == "all"
         if last and not new_best:
@@ -183,8 +194,9 @@ class Training:
         self.claim.check()
         self._look(step, accuracies)
         with self.feed.stage("write"):
-            self._record(step, accuracies)
+            self._record(step, accuracies, {"stopped_early": True} if stops else {})
             self._save_model(step, {"selected": new_best, "last": last and not new_best})
+        self.stale = stale
         if new_best:
             self.best, self.kept = val_acc, None if is_full else Kept.after(step, self.feed)
             self.best_logits = logits
@@ -193,6 +205,10 @@ class Training:
                 self._save_predictions(step, logits)
         self.values.clear()
         self.watch.check()
+        if stops:
+            why = f"no better validation accuracy in {stale} evaluation{'s' * (stale > 1)}"
+            print(f"{why}: the remaining {setup.steps - self.steps_done} steps are left out (--early_stopping)")
+            self.steps_done = setup.steps
         if last:
             self._report_average()
         if last and self.feed.profile:
@@ -256,7 +272,7 @@ class Training:
             self.folder.diverge(step)
         return diverged
 
-    def _record(self, step: int, accuracies: dict[str, float]) -> None:
+    def _record(self, step: int, accuracies: dict[str, float], ending: dict[str, Any]) -> None:
         record = {
             **self.facts,
             **{name: float(np.mean(history)) for name, history in self.values.items()},
@@ -264,12 +280,14 @@ class Training:
             **self.watch.fields,
             **self.average.fields,
             **ways.used(),
+            **ending,
             "step": step,
             "epoch": step / self.setup.steps_per_epoch,
             "learning_rate": self.algorithm.learning_rate,
             "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
         }
         self.folder.append(record | ({"profile": self.feed.profile.summary()} if self.feed.profile else {}))
+        self.tracking.log(record)
         print(formatting.format_record(record, self.setup.steps, self.claim.seconds))
 
     def _save_model(self, step: int, places: dict[str, bool]) -> None:
@@ -307,7 +325,7 @@ class Training:
         self.folder.start(state["lines"])
         self.algorithm.load_training_state(state["algorithm"])
         checkpoint.set_random_states(state["random"])
-        self.steps_done, self.best = state["steps_done"], state["best"]
+        self.steps_done, self.best, self.stale = state["steps_done"], state["best"], state.get("stale", 0)
         if average := state.get("average"):  # checkpoints of earlier versions have none
             self.average.load_state_dict(average)
         # Checkpoints of earlier versions have none: they evaluated each new best on all splits at once.
@@ -350,6 +368,7 @@ class Training:
             "best": self.best,
             "kept": {"step": self.kept.step, "state": self.kept.state} if self.kept else None,
             "best_logits": self.best_logits,
+            "stale": self.stale,
             "average": self.average.state_dict(),
             "diverged": self.watch.step,
             "values": dict(self.values),

@@ -14,6 +14,7 @@ from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs import imports
 from domainbed_ext.runs.arguments import SharedArguments
+from domainbed_ext.runs.shared_options import settle_evaluations
 from domainbed_ext.sweep.definition import QUICKSTART, definition_words
 from domainbed_ext.sweep.options import NAMES, PROGRAM, make_parser
 
@@ -80,8 +81,33 @@ class SweepArguments(SharedArguments):
         return shlex.join([*PROGRAM.split(), *self.words])
 
 
-def parse(argv: Sequence[str] | None = None) -> SweepArguments:
+def parse_words(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line over the sweep's definition.
+
+    Args:
+        argv: Words of the command line; None for the process's.
+
+    Returns:
+        Values of all options, and `words`, the command line.
+
+    Raises:
+        BenchmarkError: A definition cannot be read, or the value of an option cannot be right.
+    """
+    words = tuple(sys.argv[1:] if argv is None else argv)
+    parser = make_parser(next((word for word in words if word in NAMES), None))
+    args = typed = parser.parse_args(words)
+    name = args.sweep or (None if args.datasets or args.algorithms else QUICKSTART)
+    if name:
+        defined = vars(parser.parse_args([args.command, *definition_words(name, parser)]))
+        parser.set_defaults(**defined)  # which the command line overrides
+        args = parser.parse_args(words)
+    settle_evaluations(args, typed)
+    args.words = words
+    return args
+
+
+def parse(argv: Sequence[str] | None = None) -> SweepArguments:
+    """Reads the command line over the sweep's definition, as `parse_words` does, and checks what it says.
 
     Args:
         argv: Words of the command line; None for the process's.
@@ -92,14 +118,21 @@ def parse(argv: Sequence[str] | None = None) -> SweepArguments:
     Raises:
         BenchmarkError: A definition cannot be read, or an argument is missing or makes no sense.
     """
-    words = tuple(sys.argv[1:] if argv is None else argv)
-    parser = make_parser(next((word for word in words if word in NAMES), None))
-    args = parser.parse_args(words)
-    name = args.sweep or (None if args.datasets or args.algorithms else QUICKSTART)
-    if name:
-        defined = vars(parser.parse_args([args.command, *definition_words(name, parser)]))
-        parser.set_defaults(**defined)  # which the command line overrides
-        args = parser.parse_args(words)
+    return check(parse_words(argv))
+
+
+def check(args: Namespace) -> SweepArguments:
+    """Checks what the options of a sweep say together.
+
+    Args:
+        args: Values of all options.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        BenchmarkError: An argument is missing or makes no sense.
+    """
     for needed in ("datasets", "algorithms", "output_dir"):
         if not getattr(args, needed):
             raise BenchmarkError(f"--{needed} is missing: give it, or a --sweep FILE.yaml that does")
@@ -108,6 +141,11 @@ def parse(argv: Sequence[str] | None = None) -> SweepArguments:
             raise BenchmarkError(f"--{name} is an option of `status`, not of `{args.command}`: leave it out")
     if args.first_trial is not None and args.command != "confirm":
         raise BenchmarkError(f"--first_trial is an option of `confirm`, not of `{args.command}`: leave it out")
+    if args.device and ":" in args.device:
+        raise BenchmarkError(
+            f"--device {args.device}: the launcher gives each run of a sweep its GPU: give cuda, cpu or auto; choose "
+            "GPUs by CUDA_VISIBLE_DEVICES"
+        )
     if args.n_hparams <= args.n_hparams_from:
         raise BenchmarkError(
             f"this sweep has no run: --n_hparams {args.n_hparams} should be above --n_hparams_from "
@@ -116,7 +154,6 @@ def parse(argv: Sequence[str] | None = None) -> SweepArguments:
     datasets, algorithms = _names(args)
     values = {
         **vars(args),
-        "words": words,
         "output_dir": Path(args.output_dir),
         "datasets": datasets,
         "algorithms": algorithms,

@@ -19,6 +19,7 @@ from domainbed_ext.sweep.states import format_runs
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.progress import bar
 from domainbed_ext.system.sizes import format_size
+from domainbed_ext.trackers.registry import check_trackers
 
 # Hyperparameters that change neither the layers of a model nor whether it can be made; of ranks the largest is tried.
 _FREE = (
@@ -57,6 +58,8 @@ def check_runs(jobs: Sequence[Job]) -> dict[tuple[str, str], Checked]:
     Raises:
         BenchmarkError: Something would stop a run.
     """
+    for job in jobs[:1]:
+        check_trackers(job.extra_args["track"])
     setups = _set_up(jobs)
     for job in jobs:
         try:
@@ -145,7 +148,7 @@ def _count_trained_bytes(algorithm: Algorithm) -> int:
 
 def count_records(setup: Setup) -> int:
     """Counts the records that a run writes."""
-    return 1 if setup.make_average().judges else setup.evaluations
+    return 1 if setup.make_average().judges else setup.count_evaluations()
 
 
 def count_prediction_bytes(setup: Setup) -> int:

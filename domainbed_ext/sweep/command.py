@@ -9,9 +9,12 @@ python -m domainbed_ext.sweep status --sweep FILE.yaml     # also retry, confirm
 import importlib
 from collections.abc import Sequence
 
-from domainbed_ext.sweep.arguments import parse
+from domainbed_ext.sweep.arguments import check, parse_words
+from domainbed_ext.sweep.options import make_parser
 from domainbed_ext.system import garbage
 from domainbed_ext.system.command_line import as_command
+from domainbed_ext.system.exit_codes import ExitCode
+from domainbed_ext.system.option_file import format_options
 
 __all__ = ["main"]
 
@@ -19,7 +22,11 @@ __all__ = ["main"]
 @as_command()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: `python -m domainbed_ext.sweep`."""
-    args = parse(argv)
+    words = parse_words(argv)
+    args = check(words)
+    if words.print_config:
+        print(format_options(make_parser(), vars(words)), end="")
+        return ExitCode.DONE
     # Imported now, when the arguments are known to be right: with some sub-commands comes torch, which takes seconds.
     with garbage.loading():
         command = importlib.import_module(f"domainbed_ext.sweep.{args.command}")

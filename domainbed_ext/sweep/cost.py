@@ -164,7 +164,7 @@ def estimate_cost(
 
 
 def _format_core_time(seconds: float, jobs: Sequence[Job]) -> str:
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() and jobs[0].extra_args["device"] != "cpu"
     threads = max(job.computation["args"]["threads"] for job in jobs)
     hours = seconds / 3600 * (1 if cuda else threads)
     device, what = (f" ({torch.cuda.get_device_name()})", "GPU") if cuda else ("", "core")

@@ -102,7 +102,6 @@ class _Here:
 
     def __init__(self) -> None:
         self._versions = versions()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._data, self._sources = cache(_data), cache(_sources)
 
     def facts(self, job: Job) -> dict[str, Any]:
@@ -114,11 +113,17 @@ class _Here:
         dataset, algorithm, data_dir = (job.train_args[name] for name in ("dataset", "algorithm", "data_dir"))
         return {
             "versions": self._versions,
-            "precision": precision.choose(job.computation["hparams"]["precision"], self._device),
+            "precision": precision.choose(job.computation["hparams"]["precision"], _device(job)),
             "imports": load(job.extra_args.get("imports")),
             "sources": self._sources(algorithm, dataset),
             **self._data(dataset, data_dir),
         }
+
+
+def _device(job: Job) -> torch.device:
+    """The device of a run that starts here; one of a cluster may have the GPU that this machine lacks."""
+    is_cpu = job.extra_args.get("device") == "cpu" or not torch.cuda.is_available()
+    return torch.device("cpu" if is_cpu else "cuda")
 
 
 def _data(name: str, data_dir: Path | str | None) -> Mapping[str, Any]:

@@ -74,7 +74,7 @@ class Job:
         """The command line of `domainbed_ext.train`."""
         argv = []
         values_of = {**self.train_args, **self.extra_args, "output_dir": str(self.folder.path)}
-        if "steps" in self.train_args and "checkpoint_freq" not in self.train_args:
+        if "steps" in self.train_args and not {"checkpoint_freq", "evaluations"} & self.train_args.keys():
             values_of["evaluate_first_step"] = True  # which a short run by itself leaves out
         for name, value in sorted(values_of.items()):
             if value is None or value is False:

@@ -12,7 +12,8 @@ from domainbed_ext import launchers
 from domainbed_ext.algorithms.listing import NAME_HELP, format_short
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import unknown
-from domainbed_ext.runs import arguments as run_options
+from domainbed_ext.runs import shared_options as run_options
+from domainbed_ext.runs.hparams_option import add_hparams_option
 from domainbed_ext.sweep.definition import QUICKSTART
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import CommandLine
@@ -23,6 +24,7 @@ PROGRAM = "python -m domainbed_ext.sweep"
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which runs")
+    run_options.add_print_option(group)
     group.add_argument(
         "--sweep",
         type=option_values.path,
@@ -72,7 +74,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--steps", type=option_values.whole(1), metavar="N", help="training steps (the data set's own number)"
     )
-    group.add_argument("--hparams", metavar="JSON", help="hyperparameters, for every method that has them")
+    add_hparams_option(group, "hyperparameters, for every method that has them")
     group.add_argument(
         "--holdout_fraction",
         type=option_values.share(),
@@ -120,6 +122,7 @@ def _add_launching(parser: argparse.ArgumentParser) -> None:
         help="method that the tables compare all others with, paired by trial, with 95 %% intervals (none)",
     )
     run_options.add_saving_options(group)
+    run_options.add_tracking_option(group)
     run_options.add_speed_options(parser)
     run_options.add_resume_options(parser)
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "frontier": CommandEntry("frontier", "evaluate a sweep's selected runs along the strength of their update"),
     "analyse": CommandEntry("analyse.command", "analyse learned A and B as Zhu et al. 2024 and LoRA-FA do"),
     "methods": CommandEntry("methods", "list methods and objectives, with hyperparameters and papers"),
+    "schema": CommandEntry("schema", "print the JSON Schema of a run's or a sweep's YAML, for editors"),
     "prepare": CommandEntry("prepare.command", "download, unpack and check data sets"),
     "cache": CommandEntry("cache.command", "list, build and remove decoded images"),
     "bench": CommandEntry("bench.__main__", "measure how fast runs and sweeps are on this machine"),

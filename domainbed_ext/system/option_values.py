@@ -4,14 +4,35 @@ import math
 import os
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from domainbed_ext.errors import BenchmarkError
+
+T = TypeVar("T")
 
 LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+@dataclass(frozen=True, eq=False)  # argparse hashes types
+class Checked(Generic[T]):
+    """A type that says what its values are.
+
+    Attributes:
+        read: Function of the text that returns the value, or raises an `ArgumentTypeError`.
+        schema: JSON Schema of the values in a file.
+    """
+
+    read: Callable[[str], T]
+    schema: Mapping[str, Any]
+
+    def __call__(self, text: str) -> T:
+        """Reads a value."""
+        return self.read(text)
+
+
+def whole(least: int, most: int | None = None) -> Checked[int]:
     """The type of an option that is a whole number.
 
     Args:
@@ -33,13 +54,13 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
             raise ArgumentTypeError(f"{text} is too large, give {most} or less")
         return value
 
-    return read
+    return Checked(read, {"type": "integer", "minimum": least, **({} if most is None else {"maximum": most})})
 
 
 seed = whole(0, LARGEST_SEED)
 
 
-def number(least: float = -math.inf, above: float = -math.inf) -> Callable[[str], float]:
+def number(least: float = -math.inf, above: float = -math.inf) -> Checked[float]:
     """The type of an option that is a finite number.
 
     Args:
@@ -58,10 +79,11 @@ def number(least: float = -math.inf, above: float = -math.inf) -> Callable[[str]
             raise ArgumentTypeError(f"{text} is too small, give a number above {above:g}")
         return value
 
-    return read
+    bounds = {"minimum": least, "exclusiveMinimum": above}
+    return Checked(read, {"type": "number", **{name: each for name, each in bounds.items() if math.isfinite(each)}})
 
 
-def share(with_0: bool = False, with_1: bool = False) -> Callable[[str], float]:
+def share(with_0: bool = False, with_1: bool = False) -> Checked[float]:
     """The type of an option that is a share, from 0 to 1.
 
     Args:
@@ -80,7 +102,8 @@ def share(with_0: bool = False, with_1: bool = False) -> Callable[[str], float]:
             raise ArgumentTypeError(f"{text} is out of range, give a share {bounds}")
         return value
 
-    return read
+    low_name, high_name = "minimum" if with_0 else "exclusiveMinimum", "maximum" if with_1 else "exclusiveMaximum"
+    return Checked(read, {"type": "number", low_name: 0, high_name: 1})
 
 
 def name_or_index(text: str) -> str | int:
@@ -94,6 +117,18 @@ def name_or_index(text: str) -> str | int:
     except ArgumentTypeError:
         return text
     return whole(0)(text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(_DEVICE, text):
+        raise ArgumentTypeError(f"{text!r} is no device, give auto, cpu, cuda or cuda:N")
+    return text
+
+
+_DEVICE = r"auto|cpu|cuda(:[0-9]+)?"
+
+device = Checked(_device, {"type": "string", "pattern": f"^({_DEVICE})$"})
+"""The type of an option that names a device: auto, cpu, cuda or cuda:N."""
 
 
 def path(text: str) -> str:

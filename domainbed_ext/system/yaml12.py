@@ -1,11 +1,11 @@
-"""Reads YAML as people write it, by the core schema of YAML 1.2.
+"""Reads and writes YAML as people write it, by the core schema of YAML 1.2.
 
 `1e-3` is a number, `NO`, `on` and `2024-01-01` are text, `010` is ten, and a duplicate key is an error.
 PyYAML reads YAML 1.1, where all of these differ.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -51,6 +51,36 @@ def read_mapping(text: str) -> list[Entry] | None:
         ]
     finally:
         loader.dispose()
+
+
+def write_mapping(mapping: Mapping[str, Any]) -> str:
+    """Writes a mapping, a line for each key, so that `read_mapping` and readers of YAML 1.1 read the same.
+
+    Args:
+        mapping: Plain values by key.
+    """
+    lines = _Lines(mapping)
+    return yaml.dump(lines, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None)
+
+
+class _Lines(dict[str, Any]):
+    """A mapping of which each key has a line."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes text that is something else in YAML 1.2 too."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
+    plain = _Loader("").resolve(ScalarNode, text, (True, False)) == _TEXT
+    return dumper.represent_scalar(_TEXT, text, style=None if plain else "'")
+
+
+_TEXT = "tag:yaml.org,2002:str"
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(
+    _Lines, lambda dumper, lines: dumper.represent_mapping("tag:yaml.org,2002:map", lines, flow_style=False)
+)
 
 
 class _Loader(yaml.SafeLoader):

@@ -14,6 +14,7 @@ from domainbed_ext.objectives.registry import OBJECTIVES
 from domainbed_ext.runs import imports
 from domainbed_ext.runs.arguments import RunArguments
 from domainbed_ext.system import processes
+from domainbed_ext.trackers.registry import TRACKERS
 from tests import forked
 
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -68,13 +69,13 @@ def few_evaluated(monkeypatch):
 
 @pytest.fixture
 def registries(monkeypatch):
-    """The registries of methods, objectives and data sets, which forget what a test registers or imports."""
-    three = METHODS, OBJECTIVES, DATASETS
-    before, modules = [registry.registered() for registry in three], dict(sys.modules)
+    """The registries of methods, objectives, data sets and trackers, which forget what a test registers or imports."""
+    four = METHODS, OBJECTIVES, DATASETS, TRACKERS
+    before, modules = [registry.registered() for registry in four], dict(sys.modules)
     monkeypatch.setattr(imports, "_loaded", {})
     monkeypatch.setattr(sys, "path", list(sys.path))
-    yield three
-    for registry, things in zip(three, before, strict=True):
+    yield four
+    for registry, things in zip(four, before, strict=True):
         registry.restore(things)
     for name in [name for name in sys.modules if name not in modules and name.startswith(("mine", "their"))]:
         del sys.modules[name]

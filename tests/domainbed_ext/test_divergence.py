@@ -28,7 +28,14 @@ from tests.domainbed_ext.test_collect_results import named, run_records, write
 
 PACKAGE = Path(domainbed_ext.__file__).parent
 # What makes words of a command line, not files.
-WORDS = ("system/strict_json.py", "sweep/definition.py", "bench/accuracy.py", "bench/runs.py", "bench/__main__.py")
+WORDS = (
+    "system/strict_json.py",
+    "system/option_file.py",
+    "runs/hparams_option.py",
+    "bench/accuracy.py",
+    "bench/runs.py",
+    "bench/__main__.py",
+)
 
 
 def refuse(constant):

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -264,3 +265,28 @@ def test_the_reference_is_one_of_the_methods():
     # Tables are made when all runs are done, which is late for an error.
     with pytest.raises(BenchmarkError, match="--reference BA is not among the methods: choose one of BOnly, LP"):
         parse([*words, "BA"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "--sweep pacs_vit_tiny --data_dir D --n_trials 2",
+        "--datasets PACS --algorithms BA LoRA-FA@r=4 --output_dir NO --hparams lr=1e-3 --data_dir D --pairs",
+        "--protocol single_source --datasets PACS --source_envs 30 --algorithms LP --output_dir o --data_dir D",
+    ],
+)
+def test_the_printed_options_are_the_same_sweep(tmp_path, capsys, words):
+    args = parse(["launch", *words.split()])
+    assert sweep.main(["launch", *words.split(), "--print_config"]) == 0
+    path = write(tmp_path, printed := capsys.readouterr().out)
+    again = parse(["launch", "--sweep", str(path)])
+    assert dataclasses.replace(again, words=args.words) == args
+    assert sweep.main(["launch", "--sweep", str(path), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_printing_checks_the_options(capsys):
+    with pytest.raises(BenchmarkError, match="--output_dir is missing"):
+        sweep.main(["launch", "--datasets", "PACS", "--algorithms", "BA", "--print_config"])

@@ -50,7 +50,7 @@ def test_a_name_never_changes_by_accident(tmp_path):
             **{
                 "evaluate": "lean",
                 "training_images": "exact",
-                "split_by": "images",  # of a later version, and in no name
+                **{"split_by": "images", "evaluations": None, "early_stopping": None},  # of a later version, in no name
                 "checkpoint_freq": 300,
                 "train_eval_share": 1.0,
                 "threads": 1,
@@ -109,12 +109,13 @@ def test_jobs_come_in_domainbeds_order(tmp_path):
 
 
 def test_a_jobs_command_is_a_run_with_its_arguments(tmp_path):
-    job = make_jobs(tmp_path, "--workers", "1", "--save_minutes", "7", algorithms=["BOnly@rank=16"])[2]
+    words = ["--workers", "1", "--save_minutes", "7", "--track", "csv", "tensorboard"]
+    job = make_jobs(tmp_path, *words, algorithms=["BOnly@rank=16"])[2]
     parsed = job.args
     assert (parsed.algorithm, parsed.test_envs, parsed.steps, parsed.workers) == ("BOnly@rank=16", [2], 2, 1)
     assert parsed.train_eval_share == 0.05 and parsed.skip_model_save
     assert (parsed.save_minutes, parsed.save_steps, parsed.time_limit) == (7.0, 0, None)
-    assert parsed.output_dir == str(job.folder.path)
+    assert parsed.output_dir == str(job.folder.path) and parsed.track == ["csv", "tensorboard"]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,7 @@ def test_a_jobs_command_is_a_run_with_its_arguments(tmp_path):
         "--save_minutes 1 --save_steps 9 --time_limit 60",
         "--data_dir /moved",
         "--command_launcher slurm",
+        "--track csv tensorboard",
         # What holds anyhow, said:
         "--protocol leave_one_out --validation_images plain --sampling replacement --threads 1",
         "--hparams {}",
@@ -139,6 +141,7 @@ def test_what_changes_no_number_changes_no_name(tmp_path, words):
     [
         "--steps 3",
         "--checkpoint_freq 1",
+        "--early_stopping 3",
         "--precision float32",
         "--weights none",
         "--protocol domainbed",

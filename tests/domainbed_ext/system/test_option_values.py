@@ -39,7 +39,7 @@ COMMANDS = {
 WORDS = {
     *("dataset", "algorithm", "task", "hparams", "source_envs", "backbone", "datasets", "algorithms", "step", "name"),
     *("command_launcher", "launcher_options", "selection", "names", "script", "arguments", "what", "command"),
-    *("models", "backbones", "ways", "targets", "precision", "device", "methods", "reference"),
+    *("models", "backbones", "ways", "targets", "precision", "device", "methods", "reference", "track"),
 }
 
 
