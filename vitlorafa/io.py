@@ -23,6 +23,7 @@ from vitlorafa.inject import (
     inject_layers,
     timm_model,
 )
+from vitlorafa.inputs import check_model, to_folder
 from vitlorafa.metadata import to_json_entries
 from vitlorafa.named_sites import config_sites
 from vitlorafa.sharding import assign, gather, gather_parameters, is_writer, wait_for_all
@@ -70,7 +71,8 @@ def save_adapter(
     """
     if format not in adapter_folder.FILES:
         raise unknown("adapter format", format, adapter_folder.FILES)
-    folder = Path(folder).expanduser()
+    folder = to_folder(folder)
+    check_model(model)
     inner = timm_model(model, prefix)
     adapted = adapted_state(inner)
     check_one_adapter(inner)
@@ -136,7 +138,8 @@ def load_adapter(
         AdapterWarning: If the pretrained weights, the input or the classes differ from those that the adapter was
             trained with, or if a file without a digest of the weights leaves out layers of its targets.
     """
-    folder = Path(folder).expanduser()
+    folder = to_folder(folder)
+    check_model(model)
     inner = timm_model(model, prefix)
     check_one_adapter(inner)
     description, tensors = adapter_folder.read(folder, inner)
