@@ -115,6 +115,15 @@ def test_an_option_of_adapters_does_what_the_page_says(word):
     exec(code, {})
 
 
+@pytest.mark.parametrize("word", ["Dinov2", "torchvision", "to_qkv"])
+def test_models_of_other_libraries_are_adapted(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = [code for code in ADAPTERS if word in code]
+    if word == "Dinov2":
+        pytest.importorskip("transformers")
+    exec(code, {})
+
+
 def test_an_adapter_of_a_wrapped_model_is_saved(tmp_path):
     (code,) = [code for code in ADAPTERS if "torch.compile" in code]
     load = "vitlorafa.load_adapter(timm.create_model('test_vit', num_classes=7), 'my_adapter')\n"

@@ -1,4 +1,4 @@
-"""Adding adapters to a timm vision transformer in place, merging them, and removing them."""
+"""Adding adapters to a vision transformer in place, merging them, and removing them."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, join_words, warn
 from vitlorafa.gaps import describe_gaps
 from vitlorafa.heads import find_heads
+from vitlorafa.inputs import check_config, check_model
 from vitlorafa.layers import FastLinear, LoRALinear
 from vitlorafa.named_sites import ANY, config_sites
 from vitlorafa.origin import digests
@@ -56,13 +57,17 @@ class _Adapted:
 def inject(
     model: nn.Module, config: AdapterConfig, *, train_head: bool = False, prefix: str | None = None
 ) -> nn.Module:
-    """Adds adapters to a timm vision transformer in place and freezes everything else.
+    """Adds adapters to a vision transformer in place and freezes everything else.
+
+    Layers are found by structure in models of timm, transformers, torchvision and open_clip and in
+    `nn.TransformerEncoder`; `config.targets` as a pattern, or `config.sites`, names those of any other model.
 
     Args:
         model: Pretrained model, or a module that holds it, such as a Lightning module or transformers' TimmWrapper; the
             whole module is frozen. Wrap it in DDP or shard it afterwards, not before.
         config: Configuration of the adapters.
-        train_head: Whether the classifier (timm's `get_classifier()`) stays trainable.
+        train_head: Whether the classifier stays trainable: timm's `get_classifier()`, or a linear layer that is called
+            classifier, head, heads or fc.
         prefix: Name of the timm model within `model`, such as "backbone". If None, the only timm model is adapted; if
             there are several, all layers in `model` are.
 
@@ -75,9 +80,11 @@ def inject(
             model is then unchanged.
 
     Warns:
-        AdapterWarning: If some blocks lack a target or have linear layers but no attention, or if the model is wrapped
-            in DDP.
+        AdapterWarning: If some blocks lack a target or have linear layers but no attention, if targets are "all" but
+            much of the model is convolutions, or if the model is wrapped in DDP.
     """
+    check_model(model)
+    check_config(config)
     inner = timm_model(model, prefix)
     check_unadapted(model, inner)
     every = config_sites(inner, config)

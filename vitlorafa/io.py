@@ -23,6 +23,7 @@ from vitlorafa.inject import (
     inject_layers,
     timm_model,
 )
+from vitlorafa.inputs import check_model, to_folder
 from vitlorafa.metadata import to_json_entries
 from vitlorafa.named_adapters import using_adapter
 from vitlorafa.named_sites import config_sites
@@ -78,7 +79,8 @@ def save_adapter(
     """
     if format not in adapter_folder.FILES:
         raise unknown("adapter format", format, adapter_folder.FILES)
-    folder = Path(folder).expanduser()
+    folder = to_folder(folder)
+    check_model(model)
     if only_trained and format == "peft":
         raise AdapterError("PEFT cannot draw a frozen factor: save with format='vitlorafa' or only_trained=False")
     inner = timm_model(model, prefix)
@@ -182,7 +184,8 @@ def load_adapter(
         AdapterWarning: If the pretrained weights, the input or the classes differ from those that the adapter was
             trained with, or if a file without a digest of the weights leaves out layers of its targets.
     """
-    folder = Path(folder).expanduser()
+    folder = to_folder(folder)
+    check_model(model)
     inner = timm_model(model, prefix)
     check_one_adapter(inner)
     description, tensors = adapter_folder.read(folder, inner)

@@ -73,11 +73,10 @@ class UnpackedAttention(nn.MultiheadAttention):
         is_batched = query.dim() == 3
         q, k, v = (self._split(each, is_batched) for each in self._project(query, key, value))
         N, _, L, d = q.shape
-        mask = _added(key_padding_mask, q)
-        mask = None if mask is None else mask.reshape(N, 1, 1, -1)
+        mask = None if key_padding_mask is None else _added(key_padding_mask, q).reshape(N, 1, 1, -1)
         if attn_mask is not None:
             each = _added(attn_mask, q)
-            each = each if attn_mask.dim() == 2 else each.reshape(N, self.num_heads, L, -1)  # type: ignore[union-attr]
+            each = each if each.dim() == 2 else each.reshape(N, self.num_heads, L, -1)
             mask = each if mask is None else mask + each
         dropout = self.dropout if self.training else 0.0
         if need_weights:
@@ -155,20 +154,20 @@ def pack(model: nn.Module) -> None:
     Args:
         model: Any module.
     """
+    module: Any
     for _, module in named_modules(model):
         if isinstance(module, UnpackedAttention) and type(module.in_proj) is nn.Linear and _is_plain(module.out_proj):
-            layer = module._modules.pop(INPUT)
-            assert isinstance(layer, nn.Linear)
+            layer: Any = module._modules.pop(INPUT)
             module._parameters |= {"in_proj_weight": layer.weight, "in_proj_bias": layer.bias}
-            module.__class__ = nn.MultiheadAttention
+            module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
 
 
 def _is_plain(layer: Any) -> bool:
     return type(layer) in (nn.Linear, NonDynamicallyQuantizableLinear)
 
 
-def _added(mask: Tensor | None, x: Tensor) -> Tensor | None:
+def _added(mask: Tensor, x: Tensor) -> Tensor:
     """The mask as numbers that are added to scores."""
-    if mask is None or mask.is_floating_point():
-        return mask if mask is None else mask.to(x.dtype)
+    if mask.is_floating_point():
+        return mask.to(x.dtype)
     return torch.zeros_like(mask, dtype=x.dtype).masked_fill(mask.bool(), -math.inf)

@@ -228,7 +228,7 @@ def _sequence(module: nn.Module) -> dict[str, tuple[str, ...]]:
     """
     if not isinstance(module, nn.Sequential):
         return {}
-    layers = [(name, child) for name, child in module.named_children() if hasattr(child, "in_features")]
+    layers: list[tuple[str, Any]] = [each for each in module.named_children() if hasattr(each[1], "in_features")]
     if len(layers) != 2:
         return {}
     (first, wide), (last, narrow) = layers

@@ -13,10 +13,13 @@ from vitlorafa.layers import FastLinear, LoRALinear
 from vitlorafa.ops import linear
 from vitlorafa.ops.attention import attention
 from vitlorafa.ops.private import inside_torch_func
+from vitlorafa.wrappers import unwrap
 
 
 def speed_up(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     """Makes a timm vision transformer faster, in place; logits and gradients stay the same up to rounding.
+
+    Models of other libraries stay as they are.
 
     - Attention: each timm `Attention`, in any model, uses `vitlorafa.ops.attention`, which is faster than torch's fused
       attention on some CPUs (see `vitlorafa.tuning`). With a mask, with attention dropout, or if timm's `fused_attn`
@@ -46,6 +49,7 @@ def speed_up(model: nn.Module, *, recompute: bool = False) -> nn.Module:
         The same model.
     """
     module: Any
+    unwrap(model)  # refuses what is no module
     for module in list(model.modules()):
         fast, children = _FAST.get(type(module), (None, set()))
         if fast is not None and module._modules.keys() <= children:

@@ -9,6 +9,7 @@ from vitlorafa.heads import find_heads
 from vitlorafa.inject import adapted_models, adapted_state, adapter_layers
 from vitlorafa.named_adapters import inactive_parameters
 from vitlorafa.quantised_weight import quantised_weight
+from vitlorafa.wrappers import unwrap
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -17,7 +18,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     Adapters that are not active count among all parameters, as in PEFT. A quantised weight counts as many as it has
     elements, in any format.
     """
-    sizes = {parameter: parameter.numel() for parameter in model.parameters()}
+    sizes = {parameter: parameter.numel() for parameter in unwrap(model).parameters()}
     for layer in model.modules():
         if (weight := quantised_weight(layer)) is not None:
             stored = [parameter for parameter in layer.parameters(recurse=False) if parameter is not layer.bias]

@@ -11,13 +11,21 @@ from collections.abc import Iterator
 from timm.models._features import FeatureDictNet
 from torch import Tensor, nn
 
+from vitlorafa.errors import AdapterError
+
 # Attributes in which wrappers hold the wrapped module, their only child.
 _HOPS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 _FABRIC = "_original_module"  # of Lightning's Fabric, which holds the same model in `_forward_module` too
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside all wrappers; the module itself if it has none."""
+    """The module inside all wrappers; the module itself if it has none.
+
+    Raises:
+        AdapterError: If it is no module.
+    """
+    if not isinstance(module, nn.Module):
+        raise AdapterError(f"the model must be a torch.nn.Module, not {type(module).__name__}: create or load it first")
     while (inside := _inside(module)) is not None:
         module = inside
     return module
