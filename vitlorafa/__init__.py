@@ -14,6 +14,7 @@ from vitlorafa.commands import refuse_other_modules
 from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
 from vitlorafa.errors import AdapterError, AdapterWarning
 from vitlorafa.evaluation_batch import fastest_evaluation_batch
+from vitlorafa.hub import from_pretrained, push_to_hub
 from vitlorafa.init import INITS
 from vitlorafa.inject import (
     adapter_layers,
@@ -30,6 +31,7 @@ from vitlorafa.io import load_adapter, save_adapter
 from vitlorafa.layers import LoRALinear
 from vitlorafa.machine import instruction_limits
 from vitlorafa.matrices import matrices
+from vitlorafa.model_card import ModelCard
 from vitlorafa.named_adapters import active_adapter, add_adapter, delete_adapter, list_adapters, set_adapter
 from vitlorafa.ops import lora_linear
 from vitlorafa.ops.processor import cpu_has, fastest_precision
@@ -57,6 +59,7 @@ __all__ = [
     "AdapterWarning",
     "Average",
     "LoRALinear",
+    "ModelCard",
     "QuantisedLinear",
     "Site",
     "active_adapter",
@@ -76,6 +79,7 @@ __all__ = [
     "disable_adapter",
     "fastest_evaluation_batch",
     "fastest_precision",
+    "from_pretrained",
     "get_nb_trainable_parameters",
     "head_parameters",
     "in_blocks",
@@ -90,6 +94,7 @@ __all__ = [
     "merge_and_unload",
     "parameter_groups",
     "print_trainable_parameters",
+    "push_to_hub",
     "quantise",
     "remove",
     "save_adapter",
