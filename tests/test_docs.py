@@ -138,6 +138,16 @@ def test_adapters_are_named(tmp_path, monkeypatch):
     assert (tmp_path / "named" / "photo" / "adapter.json").exists()
 
 
+def test_an_adapter_is_saved_for_peft_and_without_a(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = [code for code in ADAPTERS if "only_trained" in code]
+    exec(code, {})
+    sizes = [
+        sum(path.stat().st_size for path in (tmp_path / name).glob("*.safetensors")) for name in ("small", "shared")
+    ]
+    assert (tmp_path / "shared" / "adapter_config.json").exists() and sizes[0] < sizes[1] / 2
+
+
 def test_adapters_are_averaged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = [code for code in ADAPTERS if "average(" in code]

@@ -14,6 +14,7 @@ from vitlorafa.commands import refuse_other_modules
 from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
 from vitlorafa.errors import AdapterError, AdapterWarning
 from vitlorafa.evaluation_batch import fastest_evaluation_batch
+from vitlorafa.hub import from_pretrained, push_to_hub
 from vitlorafa.init import INITS
 from vitlorafa.inject import (
     adapter_layers,
@@ -31,6 +32,7 @@ from vitlorafa.keep_freed_memory import keep_freed_memory
 from vitlorafa.layers import LoRALinear
 from vitlorafa.machine import instruction_limits
 from vitlorafa.matrices import matrices
+from vitlorafa.model_card import ModelCard
 from vitlorafa.named_adapters import active_adapter, add_adapter, delete_adapter, list_adapters, set_adapter
 from vitlorafa.ops import lora_linear
 from vitlorafa.ops.processor import cpu_has, fastest_precision
@@ -58,6 +60,7 @@ __all__ = [
     "AdapterWarning",
     "Average",
     "LoRALinear",
+    "ModelCard",
     "QuantisedLinear",
     "Site",
     "active_adapter",
@@ -77,6 +80,7 @@ __all__ = [
     "disable_adapter",
     "fastest_evaluation_batch",
     "fastest_precision",
+    "from_pretrained",
     "get_nb_trainable_parameters",
     "head_parameters",
     "in_blocks",
@@ -92,6 +96,7 @@ __all__ = [
     "merge_and_unload",
     "parameter_groups",
     "print_trainable_parameters",
+    "push_to_hub",
     "quantise",
     "remove",
     "save_adapter",

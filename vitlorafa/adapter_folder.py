@@ -1,4 +1,9 @@
-"""The folder of an adapter: `adapter.safetensors` and `adapter.json`, or PEFT's files, see `vitlorafa.peft_format`."""
+"""The folder of an adapter: `adapter.json` beside PEFT's files, or beside `adapter.safetensors`.
+
+PEFT's files are the default, so that whoever gets the folder can load it, with this package or without. Where PEFT
+cannot represent an adapter (`vitlorafa.peft_format.obstacle`), or the frozen factor is left out, `adapter.safetensors`
+has the tensors. Of PEFT's files, the header of the tensors counts; `adapter.json` then says the same.
+"""
 
 import hashlib
 import json
@@ -21,22 +26,32 @@ from vitlorafa.wrappers import plain_name
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
-FILES = {"vitlorafa": (TENSORS, DESCRIPTION), "peft": (peft_format.TENSORS, peft_format.CONFIG)}
+FORMATS = ("peft", "vitlorafa")
+FILES = (peft_format.TENSORS, TENSORS, peft_format.CONFIG, DESCRIPTION)
 
 
-def encode(description: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """The files of this package's own format.
+def encode(
+    description: dict[str, Any], tensors: Mapping[str, Tensor], peft_model: nn.Module | None = None
+) -> dict[str, bytes]:
+    """The files of an adapter.
 
     Args:
         description: Content of `adapter.json` but for the checksum.
         tensors: Tensors by name.
+        peft_model: Adapted model, for PEFT's files; if None, the tensors are in a file of this package.
 
     Returns:
         File contents by file name, in the order in which to write them.
+
+    Raises:
+        AdapterError: If PEFT cannot represent the adapter.
     """
-    data = safetensors.torch.save(copy_to_cpu(tensors))
-    description = description | {"sha256": hashlib.sha256(data).hexdigest()}  # ties the two files together
-    return {TENSORS: data, DESCRIPTION: (json.dumps(description, indent=2, allow_nan=False) + "\n").encode()}
+    if peft_model is None:
+        name, files = TENSORS, {TENSORS: safetensors.torch.save(copy_to_cpu(tensors))}
+    else:
+        name, files = peft_format.TENSORS, peft_format.encode(peft_model, description, dict(tensors))
+    description = description | {"sha256": hashlib.sha256(files[name]).hexdigest()}  # ties the files together
+    return {**files, DESCRIPTION: (json.dumps(description, indent=2, allow_nan=False) + "\n").encode()}
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -56,7 +71,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
                 (folder / peft_format.CONFIG).unlink(missing_ok=True)
             for name, data in files.items():
                 _write(folder / name, data)
-            for name in {name for names in FILES.values() for name in names} - files.keys():
+            for name in (name for name in FILES if name not in files):
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror or str(error)
@@ -78,8 +93,8 @@ def read(folder: Path, model: nn.Module | None = None) -> tuple[dict[str, Any], 
         AdapterError: If files are missing or damaged, or use features of PEFT that an AdapterConfig cannot express.
     """
     if (folder / peft_format.CONFIG).exists():
-        if (folder / DESCRIPTION).exists():
-            raise AdapterError(f"{folder} has both {DESCRIPTION} and {peft_format.CONFIG}: delete the outdated one")
+        if (folder / TENSORS).exists():
+            raise AdapterError(f"{folder} has both {TENSORS} and {peft_format.CONFIG}: delete the outdated one")
         return peft_format.read(model, folder)
     description, tensors = frozen_factor.restore(folder, *_read(folder))
     return (description, tensors) if model is None else _rename(model, description, tensors)

@@ -38,7 +38,7 @@ def save_adapter(
     *,
     head: bool = False,
     metadata: Mapping[str, Any] | None = None,
-    format: str = "vitlorafa",
+    format: str | None = None,
     class_names: Sequence[str] | None = None,
     only_trained: bool = False,
     adapter: str | None = None,
@@ -60,8 +60,9 @@ def save_adapter(
         head: Whether to save the classifier with its buffers.
         metadata: Additional values, saved under "metadata": JSON values, numbers and small arrays of NumPy and torch,
             paths, enums and dataclasses. Numbers that are not finite become null.
-        format: "vitlorafa", or "peft" for a folder that `peft.PeftModel.from_pretrained` loads onto the same timm
-            model with the same outputs, and that `load_adapter` loads without loss.
+        format: "peft" for a folder that `peft.PeftModel.from_pretrained` loads onto the same timm model with the same
+            outputs, and that `load_adapter` loads without loss. "vitlorafa" for a smaller folder that PEFT does not
+            read. If None, "peft" wherever PEFT can represent the adapter.
         class_names: Names of the classes in the order of the logits.
         only_trained: Whether to leave out the frozen factor, half of the file, which is drawn again from its seed when
             the adapter is loaded. Loading checks its digest, since another machine or version of torch may draw another
@@ -77,8 +78,8 @@ def save_adapter(
             the format is unknown, if JSON cannot hold the metadata, if the frozen factor cannot be left out, or if the
             folder cannot be written.
     """
-    if format not in adapter_folder.FILES:
-        raise unknown("adapter format", format, adapter_folder.FILES)
+    if format not in (None, *adapter_folder.FORMATS):
+        raise unknown("adapter format", format, adapter_folder.FORMATS)
     folder = to_folder(folder)
     check_model(model)
     if only_trained and format == "peft":
@@ -98,7 +99,7 @@ def _save(
     folder: Path,
     head: bool,
     entries: dict[str, Any],
-    format: str,
+    format: str | None,
     class_names: Sequence[str] | None,
     only_trained: bool,
     whole: bool,
@@ -111,7 +112,7 @@ def _save(
         folder: Folder to write to.
         head: Whether to save the classifier.
         entries: Metadata as JSON values.
-        format: Format to write.
+        format: Format to write; if None, PEFT's if it can represent the adapter.
         class_names: Names of the classes.
         only_trained: Whether to leave out the frozen factor.
         whole: Whether to save what trained around the timm model.
@@ -138,10 +139,8 @@ def _save(
         if only_trained:
             order = [site.name for site in config_sites(inner, adapted.config) if site.name in layers]
             description, gathered = frozen_factor.leave_out(description, gathered, order, adapted.seed)
-        if format == "peft":
-            files = peft_format.encode(inner, description, gathered)
-        else:
-            files = adapter_folder.encode(description, gathered)
+        for_peft = format == "peft" or not (format or only_trained or peft_format.obstacle(inner, gathered))
+        files = adapter_folder.encode(description, gathered, inner if for_peft else None)
     try:
         if is_writer(model):
             adapter_folder.write(folder, files)

@@ -7,13 +7,15 @@ rank 2·k·r, as PEFT converts its own. A PEFT LoRA on a whole qkv is read as on
 same A and a third of B. All conversions are exact.
 
 What PEFT's format does not have, such as which factor trains, is in the header of the tensors' file. PEFT ignores the
-header and drops it when it saves the adapter again, so the header is never older than the tensors.
+header and drops it when it saves the adapter again, so the header is never older than the tensors. `save_adapter`
+writes the same as `adapter.json` beside it, for people and other programs.
 """
 
 import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,26 +65,13 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
         File contents by file name, in the order in which to write them.
 
     Raises:
-        AdapterError: If PEFT would ignore an adapter, because the model reads the weight of its layer instead of
-            calling the layer, or if other trained parameters do not belong to a module that PEFT can save.
+        AdapterError: If PEFT cannot represent the adapter, see `obstacle`.
     """
-    adapted = adapted_state(model)
-    if adapted.joint_bias:
-        raise AdapterError(
-            f"PEFT has no effect on {adapted.joint_bias[0]}.qkv, because the model reads its weight without calling "
-            "it: set qkv_bias_separate = True on the attentions before inject and before loading in PEFT, or leave out "
-            "q, k and v"
-        )
+    if reason := obstacle(model, saved):
+        raise AdapterError(reason)
     layers = dict(adapter_layers(model))
     others = saved.keys() - trained.factors(model).keys()
     tensors = {name: tensor for name, tensor in saved.items() if name in others}
-    outside = (trained.OUTSIDE, *(f"{name}." for name in layers))
-    unowned = [name for name in tensors if "." not in name or name.startswith(outside)]
-    if unowned:
-        raise AdapterError(
-            f"PEFT's format cannot hold {abbreviate(unowned)}, which trained in addition to the adapters: "
-            "save with format='vitlorafa'"
-        )
     # PEFT saves all tensors of a module or none; `read` ignores those that did not train.
     tensors |= {
         name: gather(t) for name, t in trained.complete_modules(model, [*tensors]).items() if name not in others
@@ -111,6 +100,33 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
         metadata={"format": "pt", _HEADER: json.dumps(header)},
     )
     return {TENSORS: data, CONFIG: config}
+
+
+def obstacle(model: nn.Module, names: Iterable[str]) -> str:
+    """Why PEFT cannot represent an adapter and what to do, as a sentence; empty if it can.
+
+    PEFT would ignore an adapter if the model reads the weight of its layer instead of calling the layer. Other trained
+    parameters have to belong to a module that PEFT can save.
+
+    Args:
+        model: Adapted model, merged or not.
+        names: Names of the tensors to save.
+    """
+    if joint := adapted_state(model).joint_bias:
+        return (
+            f"PEFT has no effect on {joint[0]}.qkv, because the model reads its weight without calling it: set "
+            "qkv_bias_separate = True on the attentions before inject and before loading in PEFT, or leave out q, k "
+            "and v"
+        )
+    outside = (trained.OUTSIDE, *(f"{name}." for name, _ in adapter_layers(model)))
+    others = [name for name in names if name not in trained.factors(model)]
+    unowned = [name for name in others if "." not in name or name.startswith(outside)]
+    if unowned:
+        return (
+            f"PEFT's format cannot hold {abbreviate(unowned)}, which trained in addition to the adapters: save with "
+            "format='vitlorafa'"
+        )
+    return ""
 
 
 def read(model: nn.Module | None, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -87,7 +87,7 @@ class BA(Algorithm):
         """Saves adapter and head in vitlorafa's format, and tensors outside of the backbone in a second file."""
         outside = {name: tensor for name, tensor in self.trained().items() if name.startswith(OUTSIDE)}
         try:
-            save_adapter(self.backbone, folder, head=True)
+            save_adapter(self.backbone, folder, head=True, format="vitlorafa")
         except AdapterError as error:
             raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
         if outside:

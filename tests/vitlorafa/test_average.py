@@ -42,7 +42,10 @@ def trained(architecture="test_vit", seed=0, draw=0, **kwargs):
 
 
 def save_all(models, tmp_path, **kwargs):
-    return [save_adapter(model, tmp_path / f"{i}", **{"head": True, **kwargs}) for i, model in enumerate(models)]
+    return [
+        save_adapter(model, tmp_path / f"{i}", **{"head": True, "format": "vitlorafa", **kwargs})
+        for i, model in enumerate(models)
+    ]
 
 
 def updates(model):
@@ -235,7 +238,7 @@ def test_head_norms_and_statistics_are_averaged(tmp_path):
 
 
 def test_mean_of_copies_is_the_same_adapter(tmp_path):
-    folder = save_adapter(trained(), tmp_path / "one", head=True)
+    folder = save_adapter(trained(), tmp_path / "one", head=True, format="vitlorafa")
     result = average([folder, str(folder), folder], tmp_path / "mean", np.array([0.1, 0.2, 0.6]))
     before, after = (load_file(each / "adapter.safetensors") for each in (folder, result.folder))
     assert before.keys() == after.keys() and all(torch.equal(before[name], each) for name, each in after.items())

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -16,7 +17,8 @@ def saved(tmp_path):
     model = inject(build("test_vit"), AdapterConfig(rank=2, seed=0), train_head=True)
     perturb(model)
     torch.nn.init.normal_(model.head.weight)
-    return save_adapter(model, tmp_path / "a" / "b", head=True, metadata={"step": 3}), model
+    folder = tmp_path / "a" / "b"
+    return save_adapter(model, folder, head=True, metadata={"step": 3}, format="vitlorafa"), model
 
 
 @torch.no_grad()
@@ -226,3 +228,34 @@ def test_a_folder_that_is_no_adapter(tmp_path):
         load_adapter(model, tmp_path / "absent")
     with pytest.raises(AdapterError, match="no adapter.json in it"):
         load_adapter(model, tmp_path)
+
+
+@torch.no_grad()
+def test_the_default_is_a_folder_that_peft_reads_too(tmp_path):
+    """`test_peft_format` loads it in PEFT."""
+    model = inject(build("test_vit"), AdapterConfig(rank=2, seed=0), train_head=True)
+    perturb(model)
+    files = ["adapter.json", "adapter_config.json", "adapter_model.safetensors"]
+    for kwargs in ({}, {"format": "peft"}):
+        save_adapter(model, tmp_path / "new", head=True, class_names=list("abcde"), **kwargs)
+        assert sorted(path.name for path in (tmp_path / "new").iterdir()) == files
+    description = json.loads((tmp_path / "new" / "adapter.json").read_text())
+    data = (tmp_path / "new" / "adapter_model.safetensors").read_bytes()
+    assert description["sha256"] == hashlib.sha256(data).hexdigest() and description["class_names"] == list("abcde")
+    assert torch.equal(load_adapter(build("test_vit"), tmp_path / "new")(images(model)), model(images(model)))
+    (tmp_path / "new" / "adapter.json").unlink()  # as earlier versions wrote PEFT's format
+    assert torch.equal(load_adapter(build("test_vit"), tmp_path / "new")(images(model)), model(images(model)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("why", ["cls_token", "reads the weight", "without A", "asked for"])
+def test_the_default_is_our_own_where_peft_cannot_represent_the_adapter(why, tmp_path):
+    architecture = "beit_base_patch16_224" if why == "reads the weight" else "test_vit"
+    model = inject(build(architecture), AdapterConfig(rank=2, seed=0))
+    perturb(model, only="none" if why == "without A" else None)
+    if why == "cls_token":
+        model.cls_token.requires_grad_(True)
+    kwargs = {"without A": {"only_trained": True}, "asked for": {"format": "vitlorafa"}}.get(why, {})
+    save_adapter(model, tmp_path, **kwargs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert torch.equal(load_adapter(build(architecture), tmp_path)(images(model)), model(images(model)))

@@ -145,7 +145,7 @@ def test_another_size_of_images(tmp_path):
 
 
 def test_folders_of_earlier_versions_say_nothing(tmp_path):
-    save_adapter(adapted(), tmp_path)
+    save_adapter(adapted(), tmp_path, format="vitlorafa")
     said = description(tmp_path)
     for key in ("tag", "input", "class_names", "digests", "extra", "outside"):
         del said[key]

@@ -132,7 +132,8 @@ def test_scale_of_every_layer(targets, rank_stabilised, tmp_path):
 def test_files(tmp_path):
     model = ours(targets="q,v,fc1", dropout=0.1, rank_stabilised=True)
     save_adapter(model, tmp_path, head=True, format="peft", metadata={"step": 3})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    files = ["adapter.json", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == VIT
     assert config["r"] == 3 and config["rank_pattern"] == {"qkv": 6}
@@ -250,13 +251,13 @@ def test_one_adapter_in_a_folder(tmp_path):
     for first, second in (("peft", "vitlorafa"), ("vitlorafa", "peft")):
         save_adapter(ours(targets="k"), tmp_path, format=first)
         model = save_adapter(ours(targets="proj"), tmp_path, format=second)
-        assert len(list(tmp_path.iterdir())) == 2
+        assert len(list(tmp_path.iterdir())) == (3 if second == "peft" else 2)
         model = load_adapter(build(VIT), tmp_path)
         assert model._vitlorafa.config.targets == ("proj",)
-    saved(theirs(target_modules=["qkv"]), tmp_path / "both")
-    save_adapter(ours(), tmp_path)
-    (tmp_path / "both" / "adapter.json").write_text("{}")
-    with pytest.raises(AdapterError, match=naming("both", "adapter.json", "adapter_config.json", "delete")):
+    saved(theirs(target_modules=["qkv"]), save_adapter(ours(), tmp_path / "peft"))  # over ours
+    assert load_adapter(build(VIT), tmp_path / "peft")._vitlorafa.config.targets == ("q", "k", "v")
+    saved(theirs(target_modules=["qkv"]), save_adapter(ours(), tmp_path / "both", format="vitlorafa"))
+    with pytest.raises(AdapterError, match=naming("both", "adapter.safetensors", "adapter_config.json", "delete")):
         load_adapter(build(VIT), tmp_path / "both")
 
 

@@ -184,7 +184,7 @@ def test_the_start_does_not_train_and_is_saved_once(tmp_path):
     assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {
         "lora_A", "lora_B", "weight", "bias",
     }  # fmt: skip
-    save_adapter(model, tmp_path)
+    save_adapter(model, tmp_path, format="vitlorafa")
     names = list(load_file(tmp_path / "adapter.safetensors"))
     assert len(names) == 4 * len(list(adapter_layers(model)))
 

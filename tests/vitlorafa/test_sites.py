@@ -218,6 +218,7 @@ def _forget(folder, *keys):
         own.write_text(
             json.dumps({key: value for key, value in json.loads(own.read_text()).items() if key not in keys})
         )
+    if not file.exists():
         return
     with safe_open(file, "pt") as opened:
         header = json.loads(opened.metadata()["vitlorafa"])

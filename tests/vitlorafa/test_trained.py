@@ -71,7 +71,7 @@ def test_peft_loads_the_statistics_of_a_head(tmp_path):
 def test_folders_without_the_statistics_of_a_head(tmp_path):
     """As earlier versions wrote them."""
     model = train(inject(probed(), AdapterConfig(rank=2), train_head=True))
-    save_adapter(model, tmp_path, head=True)
+    save_adapter(model, tmp_path, head=True, format="vitlorafa")
     tensors = load_file(tmp_path / "adapter.safetensors")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.0")}
     data = save(tensors)
@@ -163,7 +163,7 @@ def test_buffers_that_a_state_dict_leaves_out_stay_out(tmp_path):
     model.register_buffer("scratch", torch.zeros(3), persistent=False)
     inject(model, AdapterConfig(rank=2))
     model.scratch.fill_(1.0)
-    save_adapter(model, tmp_path)
+    save_adapter(model, tmp_path, format="vitlorafa")
     assert "scratch" not in load_file(tmp_path / "adapter.safetensors")
     load_adapter(build("test_vit"), tmp_path)
 
@@ -214,7 +214,7 @@ def test_the_meta_device(tmp_path):
 
 def test_tensors_that_nobody_asked_for(tmp_path):
     model = inject(build("test_vit"), AdapterConfig(rank=2))
-    save_adapter(model, tmp_path)
+    save_adapter(model, tmp_path, format="vitlorafa")
     path = tmp_path / "adapter.safetensors"
     save_file({**load_file(path), "more": torch.ones(1)}, path)
     description = json.loads((tmp_path / "adapter.json").read_text())
