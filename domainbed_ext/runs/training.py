@@ -125,7 +125,6 @@ class Training:
         manual_seed(seed_hash(self.setup.args.seed, "update", self.steps_done))  # for step t needs no history (dropout)
         if not self.schedule.is_constant:
             self.algorithm.scale_rates(self.schedule.factor(self.steps_done))
-        self.algorithm.domain_losses = None  # a method with an update of its own may leave it so
         values = self.algorithm.update(batches)
         check_ignored(self.algorithm, self.setup.hparams)
         self._look(self.steps_done, values)
@@ -133,7 +132,8 @@ class Training:
         self.average.add(self.steps_done, self.algorithm.moving)
         for name, value in values.items():
             self.values[name].append(value)
-        for env, loss in zip(self.setup.train_envs, self.algorithm.domain_losses or [], strict=False):
+        losses, self.algorithm.domain_losses = self.algorithm.domain_losses or [], None  # the next update may leave it
+        for env, loss in zip(self.setup.train_envs, losses, strict=False):
             self.values[f"env{env}_loss"].append(loss)
         self.values["step_time"].append(seconds := time.perf_counter() - start)
         self.time.note_step(seconds)

@@ -1,8 +1,8 @@
 """TensorBoard: event files in the run's folder."""
 
-import json
 from collections.abc import Mapping
 
+from domainbed_ext.system import strict_json
 from domainbed_ext.trackers.base import TrackedRun, Tracker
 from domainbed_ext.trackers.registry import register_tracker
 
@@ -20,7 +20,7 @@ class TensorBoard(Tracker):
         purge_step = None if last_step is None else last_step + 1
         self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge_step)
         if last_step is None:
-            text = json.dumps(run.config, indent=2, default=str)
+            text = strict_json.dumps(dict(run.config), indent=2)
             self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

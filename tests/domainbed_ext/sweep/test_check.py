@@ -9,7 +9,7 @@ from domainbed_ext.algorithms.registry import ALGORITHMS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.hparams_registry import default_hparams
 from domainbed_ext.runs import setup as run_setup
-from domainbed_ext.runs.arguments import RunArguments
+from domainbed_ext.runs.arguments import CompleteArguments, RunArguments
 from domainbed_ext.sweep import check as validate
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.sweep import cost
@@ -137,7 +137,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
 
 def setup_of(steps, freq, **hparams):
     """The lengths of a run."""
-    return run_setup.Setup(None, [0], hparams, None, None, {}, steps, freq)
+    return run_setup.Setup(CompleteArguments(), [0], hparams, None, None, {}, steps, freq)
 
 
 def test_room_is_for_models_records_and_checkpoints(tmp_path):
