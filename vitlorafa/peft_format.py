@@ -92,7 +92,7 @@ def encode(model: nn.Module, description: dict[str, Any], saved: dict[str, Tenso
     for name, (A, B) in pairs.items():
         tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
     ranks = {name: len(A) for name, (A, _) in pairs.items() if not peft_attention.is_part(name)}
-    values = _peft_config(adapted.config, ranks, description["architecture"], others_saved)
+    values = _peft_config(adapted_state(model).config, ranks, description["architecture"], others_saved)
     config = (json.dumps(values, indent=2) + "\n").encode()
     header = description | {"config_sha256": _sha256(config)}
     data = safetensors.torch.save(
