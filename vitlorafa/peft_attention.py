@@ -5,6 +5,8 @@ PEFT adapts both or neither, and its versions so far add the update of the outpu
 the output projection are zeros in its files.
 """
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 
 from vitlorafa.errors import AdapterError
@@ -15,30 +17,41 @@ Pair = tuple[Tensor, Tensor]  # A [R, d_in] and B [d_out, R] of a layer
 _OUTPUT = f".base_layer.{OUTPUT}"  # PEFT's name of the output projection within an adapted attention
 
 
+def obstacle(model: nn.Module, layers: Collection[str]) -> str:
+    """Why PEFT's adapters of attentions would not do the same and what to do, as a sentence; empty if they do.
+
+    Args:
+        model: Adapted model.
+        layers: Names of the adapted layers.
+    """
+    for name, module in named_modules(model):
+        inside = [layer for layer in layers if layer.startswith(join(name, ""))]
+        if isinstance(module, nn.TransformerEncoderLayer) and inside:
+            return (
+                f"PEFT has no effect on {inside[0]} in evaluation, where nn.TransformerEncoderLayer reads the weights "
+                "of its layers without calling them: save with format='vitlorafa'"
+            )
+        if isinstance(module, UnpackedAttention) and join(name, OUTPUT) in layers:
+            return (
+                f"PEFT adds the update of {join(name, OUTPUT)} twice: leave proj out of the targets, or save with "
+                "format='vitlorafa'"
+            )
+    return ""
+
+
 def to_peft(model: nn.Module, pairs: dict[str, Pair]) -> dict[str, Pair]:
     """The factors by PEFT's names.
 
     Args:
-        model: Adapted model.
+        model: Adapted model without an `obstacle`.
         pairs: Factors by layer.
-
-    Raises:
-        AdapterError: If PEFT's adapters would not do the same.
     """
     renamed = dict(pairs)
     for name, module in named_modules(model):
-        if isinstance(module, nn.TransformerEncoderLayer):
-            _check_calls(name, pairs)
-        if not isinstance(module, UnpackedAttention):
-            continue
-        if join(name, OUTPUT) in pairs:
-            raise AdapterError(
-                f"PEFT adds the update of {join(name, OUTPUT)} twice: leave proj out of the targets, or save with "
-                "format='vitlorafa'"
-            )
-        A, B = renamed.pop(join(name, INPUT))
-        d = module.embed_dim
-        renamed |= {name: (A, B), name + _OUTPUT: (A.new_zeros(len(A), d), B.new_zeros(d, len(A)))}
+        if isinstance(module, UnpackedAttention):
+            A, B = renamed.pop(join(name, INPUT))
+            d = module.embed_dim
+            renamed |= {name: (A, B), name + _OUTPUT: (A.new_zeros(len(A), d), B.new_zeros(d, len(A)))}
     return renamed
 
 
@@ -79,12 +92,3 @@ def peft_name(name: str) -> str:
         name: Name of the layer here.
     """
     return name.removesuffix(f".{INPUT}")
-
-
-def _check_calls(block: str, pairs: dict[str, Pair]) -> None:
-    inside = [name for name in pairs if name.startswith(join(block, ""))]
-    if inside:
-        raise AdapterError(
-            f"PEFT has no effect on {inside[0]} in evaluation, where nn.TransformerEncoderLayer reads the weights of "
-            "its layers without calling them: save with format='vitlorafa'"
-        )

@@ -126,7 +126,7 @@ def obstacle(model: nn.Module, names: Iterable[str]) -> str:
             f"PEFT's format cannot hold {abbreviate(unowned)}, which trained in addition to the adapters: save with "
             "format='vitlorafa'"
         )
-    return ""
+    return peft_attention.obstacle(model, [name for name, _ in adapter_layers(model)])
 
 
 def read(model: nn.Module | None, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
