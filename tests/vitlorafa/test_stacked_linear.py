@@ -73,7 +73,7 @@ def test_parts_of_a_sample_have_its_adapter():
     x, *others = tensors(shape=(12, 2, 5))  # three windows for each sample
     ours = lora_linear(x, *others, 0.7, starts=(0, 14), adapter=ADAPTER)
     expected = lora_linear(x, *others, 0.7, starts=(0, 14), adapter=ADAPTER.repeat_interleave(3))
-    assert torch.equal(ours, expected)
+    torch.testing.assert_close(ours, expected)  # some processors round matmuls of other shapes otherwise
 
 
 @pytest.mark.parametrize("starts", [(0,), (0, 6)])
