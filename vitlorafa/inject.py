@@ -127,7 +127,7 @@ def inject_layers(
     if kept is None:
         adapters = [_adapt(site, config, layers[site.name], generator, blank) for site in sites]
     else:
-        adapters = [kept[site.name].put_on(getattr(site.owner, site.attribute)) for site in sites]
+        adapters = [kept[site.name].put_on(site.layer) for site in sites]
 
     if reduces_gradients(model):
         warn(

@@ -16,10 +16,13 @@ from vitlorafa import (
     AdapterError,
     AdapterWarning,
     adapter_layers,
+    add_adapter,
     classifiers,
+    delete_adapter,
     inject,
     load_adapter,
     save_adapter,
+    set_adapter,
     summary,
 )
 
@@ -56,6 +59,11 @@ def same(before, after):
         and list(before[0]) == list(after[0])
         and all(torch.equal(a, b) for a, b in zip(before[0].values(), after[0].values(), strict=True))
     )
+
+
+def move_B(model):
+    for _, layer in adapter_layers(model):
+        layer.lora_B.add_(0.1 * torch.randn_like(layer.lora_B))
 
 
 def plain_definition(model, adapted):
@@ -349,3 +357,45 @@ def test_what_is_left_out_of_a_hybrid_is_said():
     with pytest.warns(AdapterWarning) as warned:
         inject(Hybrid(), everything(targets="q,v"))
     assert "convolutions" not in str(warned[0].message)
+
+
+@torch.no_grad()
+def test_several_adapters_by_name(name, model):
+    before, plain = run(model, images()), snapshot(model)
+    add_adapter(model, "all", everything())
+    perturb(model)
+    expected = run(model, images())
+    add_adapter(model, "two", everything(targets="q,v"))
+    set_adapter(model, "two")
+    torch.testing.assert_close(run(model, images()), before, **CLOSE)
+    set_adapter(model, "all")
+    torch.testing.assert_close(run(model, images()), expected, **CLOSE)
+    delete_adapter(model, "two")
+    delete_adapter(model, "all")
+    assert same(plain, snapshot(model))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("targets", ["all", "q,v"])
+def test_the_frozen_factor_is_drawn_again(name, model, targets, tmp_path):
+    inject(model, everything(targets=targets))
+    move_B(model)
+    save_adapter(model, tmp_path, only_trained=True)
+    loaded = load_adapter(build_foreign(name), tmp_path)
+    torch.testing.assert_close(run(loaded, images()), run(model, images()), **CLOSE)
+
+
+@torch.no_grad()
+def test_layers_of_a_pattern_have_named_adapters_and_a_frozen_factor(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    fresh, x = copy.deepcopy(model), torch.randn(4, 8)
+    before = model(x)
+    add_adapter(model, "both", AdapterConfig(rank=2, targets=r"\d", seed=0))
+    move_B(model)
+    expected = model(x)
+    add_adapter(model, "first", AdapterConfig(rank=2, targets=r"^0$"))
+    set_adapter(model, "first")
+    torch.testing.assert_close(model(x), before)
+    save_adapter(model, tmp_path, only_trained=True, adapter="both")
+    torch.testing.assert_close(load_adapter(fresh, tmp_path)(x), expected)
