@@ -58,13 +58,15 @@ def stack(
     Raises:
         AdapterError: If the model is adapted already, if a folder cannot be loaded onto it, or if adapters differ in
             A, rank, scale, layers, pretrained weights or the number of classes, or changed anything else, such as
-            norms. The model is then unchanged.
+            norms; also if the model has an `nn.TransformerEncoderLayer` or an `nn.MultiheadAttention` without
+            `batch_first`. The model is then unchanged.
 
     Warns:
         AdapterWarning: Where `load_adapter` does.
     """
     inner = timm_model(model, prefix)
     check_unadapted(model, inner)
+    _check_calls(inner)
     adapters = _read(folders, inner)
     head = _check_heads(inner, adapters, head)
     before = {name: tensor.detach().clone() for name, tensor in _head_tensors(inner).items()}
@@ -128,6 +130,18 @@ def _read(folders: Any, inner: nn.Module) -> list[SavedAdapter]:
     check_same_size(adapters, "stack adapters that agree")
     _check_same_A(adapters)
     return adapters
+
+
+def _check_calls(inner: nn.Module) -> None:
+    """Refuses models that do not call their layers with one sample after the other."""
+    for name, module in named_modules(inner):
+        reads_weights = isinstance(module, nn.TransformerEncoderLayer)
+        if reads_weights or (isinstance(module, nn.MultiheadAttention) and not module.batch_first):
+            why = "reads the weights of its layers" if reads_weights else "has the batch in the second place"
+            raise AdapterError(
+                f"{name or 'the model'} is an nn.{type(module).__name__}, which {why}, so images cannot have adapters "
+                "of their own: load one adapter with load_adapter"
+            )
 
 
 def _check_same_A(adapters: Sequence[SavedAdapter]) -> None:

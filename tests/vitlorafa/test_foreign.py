@@ -293,6 +293,28 @@ def test_the_head_trains_if_there_is_one(name, model):
         assert same(before, snapshot(model))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["transformers DINOv2", "torchvision", "TransformerEncoder"])
+def test_stacked_or_refused(name, tmp_path):
+    outputs = []
+    for i in range(2):
+        model = inject(build_foreign(name), everything(), train_head=True)
+        for _, layer in adapter_layers(model):
+            layer.lora_B.normal_()
+        save_adapter(model, tmp_path / str(i), head=True)
+        outputs.append(run(model, images()))
+    folders, model = [tmp_path / "0", tmp_path / "1"], build_foreign(name)
+    if name == "TransformerEncoder":
+        with pytest.raises(
+            AdapterError, match=naming("encoder.layers.0", "nn.TransformerEncoderLayer", "load_adapter")
+        ):
+            vitlorafa.stack(model, folders)
+        return
+    with vitlorafa.choose_adapter(vitlorafa.stack(model, folders), [1, 0, 1]):
+        y = run(model, images())
+    torch.testing.assert_close(y, torch.stack([outputs[1][0], outputs[0][1], outputs[1][2]]), atol=1e-4, rtol=1e-4)
+
+
 def test_a_lone_encoder_layer():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True).eval()
