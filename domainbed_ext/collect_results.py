@@ -32,12 +32,15 @@ from domainbed_ext.report.plots.reliability import reliability_plot
 from domainbed_ext.report.predictions.all import gather_all, make_files, make_tables
 from domainbed_ext.report.predictions.tested import ImageOutputs, RunOutputs
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.table import Table, print_tables, render_latex, render_markdown
+from domainbed_ext.report.tables.latex import render_document, render_fragment
+from domainbed_ext.report.tables.table import Table, print_tables, render_markdown
 from domainbed_ext.runs import imports, predicted_images
 from domainbed_ext.runs.folder import RunFolder
+from domainbed_ext.runs.launches import read_launches
 from domainbed_ext.runs.predicted_images import PredictedImages, Use
 from domainbed_ext.runs.predictions import Part, load_step
 from domainbed_ext.runs.reading import read_records
+from domainbed_ext.runs.run_commands import run_commands
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 from domainbed_ext.system.console import output, plain
@@ -49,12 +52,13 @@ example:
 
 writes to OUTPUT_DIR:
   results.txt   results.md   results.tex   the tables
+  results_tables.tex   the tables in LaTeX, for \\input in a paper
   results.csv    every number: a row per data set, algorithm, selection method, metric and environment
   selected.csv   the run, step and hyperparameters behind each number
   index.html     one page of all results: sortable tables, plots, and the runs behind each number
-  plot.png   plot.svg   in-domain against out-of-domain accuracy
-  gaps.svg   parameters.svg   training.svg   the other plots, if the runs have the data for them
-  frontier.csv   frontier.svg   after domainbed_ext.frontier: accuracy along the strength of the update
+  plot.png   plot.svg   in-domain against out-of-domain accuracy; every plot is in both formats
+  gaps   parameters   training   the other plots, if the runs have the data for them
+  frontier.csv   frontier   after domainbed_ext.frontier: accuracy along the strength of the update
   differences.csv   .md   .tex   .json   paired differences to the best method or --reference, as of compare
   differences.svg   with --reference: the differences to it
   per_class.csv   confusion.csv   calibration.csv   reliability.svg   agreement.csv   ensembles.csv   mistakes.csv
@@ -98,6 +102,7 @@ def collect(
         BenchmarkError: No records, runs of one data set's name on different data, an unknown selection method, no
             single-source runs for `paper`, no run of the `reference`, or a folder that cannot be written.
     """
+    folder = Path(input_dir) / "tables" if output_dir is None else Path(output_dir)
     # A method named twice is one method.
     methods = list(dict.fromkeys(map(get_selection_method, selections))) if selections else None
     records = read_records(input_dir, unfinished, unreadable)
@@ -115,6 +120,8 @@ def collect(
     gathered = gather_all(results, partial(_read_outputs, Path(input_dir)))
     analyses = stored.read_all(Path(input_dir), results.trained_runs)
     further = make_tables(gathered) + [table for each in analyses for table in each.tables()]
+    for table in further:
+        table.shown = "folded"
     extra |= {f"{name}.csv": encode(file.to_csv(index=False)) for name, file in make_files(gathered).items()}
     if paper:
         compared, of_paper = _beside_the_paper(results)
@@ -129,19 +136,20 @@ def collect(
     figures |= {each.analysis.name: figure for each in analyses if (figure := each.figure()) is not None}
     titles = page.PICTURES | {each.analysis.name: each.analysis.title for each in analyses}
     galleries = make_galleries(gathered, Thumbnails().make)
+    context = page.Context(read_launches(input_dir), partial(run_commands, input_dir))
     contents = {
         "results.txt": encode(text.getvalue()),
         "results.md": encode(render_markdown(tables, results.duplicates())),
-        "results.tex": encode(render_latex(tables)),
+        "results.tex": encode(render_document(tables)),
+        "results_tables.tex": encode(render_fragment(tables)),
         "results.csv": encode(results.tidy().to_csv(index=False)),
         "selected.csv": encode(results.selected().to_csv(index=False)),
-        "index.html": encode(page.render_page(results, tables, figures, titles, galleries)),
-        "plot.png": plots.render(figures["plot"], "png"),
-        **{f"{name}.svg": plots.render(figure, "svg") for name, figure in figures.items()},
+        "index.html": encode(page.render_page(results, tables, figures, titles, galleries, context)),
+        **{f"{name}.{kind}": plots.render(figure, kind) for name, figure in figures.items() for kind in plots.KINDS},
         **extra,
     }
     # Written before anything is printed: no console costs results.
-    paths = write_files(Path(input_dir) / "tables" if output_dir is None else Path(output_dir), contents)
+    paths = write_files(folder, contents)
     console = console or output()
     print_tables(console, printed, results.headline, results.duplicates())
     if further:

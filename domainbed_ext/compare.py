@@ -32,8 +32,8 @@ example:
 
 Prints a table for each data set (and source): differences in in-domain and out-of-domain accuracy and in the gaps,
 paired by trial and test domain, with 95 % intervals, sign tests, and the number of trials that would show each. Writes
-it to OUTPUT_DIR as differences.csv, differences.md, differences.tex and differences.json. The page of collect_results
-has the differences of all pairs.
+it to OUTPUT_DIR as differences.csv, differences.md, differences.json, differences.tex (a document) and
+differences_tables.tex (for \\input). The page of collect_results has the differences of all pairs.
 """
 
 

@@ -31,7 +31,7 @@ from domainbed_ext.analyse.weights import depths_of, layers_of, read_full, read_
 from domainbed_ext.errors import warn_once
 from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
 from domainbed_ext.report.plots.palette import styles_of
-from domainbed_ext.report.plots.style import PANEL_INCHES, bare, figure_of
+from domainbed_ext.report.plots.style import PANEL_INCHES, bare, figure_of, name_axes
 from domainbed_ext.report.tables.table import Table
 
 COUNTS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
@@ -144,8 +144,13 @@ def figure(rows: Sequence[Row]) -> Figure | None:
         doubling_axis(ax)
         ax.set_ylim(0, 102)
     add_legend(drawn, axes)
-    drawn.supxlabel("singular directions\nmean over layers and runs", fontsize=9)
-    drawn.supylabel("energy of the change of the weight (%)", fontsize=9)
+    name_axes(
+        drawn,
+        axes,
+        "singular directions (number)",
+        "energy of the change of the weight (%)",
+        "mean over layers and runs",
+    )
     return drawn
 
 

@@ -22,9 +22,10 @@ from domainbed_ext.analyse.plots import add_legend, grid_of, hide_others
 from domainbed_ext.analyse.runs import ADAPTER, Adapter, ChosenRun, Sweep, group_by, read_adapters, without_setting
 from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks
 from domainbed_ext.report.differences import Difference
-from domainbed_ext.report.figures import Comparison, Metric
+from domainbed_ext.report.figures import Comparison
 from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
 from domainbed_ext.report.plots.style import GREY, bare
+from domainbed_ext.report.scores import Metric
 from domainbed_ext.report.summary import Estimate, estimate
 from domainbed_ext.report.tables.table import NOT_RECORDED, Table
 

@@ -1,4 +1,4 @@
-"""The files of paired differences: `differences.csv`, `.md`, `.tex` and `.json`."""
+"""The files of paired differences: `differences.csv`, `.md`, `.tex`, `_tables.tex` and `.json`."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,8 @@ import pandas as pd
 from domainbed_ext.report.files import encode
 from domainbed_ext.report.pairs import ComparedPairs
 from domainbed_ext.report.tables.differences import as_json, csv_rows, pairs_table
-from domainbed_ext.report.tables.table import render_latex, render_markdown
+from domainbed_ext.report.tables.latex import render_document, render_fragment
+from domainbed_ext.report.tables.table import render_markdown
 from domainbed_ext.system import strict_json
 
 
@@ -34,6 +35,7 @@ def difference_files(compared: Sequence[ComparedPairs]) -> dict[str, bytes]:
     return {
         "differences.csv": encode(frame.to_csv(index=False)),
         "differences.md": encode(render_markdown(tables, heading="Paired differences")),
-        "differences.tex": encode(render_latex(tables)),
+        "differences.tex": encode(render_document(tables)),
+        "differences_tables.tex": encode(render_fragment(tables)),
         "differences.json": encode(strict_json.dumps(document, indent=2) + "\n"),
     }

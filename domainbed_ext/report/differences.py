@@ -23,7 +23,8 @@ from domainbed_ext.report.summary import Estimate, estimate
 from domainbed_ext.report.tables.table import NOT_RECORDED, signed
 
 if TYPE_CHECKING:
-    from domainbed_ext.report.figures import Comparison, Metric, Score
+    from domainbed_ext.report.figures import Comparison
+    from domainbed_ext.report.scores import Metric, Score
 
 METRICS: Mapping["Metric", str] = {
     "out_of_domain": "Out-of-domain",

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
+from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import Record, num_environments
 
@@ -65,3 +66,20 @@ def environment_labels(records: Iterable[Record]) -> dict[str, list[str]]:
 def _readable(name: str) -> str:
     """A name as documents can show it: a folder's name that is not UTF-8 has bytes that are no text."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def full_names(dataset: str) -> dict[str, str]:
+    """Returns what the short labels of a data set's environments stand for, as `sketch` for `S` of PACS.
+
+    Args:
+        dataset: Name of the data set.
+
+    Returns:
+        Name by label, of labels that differ from the name; none of a data set that is not declared here.
+    """
+    try:
+        kind = DATASETS[dataset]
+    except (KeyError, BenchmarkError):  # not declared, or by an entry point that cannot be imported
+        return {}
+    pairs = zip(kind.ENVIRONMENTS, getattr(kind, "DOMAINS", ()), strict=False)
+    return {label: name for label, name in pairs if name != label}

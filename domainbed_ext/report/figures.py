@@ -10,27 +10,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
 from domainbed_ext.divergence import Count
-from domainbed_ext.model_selection import (
-    Record,
-    Selection,
-    SelectionMethod,
-    accuracy,
-    along_strength,
-    mean,
-    target_accuracy,
-    training_environments,
-    trials_of,
-    unmeasured,
-    validation_accuracy,
-)
+from domainbed_ext.model_selection import Record, SelectionMethod, mean, unmeasured
 from domainbed_ext.protocols import protocol_of
 from domainbed_ext.report.differences import Differences, Resampling
 from domainbed_ext.report.methods import adaptation_of, label_of, objective_of
+from domainbed_ext.report.scores import Metric, Score
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.tables.differences import difference_table
 from domainbed_ext.report.tables.frontier import frontier_rows, frontier_tables
@@ -38,78 +27,8 @@ from domainbed_ext.report.tables.objectives import objectives_table
 from domainbed_ext.report.tables.table import Table
 from domainbed_ext.system import strict_json
 
-Metric = Literal["out_of_domain", "in_domain", "train", "gap_source", "gap_target"]
 Place = tuple[int | None, str]
 """An environment and its label; the environment None stands for the mean over the test domains."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """The chosen record of one trial, on the test domains of its run."""
-
-    selection: Selection
-
-    @property
-    def record(self) -> Record:
-        """The chosen record."""
-        return self.selection.record
-
-    @property
-    def trial_seed(self) -> int:
-        """Seed of the trial."""
-        return int(self.record["args"]["trial_seed"])
-
-    @property
-    def test_envs(self) -> list[int]:
-        """Indices of the test domains."""
-        return list(self.record["args"]["test_envs"])
-
-    @property
-    def trials(self) -> tuple[int, ...]:
-        """Seeds of the trials that it stands for: several of a soup over trials."""
-        return trials_of(self.record)
-
-    def value(self, metric: Metric, env: int | None = None) -> float:
-        """An accuracy, or a difference of two, in [0, 1].
-
-        Args:
-            metric: What to return. Gaps are train accuracy minus in-domain ("gap_source") or out-of-domain accuracy
-                ("gap_target").
-            env: Test domain of "out_of_domain" and "gap_target"; None for the mean over the run's.
-        """
-        if metric == "out_of_domain":
-            return self.selection.test_acc if env is None else target_accuracy(self.record, env)
-        if metric == "in_domain":
-            return validation_accuracy(self.record)
-        train = mean([accuracy(self.record, source, "in") for source in training_environments(self.record)])
-        if metric == "train":
-            return train
-        return train - self.value("in_domain" if metric == "gap_source" else "out_of_domain", env)
-
-    def along_strength(self) -> dict[float, "Score"]:
-        """The same run at each strength of its update that was evaluated, ascending; empty if none was."""
-        return {strength: self._of(record) for strength, record in along_strength(self.record).items()}
-
-    def weights(self, metric: Metric, env: int | None = None) -> dict[str, float]:
-        """The weights of recorded accuracies in a metric, which is a weighted sum of them.
-
-        An accuracy's weight is what the metric would be if that accuracy were 1 and all others 0.
-
-        Args:
-            metric: Metric of `value`.
-            env: Test domain, as in `value`.
-
-        Returns:
-            Weights by the names of the accuracies, such as "env0_in_acc"; those of weight 0 are left out.
-        """
-        none = {name: 0.0 for name in self.record if name.endswith("_acc")}
-        values = {name: self._of({**self.record, **none, name: 1.0}).value(metric, env) for name in none}
-        return {name: value for name, value in values.items() if value}
-
-    def _of(self, record: Record) -> "Score":
-        """The same run with other accuracies."""
-        test_acc = mean([target_accuracy(record, env) for env in self.test_envs])
-        return Score(Selection(validation_accuracy(record), test_acc, record))
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,12 +131,42 @@ class Comparison(ABC):
         """
         if self.unmeasured(algorithm, metric):
             return None
-        by_trial: defaultdict[int, list[float]] = defaultdict(list)
-        for score in self.scores(algorithm, env):
-            by_trial[score.trial_seed].append(score.value(metric, env))
+        by_trial = self._by_trial(algorithm, metric, env)
         summary = self.summarise([mean(values) for values in by_trial.values()])
         expected = self.scores_per_trial if env is None else 1
         return summary and summary._replace(complete=all(len(values) == expected for values in by_trial.values()))
+
+    def trial_means(self, algorithm: str, metric: Metric, env: int | None = None) -> dict[int, float]:
+        """The mean of each trial over the test domains that it has, in [0, 1], by the trial's seed.
+
+        Args:
+            algorithm: Id of the method.
+            metric: What to average.
+            env: Test domain; None for all.
+        """
+        return {trial: mean(values) for trial, values in self._by_trial(algorithm, metric, env).items()}
+
+    def is_near(self, algorithm: str, best: str, metric: Metric, env: int | None = None) -> bool:
+        """Whether a method is within one standard error of the best one, of their difference paired by trial.
+
+        Args:
+            algorithm: Id of the method.
+            best: Id of the method with the highest mean.
+            metric: What is compared.
+            env: Test domain; None for the mean over all.
+
+        Returns:
+            False where they share fewer than two trials.
+        """
+        one, other = (self.trial_means(name, metric, env) for name in (best, algorithm))
+        paired = np.array([one[trial] - other[trial] for trial in one.keys() & other.keys()])
+        return len(paired) > 1 and bool(paired.mean() <= paired.std(ddof=1) / math.sqrt(len(paired)))
+
+    def _by_trial(self, algorithm: str, metric: Metric, env: int | None) -> dict[int, list[float]]:
+        by_trial: defaultdict[int, list[float]] = defaultdict(list)
+        for score in self.scores(algorithm, env):
+            by_trial[score.trial_seed].append(score.value(metric, env))
+        return by_trial
 
     def unmeasured(self, algorithm: str, metric: Metric = "in_domain") -> str:
         """Why a method has no figure, in a sentence; empty if it was measured, or no run was selected.

@@ -11,7 +11,8 @@ from domainbed_ext.report.differences import Difference, difference_over_trials
 from domainbed_ext.report.summary import Estimate, estimate
 
 if TYPE_CHECKING:
-    from domainbed_ext.report.figures import Comparison, Metric, Score
+    from domainbed_ext.report.figures import Comparison
+    from domainbed_ext.report.scores import Metric, Score
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from domainbed_ext.model_selection import (
 )
 from domainbed_ext.report.differences import TRIALS_ALONE, Resampling
 from domainbed_ext.report.environments import environment_labels
-from domainbed_ext.report.figures import Comparison, Figures, Metric, Place, Score
+from domainbed_ext.report.figures import Comparison, Figures, Place
 from domainbed_ext.report.methods import algorithm_order
 from domainbed_ext.report.missing_pairs import Pairs
+from domainbed_ext.report.scores import Metric, Score
 from domainbed_ext.report.summary import Summary, summarise
 from domainbed_ext.report.tables import bounds
 from domainbed_ext.report.tables.captions import holdout_share, train_share, warning, without_in_domain
@@ -151,12 +152,18 @@ class LeaveOneOut(Figures):
         tables: list[Table] = []
         for method in self.methods:
             compared = [self.comparison(method, dataset) for dataset in self.environments]
-            tables += [self._explained(domain_table(comparison), [comparison]) for comparison in compared]
-            tables.append(self._explained(averages_table(compared), compared))
+            made = [self._explained(domain_table(comparison), [comparison]) for comparison in compared]
+            averages = self._explained(averages_table(compared), compared)
+            # Of one data set, they are the column Avg of its table.
+            averages.shown = "folded" if len(compared) > 1 else "files"
+            if method is not self.main_method:
+                for table in made:
+                    table.shown = "folded"
+            tables += [*made, averages]
         for comparison in self.main:
             tables.append(generalisation_table(comparison))
             tables += self.compared_methods(comparison, comparison.dataset, reference)
-            tables += bounds_tables(comparison, self._adapted_shapes)
+            tables += bounds.bounds_tables(comparison, comparison.dataset, self._adapted_shapes)
         return tables
 
     def _explained(self, table: Table, compared: Sequence[Comparison]) -> Table:
@@ -230,19 +237,3 @@ def generalisation_table(comparison: Comparison) -> Table:
         + warning([comparison]),
         comparison.incomplete,
     )
-
-
-def bounds_tables(comparison: Comparison, adapted_shapes: bounds.AdaptedShapes) -> list[Table]:
-    """The bounds on the gap beside the measured one; no table where no run recorded how many images it had."""
-    columns = bounds.columns(comparison, adapted_shapes)
-    if not columns:
-        return []
-    return [
-        make_table(
-            f"{comparison.dataset}, bounds on the gap",
-            comparison.algorithms,
-            [Figure("Gap source", comparison, "gap_source"), *columns],
-            "Gap source: train − in-domain accuracy in percentage points, mean ± standard error over trials. "
-            + bounds.CAPTION,
-        )
-    ]

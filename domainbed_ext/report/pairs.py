@@ -12,7 +12,8 @@ from domainbed_ext.report.inference.holm import holm
 from domainbed_ext.report.summary import Summary
 
 if TYPE_CHECKING:
-    from domainbed_ext.report.figures import Comparison, Metric
+    from domainbed_ext.report.figures import Comparison
+    from domainbed_ext.report.scores import Metric
 
 Pair = tuple[str, str]
 """Ids of a method and of the one that is subtracted from it."""

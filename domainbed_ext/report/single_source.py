@@ -15,8 +15,9 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import SOURCE_HOLDOUT, Record, training_environments
 from domainbed_ext.report.differences import TRIALS_ALONE, Resampling
 from domainbed_ext.report.environments import environment_labels
-from domainbed_ext.report.figures import Comparison, Figures, Metric, Place, Score
+from domainbed_ext.report.figures import Comparison, Figures, Place
 from domainbed_ext.report.methods import algorithm_order
+from domainbed_ext.report.scores import Metric, Score
 from domainbed_ext.report.summary import Summary, summarise_spread
 from domainbed_ext.report.tables import bounds
 from domainbed_ext.report.tables.captions import holdout_share, train_share, warning, without_in_domain
@@ -78,7 +79,7 @@ class SourceComparison(Comparison):
 
     def roles(self) -> list[str]:
         """The environments, each with its role: the source is in-domain (ID), all others are out-of-domain (OOD)."""
-        return roles(self.environments, self.source_env)
+        return [f"{label} ({'ID' if env == self.source_env else 'OOD'})" for env, label in enumerate(self.environments)]
 
     def metric_of(self, quantity: Quantity, env: int | None) -> tuple[Metric, int | None]:
         """The metric that an accuracy or a gap on an environment is.
@@ -170,8 +171,9 @@ class SingleSource(Figures):
         tables = []
         for comparison in self._comparisons.values():
             title = f"{comparison.dataset}, single source {comparison.source}"
-            tables += [accuracy_table(comparison), gap_table(comparison, self._adapted_shapes)]
+            tables += [accuracy_table(comparison), gap_table(comparison)]
             tables += self.compared_methods(comparison, title, reference)
+            tables += bounds.bounds_tables(comparison, title, self._adapted_shapes)
         return tables
 
 
@@ -192,34 +194,26 @@ def accuracy_table(comparison: SourceComparison) -> Table:
     )
 
 
-def gap_table(comparison: SourceComparison, adapted_shapes: bounds.AdaptedShapes = bounds.no_shapes) -> Table:
-    """Train accuracy minus the accuracy on each environment, as in table 13, and the bounds on the in-domain gap.
+def gap_table(comparison: SourceComparison) -> Table:
+    """Train accuracy minus the accuracy on each environment, as in table 13.
 
     Args:
         comparison: The methods trained on one environment.
-        adapted_shapes: Shapes of the layers that an adapter adapts.
 
     Returns:
         The table. Gaps are not set in bold: a method that learns nothing has the smallest.
     """
-    limits = bounds.columns(comparison, adapted_shapes)
     return make_table(
         f"{comparison.dataset}, single source {comparison.source}: generalisation gap",
         comparison.algorithms,
-        [Figure("Train", comparison, "train"), *_by_environment(comparison, "gap"), *limits],
+        [Figure("Train", comparison, "train"), *_by_environment(comparison, "gap")],
         f"Train: accuracy on the images of {comparison.source} trained on{train_share(_records(comparison))}. Other "
         "columns: train accuracy minus the accuracy on that environment, and on the OOD ones in the mean, in "
-        "percentage points, mean ± standard deviation over trials. "
-        + (bounds.CAPTION if limits else "").strip()
+        "percentage points, mean ± standard deviation over trials."
         + without_in_domain(comparison)
         + warning([comparison]),
         comparison.incomplete,
     )
-
-
-def roles(labels: Sequence[str], source: int) -> list[str]:
-    """The environments of a single source, each with its role: in-domain (ID) or out-of-domain (OOD)."""
-    return [f"{label} ({'ID' if env == source else 'OOD'})" for env, label in enumerate(labels)]
 
 
 def _by_environment(comparison: SourceComparison, quantity: Quantity, ranked: bool = False) -> list[Column]:

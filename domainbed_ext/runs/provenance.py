@@ -5,6 +5,7 @@ import inspect
 import os
 import platform
 import shlex
+import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -81,11 +82,32 @@ def provenance(module: str, argv: Sequence[str]) -> dict[str, Any]:
         argv: Command-line arguments.
 
     Returns:
-        "command", "date" (UTC, to the second), "machine" and "versions".
+        "command", "date" (UTC, to the second), "machine", "versions" and, of a checkout, "commit".
     """
+    at = commit()
     return {
         "command": shlex.join(["python", "-m", module, *argv]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(),
+        **({"commit": at} if at else {}),
     }
+
+
+def commit() -> str:
+    """The commit of the checkout that this package is imported from, with a + if its files were changed since.
+
+    Returns:
+        Short hash; empty if the package is not tracked by git, or git is not installed.
+    """
+    folder = Path(domainbed_ext.__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # a repository around an installed package is not ours
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

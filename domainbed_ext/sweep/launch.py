@@ -1,6 +1,5 @@
 """`sweep launch`: runs all that is not done, and prints the tables."""
 
-import json
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.launchers import Launcher, check_options, get_launcher
 from domainbed_ext.launchers.dummy import Dummy
 from domainbed_ext.launchers.launch import Launch
+from domainbed_ext.runs import launches
 from domainbed_ext.runs.folder import State
 from domainbed_ext.runs.provenance import provenance
 from domainbed_ext.sweep.arguments import SweepArguments
@@ -88,9 +88,10 @@ def launch_runs(args: SweepArguments, jobs: Sequence[Job], is_wanted: Callable[[
         outcome = launch_jobs(jobs, args.command_launcher, args.command_line, args.jobs, args.launcher_options, rest)
         if outcome.stopped is not None:
             return _print_stopped(statuses, outcome.stopped)
+    if outcome is not None:  # before the page, which shows it
+        _write_provenance(args.output_dir, args.words, time.monotonic() - start)
     code = _collect(args, statuses)
     if outcome is not None:
-        _write_provenance(args.output_dir / "tables" / "provenance.json", args.words, time.monotonic() - start)
         code = _print_outcome(outcome, args, len(statuses)) or code
     return code
 
@@ -152,11 +153,14 @@ def _collect(args: SweepArguments, statuses: Sequence[RunStatus]) -> int:
     return ExitCode.FAILED if unreadable else ExitCode.DONE
 
 
-def _write_provenance(path: Path, words: Sequence[str], seconds: float) -> None:
+def _write_provenance(sweep_dir: Path, words: Sequence[str], seconds: float) -> None:
     """Appends this launch to the list of those that the tables come from."""
+    path = launches.path_of(sweep_dir)
     path.parent.mkdir(exist_ok=True)  # there are no tables where every run failed
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    content = [*earlier, {**provenance("domainbed_ext.sweep", words), "seconds": round(seconds)}]
+    content = [
+        *launches.read_launches(sweep_dir),
+        {**provenance("domainbed_ext.sweep", words), "seconds": round(seconds)},
+    ]
     write_atomically(path, strict_json.dumps(content, indent=2) + "\n")
 
 

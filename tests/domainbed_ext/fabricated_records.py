@@ -84,7 +84,7 @@ def left_out_run(algorithm, trial, test_env, out_of_domain, in_domain=0.8, train
     return records
 
 
-def left_out(algorithms, trials=2, seed=0, noise=0.05):
+def left_out(algorithms, trials=2, seed=0, noise=0.05, **hparams):
     """Runs of each algorithm on each domain of PACS, with random accuracies."""
     draw = random.Random(seed)
     return [
@@ -93,7 +93,13 @@ def left_out(algorithms, trials=2, seed=0, noise=0.05):
         for trial in range(trials)
         for env in range(4)
         for record in left_out_run(
-            algorithm, trial, env, 0.6 + draw.gauss(0, noise), 0.8 + draw.gauss(0, noise / 4), parameters=1000 + trial
+            algorithm,
+            trial,
+            env,
+            0.6 + draw.gauss(0, noise),
+            0.8 + draw.gauss(0, noise / 4),
+            parameters=1000 + trial,
+            **hparams,
         )
     ]
 

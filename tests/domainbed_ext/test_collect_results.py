@@ -17,7 +17,7 @@ from domainbed_ext.report.leave_one_out import averages_table, domain_table, gen
 from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
 from domainbed_ext.report.plots.panels import make_panels
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.table import render_latex
+from domainbed_ext.report.tables.latex import render_document
 
 ENVIRONMENTS = ["plain", "rotated", "sketch_ed"]
 
@@ -183,7 +183,7 @@ def test_a_method_of_the_users_own_is_shown_as_it_declares_itself(tmp_path):
     assert [(point.label, point.style.colour) for point in panel.points][1] == ("my method, rank 2", "#123456")
     collect(write(tmp_path, runs), console=Console(quiet=True))
     page = (tmp_path / "tables" / "index.html").read_text(encoding="utf-8")
-    assert '<i style="background: #123456"></i>Mine@rank=2 (my method)</span>' in page
+    assert '<i style="background:#123456"></i>my method, rank 2<td>' in page
 
 
 def test_parameters_may_differ_between_trials():
@@ -247,17 +247,15 @@ def test_files(folder):
         "results.txt",
         "results.md",
         "results.tex",
+        "results_tables.tex",
         "results.csv",
         "selected.csv",
         "index.html",
-        "plot.png",
-        "plot.svg",
-        "gaps.svg",
-        "parameters.svg",
-        "training.svg",
+        *(f"{name}.{kind}" for name in ("plot", "gaps", "parameters", "training") for kind in ("png", "svg")),
         "differences.csv",
         "differences.md",
         "differences.tex",
+        "differences_tables.tex",
         "differences.json",
     ]
     assert set(paths) == set((folder / "tables").iterdir())  # no partial file is left
@@ -289,8 +287,8 @@ def test_csv_holds_every_figure_and_where_it_is_from(folder, tmp_path):
 
 def test_latex_is_escaped():
     runs = {"a": run_records("BOnly@drop_path=0.1", 0, 0, 0.5), "b": run_records("LP", 0, 0, 0.4)}
-    text = render_latex(Results(named(runs)).tables())
-    assert r"BOnly@drop\_path=0.1 (LoRA-FA) & \textbf{50.0} & X & X & X \\" in text
+    text = render_document(Results(named(runs)).tables())
+    assert r"\method{LoRA-FA}{drop path 0.1} & \textbf{50.0} & X & X & X \\" in text
     assert r"sketch\_ed" in text and r"\%" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{tabular}}") == 5
 

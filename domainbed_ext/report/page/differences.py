@@ -1,19 +1,22 @@
 """The page's part on paired differences: a table of all pairs of methods, of which two selects choose.
 
-Everything is computed before, so that choosing needs no server. Each pair is there in both directions, of which one is
-shown until a script shows what is chosen: without scripts, the table has every pair once.
+Everything is computed before, so that choosing needs no server. Each pair is there once; the script of the page turns
+its signs round where the methods are chosen in the other order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from domainbed_ext.report.conclusion import Conclusion
 from domainbed_ext.report.differences import METRICS
-from domainbed_ext.report.pairs import ComparedPairs, PairsOf, Row, against, all_pairs, compare_pairs
+from domainbed_ext.report.methods import label_of
+from domainbed_ext.report.pairs import ComparedPairs, PairsOf, Row, against, all_pairs
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.differences import HEADS, caption, cells
 from domainbed_ext.system.commands import format_command
 
-PAIRS = 1_000  # of all comparisons: some 5 MB
+PAIRS = 1_000  # of all comparisons: some 3 MB
 
 
 class PairRow(NamedTuple):
@@ -24,14 +27,14 @@ class PairRow(NamedTuple):
         first: Id of the method.
         second: Id of the one that is subtracted.
         cells: Figures.
-        is_reversed: Whether the row is the reverse of another, and shown on request alone.
+        lower: The figure of "Higher in" with the methods in the other order.
     """
 
     metric: str
     first: str
     second: str
     cells: list[str]
-    is_reversed: bool
+    lower: str
 
 
 @dataclass(frozen=True)
@@ -40,24 +43,27 @@ class PairsPart:
 
     Attributes:
         title: What the methods were run on.
-        methods: Ids of the methods that were compared, in the order of tables.
+        methods: Ids and labels of the methods that were compared, in the order of tables.
+        chosen: The pair that is chosen first, the best method and the next; empty if not both are there.
         rows: Rows of the table.
         caption: What the columns are.
     """
 
     title: str
-    methods: list[str]
+    methods: list[tuple[str, str]]
+    chosen: tuple[str, ...]
     rows: list[PairRow]
     caption: str
     heads: tuple[str, ...] = HEADS
     metrics: tuple[str, ...] = tuple(METRICS.values())
 
 
-def pairs_parts(results: Results) -> list[PairsPart]:
+def pairs_parts(results: Results, conclusions: Sequence[Conclusion]) -> list[PairsPart]:
     """The pairs of each comparison, as the page shows them.
 
     Args:
         results: Figures of the runs.
+        conclusions: Conclusions of the comparisons, which say what is chosen first.
 
     Returns:
         Parts; none where there is nothing to compare. Of more than `PAIRS` pairs, those with the best method.
@@ -72,20 +78,24 @@ def pairs_parts(results: Results) -> list[PairsPart]:
             f"{format_command('compare')} --pairs A:B compares any."
         )
     )
-    return [_part(compared, note) for compared in results.compare(pairs_of)]
+    ranking = {conclusion.title: conclusion.ranking for conclusion in conclusions}
+    return [_part(compared, ranking.get(compared.comparison.title, []), note) for compared in results.compare(pairs_of)]
 
 
-def _part(compared: ComparedPairs, note: str) -> PairsPart:
-    comparison = compared.comparison
-    backwards = compare_pairs(comparison, [(second, first) for first, second in compared.pairs])
+def _part(compared: ComparedPairs, ranking: Sequence[str], note: str) -> PairsPart:
     names = {name for pair in compared.pairs for name in pair}
+    chosen = tuple(name for name in ranking[:2])
+    there = chosen in compared.pairs or chosen[::-1] in compared.pairs
     return PairsPart(
-        comparison.title,
-        [name for name in comparison.algorithms if name in names],
-        [*(_row(row, False) for row in compared.rows), *(_row(row, True) for row in backwards.rows)],
+        compared.comparison.title,
+        [(name, label_of(name)) for name in compared.comparison.algorithms if name in names],
+        chosen if there else (),
+        list(map(_row, compared.rows)),
         caption(compared) + note,
     )
 
 
-def _row(row: Row, is_reversed: bool) -> PairRow:
-    return PairRow(METRICS[row.metric], row.algorithm, row.reference, cells(row), is_reversed)
+def _row(row: Row) -> PairRow:
+    signs = row.difference.signs
+    lower = f"{signs.lower} of {signs.total}"
+    return PairRow(METRICS[row.metric], row.algorithm, row.reference, cells(row), lower)

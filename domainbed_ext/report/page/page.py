@@ -1,35 +1,43 @@
-"""One HTML page of all results: sortable tables, plots, and behind each number the runs that it comes from.
+"""One HTML page of all results: the conclusion, plots, sortable tables, and behind each number its runs.
 
-The page is a single file and loads nothing from anywhere. Its template, style and script are in `assets/`.
+The page is a single file and loads nothing from anywhere; plots and tables can be downloaded from the files beside it.
+Its templates, styles and scripts are in `assets/`.
 """
 
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from domainbed_ext import __version__
-from domainbed_ext.model_selection import Record
-from domainbed_ext.report.environments import dataset_order
+from domainbed_ext.report.conclusion import conclude
+from domainbed_ext.report.environments import environment_labels
 from domainbed_ext.report.methods import adaptation_of, has_objectives, objective_of, objectives_of
-from domainbed_ext.report.page.chart import HEIGHT, WIDTH
+from domainbed_ext.report.page import cells
 from domainbed_ext.report.page.differences import pairs_parts
+from domainbed_ext.report.page.downloads import figure_downloads, table_downloads
+from domainbed_ext.report.page.facts import facts_of, page_title
 from domainbed_ext.report.page.gallery import Gallery
-from domainbed_ext.report.page.runs import Run, chosen_steps, last_records, make_entries, runs_with_room
-from domainbed_ext.report.plots import plots
+from domainbed_ext.report.page.inline_svg import inline_svg, themed
+from domainbed_ext.report.page.run_details import Commands, details_json, distinct
+from domainbed_ext.report.page.runs import Run, chosen_steps, last_records, list_runs, runs_with_room
+from domainbed_ext.report.plots.palette import styles_of
 from domainbed_ext.report.plots.style import MANY
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.table import NEGATIVE, Origin, Table
-from domainbed_ext.system import strict_json
+from domainbed_ext.report.tables.table import Origin, Table
 
 ASSETS = Path(__file__).parent / "assets"
+STYLES = ("page.css", "tables.css", "runs.css", "small.css")
+SCRIPTS = ("tables.js", "pairs.js", "charts.js", "runs.js")
+FILES = ("results.csv", "selected.csv", "results.md", "results.tex", "results_tables.tex")
+MAIN_PICTURE = "plot"
+WIDE = 7.0  # inches, of a plot that takes a whole row
 PICTURES = {
-    "plot": "In-domain against out-of-domain accuracy",
+    MAIN_PICTURE: "In-domain against out-of-domain accuracy",
     "frontier": "Accuracy along the strength of the update",
     "differences": "Differences to a reference",
     "gaps": "Generalisation gaps",
@@ -38,15 +46,35 @@ PICTURES = {
     "reliability": "Reliability: accuracy over confidence",
 }
 
-# Colours of plots, and the variables of the page that replace them, as it is light or dark.
-_THEMED = {
-    "#000000": "var(--ink)",
-    "#ffffff": "var(--paper)",
-    "#e6e6e6": "var(--rule)",
-    "#9a9a9a": "var(--faint)",
-    "#0072b2": "var(--blue)",  # the two of the palette that are dim on a dark ground
-    "#7a7a7a": "var(--grey)",
-}
+
+@dataclass(frozen=True)
+class Context:
+    """What the page tells besides the runs' records.
+
+    Attributes:
+        launches: Launches that the runs come from, as `provenance.json` lists them.
+        commands: Function of a run's record that returns commands by what they do.
+    """
+
+    launches: Sequence[Mapping[str, Any]] = ()
+    commands: Commands = field(default=lambda record: {})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot of the page.
+
+    Attributes:
+        name: Name of its files.
+        title: Title.
+        drawing: SVG element.
+        is_wide: Whether it takes a whole row.
+    """
+
+    name: str
+    title: str
+    drawing: Markup
+    is_wide: bool
 
 
 def render_page(
@@ -55,6 +83,7 @@ def render_page(
     figures: Mapping[str, Figure],
     titles: Mapping[str, str] = PICTURES,
     galleries: Sequence[Gallery] = (),
+    context: Context | None = None,
 ) -> str:
     """Renders the page of a set of runs.
 
@@ -64,13 +93,63 @@ def render_page(
         figures: Plots by name, as `plots.draw_plots` returns them.
         titles: Titles of the plots that are shown, by name, in the order of the page.
         galleries: Images that all methods get wrong, or one alone.
+        context: What else is known of the runs; None for nothing.
 
     Returns:
-        HTML; the same for the same runs. The runs' entries take `runs.ROOM` at most.
+        HTML; the same for the same runs. The runs' rows and details take `runs.ROOM` at most.
     """
-    last, chosen, kept = last_records(results), chosen_steps(tables), runs_with_room(results, tables)
-    runs = make_entries(results, {name: record for name, record in last.items() if name in kept}, chosen)
-    by_name = {run.name: run for run in runs}
+    context = context or Context()
+    shown = [table for table in tables if table.shown != "files"]
+    last, chosen, kept = last_records(results), chosen_steps(shown), runs_with_room(results, shown)
+    runs = list_runs(results, {name: record for name, record in last.items() if name in kept}, chosen)
+    numbers = {run.name: number for number, run in enumerate(runs)}
+    labels = environment_labels(results.records)
+    pictures = [
+        Picture(name, title, inline_svg(figures[name], name, title), figures[name].get_figwidth() > WIDE)
+        for name, title in titles.items()
+        if name in figures
+    ]
+    conclusions = [conclusion for each in results.panels if (conclusion := conclude(each)) is not None]
+    numbered = list(enumerate(shown, 1))
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=page_title(results),
+            facts=facts_of(results, last.values(), context.launches),
+            style=_assets(STYLES),
+            script=_assets(SCRIPTS),
+            files=FILES,
+            conclusions=conclusions,
+            open_tables=[(number, table) for number, table in numbered if table.shown == "open"],
+            folded_tables=[
+                (number, table, _same(table, shown)) for number, table in numbered if table.shown == "folded"
+            ],
+            behind=lambda origins: _behind(origins, numbers),
+            anchors=[run.anchor for run in runs],
+            choices=_choices(results.algorithms),
+            main_picture=next((picture for picture in pictures if picture.name == MAIN_PICTURE), None),
+            # Those that take a row follow the others, so that no row has a hole.
+            pictures=sorted((each for each in pictures if each.name != MAIN_PICTURE), key=lambda each: each.is_wide),
+            compared=pairs_parts(results, conclusions),
+            galleries=galleries,
+            runs=runs,
+            run_choices=_run_choices(runs),
+            details=details_json(runs, results.runs, labels, context.commands),
+            colours={name: themed(style.colour) for name, style in styles_of(results.algorithms).items()},
+            chosen=len(chosen),
+            total=len(last),
+            whole=chosen.keys() <= kept,
+            warning=results.duplicates(),
+            launches=context.launches,
+            versions=distinct(last.values(), "versions"),
+            machines=distinct(last.values(), "machine"),
+            own_version=__version__,
+        )
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -78,120 +157,50 @@ def render_page(
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"parts": _parts, "plain": _plain, "number": _number, "breakable": _breakable}
-    environment.globals |= {"adaptation_of": adaptation_of, "objective_of": objective_of}
-    return environment.get_template("page.html").render(
-        title="Results: " + ", ".join(_datasets(results)),
-        style=Markup((ASSETS / "page.css").read_text(encoding="utf-8")),
-        script=Markup((ASSETS / "page.js").read_text(encoding="utf-8")),
-        tables=tables,
-        behind=lambda origins: _behind(origins, by_name),
-        choices=_choices(results.algorithms),
-        pictures=[
-            (name, title, inline_svg(figures[name], name, title), figures[name].get_figwidth() > 6)
-            for name, title in titles.items()
-            if name in figures
-        ],
-        compared=pairs_parts(results),
-        galleries=galleries,
-        groups=_groups(runs),
-        anchors={run.name: run.anchor for run in runs},
-        shown=len(runs),
-        chosen=len(chosen),
-        total=len(last),
-        whole=chosen.keys() <= kept,
-        headline=results.headline,
-        warning=results.duplicates(),
-        versions=_distinct(last.values(), "versions"),
-        machines=_distinct(last.values(), "machine"),
-        own_version=__version__,
-        chart_size=(WIDTH, HEIGHT),
-    )
+    environment.filters |= cells.FILTERS
+    environment.globals |= {
+        "adaptation_of": adaptation_of,
+        "objective_of": objective_of,
+        "table_downloads": table_downloads,
+        "figure_downloads": figure_downloads,
+        "cell_of": cells.cell_of,
+        "head_of": cells.head_of,
+        "widths_of": cells.error_widths,
+        "key_of": cells.key_of,
+    }
+    return environment
 
 
-def inline_svg(figure: Figure, prefix: str, label: str) -> Markup:
-    """Renders a figure as an element of an HTML page, in the page's colours and fonts.
-
-    Args:
-        figure: Figure to draw.
-        prefix: Prefix of its ids, which would otherwise be those of every other figure too.
-        label: Description for screen readers.
-
-    Returns:
-        SVG element.
-    """
-    text = plots.render(figure, "svg", text_as_text=True).decode("utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
-    text = re.sub(rf"(?:{'|'.join(_THEMED)})\b", lambda match: _THEMED[match[0]], text)
-    text = re.sub(r"font: ([^;\"]*?[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", text)
-    width = re.search(r'width="([\d.]+)pt"', text)
-    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    opening = Markup('<svg role="img" aria-label="{}" style="max-width: {}px"').format(
-        label, round(float(width[1]) * 4 / 3) if width else 800
-    )
-    # matplotlib has escaped what it wrote, and the label is escaped above.
-    return Markup(str(opening) + text[len("<svg") :])
+def _assets(names: Sequence[str]) -> Markup:
+    return Markup("\n".join((ASSETS / name).read_text(encoding="utf-8") for name in names))
 
 
-def _groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The runs under headings, by data set and setting."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(f"{run.record['args']['dataset']}, {run.setting}", []).append(run)
-    return groups
+def _same(table: Table, tables: Sequence[Table]) -> str:
+    """The title of an earlier table with the same numbers, as the oracle's where every run has one evaluation."""
+    alike = [other for other in tables[: tables.index(table)] if other.rows and other.rows == table.rows]
+    return alike[0].title if alike and alike[0].columns == table.columns else ""
 
 
 def _choices(algorithms: Sequence[str]) -> dict[str, list[str]]:
-    """What the page can be filtered by, in the order of tables: nothing where there are few rows to look through."""
+    """What tables can be filtered by, in the order of their rows: nothing where there are few rows to look through."""
     adaptations = list(dict.fromkeys(map(adaptation_of, algorithms)))
     choices = {"adaptation": adaptations, "objective": objectives_of(algorithms)}
     wanted = has_objectives(algorithms) or len(adaptations) > MANY
     return {name: values for name, values in choices.items() if wanted and len(values) > 1}
 
 
-def _behind(origins: Sequence[Origin], runs: dict[str, Run]) -> list[str]:
-    """The anchors of the runs behind a cell; none unless the page has room for all of them."""
+def _run_choices(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """What the list of runs can be filtered by: all values of each column in the order of the list."""
+    choices = {
+        "method": [run.label for run in runs],
+        "environment": [run.environment for run in runs],
+        "state": [run.state for run in runs],
+    }
+    distinct_values = {name: list(dict.fromkeys(values)) for name, values in choices.items()}
+    return {name: values for name, values in distinct_values.items() if len(values) > 1}
+
+
+def _behind(origins: Sequence[Origin], numbers: Mapping[str, int]) -> list[int]:
+    """The places in the list of the runs behind a cell; none unless the page has room for all of them."""
     names = dict.fromkeys(run for run, _ in origins)
-    return [runs[name].anchor for name in names] if names.keys() <= runs.keys() else []
-
-
-def _distinct(records: Iterable[Record], key: str) -> list[tuple[dict[str, Any], int]]:
-    """What runs recorded under a key, and how many recorded the same."""
-    counts: dict[str, int] = {}
-    for record in records:
-        if value := record.get(key):
-            text = strict_json.dumps(value, sort_keys=True)
-            counts[text] = counts.get(text, 0) + 1
-    return [(json.loads(text), count) for text, count in counts.items()]
-
-
-def _datasets(results: Results) -> list[str]:
-    return sorted({record["args"]["dataset"] for record in results.records}, key=dataset_order)
-
-
-def _parts(cell: str) -> tuple[str, str]:
-    """A cell's number, and its error or interval apart, which the page sets smaller."""
-    if interval := re.fullmatch(r"(\S+) (\([^\s%]+ to [^\s%]+\))", cell):
-        number, error = interval.groups()
-        return NEGATIVE.sub("−", number), NEGATIVE.sub("−", error)
-    number, sign, error = re.fullmatch(r"(.*?)(?:\s*(±|\+/-)\s*(\S+))?", cell, re.DOTALL).groups()  # type: ignore
-    return NEGATIVE.sub("−", number), f"± {error}" if sign else ""
-
-
-def _breakable(name: str) -> Markup:
-    """A method's name that may wrap between its parts, as after the comma of `BA@rank=8,lr=0.001`, and nowhere else."""
-    return Markup(re.sub(r"(?<=\w)([@+,])(?=\w)", r"\1<wbr>", str(escape(name))))
-
-
-def _plain(value: Any) -> str:
-    """A recorded value as text."""
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else strict_json.dumps(value, ensure_ascii=False)
-
-
-def _number(value: float) -> str:
-    """One decimal, or a dash for what was not measured."""
-    return f"{value:.1f}" if value == value else "–"
+    return [numbers[name] for name in names] if names.keys() <= numbers.keys() else []

@@ -12,7 +12,7 @@ import pandas as pd
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.report.methods import family_of, label_of, row_label_of
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.single_source import Quantity, SingleSource, SourceComparison, roles
+from domainbed_ext.report.single_source import Quantity, SingleSource, SourceComparison
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.tables.columns import narrow, origins
 from domainbed_ext.report.tables.table import MISSING, Cell, Origin, Table, signed
@@ -247,13 +247,15 @@ def _table(each: Shared, quantity: Quantity, words: str) -> Table:
     what = "Accuracy" if quantity == "accuracy" else "Train accuracy minus accuracy"
     return Table(
         f"{paper.dataset}, {'accuracy' if quantity == 'accuracy' else 'generalisation gap'} beside {CITATION}",
-        ["Algorithm", "Whose", *roles(paper.environments, paper.source), "OOD mean"],
+        ["Algorithm", "Whose", *each.comparison.roles(), "OOD mean"],
         rows,
-        f"{what} in %, trained on {paper.environments[paper.source]} alone, mean ± standard deviation over trials; "
+        f"{what} in %, trained on {each.comparison.source} alone, mean ± standard deviation over trials; "
         f"paper: {CITATION}, table{'s' if ' ' in numbers else ''} {numbers}, its OOD mean the plain average of its "
         f"printed means and deviations; difference: ours − paper. {words}",
         origins=sources,
         texts=2,
+        dataset=paper.dataset,
+        group=3,
     )
 
 

@@ -9,7 +9,7 @@ from domainbed_ext.report.differences import PairedDifference
 from domainbed_ext.report.figures import Comparison
 from domainbed_ext.report.methods import group_starts, label_of
 from domainbed_ext.report.plots.palette import MARKER_SIZES, Style, styles_of
-from domainbed_ext.report.plots.style import GREY, PANEL_INCHES, bare, figure_of
+from domainbed_ext.report.plots.style import GREY, PANEL_INCHES, bare, figure_of, name_axes
 from domainbed_ext.report.results import Results
 
 
@@ -51,10 +51,11 @@ def difference_plot(results: Results, reference: str) -> Figure | None:
         ax.set_yticks(compared.rows, [label_of(algorithm) for algorithm, _ in compared.points], fontsize=9)
         ax.tick_params(axis="y", length=0)
         ax.set_ylim(compared.rows[-1] + 0.6, -0.6)
-    figure.supxlabel(
-        f"out-of-domain accuracy minus that of {label_of(reference)} (points)\n"
-        "paired by trial; bars: 95 % intervals; filled where 0 is outside",
-        fontsize=9,
+    name_axes(
+        figure,
+        axes,
+        f"out-of-domain accuracy minus that of {label_of(reference)}\n(percentage points)",
+        note="paired by trial; bars: 95 % intervals; filled where 0 is outside",
     )
     return figure
 

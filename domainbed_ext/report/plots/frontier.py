@@ -14,7 +14,7 @@ from domainbed_ext.report.frontier import curves
 from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.plots.labels import Labelled, place_labels
 from domainbed_ext.report.plots.palette import MARKER_SIZES, Style, styles_of
-from domainbed_ext.report.plots.style import GREY, MANY, PANEL_OF_MANY_INCHES, bare, figure_of
+from domainbed_ext.report.plots.style import GREY, MANY, PANEL_OF_MANY_INCHES, bare, figure_of, name_axes
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.summary import Estimate
 
@@ -77,8 +77,8 @@ def frontier_plot(results: Results) -> Figure | None:
         *(["dashed: the common start, at strength 0"] if start else []),
     ]
     points = "numbers: strength of the update; names: strength 1"
-    figure.supxlabel("\n".join(filter(None, ["in-domain accuracy (%)", points, "; ".join(notes)])), fontsize=9)
-    figure.supylabel("out-of-domain accuracy (%)", fontsize=9)
+    note = "; ".join([points, *notes])
+    name_axes(figure, axes, "in-domain accuracy (%)", "out-of-domain accuracy (%)", note)
     # Labels are placed by what they would cover, so the layout has to be settled before them.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

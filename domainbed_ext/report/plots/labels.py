@@ -18,6 +18,7 @@ DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 
 # [places, 3]: distance and direction of each possible place of a label, the nearest first.
 PLACES = np.array([(distance, *direction) for distance, direction in itertools.product(DISTANCES, DIRECTIONS)])
 
+SLIGHT = 0.03  # of covering a line, beside covering a marker or another label
 NOTHING = np.empty((0, 2))
 
 
@@ -44,7 +45,8 @@ def place_labels(
     """
     pixel = renderer.dpi / 72
     frame = axes.get_window_extent(renderer)
-    taken = [Bbox([place, place]).padded(pixel) for place in axes.transData.transform(obstacles)]
+    lines = [Bbox([place, place]).padded(pixel) for place in axes.transData.transform(obstacles)]
+    taken: list[Bbox] = []
     for _, _, (x, y), (x_error, y_error), _ in points:
         for dx, dy, room in ((x_error, 0.0, 2), (0.0, y_error, 2), (0.0, 0.0, 5)):
             ends = [(x - dx, y - dy), (x + dx, y + dy)]
@@ -60,6 +62,7 @@ def place_labels(
         corners = point + offsets
         # Areas in square pixels: any overlap worth seeing outweighs every distance.
         hidden = sum(_overlaps(corners, size, other) for other in taken) + size.prod() - _overlaps(corners, size, frame)
+        hidden = hidden + SLIGHT * sum(_overlaps(corners, size, other) for other in lines)
         best = int(np.argmin(np.round(hidden) + PLACES[:, 0]))
         distance, offset, box = PLACES[best, 0], offsets[best] / pixel, Bbox([corners[best], corners[best] + size])
         leader = {"arrowstyle": "-", "color": LEADER, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5}

@@ -1,19 +1,33 @@
-"""What the plots show: a panel for each comparison, which is a data set and, of single-source runs, a source."""
+"""What the plots show: a panel for each comparison, which is a data set and, of single-source runs, a source.
+
+Errors of plots are standard errors over trials, whatever those of the tables are.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from domainbed_ext.model_selection import Record
-from domainbed_ext.report.figures import Comparison, Metric
+from domainbed_ext.report.figures import Comparison
 from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.plots.palette import Style, styles_of
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.summary import Summary
-from domainbed_ext.report.trajectories import Moment, trajectory
+from domainbed_ext.report.scores import Metric
+from domainbed_ext.report.summary import Summary, summarise
+from domainbed_ext.report.trajectories import Moment, mean_trajectory, trajectory
 
 Runs = dict[str, list[Record]]  # each run's records
+
+
+class Trial(NamedTuple):
+    """A method's figures in one trial, in percent and percentage points."""
+
+    inside: float
+    outside: float
+    gap_inside: float
+    gap_outside: float
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,8 @@ class Point:
         gap_inside: Train accuracy minus `inside`.
         gap_outside: Train accuracy minus `outside`.
         parameters: Mean number of trainable parameters, if recorded.
-        trajectories: Evaluations of each chosen run.
+        trials: Figures of each trial.
+        trajectories: Evaluations of each trial, the mean over its chosen runs.
     """
 
     algorithm: str
@@ -40,6 +55,7 @@ class Point:
     gap_inside: Summary
     gap_outside: Summary
     parameters: Summary | None
+    trials: list[Trial]
     trajectories: list[list[Moment]]
 
 
@@ -50,14 +66,12 @@ class Panel:
     Attributes:
         title: Title of the panel.
         selection: How steps and hyperparameters were selected.
-        error: What the error bars are.
         points: Figures of the methods that have all of them.
         unmeasured: Labels of methods without a point, for their in-domain accuracy cannot be measured.
     """
 
     title: str
     selection: str
-    error: str
     points: list[Point]
     unmeasured: list[str] = field(default_factory=list)
 
@@ -78,18 +92,18 @@ def make_panels(results: Results) -> list[Panel]:
 
 def _panel(comparison: Comparison, runs: Runs, styles: Mapping[str, Style]) -> Panel:
     without = [label_of(algorithm) for algorithm in comparison.algorithms if comparison.unmeasured(algorithm)]
-    panel = Panel(comparison.title, comparison.selection.title, comparison.error, [], without)
-    metrics: list[Metric] = ["in_domain", "out_of_domain", "gap_source", "gap_target"]
+    panel = Panel(comparison.title, comparison.selection.title, [], without)
     for algorithm in comparison.algorithms:
-        figures = [comparison.summary(algorithm, metric) for metric in metrics]
-        present = [_drawable(figure) for figure in figures if figure is not None]
-        if len(present) < len(metrics) or not _finite(present[:2]):
+        if comparison.unmeasured(algorithm):
+            continue
+        trials = _trials(comparison, algorithm)
+        present = [summary for values in zip(*trials, strict=True) if (summary := summarise(values)) is not None]
+        if not present or not _finite(present[:2]):
             continue
         lack = comparison.incomplete(algorithm)
         name = f"{label_of(algorithm)} ({lack})" if lack else label_of(algorithm)
         size = _mean(comparison.recorded(algorithm, "trainable_parameters"))
         inside, outside, gap_inside, gap_outside = present
-        chosen = dict.fromkeys(record["run"] for record in comparison.records(algorithm))
         panel.points.append(
             Point(
                 algorithm,
@@ -100,15 +114,26 @@ def _panel(comparison: Comparison, runs: Runs, styles: Mapping[str, Style]) -> P
                 gap_inside,
                 gap_outside,
                 size,
-                [trajectory(runs[run]) for run in chosen],
+                [Trial(*(100 * value for value in trial)) for trial in trials],
+                _trajectories(comparison.records(algorithm), runs),
             )
         )
     return panel
 
 
-def _drawable(summary: Summary) -> Summary:
-    """Without the NaN that stands for the spread of a single trial."""
-    return summary if np.isfinite(summary.err) else summary._replace(err=0.0)
+def _trials(comparison: Comparison, algorithm: str) -> list[tuple[float, ...]]:
+    """In-domain and out-of-domain accuracy and both gaps of each trial, in [0, 1]."""
+    metrics: list[Metric] = ["in_domain", "out_of_domain", "gap_source", "gap_target"]
+    by_trial = [comparison.trial_means(algorithm, metric) for metric in metrics]
+    return [tuple(values[trial] for values in by_trial) for trial in by_trial[0]]
+
+
+def _trajectories(records: list[Record], runs: Runs) -> list[list[Moment]]:
+    """The mean over the runs of each trial."""
+    by_trial: dict[int, dict[str, None]] = {}
+    for record in records:
+        by_trial.setdefault(record["args"]["trial_seed"], {})[record["run"]] = None
+    return [mean_trajectory(trajectory(runs[run]) for run in of_trial) for of_trial in by_trial.values()]
 
 
 def _finite(summaries: Sequence[Summary]) -> bool:

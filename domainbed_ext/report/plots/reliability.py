@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.plots.palette import styles_of
-from domainbed_ext.report.plots.style import GREY, PANEL_INCHES, bare, figure_of
+from domainbed_ext.report.plots.style import GREY, PANEL_INCHES, bare, figure_of, name_axes
 from domainbed_ext.report.predictions.calibration import BINS, reliability
 from domainbed_ext.report.predictions.tested import Predicted
 
@@ -43,10 +43,6 @@ def reliability_plot(gathered: Sequence[Predicted]) -> Figure | None:
                 label=label_of(algorithm),
             )
         ax.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.supxlabel(
-        f"confidence (%)\nimages of the test domains, in {BINS} bins, those of at least {LEAST}; dashed: perfect "
-        "calibration",
-        fontsize=9,
-    )
-    figure.supylabel("accuracy (%)", fontsize=9)
+    note = f"images of the test domains, in {BINS} bins, those of at least {LEAST}; dashed: perfect calibration"
+    name_axes(figure, axes, "confidence (%)", "accuracy (%)", note)
     return figure

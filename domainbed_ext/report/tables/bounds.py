@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from domainbed_ext.algorithms.names import describe
 from domainbed_ext.model_selection import Record, training_environments
-from domainbed_ext.report.tables.columns import Column, origins
-from domainbed_ext.report.tables.table import NOT_RECORDED, Origin
+from domainbed_ext.report.tables.columns import Column, Figure, make_table, origins
+from domainbed_ext.report.tables.table import NOT_RECORDED, Origin, Table
 
 if TYPE_CHECKING:
     from domainbed_ext.report.figures import Comparison
@@ -96,6 +96,26 @@ def columns(comparison: "Comparison", adapted_shapes: AdaptedShapes) -> list[Col
     ]
     texts = (column.text(algorithm) for column in pair for algorithm in comparison.algorithms)
     return pair if any(text != NOT_RECORDED for text in texts) else []
+
+
+def bounds_tables(comparison: "Comparison", title: str, adapted_shapes: AdaptedShapes) -> list[Table]:
+    """The bounds beside the measured gap; no table where no run recorded how many images it had.
+
+    Args:
+        comparison: The methods under one selection method.
+        title: What they were run on.
+        adapted_shapes: Shapes of the layers that an adapter adapts.
+    """
+    if not (pair := columns(comparison, adapted_shapes)):
+        return []
+    table = make_table(
+        f"{title}, bounds on the gap",
+        comparison.algorithms,
+        [Figure("Gap source", comparison, "gap_source"), *pair],
+        f"Gap source: train − in-domain accuracy in percentage points, mean ± {comparison.error}. {CAPTION}",
+    )
+    table.shown = "folded"
+    return [table]
 
 
 def no_shapes(backbone: str, targets: str, blocks: str | None = None) -> Sequence[tuple[int, int]]:

@@ -13,7 +13,8 @@ from domainbed_ext.report.summary import DIVERGED, Summary
 from domainbed_ext.report.tables.table import MISSING, NOT_RECORDED, Cell, Origin, Table
 
 if TYPE_CHECKING:
-    from domainbed_ext.report.figures import Comparison, Metric
+    from domainbed_ext.report.figures import Comparison
+    from domainbed_ext.report.scores import Metric
 
 
 def narrow(cell: Summary | None) -> str:
@@ -41,6 +42,14 @@ class Column(ABC):
     def ranked_value(self, algorithm: str) -> Summary | None:
         """What the cell is ranked by in its column; None if it is not ranked."""
         return None
+
+    def is_near(self, algorithm: str, best: str) -> bool:
+        """Whether a method is within one standard error of the best one, paired by trial."""
+        return False
+
+    def error(self, algorithm: str) -> str:
+        """The error that the text of the cell leaves out; empty if there is none."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,10 @@ class Figure(Column):
         """The summary, as far as it can be compared with the other methods'."""
         return self.comparison.comparable(algorithm, self.summary(algorithm)) if self.ranked else None
 
+    def is_near(self, algorithm: str, best: str) -> bool:
+        """Whether a method is within one standard error of the best one, paired by trial."""
+        return self.comparison.is_near(algorithm, best, self.metric, self.env)
+
 
 @dataclass(frozen=True)
 class Average(Column):
@@ -109,6 +122,18 @@ class Average(Column):
     def text(self, algorithm: str) -> str:
         """The average."""
         return narrow(self.ranked_value(algorithm))
+
+    def is_near(self, algorithm: str, best: str) -> bool:
+        """Whether a method's average over the columns of one comparison is within one standard error of the best."""
+        return self.comparison is not None and self.comparison.is_near(algorithm, best, self.columns[0].metric)
+
+    def error(self, algorithm: str) -> str:
+        """The error of the mean over trials, where every trial has all columns."""
+        if self.comparison is None or (average := self.ranked_value(algorithm)) is None or not average.complete:
+            return ""
+        summary = self.comparison.summary(algorithm, self.columns[0].metric)
+        has_error = summary is not None and summary.trials > 1 and np.isfinite(summary.err)
+        return f"{summary.err:.1f}" if summary and has_error else ""
 
     def origins(self, algorithm: str) -> list[Origin]:
         """All chosen records of the comparison."""
@@ -179,6 +204,7 @@ def make_table(
         names = [[row_label_of(algorithm, lack_of(algorithm))] for algorithm in algorithms]
     table = lay_out(title, heads, names, algorithms, columns, caption)
     table.algorithms, table.breaks = list(algorithms), group_starts(algorithms)
+    table.lacks = list(map(lack_of, algorithms))
     return table
 
 
@@ -205,6 +231,13 @@ def lay_out(
     """
     grid = [[column.ranked_value(algorithm) for column in columns] for algorithm in algorithms]
     best, second = ranked(grid, len(heads))
+    cells = [
+        ((row, number), algorithm, column)
+        for row, algorithm in enumerate(algorithms)
+        for number, column in enumerate(columns, len(heads))
+    ]
+    leaders = {number: algorithms[row] for row, number in sorted(best, reverse=True)}
+    datasets = {column.comparison.dataset for column in columns if isinstance(column, Figure)}
     return Table(
         title,
         [*heads, *(column.header for column in columns)],
@@ -215,12 +248,18 @@ def lay_out(
         caption,
         best,
         second,
-        {
-            (row, number): column.origins(algorithm)
-            for row, algorithm in enumerate(algorithms)
-            for number, column in enumerate(columns, len(heads))
-        },
+        {place: column.origins(algorithm) for place, algorithm, column in cells},
         len(heads),
+        near={
+            place
+            for place, algorithm, column in cells
+            if place not in best
+            and (leader := leaders.get(place[1])) is not None
+            and grid[place[0]][place[1] - len(heads)] is not None
+            and column.is_near(algorithm, leader)
+        },
+        errors={place: error for place, algorithm, column in cells if (error := column.error(algorithm))},
+        dataset=datasets.pop() if len(datasets) == 1 else "",
     )
 
 

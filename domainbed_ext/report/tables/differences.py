@@ -15,7 +15,8 @@ from domainbed_ext.report.tables.table import MISSING, NOT_RECORDED, Origin, Tab
 from domainbed_ext.system.commands import format_command
 
 if TYPE_CHECKING:
-    from domainbed_ext.report.figures import Comparison, Metric
+    from domainbed_ext.report.figures import Comparison
+    from domainbed_ext.report.scores import Metric
 
 HEADS = ("Difference", "Trials", "Higher in", "p", "p (Holm)", "Trials needed")
 

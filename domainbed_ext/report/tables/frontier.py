@@ -17,7 +17,8 @@ from domainbed_ext.report.tables.differences import DifferenceColumn, PairedTria
 from domainbed_ext.report.tables.table import NOT_RECORDED, Origin, Table
 
 if TYPE_CHECKING:
-    from domainbed_ext.report.figures import Comparison, Metric
+    from domainbed_ext.report.figures import Comparison
+    from domainbed_ext.report.scores import Metric
 
 _METRICS: tuple["Metric", ...] = ("in_domain", "out_of_domain")
 

@@ -1,4 +1,4 @@
-"""A table as a grid of strings, and the forms it takes: terminal, Markdown, CSV and LaTeX.
+"""A table as a grid of strings, and the forms it takes: terminal, Markdown and CSV; `latex` has its LaTeX.
 
 `columns` makes the tables of methods, `paper` those beside the numbers of Zhu et al. (2024). The HTML page has its own
 template of them.
@@ -7,9 +7,9 @@ template of them.
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -19,15 +19,12 @@ from rich.text import Text
 MISSING = "X"
 NOT_RECORDED = "-"
 NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")  # a sign, not a hyphen
-LATEX_ESCAPES = str.maketrans(
-    {character: "\\" + character for character in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"�": "?", "−": "$-$", "≥": r"$\geq$", "×": r"$\times$", "²": r"$^2$", "√": r"$\surd$", "σ": r"$\sigma$"}
-    | {"‖": r"$\|$", "Δ": r"$\Delta$", "ᵀ": r"$^\top$", "₀": "$_0$", "₁": "$_1$", "₂": "$_2$"}
-)
 
 Cell = tuple[int, int]
 """A row and a column, from 0."""
+
+Shown = Literal["open", "folded", "files"]
+"""How the page shows a table: open, in a fold that a click opens, or not at all, for it is in the files alone."""
 
 
 class Origin(NamedTuple):
@@ -51,7 +48,13 @@ class Table:
         origins: Records that a cell's number comes from.
         texts: Number of columns, from the left, that are words and not figures.
         algorithms: Id of each row's method; empty where rows are of something else than one method each.
+        lacks: What the runs of each of `algorithms` lack; empty if nothing.
         breaks: Rows that begin a group, and are set apart from those above.
+        near: Cells within one standard error of the best of their column.
+        errors: Errors that DomainBed's form of a cell leaves out, which the page and LaTeX show.
+        dataset: Name of the data set whose environments the heads name; empty if of none or several.
+        shown: How the page shows the table.
+        group: Number of rows that belong together when the page sorts, from the first.
     """
 
     title: str
@@ -63,7 +66,13 @@ class Table:
     origins: dict[Cell, list[Origin]] = field(default_factory=dict)
     texts: int = 1
     algorithms: list[str] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
     breaks: set[int] = field(default_factory=set)
+    near: set[Cell] = field(default_factory=set)
+    errors: dict[Cell, str] = field(default_factory=dict)
+    dataset: str = ""
+    shown: Shown = "open"
+    group: int = 1
 
     def to_rich(self) -> RichTable:
         """For the terminal, without title and caption, which rich would wrap to the width of the grid."""
@@ -79,7 +88,7 @@ class Table:
     def to_markdown(self) -> str:
         """For GitHub."""
         alignment = ["---"] * self.texts + ["---:"] * (len(self.columns) - self.texts)
-        lines = [self.columns, alignment, *self._marked(escape_markdown, "**{}**", "{}")]
+        lines = [self.columns, alignment, *self._marked()]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def to_csv(self) -> str:
@@ -88,40 +97,17 @@ class Table:
         csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
         return text.getvalue()
 
-    def to_latex(self) -> str:
-        """A table environment, best in bold and second underlined; needs booktabs and adjustbox."""
-        lines = [
-            [escape_latex(column) for column in self.columns],
-            *self._marked(escape_latex, r"\textbf{{{}}}", r"\underline{{{}}}"),
-        ]
-        head, *rows = (" & ".join(line) + r" \\" for line in lines)
-        body = [rf"\addlinespace{chr(10)}{row}" if r in self.breaks else row for r, row in enumerate(rows)]
-        grid = [
-            r"\adjustbox{max width=\textwidth}{%",
-            rf"\begin{{tabular}}{{{'l' * self.texts}{'r' * (len(self.columns) - self.texts)}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
-        ]
-        return "\n".join(
-            [
-                r"\begin{table}[htb]",
-                r"\centering",
-                rf"\caption{{{escape_latex(self.title)}. {escape_latex(self.caption)}}}",
-                *(grid if self.rows else []),
-                r"\end{table}",
-            ]
-        )
+    @property
+    def slug(self) -> str:
+        """The title as the name of a file or a label: lower-case letters, digits and hyphens."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
-    def _marked(self, escape: Callable[[str], str], bold: str, underlined: str) -> list[list[str]]:
-        def marked(place: Cell, cell: str) -> str:
-            form = bold if place in self.best else underlined if place in self.second else "{}"
-            return form.format(escape(cell))
-
-        return [[marked((r, c), cell) for c, cell in enumerate(row)] for r, row in enumerate(self.rows)]
+    def _marked(self) -> list[list[str]]:
+        """The rows in Markdown, the best in bold."""
+        return [
+            [("**{}**" if (r, c) in self.best else "{}").format(escape_markdown(cell)) for c, cell in enumerate(row)]
+            for r, row in enumerate(self.rows)
+        ]
 
 
 def signed(value: float) -> str:
@@ -162,24 +148,6 @@ def render_markdown(tables: Iterable[Table], note: str = "", heading: str = "Res
         grid = [table.to_markdown()] if table.rows else []
         parts += [f"## {escape_markdown(table.title)}", *grid, escape_markdown(table.caption)]
     return "\n\n".join(parts) + "\n"
-
-
-def render_latex(tables: Iterable[Table]) -> str:
-    """Renders tables as one LaTeX document; each is a table environment that can be copied."""
-    preamble = [
-        r"\documentclass{article}",
-        r"\usepackage[T1]{fontenc}",
-        r"\usepackage{booktabs}",
-        r"\usepackage{adjustbox}",
-        r"\begin{document}",
-    ]
-    return "\n\n".join(["\n".join(preamble), *(table.to_latex() for table in tables), r"\end{document}"]) + "\n"
-
-
-def escape_latex(text: str) -> str:
-    """Text that LaTeX shows as it is."""
-    text = re.sub(r" ?(\+/-|±) ?", r" $\\pm$ ", text.translate(LATEX_ESCAPES))
-    return re.sub(NEGATIVE, "$-$", text)
 
 
 def escape_markdown(text: str) -> str:

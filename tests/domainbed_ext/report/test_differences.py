@@ -98,7 +98,7 @@ def test_the_command_writes_them(tmp_path):
     assert [row[name] for name in ("mean", "low", "high")] == pytest.approx([-2, -4.484, 0.484], abs=1e-3)
     assert tmp_path / "tables" / "differences.svg" in paths
     page = (tmp_path / "tables" / "index.html").read_text(encoding="utf-8")
-    assert 'id="differences-figure"' in page and '−2.0<span class="error"> (−4.5 to +0.5)</span>' in page
+    assert 'id="differences-figure"' in page and '−2.0 <span class="error">(−4.5 to +0.5)</span>' in page
 
 
 def test_a_reference_without_runs(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.text import Annotation, Text
 
 from domainbed_ext.report.frontier import curves
-from domainbed_ext.report.page.page import _parts
+from domainbed_ext.report.page.cells import split
 from domainbed_ext.report.plots.frontier import frontier_plot
 from domainbed_ext.report.plots.palette import styles_of
 from domainbed_ext.report.plots.plots import draw_plots
@@ -92,8 +92,8 @@ def test_an_interval_is_of_the_means_of_trials():
     assert str(estimate([0.71, 0.72, 0.73])) == "72.0 (69.5 to 74.5)"
     assert str(estimate([0.5])) == "50.0" and estimate([]) is None
     assert str(estimate([0.5, math.nan])) == "diverged"
-    assert _parts("72.0 (69.5 to 74.5)") == ("72.0", "(69.5 to 74.5)")
-    assert _parts("1,234 (0.1 to 0.2%)") == ("1,234 (0.1 to 0.2%)", "")
+    assert split("72.0 (69.5 to 74.5)") == ("72.0", "", "(69.5 to 74.5)")
+    assert split("1,234 (0.1 to 0.2%)") == ("1,234 (0.1 to 0.2%)", "", "")
 
 
 def test_the_table_of_a_curve_has_a_row_for_each_strength():

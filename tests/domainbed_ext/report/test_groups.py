@@ -21,8 +21,9 @@ from domainbed_ext.report.methods import (
 from domainbed_ext.report.pairs import against
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.tables.differences import csv_rows
+from domainbed_ext.report.tables.latex import render_document
 from domainbed_ext.report.tables.objectives import objectives_table
-from domainbed_ext.report.tables.table import print_tables, render_latex
+from domainbed_ext.report.tables.table import print_tables
 from tests.domainbed_ext.fabricated_records import left_out, left_out_run
 
 NAMES = ["BA", "BA+CORAL", "BOnly@rank=8", "BOnly@rank=16", "BOnly+CORAL@rank=8", "LP", "FullFT"]
@@ -103,8 +104,8 @@ def test_groups_are_apart_in_every_form(table):
     lines = text.getvalue().splitlines()
     apart = [line.split()[0] for before, line in itertools.pairwise(lines) if line.strip() and not before.strip()]
     assert apart[-3:-1] == ["BOnly@rank=8", "LP"]
-    latex = render_latex([table])
-    assert latex.count(r"\addlinespace") == 2 and "\\addlinespace\nBOnly@rank=8 & LoRA-FA & ERM &" in latex
+    latex = render_document([table])
+    assert latex.count(r"\addlinespace") == 2 and "\\addlinespace\n\\method{LoRA-FA}{rank 8} & LoRA-FA & ERM &" in latex
     rows = list(csv.reader(io.StringIO(table.to_csv())))
     assert rows[0][:3] == ["Algorithm", "Adaptation", "Objective"] and len(rows) == 8
     assert table.to_markdown().splitlines()[1].startswith("| --- | --- | --- | ---: |")

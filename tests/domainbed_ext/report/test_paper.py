@@ -32,10 +32,10 @@ def test_ours_beside_theirs():
     assert accuracy.columns == [
         "Algorithm",
         "Whose",
-        "art_painting (OOD)",
-        "cartoon (ID)",
-        "photo (OOD)",
-        "sketch (OOD)",
+        "A (OOD)",
+        "C (ID)",
+        "P (OOD)",
+        "S (OOD)",
         "OOD mean",
     ]
     assert [row[1] for row in accuracy.rows] == ["ours", "paper", "difference"] * 7

@@ -7,17 +7,13 @@ import pytest
 from matplotlib.text import Annotation, Text
 
 from domainbed_ext.report.methods import algorithm_order, label_of
+from domainbed_ext.report.plots.gaps import gap_plot
 from domainbed_ext.report.plots.palette import styles_of
 from domainbed_ext.report.plots.panels import make_panels
-from domainbed_ext.report.plots.plots import (
-    draw_plots,
-    gap_plot,
-    generalisation_plot,
-    parameters_plot,
-    render,
-    training_plot,
-)
+from domainbed_ext.report.plots.plots import draw_plots, render
+from domainbed_ext.report.plots.scatter import generalisation_plot, parameters_plot, side_by_side
 from domainbed_ext.report.plots.style import short_count
+from domainbed_ext.report.plots.training import training_plot
 from domainbed_ext.report.results import Results
 from tests.domainbed_ext.fabricated_records import METHODS, left_out, paper_like, single_source_run
 
@@ -42,6 +38,17 @@ def labels(axes):
     return [child for child in axes.get_children() if isinstance(child, Annotation) and child.get_text() != "y = x"]
 
 
+@pytest.mark.parametrize("draw", [generalisation_plot, parameters_plot])
+def test_labels_do_not_overlap_where_trials_do(draw):
+    names = ["BA@rank=8", "BA@rank=16", "BOnly@rank=8", "BOnly@rank=16", "AOnly@rank=8", "LP", "FullFT"]
+    figure = draw(panels_of(left_out(names, trials=3)))
+    (axes,) = figure.axes
+    assert len(labels(axes)) == 7
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in labels(axes)]
+    assert not any(one.padded(-1).overlaps(two.padded(-1)) for one, two in itertools.combinations(boxes, 2))
+
+
 @pytest.mark.parametrize("spread", [0.3, 0.02])
 def test_labels_are_in_the_panel_and_do_not_overlap(spread):
     long = "FullFT@clip_grad=1.0,label_smoothing=0.1,schedule=cosine,warmup=0.05"
@@ -62,7 +69,9 @@ def test_the_same_bytes_and_no_date():
     shown = panels_of(records(["BA", "ERM"]))
     for kind in ("png", "svg"):
         assert render(generalisation_plot(shown), kind) == render(generalisation_plot(shown), kind)
-    assert not re.search(rb"<dc:date>|20\d\d-\d\d-\d\dT", render(generalisation_plot(shown), "svg"))
+    svg = render(generalisation_plot(shown), "svg")
+    assert not re.search(rb"<dc:date>|20\d\d-\d\d-\d\dT", svg)
+    assert b">in-domain accuracy (%)</text>" in svg  # text that editors can change
 
 
 def test_a_panel_for_each_data_set():
@@ -83,17 +92,68 @@ def test_single_source_has_panels_too():
     titles = ["PACS", "VLCS, from L alone", "PACS, from C alone"]
     figure = generalisation_plot(both)
     assert [axes.get_title() for axes in figure.axes] == titles
-    assert "standard error" in (note := figure.get_supxlabel()) and "standard deviation" in note
+    assert "small dots: trials" in figure.get_supxlabel()
     assert [axes.get_title() for axes in gap_plot(both).axes] == titles
     # Those of leave-one-out above have recorded no parameters.
     assert [axes.get_title() for axes in parameters_plot(both).axes] == titles[1:]
 
 
+def test_axes_are_named_once_and_notes_are_smaller():
+    both = panels_of([*paper_like(2, datasets=["VLCS", "PACS"])])
+    for draw in (generalisation_plot, parameters_plot, gap_plot, training_plot):
+        figure = draw(both)
+        figure.draw_without_rendering()
+        named = [axes.xaxis.label for axes in figure.axes if axes.get_xlabel()]
+        assert named and all("(" in label.get_text() or label.get_text() == "step" for label in named)
+        ticks = figure.axes[0].xaxis.get_ticklabels()[0].get_fontsize()
+        assert named[0].get_fontsize() > ticks > figure._supxlabel.get_fontsize()
+    assert [axes.get_ylabel() for axes in generalisation_plot(both).axes] == ["out-of-domain accuracy (%)", ""]
+    (alone,) = generalisation_plot(panels_of(paper_like(2))).axes
+    assert alone.get_title() == ""  # the page's heading has it
+
+
+def test_few_trials_are_dots_and_many_are_error_bars():
+    few, many = (generalisation_plot(panels_of(paper_like(trials))) for trials in (3, 6))
+    dots = [line for line in few.axes[0].lines if line.get_marker() == "o" and line.get_markersize() == 3]
+    assert len(dots) == 3 * len(METHODS) and not few.axes[0].containers
+    assert len(many.axes[0].containers) == len(METHODS)
+    assert "bars: standard error over trials" in many.get_supxlabel() and "dots" not in many.get_supxlabel()
+    # The mean is in the middle of its trials.
+    (panel,) = panels_of(paper_like(3))
+    for point in panel.points:
+        assert point.outside.mean == pytest.approx(sum(trial.outside for trial in point.trials) / 3)
+
+
+def test_an_axis_shows_ten_points_at_least():
+    (axes,) = generalisation_plot(panels_of(records(["BA", "LP"], spread=0.001))).axes
+    assert all(high - low >= 10 for low, high in (axes.get_xlim(), axes.get_ylim()))
+
+
+def test_methods_of_one_size_are_side_by_side_and_ranks_are_joined():
+    places = side_by_side({"a": 100.0, "b": 100.5, "c": 1000.0}, 100.0)
+    assert places["a"] < 100 < places["b"] and places["c"] == 1000
+    (axes,) = parameters_plot(panels_of(paper_like(6))).axes
+    joined = [line for line in axes.lines if line.get_alpha() == 0.6]
+    assert len(joined) == 2  # LoRA-FA and LoRA-FB at ranks 8 and 16
+    assert all(len(line.get_xdata()) == 2 for line in joined)
+
+
+def test_the_probe_is_a_line_to_compare_with():
+    (panel,) = panels_of(paper_like(3))
+    (axes,) = generalisation_plot([panel]).axes
+    probe = next(point for point in panel.points if point.algorithm == "LP")
+    levels = [line.get_ydata()[0] for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+    assert levels == [probe.outside.mean]
+    assert "dotted" not in generalisation_plot(panels_of(records(["BA", "BOnly"]))).get_supxlabel()
+
+
 def test_gaps_are_bars():
-    (axes,) = gap_plot(panels_of(paper_like(2))).axes
+    figure = gap_plot(panels_of(paper_like(2)))
+    (axes,) = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["in-domain", "out-of-domain"]
     assert [text.get_text() for text in axes.get_yticklabels()] == list(map(label_of, METHODS))
     assert len(axes.patches) == 14
-    shown = [float(text.get_text()) for text in labels(axes)]
+    shown = [float(text.get_text().replace("−", "-")) for text in labels(axes)]
     assert shown == pytest.approx([bar.get_width() for bar in axes.patches], abs=0.051)
 
 
@@ -110,6 +170,11 @@ def test_training_is_drawn_where_there_was_more_than_one_evaluation():
     figure = training_plot(panels_of(paper_like(2)))
     assert [len(axes.lines) for axes in figure.axes] == [7, 7, 7]
     assert len({(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}) == 7
+    # Few evaluations are not joined, and a band holds all trials.
+    assert {line.get_linestyle() for line in figure.axes[0].lines} == {"None"}
+    assert [len(axes.collections) for axes in figure.axes] == [7, 7, 7]
+    many = training_plot(panels_of([*single_source_run("LP", steps=range(0, 100, 10))]))
+    assert many.axes[0].lines[0].get_linestyle() != "None" and not many.axes[0].collections
     once = Results(single_source_run("LP", steps=(5,)))
     assert training_plot(make_panels(once)) is None and set(draw_plots(once)) == {"plot", "gaps", "parameters"}
 
@@ -117,7 +182,7 @@ def test_training_is_drawn_where_there_was_more_than_one_evaluation():
 def test_one_trial_and_nothing_selected():
     one = Results(single_source_run("LP"))
     assert all(render(figure, "svg") for figure in draw_plots(one).values())
-    assert "bars" not in generalisation_plot(make_panels(one)).get_supxlabel()
+    assert "one trial (n = 1)" in generalisation_plot(make_panels(one)).get_supxlabel()
     pair = list(records(["BA"], trials=1))
     for record in pair:
         record["args"]["test_envs"] = [0, 1]
@@ -191,7 +256,7 @@ def test_bars_of_adaptations_are_apart():
     (axes,) = gap_plot(panels_of(left_out(["BA", "BA+CORAL", "BOnly", "LP"]))).axes
     steps = [after - before for before, after in itertools.pairwise(axes.get_yticks())]
     assert steps == pytest.approx([1, 1.7, 1])
-    assert axes.get_ylim()[0] == pytest.approx(axes.get_yticks()[-1] + 0.5)
+    assert axes.get_ylim()[0] == pytest.approx(axes.get_yticks()[-1] + 0.65)
 
 
 def test_training_of_many_methods_is_in_parts_of_whole_adaptations():

@@ -1,6 +1,5 @@
 import math
 
-from domainbed_ext.report.page.chart import HEIGHT, WIDTH, lay_out_chart
 from domainbed_ext.report.trajectories import Moment, mean_trajectory, trajectory
 from tests.domainbed_ext.fabricated_records import single_source_run
 
@@ -27,13 +26,3 @@ def test_mean_of_runs_at_the_steps_they_share():
     other = [Moment(0, 4, 20, 20, 20), Moment(5, 2, 40, 40, 40)]
     assert mean_trajectory([one, other]) == [Moment(0, 3, 15, 15, 15), Moment(5, 1.5, 30, 30, 30)]
     assert mean_trajectory([]) == []
-
-
-def test_chart():
-    found = lay_out_chart("t", [0, 50, 100], [("a", "A", [1, math.nan, 3]), ("b", "B", [math.nan] * 3)], chosen=[50])
-    assert [line.kind for line in found.lines] == ["a"]
-    (x0, y0), (x1, y1) = found.lines[0].points
-    assert (x0, x1) == (0, WIDTH) and 0 < y1 < y0 < HEIGHT
-    assert (found.low, found.high, found.last, found.chosen) == ("1", "3", 100, [WIDTH / 2])
-    assert lay_out_chart("t", [0], [("a", "A", [1.0])]) is None
-    assert lay_out_chart("t", [0, 1], [("a", "A", [2.0, 2.0])]) is not None
