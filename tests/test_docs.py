@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vitlorafa
-from domainbed_ext import collect_results, compare, evaluate, frontier, launchers, predict, soup
+from domainbed_ext import collect_results, compare, evaluate, frontier, launchers, predict, push, soup
 from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.algorithms.names import describe
 from domainbed_ext.analyse import command as analyse
@@ -284,6 +284,7 @@ def commands(module):
         ("domainbed_ext.compare", compare.make_parser),
         ("domainbed_ext.frontier", frontier.make_parser),
         ("domainbed_ext.predict", predict.make_parser),
+        ("domainbed_ext.push", push.make_parser),
         ("domainbed_ext.soup", soup.make_parser),
         ("domainbed_ext.analyse", analyse.make_parser),
     ],
@@ -304,6 +305,7 @@ def test_options_that_are_named_exist():
             evaluate,
             frontier,
             predict,
+            push,
             soup,
             prepare,
             collect_results,
