@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--repo",
         required=True,
         metavar="NAME",
-        help="repository on the hub, which is created if it is missing: you/name",
+        help="repository on the hub, created if it is missing: you/name",
     )
     parser.add_argument("--licence", metavar="ID", help="licence of the adapter as the hub names it, e.g. mit (none)")
     parser.add_argument("--private", action="store_true", help="make a new repository private")

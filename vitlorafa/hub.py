@@ -120,7 +120,7 @@ def from_pretrained(
         AdapterWarning: Where `load_adapter` does.
     """
     folder = Path(repo_id_or_folder).expanduser()
-    if not folder.is_dir() and isinstance(repo_id_or_folder, str) and repo_id_or_folder.count("/") < 2:
+    if isinstance(repo_id_or_folder, str) and not folder.is_dir() and _may_be_repository(repo_id_or_folder):
         with _explained(f"load {repo_id_or_folder}, which is no folder, from the hub"):
             folder = Path(
                 _huggingface_hub().snapshot_download(
@@ -147,6 +147,10 @@ def write_card(folder: Path, repo_id: str, card: ModelCard, classes: int) -> Non
     description = json.loads((folder / adapter_folder.DESCRIPTION).read_text(encoding="utf-8"))
     for_peft = (folder / peft_format.CONFIG).exists()
     (folder / CARD).write_text(card.text(repo_id, description, classes, for_peft), encoding="utf-8")
+
+
+def _may_be_repository(name: str) -> bool:
+    return name.count("/") < 2 and not name.startswith((".", "/", "~"))
 
 
 def _operations(api: Any, repo_id: str, folder: Path, revision: str | None) -> list[Any]:

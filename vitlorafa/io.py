@@ -20,6 +20,7 @@ from vitlorafa.inject import (
     check_one_adapter,
     classifiers,
     detach_adapters,
+    head_parameters,
     inject_layers,
     timm_model,
 )
@@ -36,7 +37,7 @@ def save_adapter(
     model: nn.Module,
     folder: str | os.PathLike[str],
     *,
-    head: bool = False,
+    head: bool | None = None,
     metadata: Mapping[str, Any] | None = None,
     format: str | None = None,
     class_names: Sequence[str] | None = None,
@@ -57,7 +58,7 @@ def save_adapter(
             module. Under DDP or FSDP only the first process writes. If the model is sharded, all processes have to
             call; they return when the files are written.
         folder: Folder to write to; it is created if missing.
-        head: Whether to save the classifier with its buffers.
+        head: Whether to save the classifier with its buffers. If None, it is not saved, with a warning if it trains.
         metadata: Additional values, saved under "metadata": JSON values, numbers and small arrays of NumPy and torch,
             paths, enums and dataclasses. Numbers that are not finite become null.
         format: "peft" for a folder that `peft.PeftModel.from_pretrained` loads onto the same timm model with the same
@@ -77,6 +78,9 @@ def save_adapter(
         AdapterError: If the model is not adapted, has no head to save, or has parts that PEFT's format cannot hold, if
             the format is unknown, if JSON cannot hold the metadata, if the frozen factor cannot be left out, or if the
             folder cannot be written.
+
+    Warns:
+        AdapterWarning: If the head trains and `head` does not say whether to save it.
     """
     if format not in (None, *adapter_folder.FORMATS):
         raise unknown("adapter format", format, adapter_folder.FORMATS)
@@ -90,7 +94,9 @@ def save_adapter(
     if adapter is not None and adapter not in names:
         raise unknown("adapter", adapter, names)
     with using_adapter(model, inner, adapter):
-        return _save(model, inner, folder, head, entries, format, class_names, only_trained, whole=not prefix)
+        if head is None and any(parameter.requires_grad for parameter in head_parameters(inner).values()):
+            warn(f"the head trains and is not saved to {folder}: add head=True, or head=False to leave it out")
+        return _save(model, inner, folder, bool(head), entries, format, class_names, only_trained, whole=not prefix)
 
 
 def _save(

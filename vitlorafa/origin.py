@@ -97,7 +97,7 @@ def mismatches(saved: Mapping[str, Any], model: nn.Module, own_digests: Mapping[
         head: Whether the head is loaded too.
     """
     own = describe_model(model) | {"digests": own_digests}
-    names = [model_name(description) for description in (saved, own)]
+    names = model_name(saved) or "its backbone", model_name(own) or type(model).__name__
     difference = differing_model(saved, own)
     if difference == "weights":
         yield (
