@@ -20,7 +20,6 @@ from vitlorafa.inject import (
     check_one_adapter,
     classifiers,
     detach_adapters,
-    head_parameters,
     inject_layers,
     timm_model,
 )
@@ -94,7 +93,7 @@ def save_adapter(
     if adapter is not None and adapter not in names:
         raise unknown("adapter", adapter, names)
     with using_adapter(model, inner, adapter):
-        if head is None and any(parameter.requires_grad for parameter in head_parameters(inner).values()):
+        if head is None and any(p.requires_grad for module in classifiers(inner) for p in module.parameters()):
             warn(f"the head trains and is not saved to {folder}: add head=True, or head=False to leave it out")
         return _save(model, inner, folder, bool(head), entries, format, class_names, only_trained, whole=not prefix)
 

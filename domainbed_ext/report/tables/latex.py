@@ -99,7 +99,7 @@ def _grid(table: Table) -> list[str]:
     ]
     if wraps:  # would be too small to read if it were scaled
         return [r"{\footnotesize\setlength{\tabcolsep}{3pt}%", *tabular[:-1], tabular[-1] + "}"]
-    return [r"\adjustbox{max width=\textwidth}{%", *tabular[:-1], tabular[-1] + "}"]
+    return [r"\adjustbox{max width=\linewidth}{%", *tabular[:-1], tabular[-1] + "}"]
 
 
 def _rows(table: Table) -> list[list[str]]:

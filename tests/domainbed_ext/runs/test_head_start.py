@@ -40,7 +40,7 @@ def test_strength_0_of_a_finished_run_is_the_probe(name, make_args, tmp_path):
     trained = feed.sample_outputs()
     lp = reloaded_probe(make_args, load_file(folder.path / "start.safetensors"))
     feed.algorithm.set_strength(0)
-    assert torch.equal(feed.sample_outputs(), lp.sample_outputs())
+    torch.testing.assert_close(feed.sample_outputs(), lp.sample_outputs())  # matmuls may round by memory alignment
     feed.algorithm.set_strength(1)
     assert torch.equal(feed.sample_outputs(), trained) and not torch.equal(trained, lp.sample_outputs())
     record, reproduced = evaluate.evaluate(folder)
