@@ -230,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictions = predict(classifier, files, args.batch_size, args.workers, unreadable)
     if args.out:
         _write(Path(args.out), lambda file: FORMATS[form](predictions, classifier.classes, file))
-        print(f"{len(files) - len(unreadable)} predictions are in {args.out}")
+        done = len(files) - len(unreadable)
+        print(f"{done} prediction{'s' * (done != 1)}: see {args.out}")
     else:
         FORMATS[form](predictions, classifier.classes, sys.stdout)
     if left_out := missing | unreadable:

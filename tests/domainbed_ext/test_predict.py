@@ -64,7 +64,7 @@ def test_json_in_a_file_and_files_that_cannot_be_read(run, pacs_like, tmp_path, 
     printed = capsys.readouterr()
     assert f"error: 2 of 11 images cannot be read and are left out: {tmp_path / 'nowhere.png'} (no such" in printed.err
     assert f"; {photos / 'pic_000.png'} (" in printed.err and printed.err.count("error") == 1
-    assert printed.out == f"9 predictions are in {out}\n"
+    assert printed.out == f"9 predictions: see {out}\n"
     found = json.loads(out.read_text())
     assert [row["file"] for row in found] == [one, *(str(photos / f"pic_{i:03d}.png") for i in range(1, 10) if i != 3)]
     assert all(row["probabilities"][row["label"]] == row["probability"] for row in found)

@@ -68,7 +68,8 @@ def calibration_table(predicted: Predicted) -> Table:
         ],
         "Accuracy, confidence (mean probability of the predicted class) and ECE on the test domains in %; in-domain: "
         "on the held-out images of the training domains. ECE: expected calibration error, the mean over images of "
-        f"|accuracy − confidence| of their bin, in {BINS} bins of equal width, of each run and test domain; mean over "
+        f"the absolute difference of accuracy and confidence in their bin, in {BINS} bins of equal width, of each run "
+        "and test domain; mean over "
         f"trials of each trial's mean over test domains ± {predicted.comparison.error}. It is the larger the fewer "
         f"images there are.{predicted.caveat}",
     )
