@@ -107,8 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     with garbage.loading():
         from domainbed_ext.runs.classifier import load_classifier
-        from vitlorafa import adapter_layers, push_to_hub, save_adapter
-        from vitlorafa.hub import CARD, write_card
+        from vitlorafa import adapter_layers, push_to_hub, save_adapter, write_card
 
     run = RunFolder(args.run)
     predictions = load_predictions(run)
@@ -122,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 save_adapter(model, folder, head=True, class_names=classifier.classes)
                 write_card(Path(folder), args.repo, card, len(classifier.classes))
-                print(Path(folder, CARD).read_text(encoding="utf-8"))
+                print(Path(folder, "README.md").read_text(encoding="utf-8"))
         else:
             # `private=None` leaves it to the account's settings.
             print(

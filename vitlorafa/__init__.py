@@ -14,7 +14,7 @@ from vitlorafa.commands import refuse_other_modules
 from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
 from vitlorafa.errors import AdapterError, AdapterWarning
 from vitlorafa.evaluation_batch import fastest_evaluation_batch
-from vitlorafa.hub import from_pretrained, push_to_hub
+from vitlorafa.hub import from_pretrained, push_to_hub, write_card
 from vitlorafa.init import INITS
 from vitlorafa.inject import (
     adapter_layers,
@@ -110,6 +110,7 @@ __all__ = [
     "tuning",
     "unmerge",
     "use_ways",
+    "write_card",
 ]
 
 refuse_other_modules()
