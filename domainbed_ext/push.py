@@ -16,7 +16,7 @@ from domainbed_ext.runs.predictions import Part, Predictions, load_predictions
 from domainbed_ext.system import garbage, option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 from domainbed_ext.system.exit_codes import ExitCode
-from vitlorafa.errors import AdapterError
+from vitlorafa import AdapterError
 
 if TYPE_CHECKING:
     from vitlorafa import ModelCard
