@@ -8,6 +8,7 @@ vitlorafa.merge_and_unload(model)  # a plain timm model again
 """
 
 from vitlorafa import tuning
+from vitlorafa.adapted import adapter_layers, classifiers, head_parameters
 from vitlorafa.average import Average, average
 from vitlorafa.cast_frozen import cast_frozen
 from vitlorafa.commands import refuse_other_modules
@@ -16,17 +17,7 @@ from vitlorafa.errors import AdapterError, AdapterWarning
 from vitlorafa.evaluation_batch import fastest_evaluation_batch
 from vitlorafa.hub import from_pretrained, push_to_hub, write_card
 from vitlorafa.init import INITS
-from vitlorafa.inject import (
-    adapter_layers,
-    classifiers,
-    disable_adapter,
-    head_parameters,
-    inject,
-    merge,
-    merge_and_unload,
-    remove,
-    unmerge,
-)
+from vitlorafa.inject import disable_adapter, inject, merge, merge_and_unload, remove, unmerge
 from vitlorafa.io import load_adapter, save_adapter
 from vitlorafa.keep_freed_memory import keep_freed_memory
 from vitlorafa.layers import LoRALinear

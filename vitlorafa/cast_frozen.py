@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitlorafa.inject import adapter_layers
+from vitlorafa.adapted import adapter_layers
 from vitlorafa.layers import FastLinear
 from vitlorafa.ops import autocast_dtype
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from torch import nn
 
 from vitlorafa import adapter_folder, peft_format
+from vitlorafa.adapted import adapted_state, classifiers, timm_model
 from vitlorafa.errors import AdapterError
-from vitlorafa.inject import adapted_state, classifiers, timm_model
 from vitlorafa.io import load_adapter, save_adapter
 from vitlorafa.model_card import ModelCard
 from vitlorafa.named_adapters import using_adapter

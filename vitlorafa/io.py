@@ -12,17 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vitlorafa import adapter_folder, frozen_factor, origin, peft_format, trained
+from vitlorafa.adapted import adapted_state, adapter_layers, check_one_adapter, classifiers, timm_model
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, abbreviate, unknown, warn
-from vitlorafa.inject import (
-    adapted_state,
-    adapter_layers,
-    check_one_adapter,
-    classifiers,
-    detach_adapters,
-    inject_layers,
-    timm_model,
-)
+from vitlorafa.inject import detach_adapters, inject_layers
 from vitlorafa.inputs import check_model, to_folder
 from vitlorafa.metadata import to_json_entries
 from vitlorafa.named_adapters import using_adapter

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitlorafa.adapted import adapted_state, adapter_layers
 from vitlorafa.errors import AdapterError
-from vitlorafa.inject import adapted_state, adapter_layers
 
 
 class Matrix(nn.Parameter):

@@ -12,19 +12,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vitlorafa.config import AdapterConfig
-from vitlorafa.errors import AdapterError, abbreviate, unknown, warn
-from vitlorafa.inject import (
+from vitlorafa.adapted import (
     adapted_state,
     adapter_layers,
     changed_buffers,
     check_one_adapter,
-    detach_adapters,
-    inject,
-    inject_layers,
     outside_parameters,
     timm_model,
 )
+from vitlorafa.config import AdapterConfig
+from vitlorafa.errors import AdapterError, abbreviate, unknown, warn
+from vitlorafa.inject import detach_adapters, inject, inject_layers
 from vitlorafa.layers import LoRALinear
 from vitlorafa.sharding import is_sharded
 from vitlorafa.trained import factors, state_tensors

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from vitlorafa.adapted import adapted_state, adapter_layers
 from vitlorafa.errors import AdapterError
-from vitlorafa.inject import adapted_state, adapter_layers
 from vitlorafa.layers import LoRALinear
 from vitlorafa.sharding import assign, gather, own_part
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vitlorafa import peft_attention, trained
+from vitlorafa.adapted import adapted_state, adapter_layers, classifiers
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, abbreviate
-from vitlorafa.inject import adapted_state, adapter_layers, classifiers
 from vitlorafa.layers import STACKS
 from vitlorafa.named_sites import ANY, linear_layers
 from vitlorafa.sharding import gather

@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from vitlorafa.adapted import timm_model
 from vitlorafa.errors import AdapterError, unknown
-from vitlorafa.inject import timm_model
 from vitlorafa.layers import FastLinear, LoRALinear
 from vitlorafa.ops.quantised import bitsandbytes
 from vitlorafa.origin import remember_digests

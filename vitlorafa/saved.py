@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vitlorafa import adapter_folder, origin
+from vitlorafa.adapted import timm_model
 from vitlorafa.config import AdapterConfig
 from vitlorafa.errors import AdapterError, abbreviate, join_words
-from vitlorafa.inject import timm_model
 
 _NAMES = ("lora_A", "lora_B", "start_A", "start_B")  # of factors, in the order of `Factors`
 

@@ -10,15 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vitlorafa import trained
+from vitlorafa.adapted import adapted_state, adapter_layers, classifiers, timm_model
 from vitlorafa.errors import AdapterError, abbreviate
-from vitlorafa.inject import (
-    adapted_state,
-    adapter_layers,
-    check_unadapted,
-    classifiers,
-    detach_adapters,
-    timm_model,
-)
+from vitlorafa.inject import check_unadapted, detach_adapters
 from vitlorafa.io import load_adapter
 from vitlorafa.saved import SavedAdapter, are_same, check_alike, check_same_size, read_all
 from vitlorafa.stacked import Choice, StackedHead, StackedLoRALinear

@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from vitlorafa.adapted import adapted_models, adapter_layers
 from vitlorafa.config import parse_number
 from vitlorafa.errors import AdapterError
-from vitlorafa.inject import adapted_models, adapter_layers
 
 
 def set_strength(model: nn.Module, strength: float) -> nn.Module:

@@ -4,9 +4,9 @@ from math import prod
 
 from torch import nn
 
+from vitlorafa.adapted import adapted_models, adapted_state, adapter_layers
 from vitlorafa.gaps import describe_gaps
 from vitlorafa.heads import find_heads
-from vitlorafa.inject import adapted_models, adapted_state, adapter_layers
 from vitlorafa.named_adapters import inactive_parameters
 from vitlorafa.quantised_weight import quantised_weight
 from vitlorafa.wrappers import unwrap

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from vitlorafa.inject import (
+from vitlorafa.adapted import (
     adapter_layers,
     changed_buffers,
     classifiers,

@@ -12,7 +12,7 @@ from small_models import build, images, perturb
 
 import vitlorafa
 from vitlorafa import AdapterConfig, AdapterError, AdapterWarning, adapter_layers, inject, load_adapter, save_adapter
-from vitlorafa.inject import head_parameters
+from vitlorafa.adapted import head_parameters
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.numbers

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from small_models import build, images, perturb
 
 from vitlorafa import AdapterConfig, cast_frozen, correct_gradients, inject, load_adapter, quantise
-from vitlorafa.inject import adapted_state
+from vitlorafa.adapted import adapted_state
 from vitlorafa.sharding import gather
 from vitlorafa.wrappers import named_parameters
 

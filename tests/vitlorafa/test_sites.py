@@ -25,7 +25,7 @@ from vitlorafa import (
     save_adapter,
     unmerge,
 )
-from vitlorafa.inject import head_parameters
+from vitlorafa.adapted import head_parameters
 
 # Name -> how to build a small one, and patterns of the linear layers that stay as they are.
 ADAPTED: dict[str, tuple[dict, tuple[str, ...]]] = {

@@ -19,7 +19,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import vitlorafa
 from vitlorafa import AdapterConfig, AdapterError, AdapterWarning, adapter_layers, inject, load_adapter, save_adapter
-from vitlorafa.inject import head_parameters
+from vitlorafa.adapted import head_parameters
 
 
 class Lightning(nn.Module):
