@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     with garbage.loading():
         from domainbed_ext.runs.classifier import load_classifier
-        from vitlorafa import adapter_layers, push_to_hub, save_adapter, write_card
+        from vitlorafa import adapter_layers, push_to_hub, save_with_card
 
     run = RunFolder(args.run)
     predictions = load_predictions(run)
@@ -116,24 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not list(adapter_layers(model)):
         raise BenchmarkError(f"{name} trains no adapter: choose a run of BA, BOnly or AOnly")
     card = make_card(classifier.record, predictions, args.licence)
+    saved_as: dict[str, Any] = {"card": card, "head": True, "class_names": classifier.classes}
     try:
         if args.dry_run:
             with tempfile.TemporaryDirectory() as folder:
-                save_adapter(model, folder, head=True, class_names=classifier.classes)
-                write_card(Path(folder), args.repo, card, len(classifier.classes))
+                save_with_card(model, folder, args.repo, **saved_as)
                 print(Path(folder, "README.md").read_text(encoding="utf-8"))
         else:
-            # `private=None` leaves it to the account's settings.
-            print(
-                push_to_hub(
-                    model,
-                    args.repo,
-                    card=card,
-                    head=True,
-                    class_names=classifier.classes,
-                    private=args.private or None,
-                )
-            )
+            private = args.private or None  # None leaves it to the account's settings
+            print(push_to_hub(model, args.repo, private=private, **saved_as))
     except AdapterError as error:
         raise BenchmarkError(str(error)) from error
     return ExitCode.DONE

@@ -15,7 +15,7 @@ from vitlorafa.commands import refuse_other_modules
 from vitlorafa.config import TARGETS, TRAIN, AdapterConfig
 from vitlorafa.errors import AdapterError, AdapterWarning
 from vitlorafa.evaluation_batch import fastest_evaluation_batch
-from vitlorafa.hub import from_pretrained, push_to_hub, write_card
+from vitlorafa.hub import from_pretrained, push_to_hub, save_with_card
 from vitlorafa.init import INITS
 from vitlorafa.inject import disable_adapter, inject, merge, merge_and_unload, remove, unmerge
 from vitlorafa.io import load_adapter, save_adapter
@@ -91,6 +91,7 @@ __all__ = [
     "quantise",
     "remove",
     "save_adapter",
+    "save_with_card",
     "set_adapter",
     "set_strength",
     "speed_up",
@@ -101,7 +102,6 @@ __all__ = [
     "tuning",
     "unmerge",
     "use_ways",
-    "write_card",
 ]
 
 refuse_other_modules()

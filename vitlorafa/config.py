@@ -155,10 +155,9 @@ class AdapterConfig:
         self._fill_inits(fill)
 
     def _fill_inits(self, fill: Callable[[str, object], None]) -> None:
-        targets = TARGETS if self.pattern else self.targets
-        given = [_parse_init(factor, getattr(self, f"init_{factor}"), targets) for factor in "AB"]
+        given = self._named_inits()
         inits: list[dict[str, str]] = [{}, {}]
-        for target in targets:
+        for target in TARGETS if self.pattern else self.targets:
             pair = [each.get(target) for each in given]
             both = next((name for name in pair if name in RESIDUAL), None)
             for place, default in enumerate(_DEFAULT_INITS[self.train]):
@@ -199,13 +198,16 @@ class AdapterConfig:
         Args:
             target: Name of an adapted projection.
         """
-        targets = TARGETS if self.pattern else self.targets
-        named = [_parse_init(factor, getattr(self, f"init_{factor}"), targets) for factor in "AB"]
         init_A, init_B = (
             each.get(target, each.get(_ALL, default))
-            for each, default in zip(named, _DEFAULT_INITS[self.train], strict=True)
+            for each, default in zip(self._named_inits(), _DEFAULT_INITS[self.train], strict=True)
         )
         return init_A, init_B
+
+    def _named_inits(self) -> list[dict[str, str]]:
+        """The initialisations of A and of B that are named, by target."""
+        targets = TARGETS if self.pattern else self.targets
+        return [_parse_init(factor, getattr(self, f"init_{factor}"), targets) for factor in "AB"]
 
     @property
     def pattern(self) -> str | None:

@@ -68,12 +68,10 @@ def push_to_hub(
         folder = Path(temporary)
         with using_adapter(model, inner, adapter if adapter in adapted_state(inner).adapters else None):
             head = _has_own_head(inner) if head == "auto" else head
-        save_adapter(
-            model, folder, head=head, metadata=metadata, class_names=class_names, adapter=adapter, prefix=prefix
-        )
+        options: dict[str, Any] = {"metadata": metadata, "adapter": adapter, "prefix": prefix}
+        save_with_card(model, folder, repo_id, card=card, head=head, class_names=class_names, **options)
         if not is_writer(model):
             return ""
-        write_card(folder, repo_id, card or ModelCard(), _count_classes(inner) if head else 0)
         with _explained(f"upload to {repo_id}"):
             address = api.create_repo(repo_id, private=private, exist_ok=True)
             api.create_commit(
@@ -135,18 +133,39 @@ def from_pretrained(
     return load_adapter(model, folder, head=head, adapter=adapter, prefix=prefix)
 
 
-def write_card(folder: Path, repo_id: str, card: ModelCard, classes: int) -> None:
-    """Writes the model card of a saved adapter.
+def save_with_card(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    card: ModelCard | None = None,
+    head: bool = False,
+    **options: Any,
+) -> Path:
+    """Saves an adapter with its model card: the folder that `push_to_hub` uploads.
 
     Args:
-        folder: Folder of `save_adapter`.
+        model: Adapted model, or a module that wraps or holds it.
+        folder: Folder to write to.
         repo_id: Name of the repository that the card names.
-        card: What it says beside what the folder does.
-        classes: Number of classes of the saved head; 0 if none was saved.
+        card: What the card says beside what the folder does.
+        head: Whether to save the classifier.
+        options: Further options of `save_adapter`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterError: Where `save_adapter` raises one.
     """
-    description = json.loads((folder / adapter_folder.DESCRIPTION).read_text(encoding="utf-8"))
-    for_peft = (folder / peft_format.CONFIG).exists()
-    (folder / CARD).write_text(card.text(repo_id, description, classes, for_peft), encoding="utf-8")
+    written = save_adapter(model, folder, head=head, **options)
+    if is_writer(model):
+        description = json.loads((written / adapter_folder.DESCRIPTION).read_text(encoding="utf-8"))
+        classes = _count_classes(timm_model(model, options.get("prefix"))) if head else 0
+        for_peft = (written / peft_format.CONFIG).exists()
+        text = (card or ModelCard()).text(repo_id, description, classes, for_peft)
+        (written / CARD).write_text(text, encoding="utf-8")
+    return written
 
 
 def _may_be_repository(name: str) -> bool:

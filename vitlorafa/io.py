@@ -221,12 +221,13 @@ def _load(
             warn(f"{folder} has no adapter for {abbreviate(left_out)}: these layers stay without one")
         for sentence in origin.mismatches(description, inner, digests, head):
             warn(f"{folder}: {sentence}")
+        factors = trained.factors(inner)
         for name, tensor in destinations.items() if is_new else ():
-            if name not in trained.factors(inner) and not name.startswith(trained.OUTSIDE):
+            if name not in factors and not name.startswith(trained.OUTSIDE):
                 adapted_state(inner).originals[name] = tensor.detach().clone()
         _copy(inner, tensors, destinations)
         if is_new:
-            for name in tensors.keys() & destinations.keys() - trained.factors(inner).keys():
+            for name in tensors.keys() & destinations.keys() - factors.keys():
                 if isinstance(destinations[name], nn.Parameter):
                     destinations[name].requires_grad_(True)
 

@@ -97,9 +97,7 @@ def set_adapter(model: nn.Module, name: str, *, prefix: str | None = None) -> nn
             then unchanged.
     """
     inner = timm_model(model, prefix)
-    adapters = adapted_state(inner).adapters
-    if name not in adapters:
-        raise unknown("adapter", name, adapters)
+    adapters = _adapters_with(inner, name)
     if adapters[name] is not None:
         before, merged = active_adapter(inner), _is_merged(inner)
         with _same_outside(model, inner):
@@ -129,9 +127,7 @@ def delete_adapter(model: nn.Module, name: str, *, prefix: str | None = None) ->
         AdapterWarning: If the adapter was active and another one is now.
     """
     inner = timm_model(model, prefix)
-    adapters = adapted_state(inner).adapters
-    if name not in adapters:
-        raise unknown("adapter", name, adapters)
+    adapters = _adapters_with(inner, name)
     others = [each for each in adapters if each != name]
     if not others:
         _take_out(model, inner)
@@ -222,6 +218,14 @@ def _names(inner: nn.Module) -> dict[str, _Kept | None]:
     return adapted_state(inner).adapters if "_vitlorafa" in vars(inner) else {}
 
 
+def _adapters_with(inner: nn.Module, name: str) -> dict[str, _Kept | None]:
+    """All adapters, of which one has to have this name."""
+    adapters: dict[str, _Kept | None] = adapted_state(inner).adapters
+    if name not in adapters:
+        raise unknown("adapter", name, adapters)
+    return adapters
+
+
 def _is_merged(inner: nn.Module) -> bool:
     return any(layer.merged for _, layer in adapter_layers(inner))
 
@@ -279,8 +283,8 @@ def _others(inner: nn.Module) -> dict[str, Tensor]:
     """What belongs to the active adapter beside its factors, by name."""
     names = [name for name, parameter in named_parameters(inner) if parameter.requires_grad]
     names += [*changed_buffers(inner), *adapted_state(inner).originals]
-    tensors = {name: tensor for name, tensor in state_tensors(inner).items() if name not in factors(inner)}
-    return {name: tensors[name] for name in dict.fromkeys(names) if name in tensors}
+    tensors, own = state_tensors(inner), factors(inner)
+    return {name: tensors[name] for name in dict.fromkeys(names) if name in tensors and name not in own}
 
 
 def _replace(inner: nn.Module, name: str, tensor: Tensor) -> None:

@@ -118,15 +118,15 @@ def obstacle(model: nn.Module, names: Iterable[str]) -> str:
             "qkv_bias_separate = True on the attentions before inject and before loading in PEFT, or leave out q, k "
             "and v"
         )
-    outside = (trained.OUTSIDE, *(f"{name}." for name, _ in adapter_layers(model)))
-    others = [name for name in names if name not in trained.factors(model)]
-    unowned = [name for name in others if "." not in name or name.startswith(outside)]
+    factors, layers = trained.factors(model), [name for name, _ in adapter_layers(model)]
+    outside = (trained.OUTSIDE, *(f"{name}." for name in layers))
+    unowned = [name for name in names if name not in factors and ("." not in name or name.startswith(outside))]
     if unowned:
         return (
             f"PEFT's format cannot hold {abbreviate(unowned)}, which trained in addition to the adapters: save with "
             "format='vitlorafa'"
         )
-    return peft_attention.obstacle(model, [name for name, _ in adapter_layers(model)])
+    return peft_attention.obstacle(model, layers)
 
 
 def read(model: nn.Module | None, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
