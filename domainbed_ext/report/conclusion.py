@@ -8,7 +8,7 @@ from domainbed_ext.report.differences import PairedDifference
 from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.summary import Summary
 from domainbed_ext.report.tables.differences import describe_intervals
-from domainbed_ext.report.tables.table import signed
+from domainbed_ext.report.tables.table import minus, signed
 
 if TYPE_CHECKING:
     from domainbed_ext.report.figures import Comparison
@@ -107,7 +107,7 @@ def _against(others: Sequence[Opponent]) -> str:
     if following.difference is None:
         sentences.append(f"The next best, {label_of(following.algorithm)}, shares no trial with it.")
     else:
-        name, points = label_of(following.algorithm), f"{_signed(following.difference.mean)} points"
+        name, points = label_of(following.algorithm), f"{minus(signed(following.difference.mean))} points"
         if following.difference.interval is None:
             sentences.append(f"It is {points} from the next best, {name}: of one trial, this may be chance.")
         else:
@@ -156,9 +156,5 @@ def _note(comparison: "Comparison", others: Sequence[Opponent]) -> str:
     )
 
 
-def _signed(points: float) -> str:
-    return signed(points).replace("-", "−")
-
-
 def _interval(difference: PairedDifference) -> str:
-    return " to ".join(map(_signed, difference.interval or ()))
+    return " to ".join(minus(signed(end)) for end in difference.interval or ())

@@ -1,11 +1,10 @@
 """Sends the records of a run to the trackers that `--track` names; whatever these do, the run continues.
 
 The run's folder holds `tracked/`, with the files of trackers and `state.json`: the run's id, and the last step that
-each tracker received. So a resumed run sends no record twice, and a tracker that is added later receives all.
+each tracker received. So a resumed run sends no record twice, and a tracker that is added then receives all.
 """
 
 import json
-import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from domainbed_ext.model_selection import best_step
 from domainbed_ext.runs import checkpoint
 from domainbed_ext.runs.arguments import PLACES
 from domainbed_ext.runs.folder import TRACKED, RunFolder
+from domainbed_ext.runs.run_name import name_run
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.files import write_atomically
 from domainbed_ext.trackers.base import TrackedRun, Tracker
@@ -63,7 +63,9 @@ class Tracking:
 
     @cached_property
     def _run(self) -> TrackedRun:
-        name, group = _readable_name(self._facts), self._folder.path.absolute().parent.name
+        args, environments = self._facts["args"], self._facts["environments"]
+        name = name_run(args, [str(environments[env]) for env in args["test_envs"]])
+        group = self._folder.path.absolute().parent.name
         return TrackedRun(self._state["id"], name, group, self._path.parent, _describe(self._facts))
 
     @cached_property
@@ -137,10 +139,3 @@ def _describe(facts: Mapping[str, Any]) -> dict[str, Any]:
     described: dict[str, Any] = json.loads(strict_json.dumps({**args, "hparams": hparams}))
     names = ("environments", "precision", "trainable_parameters", "total_parameters", "versions")
     return described | {name: facts[name] for name in names}
-
-
-def _readable_name(facts: Mapping[str, Any]) -> str:
-    args = facts["args"]
-    tested = "+".join(str(facts["environments"][env]) for env in args["test_envs"])
-    name = re.sub(r"[^\w.@=+,%-]", "-", f"{args['dataset']}_{args['algorithm']}_test-{tested}")
-    return f"{name}_trial{args['trial_seed']}_hparams{args['hparams_seed']}"

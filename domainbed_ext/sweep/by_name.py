@@ -7,11 +7,11 @@ launch makes them again.
 import csv
 import io
 import os
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from domainbed_ext.errors import warn_once
+from domainbed_ext.runs.run_name import name_run
 from domainbed_ext.sweep.jobs import Job
 from domainbed_ext.system.files import write_atomically
 
@@ -48,12 +48,8 @@ def readable_name(job: Job) -> str:
     Returns:
         A name that can be a file's, e.g. "PACS_BOnly@rank=16_test-sketch_trial0_hparams0".
     """
-    args = job.train_args
-    environments = "+".join(job.test_names or map(str, args["test_envs"]))
-    name = re.sub(r"[^\w.@=+,%-]", "-", f"{args['dataset']}_{args['algorithm']}_test-{environments}")
-    if len(os.fsencode(name)) > _LONGEST:
-        name = f"{args['dataset']}_{job.name[:8]}"
-    return f"{name}_trial{args['trial_seed']}_hparams{args['hparams_seed']}"
+    environments = job.test_names or map(str, job.train_args["test_envs"])
+    return name_run(job.train_args, environments, _LONGEST, instead=job.name[:8])
 
 
 def _link(folder: Path, name: str, run: str, own: Collection[str]) -> None:

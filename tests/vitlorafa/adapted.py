@@ -70,3 +70,21 @@ def assert_same(ours, expected, low=False):
         assert ours[name].dtype == value.dtype and value.abs().sum() > 0, name
         off = (ours[name] - value).float().norm() / value.float().norm()
         assert off < (0.06 if low else 1e-5), (name, off)
+
+
+def snapshot(model):
+    """All that `remove` must restore."""
+    return (
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        {name: (type(module), module.training) for name, module in model.named_modules()},
+    )
+
+
+def same(before, after):
+    """Whether two snapshots are equal, to the last bit and in their order."""
+    return (
+        before[1:] == after[1:]
+        and list(before[0]) == list(after[0])
+        and all(torch.equal(a, b) for a, b in zip(before[0].values(), after[0].values(), strict=True))
+    )

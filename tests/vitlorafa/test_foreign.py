@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from adapted import same, snapshot
 from foreign_models import FOREIGN, PACKED, build_foreign, images, run
 from messages import naming
 from small_models import perturb
@@ -42,23 +43,6 @@ def model(name):
 
 def everything(**kwargs):
     return AdapterConfig(**{"rank": 3, "targets": "all", "seed": 0, **kwargs})
-
-
-def snapshot(model):
-    """All that `remove` must restore."""
-    return (
-        {name: tensor.clone() for name, tensor in model.state_dict().items()},
-        {name: parameter.requires_grad for name, parameter in model.named_parameters()},
-        {name: (type(module), module.training) for name, module in model.named_modules()},
-    )
-
-
-def same(before, after):
-    return (
-        before[1:] == after[1:]
-        and list(before[0]) == list(after[0])
-        and all(torch.equal(a, b) for a, b in zip(before[0].values(), after[0].values(), strict=True))
-    )
 
 
 def move_B(model):

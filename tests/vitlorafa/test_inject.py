@@ -3,6 +3,7 @@ import copy
 import pytest
 import timm
 import torch
+from adapted import same, snapshot
 from messages import naming
 from small_models import build, images, perturb
 from torch import nn
@@ -11,21 +12,6 @@ import vitlorafa
 from vitlorafa import AdapterConfig, AdapterError, LoRALinear, adapter_layers, inject, remove
 
 CLOSE = {"atol": 2e-4, "rtol": 2e-4}  # float32 through two blocks, another order of sums
-
-
-def snapshot(model):
-    """All that `remove` must restore."""
-    return (
-        {name: tensor.clone() for name, tensor in model.state_dict().items()},
-        {name: parameter.requires_grad for name, parameter in model.named_parameters()},
-        {name: (type(module), module.training) for name, module in model.named_modules()},
-    )
-
-
-def same(before, after):
-    return before[1:] == after[1:] and all(
-        torch.equal(a, b) for a, b in zip(before[0].values(), after[0].values(), strict=True)
-    )
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 from domainbed_ext.report.environments import full_names
 from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.page.run_details import in_words
-from domainbed_ext.report.tables.table import NEGATIVE, Table
+from domainbed_ext.report.tables.table import Table, minus
 
 _ROLE = re.compile(r"(.*?)( \((?:ID|OOD)\))?")
 
@@ -90,15 +90,6 @@ def key_of(table: Table) -> str:
     names = full_names(table.dataset) if table.dataset else {}
     heads = [_ROLE.fullmatch(head)[1] for head in table.columns[table.texts :]]  # type: ignore[index]
     return ", ".join(f"{label}: {names[label]}" for label in dict.fromkeys(heads) if label in names)
-
-
-def minus(text: str) -> str:
-    """Text with minus signs for hyphens before numbers.
-
-    Args:
-        text: Text of a cell.
-    """
-    return NEGATIVE.sub("−", text)
 
 
 def breakable(name: str) -> Markup:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from domainbed_ext.model_selection import Record, training_environments
+from domainbed_ext.model_selection import Record
 from domainbed_ext.protocols import protocol_of
 from domainbed_ext.report.environments import full_names
+from domainbed_ext.report.page.run_details import images_a_step
 from domainbed_ext.report.results import Results
 
 LISTED = 4  # values of a fact that are named
@@ -75,11 +76,8 @@ def _hparam(record: Record, name: str) -> Any:
 def _length(record: Record) -> str:
     """Steps and images a step, of all training domains together."""
     steps = record["args"].get("steps") or record["step"] + 1
-    batch = _hparam(record, "batch_size")
-    if not batch:
-        return f"{steps:,} steps"
-    images = batch * (_hparam(record, "accumulate") or 1) * len(training_environments(record))
-    return f"{steps:,} steps of {images} images"
+    images = images_a_step(record)
+    return f"{steps:,} steps of {images} images" if images else f"{steps:,} steps"
 
 
 def _pixels(size: object) -> str:

@@ -93,7 +93,7 @@ def _facts(run: Run, records: Sequence[Record]) -> Pairs:
         "test envs": args.get("test_envs"),
         "steps": args.get("steps"),
         "epochs": f"{record['epoch']:.1f}" if _is_number(record.get("epoch")) else None,
-        "images a step": _images_a_step(record),
+        "images a step": images_a_step(record),
         "training time": _training_time(records),
         "trainable parameters": _count(record.get("trainable_parameters")),
         "total parameters": _count(record.get("total_parameters")),
@@ -112,7 +112,12 @@ def _derived(derived: Mapping[str, Any]) -> dict[str, object]:
     return {"strength": derived.get("strength"), "not measured": derived.get("unmeasured")} if derived else {}
 
 
-def _images_a_step(record: Record) -> int | None:
+def images_a_step(record: Record) -> int | None:
+    """The images of a training step, of all training domains together; None if it was not recorded.
+
+    Args:
+        record: One of the run's records.
+    """
     hparams = record.get("hparams") or {}
     batch = hparams.get("batch_size")
     return batch * (hparams.get("accumulate") or 1) * len(training_environments(record)) if batch else None

@@ -19,6 +19,7 @@ from domainbed_ext.report.plots.style import (
     name_axes,
 )
 from domainbed_ext.report.summary import Summary
+from domainbed_ext.report.tables.table import minus
 
 PALE = 0.4  # opacity of what is in-domain
 
@@ -75,7 +76,7 @@ def _bar(axes: Axes, row: float, gap: Summary, trials: Sequence[float], shade: s
         ends += [gap.mean - gap.err, gap.mean + gap.err]
     side = 1 if gap.mean >= 0 else -1
     axes.annotate(
-        f"{gap.mean:.1f}".replace("-", "−"),
+        minus(f"{gap.mean:.1f}"),
         (max(ends) if side > 0 else min(ends), row),
         (4 * side, 0),
         textcoords="offset points",

@@ -115,6 +115,15 @@ def signed(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}"  # rounded first and + 0.0, or it would be -0.0 at times
 
 
+def minus(text: str) -> str:
+    """Text with minus signs for hyphens before numbers.
+
+    Args:
+        text: Text with numbers, such as that of a cell.
+    """
+    return NEGATIVE.sub("−", text)
+
+
 def print_tables(console: Console, tables: Iterable[Table], headline: str, note: str = "") -> None:
     """Prints tables; piped, nothing is coloured, wrapped or cut off if the console is wide enough.
 
