@@ -24,7 +24,8 @@ from domainbed_ext.models.tensor_files import save_tensors
 from domainbed_ext.runs import checkpoint
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import HEAD_START, RunFolder
-from domainbed_ext.runs.linear_probe import LinearProbe, fit
+from domainbed_ext.runs.images import entries
+from domainbed_ext.runs.linear_probe import LinearProbe, ProbeData, find_or_fit
 from domainbed_ext.system.files import replace_atomically
 
 
@@ -93,11 +94,11 @@ def _feed_of_probe(feed: Feed) -> Feed:
 def _fit(feed: Feed) -> LinearProbe:
     setup, head = feed.setup, find_linear(feed.algorithm.backbone, feed.setup.hparams)
     names = [f"env{i}_in" for i in setup.train_envs]
-    return fit(
+    data = ProbeData(
         [feed.split_features(name) for name in names],
         [draw_probabilities(setup.splits[name], setup.hparams["class_balanced"]) for name in names],
         [feed.split_features(name) for name in setup.validation_splits],
         setup.dataset.num_classes,
         bias=head.bias is not None,
-        threads=setup.args.threads,
     )
+    return find_or_fit(data, entries(setup.args), setup.args.dataset, setup.args.threads, feed.stop)

@@ -3,24 +3,38 @@
 With each domain of the training features weighing the same, it minimises the mean cross-entropy plus L2/2 · ‖W‖², for
 features that are centred and of mean square 1, so that one grid of penalties suits every backbone. The penalty is the
 one with the highest validation accuracy, as in Kumar et al. (2022, https://arxiv.org/abs/2202.10054).
+
+A fit takes longer than a short run's training, and all runs on the same images start at the same probe, so it is cached.
 """
 
+import hashlib
+import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from domainbed_ext.cache.entries import Entries, NoRoom
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.models.tensor_files import save_tensors
+from domainbed_ext.runs.provenance import machine, rounding, versions
+from domainbed_ext.system import strict_json
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The values of L2 among which validation chooses."""
 _TOLERANCE, _ITERATIONS = 1e-6, 10_000  # of the largest entry of the gradient
+
+
+_FILE, _CHOICE = "probe.safetensors", "choice"
 
 
 @dataclass(frozen=True)
@@ -40,23 +54,82 @@ class LinearProbe:
     accuracy: float
 
 
-def fit(
-    training: Sequence[Minibatch],
-    weights: Sequence[np.ndarray],
-    validation: Sequence[Minibatch],
-    num_classes: int,
-    *,
-    bias: bool = True,
-    threads: int = 1,
-) -> LinearProbe:
-    """Fits a linear probe. The same input gives the same probe on one machine.
+@dataclass(frozen=True)
+class ProbeData:
+    """What a linear probe is fitted to.
 
-    Args:
+    Attributes:
         training: Features [n, width] and labels [n] of each domain.
         weights: Weights [n] of each domain's samples, which sum to 1.
         validation: Features and labels of each domain's validation samples.
         num_classes: Number of classes. Those without a training sample are never predicted.
         bias: Whether the layer has a bias.
+    """
+
+    training: Sequence[Minibatch]
+    weights: Sequence[np.ndarray]
+    validation: Sequence[Minibatch]
+    num_classes: int
+    bias: bool = True
+
+
+def find_or_fit(
+    data: ProbeData, cache: Entries | None, name: str, threads: int = 1, stop: Callable[[], None] = lambda: None
+) -> LinearProbe:
+    """Takes the probe from the cache, or fits it.
+
+    Args:
+        data: What it is fitted to.
+        cache: Cache that keeps it; None to keep none.
+        name: Name of the data set, the first part of the probe's key in the cache.
+        threads: Number of threads.
+        stop: Function that is called while another process fits the same probe; may raise.
+
+    Raises:
+        BenchmarkError: There is none, see `fit`; or the cached one cannot be read.
+    """
+
+    def build(folder: Path) -> None:
+        probe = fit(data, threads)
+        choice = {_CHOICE: strict_json.dumps({"l2": probe.l2, "accuracy": probe.accuracy})}
+        save_tensors({"weight": probe.weight, "bias": probe.bias}, folder / _FILE, choice)
+
+    if cache is None:
+        return fit(data, threads)
+    key = f"{name}/probe-{_digest(data, threads)}"
+    size = 4 * data.num_classes * (data.training[0][0].shape[1] + 1)
+    try:
+        path = cache.get(key, size, build, f"linear probe, {name}", stop)
+        with safe_open(path / _FILE, framework="pt") as file:
+            choice = json.loads(file.metadata()[_CHOICE])
+            return LinearProbe(file.get_tensor("weight"), file.get_tensor("bias"), choice["l2"], choice["accuracy"])
+    except NoRoom:
+        return fit(data, threads)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BenchmarkError(
+            f"the linear probe {key} cannot be read ({error}): remove it with python -m domainbed_ext.cache remove"
+        ) from error
+
+
+def _digest(data: ProbeData, threads: int) -> str:
+    """The digest of all that the probe depends on."""
+    packages = {name: version(name) for name in ("scikit-learn", "scipy")}
+    facts = {**versions(), **packages, **machine(), **rounding(), "threads": threads}
+    facts |= {"classes": data.num_classes, "bias": data.bias, "penalties": PENALTIES}
+    facts |= {"tolerance": _TOLERANCE, "iterations": _ITERATIONS}
+    digest = hashlib.blake2b(strict_json.dumps(facts, sort_keys=True).encode("utf-8"), digest_size=8)
+    domains = [*(each for batch in (*data.training, *data.validation) for each in batch), *data.weights]
+    for values in map(np.ascontiguousarray, domains):
+        digest.update(f"{values.dtype}{values.shape}".encode())
+        digest.update(values)
+    return digest.hexdigest()
+
+
+def fit(data: ProbeData, threads: int = 1) -> LinearProbe:
+    """Fits a linear probe. The same data give the same probe on one machine.
+
+    Args:
+        data: What it is fitted to.
         threads: Number of threads.
 
     Raises:
@@ -65,9 +138,10 @@ def fit(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression  # here, for it takes a second to load
 
-    x = torch.cat([features for features, _ in training]).double().numpy()
-    y = torch.cat([labels for _, labels in training]).numpy()
-    share = np.concatenate(weights) / len(weights)
+    bias, num_classes = data.bias, data.num_classes
+    x = torch.cat([features for features, _ in data.training]).double().numpy()
+    y = torch.cat([labels for _, labels in data.training]).numpy()
+    share = np.concatenate(data.weights) / len(data.weights)
     classes = np.unique(y)
     if len(classes) < 2:
         raise BenchmarkError("head_start=probe: all training images are of one class: choose another head_start")
@@ -89,7 +163,7 @@ def fit(
                     f"warning: the linear probe did not converge in {_ITERATIONS} steps at L2 {l2:g}", file=sys.stderr
                 )
             weight, intercept = _layer(model.coef_ / scale, model.intercept_, centre, classes, num_classes)
-            accuracy = _accuracy(weight, intercept, validation)
+            accuracy = _accuracy(weight, intercept, data.validation)
             if best is None or accuracy > best.accuracy:
                 best = LinearProbe(weight, intercept, l2, accuracy)
     assert best is not None

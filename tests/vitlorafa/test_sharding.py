@@ -79,7 +79,7 @@ PROCESS = """
     target = DistributedDataParallel(inject(build("test_vit"), AdapterConfig(rank=2), train_head=True))
     assert torch.equal(load_adapter(target, folder / "ddp").eval()(x), y)
     if rank == 0:  # as many loops do
-        save_adapter(parallel, folder / "alone")
+        save_adapter(parallel, folder / "alone", head=True)
     for _ in range(5):  # both at once, each a model of its own
         save_adapter(trained(seed=rank), folder / "both", head=True)
     dist.barrier()
@@ -102,7 +102,7 @@ TRAINING = """
     folder, rank, formats = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[4:]
     sys.path.insert(0, sys.argv[3])
     from small_models import build, images, perturb
-    from test_sharding import LOW, gradients, shard, steps, trained
+    from test_sharding import CLOSE, LOW, gradients, shard, steps, trained
     from vitlorafa import AdapterConfig, AdapterError, load_adapter, quantise, save_adapter
 
     torch.set_num_threads(1)
@@ -130,10 +130,10 @@ TRAINING = """
     ]
     for config, options in cases:
         expected = steps(trained(**options, **config), x)
-        compare(steps(shard(trained(**options, **config), mesh), mine), expected, 1e-5, (config, options))
+        compare(steps(shard(trained(**options, **config), mesh), mine), expected, CLOSE, (config, options))
         if options:  # the others are in test_machinery.py
             parallel = DistributedDataParallel(trained(**options, **config))
-            compare(steps(parallel, mine), expected, 1e-5, ("DDP", config, options))
+            compare(steps(parallel, mine), expected, CLOSE, ("DDP", config, options))
     cases = [({}, {"cast": True})]  # frozen parameters in bf16, trained ones in float32
     cases += [({"compute": "separate"}, {"format": format, "cast": True}) for format in formats]
     for config, options in cases:
@@ -183,6 +183,7 @@ TRAINING = """
     dist.barrier()
     dist.destroy_process_group()
 """
+CLOSE = 1e-4  # relative, after a step: of a weight that is an SVD less its residual, rounding has grown
 LOW = 0.06  # relative, for bf16: other batches are summed in another order
 
 
@@ -197,7 +198,8 @@ def shard(model, mesh, **options):
 
 def steps(model, x):
     """Gradients and parameters after two steps, whole, by their names in the plain model."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    # eps: with Adam's default, an element whose gradient is mere rounding moves as far as any other
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, eps=1e-3)
     if adapted_state(model).config.gradient_correction:
         correct_gradients(optimizer, model)
     for _ in range(2):

@@ -1,13 +1,16 @@
 """The linear probe is the optimum that its module says, chosen by validation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from domainbed_ext.cache.entries import Entries
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs import linear_probe
-from domainbed_ext.runs.linear_probe import fit
+from domainbed_ext.runs.linear_probe import ProbeData, find_or_fit, fit
 
 WIDTH = 6
 
@@ -25,7 +28,11 @@ def uniform(domains):
 
 
 def fitted(training, classes, **options):
-    return fit(training, uniform(training), [domain(100, classes, 9)], classes, **options)
+    return fit(data(training, classes, **options))
+
+
+def data(training, classes, **options):
+    return ProbeData(training, uniform(training), [domain(100, classes, 9)], classes, **options)
 
 
 @pytest.mark.parametrize(("classes", "bias"), [(4, True), (4, False), (2, True)])
@@ -49,7 +56,8 @@ def test_each_domain_weighs_the_same_whatever_its_size():
     doubled = tuple(torch.cat([each, each]) for each in large)
     once, twice = fitted([small, large], 4), fitted([small, doubled], 4)
     torch.testing.assert_close(once.weight, twice.weight, rtol=1e-3, atol=1e-4)
-    joined = fit([tuple(map(torch.cat, zip(small, large, strict=True)))], [np.full(90, 1 / 90)], [domain(9, 4, 9)], 4)
+    both = [tuple(map(torch.cat, zip(small, large, strict=True)))]
+    joined = fit(ProbeData(both, [np.full(90, 1 / 90)], [domain(9, 4, 9)], 4))
     assert not torch.allclose(once.weight, joined.weight, rtol=1e-3, atol=1e-4)
 
 
@@ -67,7 +75,8 @@ def test_validation_chooses_the_penalty_and_of_equals_the_largest(monkeypatch):
 @pytest.mark.parametrize(("present", "classes"), [((0, 2, 3), 5), ((1, 3), 4)])
 def test_a_class_without_an_image_is_never_predicted(present, classes):
     x, y = domain(200, len(present), 1)
-    probe = fit([(x, torch.tensor(present)[y])], [np.full(200, 1 / 200)], [(x, torch.tensor(present)[y])], classes)
+    labelled = [(x, torch.tensor(present)[y])]
+    probe = fit(ProbeData(labelled, [np.full(200, 1 / 200)], labelled, classes))
     everywhere = 100 * torch.randn(5000, WIDTH, generator=torch.Generator().manual_seed(3))
     predicted = (torch.cat([x, everywhere]) @ probe.weight.T + probe.bias).argmax(1)
     assert set(predicted.tolist()) == set(present) and probe.accuracy > 0.5
@@ -84,3 +93,39 @@ def test_what_has_no_probe_gets_a_sentence():
         fitted([(x, torch.zeros_like(y))], 4)
     with pytest.raises(BenchmarkError, match="head_start=probe: the backbone's features are not finite"):
         fitted([(x * float("nan"), y)], 4)
+
+
+def test_the_cache_keeps_it_until_anything_it_depends_on_changes(tmp_path, monkeypatch):
+    fits = []
+
+    def counted(*args):
+        fits.append(args)
+        return fit(*args)
+
+    monkeypatch.setattr(linear_probe, "fit", counted)
+    cache = Entries(tmp_path, 10**9)
+    given = data([domain(80, 4, 1), domain(20, 4, 2)], 4)
+    first, again = (find_or_fit(given, cache, "Some") for _ in range(2))
+    assert len(fits) == 1 and (again.l2, again.accuracy) == (first.l2, first.accuracy)
+    assert torch.equal(again.weight, first.weight) and torch.equal(again.bias, first.bias)
+    (x, y), other = given.training
+    changed = [
+        {"training": [(x + 1e-6, y), other]},
+        {"training": [(x, y.flip(0)), other]},
+        {"training": [other, (x, y)], "weights": given.weights[::-1]},
+        {"weights": [given.weights[0] ** 2 / np.square(given.weights[0]).sum() * 1.001, given.weights[1]]},
+        {"validation": [domain(100, 4, 8)]},
+        {"num_classes": 5},
+        {"bias": False},
+    ]
+    for number, change in enumerate(changed, 2):
+        find_or_fit(replace(given, **change), cache, "Some")
+        assert len(fits) == number, change
+    find_or_fit(given, None, "Some")
+    assert len(fits) == len(changed) + 2
+    find_or_fit(given, Entries(tmp_path / "full", 0), "Some")
+    assert len(fits) == len(changed) + 3
+    for entry in cache.list():
+        (entry.path / "probe.safetensors").write_bytes(b"")
+    with pytest.raises(BenchmarkError, match=r"Some/probe-\w+ cannot be read .*domainbed_ext.cache remove"):
+        find_or_fit(given, cache, "Some")
