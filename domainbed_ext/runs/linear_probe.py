@@ -4,7 +4,8 @@ With each domain of the training features weighing the same, it minimises the me
 features that are centred and of mean square 1, so that one grid of penalties suits every backbone. The penalty is the
 one with the highest validation accuracy, as in Kumar et al. (2022, https://arxiv.org/abs/2202.10054).
 
-A fit takes longer than a short run's training, and all runs on the same images start at the same probe, so it is cached.
+A fit takes longer than the training of a short run, and all runs on the same images start at the same probe: it is
+cached.
 """
 
 import hashlib
@@ -121,7 +122,7 @@ def _digest(data: ProbeData, threads: int) -> str:
     domains = [*(each for batch in (*data.training, *data.validation) for each in batch), *data.weights]
     for values in map(np.ascontiguousarray, domains):
         digest.update(f"{values.dtype}{values.shape}".encode())
-        digest.update(values)
+        digest.update(values.tobytes())
     return digest.hexdigest()
 
 

@@ -31,7 +31,7 @@ def follow(interrupted=lambda step, is_judged: False):
     return average
 
 
-@pytest.mark.parametrize(("at", "judged"), itertools.product((0, 1, 4, 5), (False, True)))
+@pytest.mark.parametrize(("at", "judged"), list(itertools.product((0, 1, 4, 5), (False, True))))
 def test_a_checkpoint_before_or_after_a_loss_changes_nothing(at, judged):
     whole, resumed = follow(), follow(lambda step, is_judged: (step, is_judged) == (at, judged))
     losses = whole.fields["average"]["validation_losses"]
