@@ -103,5 +103,16 @@ def estimate(values: Sequence[float], error: float | None = None) -> Estimate | 
         return Estimate(mean, None, 1)
     if error is None:
         error = float(points.std(ddof=1)) / math.sqrt(trials)
+    return Estimate(mean, student_interval(mean, error, trials), trials)
+
+
+def student_interval(mean: float, error: float, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a mean over trials, by Student's t.
+
+    Args:
+        mean: The mean.
+        error: Its standard error.
+        trials: Number of trials, at least two.
+    """
     half = float(stdtrit(trials - 1, (1 + CONFIDENCE) / 2) * error)
-    return Estimate(mean, (mean - half, mean + half), trials)
+    return mean - half, mean + half
