@@ -97,9 +97,9 @@ def _grid(table: Table) -> list[str]:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    if wraps:  # would be too small to read if it were scaled
-        return [r"{\footnotesize\setlength{\tabcolsep}{3pt}%", *tabular[:-1], tabular[-1] + "}"]
-    return [r"\adjustbox{max width=\linewidth}{%", *tabular[:-1], tabular[-1] + "}"]
+    scaled = [r"\adjustbox{max width=\linewidth}{%", *tabular[:-1], tabular[-1] + "}"]
+    # Words that do not wrap would be scaled down until they are too small to read.
+    return [r"{\footnotesize\setlength{\tabcolsep}{3pt}%", *scaled[:-1], scaled[-1] + "}"] if wraps else scaled
 
 
 def _rows(table: Table) -> list[list[str]]:

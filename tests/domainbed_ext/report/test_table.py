@@ -69,8 +69,9 @@ def test_latex_prints_the_error_of_the_average():
 
 def test_words_wrap_where_a_table_is_wide():
     wide = Table("t", ["Claim", "Comparison", "n"], [["word " * 20, "other " * 10, "1"]], "c", texts=2)
-    assert "p{0.16" in render_table(wide) and "adjustbox" not in render_table(wide)
-    assert "adjustbox" in render_table(Table("t", ["a", "b"], [["x", "1"]], "c"))
+    assert "p{0.16" in render_table(wide) and "footnotesize\\setlength" in render_table(wide)
+    narrow = render_table(Table("t", ["a", "b"], [["x", "1"]], "c"))
+    assert "p{0.16" not in narrow and "footnotesize\\setlength" not in narrow
 
 
 def test_a_fragment_is_the_document_without_its_frame(document):
@@ -107,6 +108,8 @@ def test_numbers():
 def document():
     comparison = Results(paper_like(2)).single_source.comparison("PACS", 1)
     tables = [accuracy_table(comparison), gap_table(comparison), *bounds_tables(comparison, "PACS", no_shapes)]
+    heads = ["Class", "Predicted as", *(f"FullFT@lr=0.000{n} (full fine-tuning)" for n in range(4))]
+    tables.append(Table("Wide heads", heads, [["horse", "dog", "1.0", "2.0", "3.0", "4.0"]] * 7, "c", texts=2))
     return render_document(tables)
 
 
@@ -130,4 +133,5 @@ def test_latex_compiles(document, tmp_path):
         pytest.skip("needs LaTeX's adjustbox")
     options = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in engine else []
     (tmp_path / "t.tex").write_text(document, encoding="utf-8")
-    subprocess.run([engine, *options, "t.tex"], cwd=tmp_path, check=True, capture_output=True)
+    run = subprocess.run([engine, *options, "t.tex"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "Overfull" not in run.stdout + run.stderr
