@@ -157,38 +157,29 @@ def attention_by_matmuls(
         The output, [B, H, M, D].
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    heads = [t.flatten(0, 1).contiguous() for t in (q, k, v)]
-    keep = not recompute and any(t.requires_grad for t in heads)  # False under no_grad
-    y, _ = _Attention.apply(*heads, scale, keep, scores)
-    return y.unflatten(0, q.shape[:2])
+    shape = q.shape[:2]
+    q, k, v = (t.flatten(0, 1).contiguous() for t in (q, k, v))
+    if needs_gradient(q, k, v):
+        y = _Attention.apply(q, k, v, scale, recompute, scores)
+    else:
+        y = _forward(q, k, v, scale, scores, None)
+    return y.unflatten(0, shape)
 
 
 class _Attention(torch.autograd.Function):
-    """For q [B·H, M, D], k and v [B·H, N, D]. P is an output too, because only inputs and outputs can be kept."""
+    """For q [B·H, M, D], k and v [B·H, N, D]."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, keep: bool, scores: int) -> tuple[Tensor, Tensor | None]:
-        y = torch.empty_like(q)
-        P = q.new_empty(*q.shape[:2], k.shape[1]) if keep else None
-        for part in _parts(q, k, scores):
-            weights = _weights(q[part], k[part], scale, out=None if P is None else P[part])
-            torch.bmm(weights, v[part], out=y[part])
-        return y, P
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        q, k, v, ctx.scale, _, ctx.scores = inputs
-        _, P = output
-        if P is not None:
-            ctx.mark_non_differentiable(P)
-        ctx.set_materialize_grads(False)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, recompute: bool, scores: int) -> Tensor:
+        P = None if recompute else q.new_empty(*q.shape[:2], k.shape[1])
+        y = _forward(q, k, v, scale, scores, P)
+        ctx.scale, ctx.scores = scale, scores
         ctx.save_for_backward(q, k, v, P)
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if g is None:
-            return (None,) * 6
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, P = ctx.saved_tensors
         need_q, need_k, need_v = ctx.needs_input_grad[:3]
         gq = torch.empty_like(q) if need_q else None
@@ -207,6 +198,15 @@ class _Attention(torch.autograd.Function):
             if gk is not None:
                 gk[part].baddbmm_(g_scores.mT, q[part], beta=0, alpha=ctx.scale)
         return gq, gk, gv, None, None, None
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, scores: int, P: Tensor | None) -> Tensor:
+    """The output, [B·H, M, D]; P, if given, is filled with the weights."""
+    y = torch.empty_like(q)
+    for part in _parts(q, k, scores):
+        weights = _weights(q[part], k[part], scale, out=None if P is None else P[part])
+        torch.bmm(weights, v[part], out=y[part])
+    return y
 
 
 def _weights(q: Tensor, k: Tensor, scale: float, out: Tensor | None = None) -> Tensor:

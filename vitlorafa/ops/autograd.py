@@ -60,20 +60,45 @@ def lora_linear(
     Returns:
         y, [N, d_out].
     """
-    # Inside the function, gradients are off and nothing shows whether B trains.
-    keep_xA = needs_gradient(B)
     differentiable = (x, bias, A, B) if isinstance(weight, QuantisedWeight) else (x, weight, bias, A, B)
-    # Without gradients, autograd's own work takes up to a fifth of a layer's time at few tokens.
-    compute = _LoRALinear.apply if needs_gradient(*differentiable) else _LoRALinear.forward
-    y, *_ = compute(x, weight, bias, A, B, scale, starts, dropout, seed, fold, gelu, keep_xA, backend)
+    if needs_gradient(*differentiable):
+        y: Tensor = _LoRALinear.apply(x, weight, bias, A, B, scale, starts, dropout, seed, fold, backend)
+        return y
+    # Without gradients, autograd's own work would take up to a fifth of a layer's time at few tokens.
+    y, _, _ = _forward(x, weight, bias, A, B, scale, starts, dropout, seed, fold, gelu, False, backend)
     return y
 
 
-class _LoRALinear(torch.autograd.Function):
-    """x̃ Aᵀ and the folded weight are outputs too, because only inputs and outputs can be kept."""
+def _forward(
+    x: Tensor,
+    weight: Tensor | QuantisedWeight,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scale: float,
+    starts: tuple[int, ...],
+    dropout: float,
+    seed: Tensor | None,
+    fold: bool,
+    gelu: bool,
+    keep_xA: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y [N, d_out], and what was computed on the way: x̃ Aᵀ [N, k·r] and W + s B A; None if it was not."""
+    steps = BACKENDS[backend]
+    xA = steps.project(x, A, dropout, seed) if keep_xA or not fold else None
+    if fold:
+        folded = steps.fold(dense(weight, _wide(x)), A, B, scale, starts, x.dtype)
+        return linear(x, folded, bias, gelu=gelu), xA, folded
+    y = linear(x, dense(weight, x.dtype), bias)
+    steps.add_update(y, xA, B, scale, starts)
+    return y, xA, None
 
+
+class _LoRALinear(torch.autograd.Function):
     @staticmethod
     def forward(
+        ctx: Any,
         x: Tensor,
         weight: Tensor | QuantisedWeight,
         bias: Tensor | None,
@@ -84,47 +109,33 @@ class _LoRALinear(torch.autograd.Function):
         dropout: float,
         seed: Tensor | None,
         fold: bool,
-        gelu: bool,
-        keep_xA: bool,
         backend: str,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        steps = BACKENDS[backend]
-        xA = steps.project(x, A, dropout, seed) if keep_xA or not fold else None
-        if fold:
-            folded = steps.fold(dense(weight, _wide(x)), A, B, scale, starts, x.dtype)
-            return linear(x, folded, bias, gelu=gelu), xA, folded
-        y = linear(x, dense(weight, x.dtype), bias)
-        steps.add_update(y, xA, B, scale, starts)
-        return y, xA, None
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None, Tensor | None]) -> None:
-        x, weight, bias, A, B, ctx.scale, ctx.starts, ctx.dropout, seed, _, _, _, ctx.backend = inputs
-        _, xA, folded = output
-        ctx.mark_non_differentiable(*(t for t in (xA, folded) if t is not None))
-        ctx.set_materialize_grads(False)
-        ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
+    ) -> Tensor:
         need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
-        quantised = isinstance(weight, QuantisedWeight)
-        if not need_x or quantised or weight.dtype == x.dtype:
+        y, xA, folded = _forward(x, weight, bias, A, B, scale, starts, dropout, seed, fold, False, need_B, backend)
+        ctx.scale, ctx.starts, ctx.dropout, ctx.backend = scale, starts, dropout, backend
+        ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
+        stored: tuple[Tensor, ...] = ()
+        ctx.quantised = None
+        if not need_x or isinstance(weight, QuantisedWeight) or weight.dtype == x.dtype:
             folded = None  # not needed, or recomputed at the cost of reading the weight
-        ctx.quantised = weight._replace(tensors=()) if quantised and need_x else None
+        if isinstance(weight, QuantisedWeight) and need_x:
+            ctx.quantised, stored = weight._replace(tensors=()), weight.tensors
         ctx.save_for_backward(
             x if need_A or need_weight else None,
             xA if need_B else None,
             folded,
-            weight if need_x and folded is None and not quantised else None,
+            weight if need_x and folded is None and isinstance(weight, Tensor) else None,
             A,
             B,
             seed,
-            *(weight.tensors if ctx.quantised else ()),
+            *stored,
         )
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if g is None:
-            return (None,) * 13
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, xA, folded, weight, A, B, seed, *stored = ctx.saved_tensors
         if ctx.quantised:
             weight = ctx.quantised._replace(tensors=tuple(stored))
@@ -146,7 +157,7 @@ class _LoRALinear(torch.autograd.Function):
             g_weight = (g.T @ x).to(ctx.weight_dtype)
         if need_bias:
             g_bias = g.sum(0).to(ctx.bias_dtype)
-        return gx, g_weight, g_bias, gA, gB, *(None,) * 8
+        return gx, g_weight, g_bias, gA, gB, *(None,) * 6
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -95,14 +95,10 @@ class _QuantisedLinear(torch.autograd.Function):
     """The matmuls in backward are torch's own, so gradients can be differentiated again."""
 
     @staticmethod
-    def forward(x: Tensor, weight: QuantisedWeight, bias: Tensor | None) -> Tensor:
-        return linear(x, weight.dequantise(x.dtype), bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, QuantisedWeight, Tensor | None], output: Tensor) -> None:
-        _, weight, _ = inputs
+    def forward(ctx: Any, x: Tensor, weight: QuantisedWeight, bias: Tensor | None) -> Tensor:
         ctx.weight = weight._replace(tensors=())
         ctx.save_for_backward(*weight.tensors)
+        return linear(x, weight.dequantise(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
