@@ -107,8 +107,7 @@ class ChosenRun:
         Raises:
             BenchmarkError: Its data or weights are not those of the run.
         """
-        with conversions.already_reported():
-            return load_run(self.run, self.step, self.moved, with_start)
+        return load_run(self.run, self.step, self.moved, with_start)
 
 
 @dataclass(frozen=True)

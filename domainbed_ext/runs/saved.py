@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.model_selection import best_step
+from domainbed_ext.models import conversions
 from domainbed_ext.runs.arguments import PLACES, RunArguments
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.folder import RunFolder, State
@@ -212,7 +213,8 @@ def load_run(run: RunFolder, step: str = BEST, moved: Moved = Moved(), with_star
     ways.pin(record)
     setup = set_up_again(record, moved)
     set_up_process(setup.args)
-    algorithm = setup.make_algorithm()
+    with conversions.already_reported():  # by the run itself
+        algorithm = setup.make_algorithm()
     check_same(record, collect_facts(setup, algorithm), run)
     if with_start:
         restore_start(algorithm, run)

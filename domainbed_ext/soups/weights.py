@@ -28,6 +28,7 @@ from domainbed_ext.algorithms.peft import Peft
 from domainbed_ext.algorithms.registry import OBJECTIVE
 from domainbed_ext.averaging.mean import Mean
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.models import conversions
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.saved import SavedRun, load_weights
 from vitlorafa import AdapterError, adapter_layers, average
@@ -149,10 +150,10 @@ class MergedMean(WeightMean):
             raise BenchmarkError(f"{self._name} has a quantised base, which merged weights do not fit: leave it out")
         # In float32 nothing of the frozen weights is rounded away before the mean.
         exact = replace(run.setup, hparams={**run.setup.hparams, "precision": "float32"})
-        self._ingredient = exact.make_algorithm()
         hparams = {name: value for name, value in run.setup.hparams.items() if name != OBJECTIVE}
         setup = replace(run.setup, args=replace(run.setup.args, algorithm=MERGED_AS), hparams=hparams)
-        self.algorithm = setup.make_algorithm()
+        with conversions.already_reported():
+            self._ingredient, self.algorithm = exact.make_algorithm(), setup.make_algorithm()
         self._start = {name: tensor.clone() for name, tensor in self.algorithm.backbone.state_dict().items()}
         self._feeds = Feed(exact, self._ingredient), Feed(setup, self.algorithm)
 

@@ -11,7 +11,7 @@ from domainbed_ext.algorithms.names import parse_name
 from domainbed_ext.averaging.hyperparameters import AVERAGE
 from domainbed_ext.data import duplicates
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.models import backbones
+from domainbed_ext.models import backbones, conversions
 from domainbed_ext.runs import checkpoint
 from domainbed_ext.runs.setup import Setup, set_up
 from domainbed_ext.sweep.jobs import Job
@@ -128,7 +128,8 @@ def _make_algorithms(jobs: Sequence[Job], setups: dict[tuple[str, str], Setup]) 
     with bar("checking", len(alike), "models") as shown:
         for group in alike.values():
             largest = max(group, key=lambda job: job.computation["hparams"].get("rank", 0))
-            size = _count_trained_bytes(adapt_setup(setups[largest.kind], largest).make_algorithm())
+            with conversions.already_reported():  # runs report it
+                size = _count_trained_bytes(adapt_setup(setups[largest.kind], largest).make_algorithm())
             trained |= {job.kind: max(trained.get(job.kind, 0), size) for job in group}
             shown.advance()
     return trained

@@ -51,8 +51,11 @@ def test_strength_0_of_a_finished_run_is_the_probe(name, make_args, tmp_path):
 @pytest.mark.usefixtures("few_evaluated")
 def test_a_conversion_of_weights_is_reported_once(make_args, capfd):
     hparams = json.dumps({**json.loads(HPARAMS), "image_size": 24})
-    assert train.run(make_args(algorithm="BOnly", hparams=hparams, steps=1)) == 0
+    args = make_args(algorithm="BOnly", hparams=hparams, steps=1)
+    assert train.run(args) == 0
     assert capfd.readouterr().err.count("resampled by timm: pos_embed") == 1
+    evaluate.evaluate(RunFolder(args.output_dir))  # nor by what reloads the run
+    assert "resampled" not in capfd.readouterr().err
 
 
 def reloaded_probe(make_args, head):
