@@ -20,6 +20,7 @@ from domainbed_ext.divergence import Diverged
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.protocols import DOMAINBED, find_test_envs
 from domainbed_ext.runs.arguments import RunArguments, format_config, parse_words
+from domainbed_ext.runs.device_errors import OutOfMemory, explain
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.folder import RunFolder, State
 from domainbed_ext.runs.imports import load
@@ -122,7 +123,7 @@ def _attempt(args: RunArguments, folder: RunFolder, claim: Claim, progress: Prog
         except Lost as lost:
             print(f"warning: {lost}: the run is left to it", file=sys.stderr)
             return ExitCode.TAKEN
-        except Diverged as error:
+        except (Diverged, OutOfMemory) as error:
             return fail(error, str(error), ExitCode.FAILED)
         except BenchmarkError as error:
             return fail(error, str(error), ExitCode.BAD_INPUT)
@@ -131,6 +132,8 @@ def _attempt(args: RunArguments, folder: RunFolder, claim: Claim, progress: Prog
             where = error.filename or folder.path
             return fail(error, f"{error.strerror or error}: {where}; fix that, and it resumes", ExitCode.FAILED)
         except Exception as error:
+            if (sentence := explain(error)) is not None:
+                return fail(BenchmarkError(sentence), sentence, ExitCode.FAILED)
             traceback.print_exc()
             return fail(error, f"{type(error).__name__}: {error}", ExitCode.FAILED)
 

@@ -55,6 +55,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs the PACS images and ViT-Ti/16 weights"))
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Where a test computes: it runs on the CPU everywhere, so that the same test on a GPU cannot rot."""
+    return torch.device(request.param)
+
+
 class Clock:
     """A clock for the fastest ways: every look at it takes a millisecond, and nothing else any time."""
 

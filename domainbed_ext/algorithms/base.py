@@ -41,6 +41,8 @@ from domainbed_ext.system.stages import Stage, unmeasured
 from vitlorafa import cast_frozen, copy_to_cpu, describe_model, speed_up
 
 T = TypeVar("T")
+Recorded = dict[str, Any]
+"""What `update` returns: numbers by name, each a float or a tensor of shape []."""
 
 TRAINED = "trained.safetensors"
 
@@ -66,12 +68,15 @@ class Algorithm(nn.Module):
         scaler: Scaler of the loss in fp16; None in other precisions.
         domain_losses: Mean cross-entropy of each training domain's images in the last step, for the record; None where
             `update` of this class did not run, or the objective changes images.
+        leaves_values: Whether `update` returns numbers as tensors of shape [], so as on a GPU: reading one waits for
+            the step, and meanwhile nothing of the next one is queued.
     """
 
     stage: Stage = staticmethod(unmeasured)
     updated = False
     scaler: GradScaler | None = None
-    domain_losses: list[float] | None = None
+    domain_losses: "list[float] | Tensor | None" = None
+    leaves_values = False
 
     def __init__(
         self, input_shape: tuple[int, int, int], num_classes: int, num_domains: int, hparams: dict[str, Any]
@@ -79,6 +84,7 @@ class Algorithm(nn.Module):
         super().__init__()
         self.hparams = hparams
         self.device = current_device()
+        self.leaves_values = self.device.type != "cpu"
         self.precision = precision.choose(hparams["precision"], self.device)
         precision.check(self.precision, self.device)
         self.scaler = GradScaler(self.device.type) if self.precision == "fp16" else None
@@ -136,7 +142,7 @@ class Algorithm(nn.Module):
     def after_step(self) -> None:
         """Is called after each step of the optimizer, while the gradients of the step are still there."""
 
-    def update(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> dict[str, float]:
+    def update(self, minibatches: list[Minibatch], unlabeled: list[Tensor] | None = None) -> Recorded:
         """One step on the objective.
 
         With `accumulate`, the loss is computed on one part of the images after another, and gradients and values are
@@ -150,7 +156,8 @@ class Algorithm(nn.Module):
             unlabeled: Images of the test environments; not used.
 
         Returns:
-            The loss of the step, and what else the objective records of it.
+            The loss of the step, and what else the objective records of it: numbers on a CPU, and tensors of shape []
+            on a GPU (see `leaves_values`), which `float` reads.
         """
         self.train()
         self.updated = True
@@ -171,8 +178,9 @@ class Algorithm(nn.Module):
         with self.stage("optimizer"):
             values = {**values, **self._step()}
         first = [each for each in losses[: len(parts)] if each is not None]  # SAM computes twice
-        self.domain_losses = torch.stack(first).mean(0).tolist() if len(first) == len(parts) else None
-        return {name: value.item() for name, value in values.items()}
+        domains = torch.stack(first).mean(0) if len(first) == len(parts) else None
+        self.domain_losses = domains if domains is None or self.leaves_values else domains.tolist()
+        return {name: value if self.leaves_values else value.item() for name, value in values.items()}
 
     def _step(self) -> Values:
         """Takes the step of the optimizer, unless fp16 has gradients that are not finite; returns what is recorded."""

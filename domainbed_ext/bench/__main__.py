@@ -5,14 +5,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_ext.bench import accuracy, gpu, runs, side_by_side, stages, steps, sweeps
+from domainbed_ext.bench import accuracy, card, gpu, questions, runs, side_by_side, stages, steps, sweeps
 from domainbed_ext.launchers import LAUNCHERS
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
 
 PARTS = {
     **{"stages": stages, "steps": steps, "run": runs, "accuracy": accuracy},
-    **{"gpu": gpu, "side_by_side": side_by_side, "sweep": sweeps},
+    **{"gpu": gpu, "side_by_side": side_by_side, "sweep": sweeps, "questions": questions, "card": card},
 }
 
 EXAMPLES = """examples:
@@ -25,6 +25,8 @@ EXAMPLES = """examples:
   python -m domainbed_ext.bench gpu --data_dir D               # ViT-Ti, ViT-S, ViT-B and a whole run on a GPU
   python -m domainbed_ext.bench side_by_side --data_dir D --at_once 1 2 4  # how many parallel runs saturate a device
   python -m domainbed_ext.bench sweep --command_launcher local --runs 200
+  python -m domainbed_ext.bench questions --ask backend compile  # which defaults are fastest on this GPU
+  python -m domainbed_ext.bench card --data_dir D              # tests and all measurements of a GPU, in nine minutes
 """
 
 
@@ -185,6 +187,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     cuda = commands.add_parser("gpu", parents=[place], help="ViT-Ti, ViT-S and ViT-B on a GPU, and a whole run")
+    cuda.add_argument("--on_cpu", action="store_true", help="measure on the CPU where there is no GPU")
+    cuda.add_argument(
+        "--backbones", nargs="+", default=gpu.BACKBONES, metavar="NAME", help="timm models (default: ViT-Ti, -S and -B)"
+    )
+    cuda.add_argument(
+        "--methods", nargs="+", default=gpu.METHODS, metavar="NAME", help=f"default: {' '.join(gpu.METHODS)}"
+    )
     cuda.add_argument(
         "--batch_sizes",
         type=option_values.whole(1),
@@ -218,7 +227,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="steps of the run (default: %(default)s)",
     )
-    cuda.set_defaults(dataset="PACS", algorithm="BOnly", backbone="vit_base_patch16_224", weights="none", hparams="{}")
+    cuda.add_argument(
+        "--backbone", default="vit_base_patch16_224", metavar="NAME", help="backbone of the run (default: ViT-B/16)"
+    )
+    cuda.add_argument("--hparams", default="{}", metavar="JSON", help="hyperparameters of the run")
+    cuda.set_defaults(dataset="PACS", algorithm="BOnly", weights="none")
 
     several = commands.add_parser(
         "side_by_side", parents=[place, data], help="parallel runs, compared with a single one"
@@ -235,6 +248,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     several.add_argument("--steps", type=option_values.whole(1), default=40, metavar="N", help="default: %(default)s")
     several.add_argument("--rounds", type=option_values.whole(1), default=3, metavar="N", help="default: %(default)s")
+    several.add_argument(
+        "--no_warm_up", action="store_true", help="leave out the first round, which fills the image cache"
+    )
 
     sweep = commands.add_parser("sweep", parents=[place], help="overhead of a sweep of many short runs")
     sweep.add_argument(
@@ -263,6 +279,45 @@ def make_parser() -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="runs at the same time (default: one per core)",
+    )
+
+    asked = commands.add_parser("questions", parents=[place], help="which defaults are fastest on this GPU")
+    asked.add_argument(
+        "--ask",
+        nargs="+",
+        choices=questions.QUESTIONS,
+        default=list(questions.QUESTIONS),
+        metavar="NAME",
+        help=f"{', '.join(questions.QUESTIONS)} (default: all)",
+    )
+    asked.add_argument(
+        "--backbones", nargs="+", default=gpu.BACKBONES, metavar="NAME", help="timm models (default: ViT-Ti, -S and -B)"
+    )
+    asked.add_argument(
+        "--batch_size",
+        type=option_values.whole(1),
+        default=32,
+        metavar="N",
+        help="images a step (default: %(default)s)",
+    )
+    asked.add_argument(
+        "--image_size", type=option_values.whole(1), default=224, metavar="PIXELS", help="default: %(default)s"
+    )
+    asked.add_argument("--rounds", type=option_values.whole(1), default=5, metavar="N", help="default: %(default)s")
+
+    every = commands.add_parser("card", parents=[place], help="tests and all measurements of a GPU, part by part")
+    every.add_argument("--rehearse", action="store_true", help="try all parts on the CPU, at tiny sizes")
+    every.add_argument(
+        "--parts", nargs="+", choices=card.PARTS, default=list(card.PARTS), metavar="NAME", help="default: all of them"
+    )
+    every.add_argument(
+        "--data_dir",
+        type=option_values.path,
+        metavar="DIR",
+        help="folder that contains PACS (default: invented images, whose accuracies mean nothing)",
+    )
+    every.add_argument(
+        "--minutes", type=float, default=8.8, metavar="N", help="limit of all parts together (default: %(default)s)"
     )
     return parser
 

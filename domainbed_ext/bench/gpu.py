@@ -26,17 +26,23 @@ METHODS = ("BOnly", "BA", "LP", "FullFT")
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
-    """Times training steps and evaluation batches with random weights and images. Without a GPU it only prints a line.
+    """Times training steps and evaluation batches with random weights and images.
+
+    Without a GPU it only prints a line, unless `--on_cpu` is given.
 
     Args:
         args: Arguments of `python -m domainbed_ext.bench`.
         output_dir: Folder for the tables.
     """
     if not torch.cuda.is_available():
-        print("no CUDA device here: nothing is measured")
-        return
-    rows = [row for backbone in BACKBONES for method in METHODS for row in rates(backbone, method, args)]
-    report.write("gpu", "Training steps and evaluation on one GPU, bf16, random weights", rows, output_dir)
+        if not args.on_cpu:
+            print("no CUDA device here: nothing is measured")
+            return
+        report.print_need("images per second")
+    rows = [row for backbone in args.backbones for method in args.methods for row in rates(backbone, method, args)]
+    where = "one GPU" if device() == "cuda" else "the CPU"
+    title = f"Training steps and evaluation on {where}, in the precision of runs, random weights"
+    report.write("gpu", title, rows, output_dir)
     if args.data_dir:
         whole_run(args, output_dir)
 

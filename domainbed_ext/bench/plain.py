@@ -77,7 +77,7 @@ def run(args: RunArguments, workers: int = _WORKERS) -> RunFolder:
     training = [_training(setup, env, workers) for env in setup.train_envs]
     evaluation = {name: _loader(setup, name, workers) for name in setup.splits}
     for step in range(setup.steps):
-        losses.append(algorithm.update([next(stream) for stream in training])["loss"])
+        losses.append(float(algorithm.update([next(stream) for stream in training])["loss"]))
         if setup.is_evaluated(step):
             algorithm.eval()
             accuracies = {}

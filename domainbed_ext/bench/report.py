@@ -13,6 +13,17 @@ from vitlorafa import instruction_limits
 from vitlorafa.bench.machine import device_name, file_name
 from vitlorafa.bench.tables import Row, csv_text, table
 
+NEEDS_CARD = "needs a card: "  # begins a line of a measurement that was left out for lack of a GPU
+
+
+def print_need(what: str) -> None:
+    """Prints that something was not measured because it needs a GPU.
+
+    Args:
+        what: What was left out.
+    """
+    print(f"{NEEDS_CARD}{what}", flush=True)
+
 
 def write(
     name: str, title: str, rows: Sequence[Row], output_dir: Path, notes: Sequence[str] = (), show: bool = True

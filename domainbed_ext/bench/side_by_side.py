@@ -36,7 +36,8 @@ def measure(args: Namespace, output_dir: Path) -> None:
                 list(pool.map(partial(subprocesses.run, f"of {runs} at once"), commands))
 
         functions = {str(runs): partial(together, runs) for runs in args.at_once}
-        seconds = timing.interleaved(functions, args.rounds)  # a round to warm up puts the images into the cache
+        # A round to warm up puts the images into the cache.
+        seconds = timing.interleaved(functions, args.rounds, warm_up=not args.no_warm_up)
     first = str(args.at_once[0])
     rows = [
         {

@@ -3,11 +3,11 @@
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from domainbed_ext.errors import warn_once
-from domainbed_ext.objectives.base import Objective
+from domainbed_ext.objectives.base import Model, Objective
 
 
 class Annealed(Objective):
@@ -29,6 +29,10 @@ class Annealed(Objective):
     def weight(self) -> float:
         """Weight of the penalty in the present step."""
         return float(self.hparams[f"{self.prefix}_lambda"]) if self.steps > self._annealed else 1.0
+
+    def attach(self, backbone: nn.Module, model: Model) -> None:
+        """Keeps the number of steps on the CPU: to compare it on a GPU, each step would wait for the one before."""
+        self.steps = self.steps.cpu()
 
     def begin(self, steps: int) -> None:
         """Warns of a run that ends before the weight changes."""

@@ -74,8 +74,9 @@ class Batch:
     @property
     def domains(self) -> Tensor:
         """The index of each image's domain, [n]."""
-        sizes = torch.tensor(self.sizes, device=self.labels.device)
-        return torch.arange(len(self.sizes), device=self.labels.device).repeat_interleave(sizes)
+        # Made on the device: a copy of the sizes would wait for the work before it.
+        device = self.labels.device
+        return torch.cat([torch.full((size,), domain, device=device) for domain, size in enumerate(self.sizes)])
 
 
 class Outputs(NamedTuple):

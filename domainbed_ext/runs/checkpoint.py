@@ -92,7 +92,8 @@ def clear(folder: Path) -> None:
 
 def random_states() -> dict[str, Any]:
     """Returns the states of all random generators of this process."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # A run on the CPU beside a GPU has no use for it, and must not start it.
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STAGES = ("data wait", "augment", "forward", "backward", "optimizer", "evaluate", "write")
 _ROWS, _TRIES = 4096, 7  # of the matmul that is timed
+_ROWS_ON_GPU = 65536  # with fewer, launching it would take a good part of the time
 _aten = torch.ops.aten
 # Attention on a CPU, which torch's own table of formulas lacks. Formulas get shapes.
 _UNCOUNTED = {
@@ -154,8 +155,11 @@ def product_rate(algorithm: "Algorithm") -> float:
     layers = [module for module in algorithm.modules() if isinstance(module, (nn.Linear, QuantisedLinear))]
     outputs, inputs = max(((each.out_features, each.in_features) for each in layers), key=math.prod)
     dtype = DTYPES[algorithm.precision]
-    x = torch.ones(_ROWS, inputs, dtype=dtype, device=algorithm.device)
-    weight = torch.ones(outputs, inputs, dtype=dtype, device=algorithm.device)
+    rows = _ROWS if algorithm.device.type == "cpu" else _ROWS_ON_GPU
+    # Random numbers: a GPU multiplies ones faster, because they need less power. The run's generators stay as they are.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, inputs, generator=generator).to(algorithm.device, dtype)
+    weight = torch.randn(outputs, inputs, generator=generator).to(algorithm.device, dtype)
     fastest = float("inf")
     for _ in range(_TRIES):
         wait(algorithm.device)
@@ -163,7 +167,7 @@ def product_rate(algorithm: "Algorithm") -> float:
         x @ weight.T
         wait(algorithm.device)
         fastest = min(fastest, time.perf_counter() - start)
-    return 2 * _ROWS * inputs * outputs / fastest
+    return 2 * rows * inputs * outputs / fastest
 
 
 def wait(device: torch.device) -> None:

@@ -24,6 +24,7 @@ from domainbed_ext.datasets.image_files import unreadable
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
+from domainbed_ext.models.determinism import compute_reproducibly, is_wanted
 from domainbed_ext.models.device import find_device, using_device
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.objectives.base import Objective
@@ -215,8 +216,15 @@ def collect_facts(setup: Setup, algorithm: Algorithm | None = None) -> dict[str,
             **own_sources(type(objective), Objective),
             **own_sources(type(setup.dataset), MultipleDomainDataset),
         },
-        "machine": machine() | ({"gpu": None} if algorithm.device.type == "cpu" else {}),
+        "machine": machine() | _about_device(algorithm.device),
     }
+
+
+def _about_device(device: torch.device) -> dict[str, Any]:
+    """What a record's "machine" says of the device of the run."""
+    if device.type == "cpu":
+        return {"gpu": None}
+    return {} if is_wanted() else {"deterministic": False}
 
 
 def set_up_process(args: CompleteArguments) -> None:
@@ -226,9 +234,10 @@ def set_up_process(args: CompleteArguments) -> None:
         args: Arguments of a run, completed.
     """
     torch.set_num_threads(args.threads)
-    if (device := find_device(args.device)).index is not None:
+    device = find_device(args.device)
+    if device.index is not None:
         torch.cuda.set_device(device)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    compute_reproducibly(device)
     keep_freed_memory()
 
 

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor, cuda, manual_seed
+from torch import OutOfMemoryError, Tensor, cuda, manual_seed
 
+from domainbed_ext.algorithms.base import Recorded
 from domainbed_ext.algorithms.schedules import Schedule
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.divergence import Watch
 from domainbed_ext.model_selection import best_step, better
 from domainbed_ext.runs import checkpoint, formatting, ways
 from domainbed_ext.runs.collect_predictions import collect_predictions
+from domainbed_ext.runs.device_errors import out_of_memory
 from domainbed_ext.runs.differences import Kind, differences
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
@@ -25,6 +27,7 @@ from domainbed_ext.runs.predictions import remove_predictions, save_predictions
 from domainbed_ext.runs.remaining_time import RemainingTime
 from domainbed_ext.runs.saved import BEST, LAST
 from domainbed_ext.runs.setup import Setup, collect_facts, set_up_process
+from domainbed_ext.runs.step_values import UnreadValues
 from domainbed_ext.runs.tracking import Tracking, tracked
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.attempts import Claim
@@ -68,6 +71,7 @@ class Training:
         self.average = setup.make_average()
         self.watch = Watch(setup.args.stop_on_nan)
         self.values: dict[str, list[float]] = defaultdict(list)  # since the last record
+        self.unread = UnreadValues()  # of the last of these steps
         self.saved_at = (time.monotonic(), 0)
         self._is_evaluation_announced = False
         self.time = RemainingTime(setup)
@@ -125,19 +129,39 @@ class Training:
         manual_seed(seed_hash(self.setup.args.seed, "update", self.steps_done))  # for step t needs no history (dropout)
         if not self.schedule.is_constant:
             self.algorithm.scale_rates(self.schedule.factor(self.steps_done))
-        values = self.algorithm.update(batches)
+        values = self._update(batches)
         check_ignored(self.algorithm, self.setup.hparams)
-        self._look(self.steps_done, values)
-        self.watch.check()
+        losses, self.algorithm.domain_losses = self.algorithm.domain_losses, None  # the next update may leave it
+        by_env = {} if losses is None else dict(zip(self._loss_names, losses, strict=False))
         self.average.add(self.steps_done, self.algorithm.moving)
-        for name, value in values.items():
-            self.values[name].append(value)
-        losses, self.algorithm.domain_losses = self.algorithm.domain_losses or [], None  # the next update may leave it
-        for env, loss in zip(self.setup.train_envs, losses, strict=False):
-            self.values[f"env{env}_loss"].append(loss)
-        self.values["step_time"].append(seconds := time.perf_counter() - start)
-        self.time.note_step(seconds)
+        self.unread.add(self.steps_done, values, by_env, time.perf_counter() - start)
         self.steps_done += 1
+        if self.unread.are_due:
+            self._read_values()
+
+    def _update(self, batches: list[Minibatch]) -> Recorded:
+        try:
+            return self.algorithm.update(batches)
+        except OutOfMemoryError:
+            pass  # and look for what fits only then: the error's traceback keeps the tensors of the step
+        raise out_of_memory(self.algorithm, batches, self.setup.hparams)
+
+    @property
+    def _loss_names(self) -> list[str]:
+        return [f"env{env}_loss" for env in self.setup.train_envs]
+
+    def _read_values(self) -> None:
+        """Reads the values of the last steps, and looks at each for a number that is not finite.
+
+        Raises:
+            Diverged: One is not, and the run is to stop then.
+        """
+        for each in self.unread.read():
+            self._look(each.step, each.update)
+            self.watch.check()
+            for name, value in {**each.update, **each.losses, "step_time": each.seconds}.items():
+                self.values[name].append(value)
+            self.time.note_step(each.seconds)
 
     def _evaluate_if_due(self) -> bool:
         """Evaluates, records and saves after a step that is due, also where an earlier attempt was stopped at it.
@@ -148,6 +172,7 @@ class Training:
         setup, step = self.setup, self.steps_done - 1
         if step < 0 or not setup.is_evaluated(step):
             return False
+        self._read_values()
         if not self.values:  # the record was written before the checkpoint
             return False
         self._announce_evaluation()
@@ -360,6 +385,7 @@ class Training:
 
     def _save(self) -> None:
         """Writes a checkpoint; where there is no room for one, the run continues without."""
+        self._read_values()
         self.claim.check()
         state = {
             "facts": self.facts,
