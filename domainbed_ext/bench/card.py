@@ -242,17 +242,18 @@ _SMALL_SWEEP = ("--algorithms", "BOnly", "--n_trials", "1", "--steps", "2", "--c
 
 def _tests(folder: Path, small: bool) -> tuple[str, ...]:
     """The arguments of pytest: only files with tests of a GPU, since others may need packages that are not there."""
-    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
-    if small:  # the same tests on the CPU, those of a GPU skipped
-        marked = [path for path in marked if path.name == "test_on_device.py"]
+    marked = list((ROOT / "tests").rglob("test_on_device.py"))
+    if not small:
+        others = {*(ROOT / "tests").rglob("test_*.py")} - {*marked}
+        marked += [path for path in others if "mark.gpu" in path.read_text(encoding="utf-8")]
     if not marked:
         raise BenchmarkError(
             f"no tests of a GPU in {ROOT / 'tests'}: run this in a checkout, or leave tests out of --parts"
         )
     words = [str(path.relative_to(ROOT)) for path in sorted(marked)]
     words += ["-p", "no:cacheprovider", "-m", "not slow" if small else "gpu", "--junitxml", str(folder / "tests.xml")]
-    if small:  # what takes longest without a GPU: Triton's interpreter, and tracing
-        words += ["-k", "not (cpu-triton or compiled)"]
+    if small:  # those of a GPU, which are skipped, and a few of the same on the CPU: `make test` runs the others
+        words += ["-k", "cuda or gpu or pinned or (wait and eager)"]
     if not small and _is_installed("xdist"):
         words += ["-n", "4"]  # compiling takes most of the time
     return ("-m", "pytest", *words)

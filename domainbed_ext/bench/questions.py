@@ -234,6 +234,23 @@ def ask_memory(args: Namespace) -> Asked:
         yield _row(f"FullFT, {backbone}", "reserved", reserved / 2**30, "GiB", reserved / allocated)
 
 
+def ask_evaluation(args: Namespace) -> Asked:
+    """Which evaluation batch is fastest."""
+    for backbone in args.backbones:
+        algorithm = _algorithm(args, backbone).eval()
+        sizes = [args.batch_size * factor for factor in (2, 4, 8, 16)]
+        images = torch.randn(sizes[-1], 3, args.image_size, args.image_size, device=algorithm.device)
+
+        def evaluate(size: int, algorithm: Algorithm = algorithm, images: Tensor = images) -> None:
+            with torch.inference_mode():
+                for part in images.split(size):
+                    algorithm.predict(part)
+            wait(algorithm.device)
+
+        variants = {f"{size} images": partial(evaluate, size) for size in sizes}
+        yield from _compared(f"{sizes[-1]} images, {backbone}", variants, args.rounds, calls=1)
+
+
 def ask_tf32(args: Namespace) -> Asked:
     """What TF32 would save a run in float32."""
     for backbone in args.backbones:
@@ -297,6 +314,7 @@ QUESTIONS: dict[str, Callable[[Namespace], Asked]] = {
     "determinism": ask_determinism,
     "graphs": ask_graphs,
     "transfers": ask_transfers,
+    "evaluation": ask_evaluation,
     "tf32": ask_tf32,
     "memory": ask_memory,
     "compile": ask_compile,

@@ -44,8 +44,8 @@ class MixStyle(Objective):
         if torch.rand(()).item() >= self.hparams["mixstyle_p"]:
             return tokens
         alpha = torch.full((len(tokens),), float(self.hparams["mixstyle_alpha"]))
-        shares = torch.distributions.Beta(alpha, alpha).sample().to(tokens.device)
-        partners = draw_partners(sizes).to(tokens.device)
+        shares = torch.distributions.Beta(alpha, alpha).sample().to(tokens.device, non_blocking=True)
+        partners = draw_partners(sizes).to(tokens.device, non_blocking=True)
         prefix, patches = tokens[:, : self._prefix], tokens[:, self._prefix :]
         return torch.cat([prefix, mix_styles(patches, partners, shares)], 1)
 

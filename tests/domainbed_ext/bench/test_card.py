@@ -3,7 +3,6 @@
 import json
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import torch
@@ -101,7 +100,8 @@ def test_parts_fit_into_nine_minutes_and_eight_files(tmp_path, rehearse):
         if parser is not None:  # what a GPU is needed for must not fail by a wrong option
             parser().parse_args(each.words[2:])
     tests = [word for word in made[0].commands[0].words if word.endswith(".py")]
-    assert {Path(name).name for name in tests} >= {"test_on_device.py"} and all(
+    assert {"tests/domainbed_ext/test_on_device.py", "tests/vitlorafa/test_on_device.py"} <= {*tests}
+    assert ("tests/vitlorafa/test_triton.py" in tests) is not rehearse and all(
         (card.ROOT / name).is_file() for name in tests
     )
 
