@@ -38,6 +38,7 @@ def pytest_configure(config):
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matmul on a GPU, of whatever test
     # Nothing is timed, so that tests do the same on every processor: those of other ways set them.
     os.environ.update(VITLORAFA_TUNE="off", VITLORAFA_CACHE=tempfile.mkdtemp(prefix="vitlorafa_"))
     os.environ.pop("VITLORAFA_WAYS", None)
@@ -57,8 +58,20 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
-    """Where a test computes: it runs on the CPU everywhere, so that the same test on a GPU cannot rot."""
-    return torch.device(request.param)
+    """Where a test computes: it runs on the CPU everywhere, so that the same test on a GPU cannot rot.
+
+    A GPU computes float32 in full, and in a fixed order, as in runs.
+    """
+    device = torch.device(request.param)
+    if device.type == "cpu":
+        yield device
+        return
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+            yield device
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 class Clock:

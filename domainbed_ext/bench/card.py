@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import cached_property
 from math import sqrt
 from pathlib import Path
 from xml.etree import ElementTree
@@ -28,13 +29,14 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.runs.provenance import provenance
 from domainbed_ext.system import resources, strict_json
 from domainbed_ext.system.files import write_atomically
+from domainbed_ext.system.machine import count_available_cores
 from vitlorafa.bench.tables import Row, table
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("tests", "steps", "questions", "runs", "side_by_side", "quickstart")
 _TICK = 20.0  # seconds between lines of progress
 _GRACE = 5.0  # seconds from the request to stop to the kill
 _LARGEST_LOG = 4 * 2**20  # bytes
+_ON_DEVICE = "test_on_device.py"  # tests whose device is a parameter
 _SKIPPED = "needs a CUDA device"  # why tests/conftest.py skips a test
 
 
@@ -45,7 +47,6 @@ class Status(str, Enum):
     FAILED = "failed"
     OVER_LIMIT = "over its limit"
     LEFT_OUT = "left out"
-    NEEDS_CARD = "needs a card"
 
 
 @dataclass(frozen=True)
@@ -133,94 +134,137 @@ def measure(args: Namespace, output_dir: Path) -> None:
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        parts = [part for part in make_parts(args, folder) if part.name in args.parts]
-        for number, part in enumerate(parts, 1):
+        plan = Plan(args.rehearse, args.data_dir, folder)
+        chosen = [name for name in PARTS if name in args.parts]
+        for number, name in enumerate(chosen, 1):
+            try:
+                part = PARTS[name](plan)
+            except BenchmarkError as error:
+                outcomes.append(Outcome(name, "", Status.FAILED, 0.0, Findings(failures=[str(error)])))
+                print(f"{number} of {len(chosen)}  {name}: {_describe(outcomes[-1])}", flush=True)
+                continue
             left = end - time.monotonic()
             limit = min(part.seconds, max(left, 0.0))
-            print(f"{number} of {len(parts)}  {part.name}: {part.answers} (at most {limit:.0f} s)", flush=True)
+            print(f"{number} of {len(chosen)}  {part.name}: {part.answers} (at most {limit:.0f} s)", flush=True)
             outcomes.append(_run(part, folder / part.name, output_dir, left, args.rehearse))
             print(f"        {_describe(outcomes[-1])}", flush=True)
             _write(outcomes, args, output_dir)
     print(f"written: {output_dir / 'card.md'}, {output_dir / 'card.json'}")
-    if bad := [each for each in outcomes if each.status not in (Status.FINISHED, Status.NEEDS_CARD)]:
+    if bad := [each for each in outcomes if each.status is not Status.FINISHED]:
         listed = ", ".join(f"{each.name} ({each.status.value})" for each in bad)
         raise BenchmarkError(f"{len(bad)} of {len(outcomes)} parts did not finish: {listed}; see {output_dir}/card.md")
 
 
-def make_parts(args: Namespace, folder: Path) -> list[Part]:
-    """Makes the parts in their order.
+@dataclass(frozen=True)
+class Plan:
+    """What the parts are made for.
 
-    Args:
-        args: Arguments of `python -m domainbed_ext.bench`, of which it reads `rehearse` and `data_dir`.
-        folder: Folder for what they write, with a folder of each part's name.
+    Attributes:
+        small: Whether it is a rehearsal on the CPU.
+        data_dir: Folder that contains PACS; None for invented images.
+        folder: Folder for what the commands write, with a folder of each part's name.
     """
-    small = args.rehearse
-    data = args.data_dir or str(invent_data(folder / "data", *((2, 40) if small else (30,))))
-    weights = ("--weights", "none")
 
-    def bench(place: str, what: str, *words: str) -> Command:
-        return Command(("-m", "domainbed_ext.bench", what, "--output_dir", str(folder / place), *words))
+    small: bool
+    data_dir: str | None
+    folder: Path
+
+    def bench(self, part: str, what: str, *words: str) -> Command:
+        """A command of `domainbed_ext.bench` that writes into the folder of a part."""
+        return Command(("-m", "domainbed_ext.bench", what, "--output_dir", str(self.folder / part), *words))
+
+    @cached_property
+    def images(self) -> tuple[str, ...]:
+        """The options of a run that name its images; these are invented if none are given."""
+        data = self.data_dir or str(invent_data(self.folder / "data", *((2, 40) if self.small else (30,))))
+        return ("--data_dir", data, "--cache_dir", str(self.folder / "cache"))
+
+
+def plan_tests(plan: Plan) -> Part:
+    """The tests of a GPU: only their files, since others may need packages that are not there."""
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if path.name == _ON_DEVICE or not plan.small]
+    marked = [path for path in files if path.name == _ON_DEVICE or "mark.gpu" in path.read_text(encoding="utf-8")]
+    if not marked:
+        raise BenchmarkError(
+            f"no tests of a GPU in {ROOT / 'tests'}: run this in a checkout, or leave tests out of --parts"
+        )
+    report = str(plan.folder / "tests" / "tests.xml")
+    words = ["-m", "pytest", *(str(path.relative_to(ROOT)) for path in sorted(marked)), "-p", "no:cacheprovider"]
+    if plan.small:  # those of a GPU, which are skipped, and a few of the same on the CPU: `make test` runs the others
+        words += ["-m", "not slow", "-k", "cuda or gpu or pinned or (wait and eager)"]
+    else:
+        words += ["-m", "gpu", *_in_parallel()]
+    command = Command((*words, "--junitxml", report))
+    return Part("tests", "whether results on the GPU are right", 90, (command,), _read_tests)
+
+
+def _in_parallel() -> list[str]:
+    """Options of pytest for several processes, since compiling takes most of the time."""
+    has_xdist = subprocess.run([sys.executable, "-c", "import xdist"], capture_output=True, check=False).returncode == 0
+    return ["-n", str(min(8, max(1, count_available_cores() // 2)))] if has_xdist else []
+
+
+def plan_steps(plan: Plan) -> Part:
+    """Steps of `vitlorafa.bench`, the most important first."""
 
     def steps(name: str, *words: str, backend: str = "eager") -> Command:
-        place = ("--output_dir", str(folder / "steps" / name))
-        sizes = _SMALL_STEPS if small else ("--batch_size", "128", "--precision", "bf16", "--warmup", "3")
+        place = ("--output_dir", str(plan.folder / "steps" / name))
+        sizes = _SMALL_STEPS if plan.small else ("--batch_size", "128", "--precision", "bf16", "--warmup", "3")
         return Command(("-m", "vitlorafa.bench", *words, *sizes, *place), {"VITLORAFA_BACKEND": backend})
 
     both = ("--models", "vit_small_patch16_224", "vit_base_patch16_224")
     ours, peft = ("lower_bound", "lora_fa", "lora"), ("peft_lora", "peft_lora_fa")
-    dropped = ("lower_bound", "lora_fa_separate", "lora_separate")
-    all_methods = (*ours, "lora_fb", "full", "lora_fa_plain", *peft, "peft_dora", "peft_vera")
-    questions = bench("questions", "questions", *(_SMALL_QUESTIONS if small else ()))
-    a_step: list[Command] = [steps("rank 8", "step", *both, "--methods", *(ours if small else all_methods))]
-    if not small:
-        a_step = [
-            bench("steps", "questions", "--ask", "rate"),
-            *a_step,
-            steps("rank 8, Triton", "step", *both, "--methods", *ours, backend="triton"),
-            steps("dropout", "step", *both, "--dropout", "0.1", "--methods", *dropped, "lora_fa_plain", *peft),
-            steps("dropout, Triton", "step", *both, "--dropout", "0.1", "--methods", *dropped, backend="triton"),
-            steps("memory", "memory", "--models", both[2], "--plot_ranks", "8", "--methods", *all_methods),
-            steps("ranks", "step", "--ranks", "4", "16", "32", "64", "128", "--methods", *ours, "peft_lora"),
-        ]
-    cache = ("--cache_dir", str(folder / "cache"))
-    rates = ("--data_dir", data, *cache, *(_SMALL_RATES if small else ()))
-    side: tuple[str, ...] = ("--data_dir", data, *cache, *weights, "--no_warm_up", "--rounds", "1")
-    side += _SMALL_SIDE if small else ("--at_once", "1", "2", "4", "--steps", "600", "--hparams", '{"batch_size": 32}')
-    sweep: tuple[str, ...] = (
-        "-m",
-        "domainbed_ext.sweep",
-        "launch",
-        "--sweep",
-        str(resources.sweeps() / "quickstart.yaml"),
-    )
-    sweep += ("--output_dir", str(folder / "quickstart"), *(_SMALL_SWEEP if small else _SWEEP))
-    return [
-        Part(
-            "tests",
-            "whether results on the GPU are right",
-            90,
-            (Command(_tests(folder / "tests", small)),),
-            _read_tests,
-        ),
-        Part("steps", "time and memory of a step beside PEFT's", 120, tuple(a_step), _read_steps),
-        Part("questions", "which defaults are fastest on this GPU", 70, (questions,), _read_tables),
-        Part("runs", "images per second, and a whole run", 120, (bench("runs", "gpu", *rates),), _read_runs),
-        Part(
-            "side_by_side",
-            "how many parallel runs fill the GPU",
-            60,
-            (bench("side_by_side", "side_by_side", *side),),
-            _read_tables,
-        ),
-        Part(
-            "quickstart",
-            "whether the quickstart's accuracies are those of the CPU",
-            70,
-            (Command(sweep),),
-            _read_nothing if small else _read_quickstart,
-        ),
+    with_dropout = (*both, "--dropout", "0.1", "--methods", "lower_bound", "lora_fa_separate", "lora_separate")
+    every = (*ours, "lora_fb", "full", "lora_fa_plain", *peft, "peft_dora", "peft_vera")
+    commands = [
+        plan.bench("steps", "questions", "--ask", "rate"),
+        steps("rank 8", "step", *both, "--methods", *every),
+        steps("rank 8, Triton", "step", *both, "--methods", *ours, backend="triton"),
+        steps("dropout", "step", *with_dropout, "lora_fa_plain", *peft),
+        steps("dropout, Triton", "step", *with_dropout, backend="triton"),
+        steps("memory", "memory", "--models", "vit_base_patch16_224", "--plot_ranks", "8", "--methods", *every),
+        steps("ranks", "step", "--ranks", "4", "16", "32", "64", "128", "--methods", *ours, "peft_lora"),
     ]
+    if plan.small:
+        commands = [steps("rank 8", "step", "--methods", *ours)]
+    return Part("steps", "time and memory of a step beside PEFT's", 120, tuple(commands), _read_steps)
 
+
+def plan_questions(plan: Plan) -> Part:
+    """All questions about defaults."""
+    command = plan.bench("questions", "questions", *(_SMALL_QUESTIONS if plan.small else ()))
+    return Part("questions", "which defaults are fastest on this GPU", 70, (command,), _read_tables)
+
+
+def plan_runs(plan: Plan) -> Part:
+    """Images per second, and a whole run."""
+    command = plan.bench("runs", "gpu", *plan.images, *(_SMALL_RATES if plan.small else ()))
+    return Part("runs", "images per second, and a whole run", 120, (command,), _read_runs)
+
+
+def plan_side_by_side(plan: Plan) -> Part:
+    """Parallel runs; the image cache is filled by the part before."""
+    words = (*plan.images, "--weights", "none", "--no_warm_up", "--rounds", "1")
+    command = plan.bench("side_by_side", "side_by_side", *words, *(_SMALL_SIDE if plan.small else _SIDE))
+    return Part("side_by_side", "how many parallel runs fill the GPU", 60, (command,), _read_tables)
+
+
+def plan_quickstart(plan: Plan) -> Part:
+    """The quickstart, whose accuracies on a CPU are known."""
+    words = ("--sweep", str(resources.sweeps() / "quickstart.yaml"), "--output_dir", str(plan.folder / "quickstart"))
+    command = Command(("-m", "domainbed_ext.sweep", "launch", *words, *(_SMALL_SWEEP if plan.small else _SWEEP)))
+    answers = "whether the quickstart's accuracies are those of the CPU"
+    return Part("quickstart", answers, 70, (command,), _read_nothing if plan.small else _read_quickstart)
+
+
+PARTS: dict[str, Callable[[Plan], Part]] = {
+    "tests": plan_tests,
+    "steps": plan_steps,
+    "questions": plan_questions,
+    "runs": plan_runs,
+    "side_by_side": plan_side_by_side,
+    "quickstart": plan_quickstart,
+}
 
 _SMALL_STEPS = (
     *("--models", "vit_tiny_patch16_224", "--depth", "1", "--resolution", "32", "--batch_size", "2"),
@@ -232,36 +276,13 @@ _SMALL_RATES = (
     *("--image_size", "32", "--rounds", "1", "--steps", "2", "--backbone", "vit_pico_patch8_32"),
     *("--hparams", '{"batch_size": 4}'),
 )
+_SIDE = ("--at_once", "1", "2", "4", "--steps", "600", "--hparams", '{"batch_size": 32}')
 _SMALL_SIDE = (
     *("--at_once", "2", "--steps", "2", "--backbone", "vit_pico_patch8_32"),
     *("--hparams", '{"batch_size": 4}'),
 )
 _SWEEP = ("--launcher_options", '{"jobs_per_gpu": 4}')
 _SMALL_SWEEP = ("--algorithms", "BOnly", "--n_trials", "1", "--steps", "2", "--checkpoint_freq", "0")
-
-
-def _tests(folder: Path, small: bool) -> tuple[str, ...]:
-    """The arguments of pytest: only files with tests of a GPU, since others may need packages that are not there."""
-    marked = list((ROOT / "tests").rglob("test_on_device.py"))
-    if not small:
-        others = {*(ROOT / "tests").rglob("test_*.py")} - {*marked}
-        marked += [path for path in others if "mark.gpu" in path.read_text(encoding="utf-8")]
-    if not marked:
-        raise BenchmarkError(
-            f"no tests of a GPU in {ROOT / 'tests'}: run this in a checkout, or leave tests out of --parts"
-        )
-    words = [str(path.relative_to(ROOT)) for path in sorted(marked)]
-    words += ["-p", "no:cacheprovider", "-m", "not slow" if small else "gpu", "--junitxml", str(folder / "tests.xml")]
-    if small:  # those of a GPU, which are skipped, and a few of the same on the CPU: `make test` runs the others
-        words += ["-k", "cuda or gpu or pinned or (wait and eager)"]
-    if not small and _is_installed("xdist"):
-        words += ["-n", "4"]  # compiling takes most of the time
-    return ("-m", "pytest", *words)
-
-
-def _is_installed(module: str) -> bool:
-    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False)
-    return done.returncode == 0
 
 
 def _run(part: Part, folder: Path, output_dir: Path, left: float, rehearse: bool) -> Outcome:
@@ -321,15 +342,22 @@ def _started(command: Command, output: object, rehearse: bool) -> Iterator["subp
         stdout=output,  # type: ignore[call-overload]
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_heed_interrupts,
     )
     try:
         yield process
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        # As by Ctrl-C: pytest then writes its report, and measurements keep what they have.
+        for number in (signal.SIGINT, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE)
+
+
+def _heed_interrupts() -> None:
+    """Undoes that a shell lets commands in its background ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait(process: "subprocess.Popen[bytes]", part: Part, start: float, end: float) -> int | None:
@@ -459,7 +487,7 @@ def _describe(outcome: Outcome) -> str:
     findings = outcome.findings
     said = [f"{outcome.status.value} in {outcome.seconds:.0f} s", *findings.failures]
     if findings.needs_card:
-        said.append(f"{Status.NEEDS_CARD.value}: {', '.join(findings.needs_card)}")
+        said.append(f"{NEEDS_CARD}{', '.join(findings.needs_card)}")
     return "; ".join(said)
 
 

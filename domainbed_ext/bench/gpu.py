@@ -18,6 +18,8 @@ from domainbed_ext.algorithms.names import get_algorithm_class
 from domainbed_ext.bench import report, subprocesses, timing
 from domainbed_ext.bench.report import device
 from domainbed_ext.hparams_registry import resolve
+from domainbed_ext.models.determinism import compute_reproducibly
+from domainbed_ext.models.device import find_device
 from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.runs.profile import operations, product_rate, wait
 
@@ -39,6 +41,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
             print("no CUDA device here: nothing is measured")
             return
         report.print_need("images per second")
+    compute_reproducibly(find_device(None))  # as runs do
     rows = [row for backbone in args.backbones for method in args.methods for row in rates(backbone, method, args)]
     where = "one GPU" if device() == "cuda" else "the CPU"
     title = f"Training steps and evaluation on {where}, in the precision of runs, random weights"

@@ -53,8 +53,6 @@ def measure(args: Namespace, output_dir: Path) -> None:
             first = (str(error).strip().splitlines() or ["no message"])[0].replace("|", "/")
             rows.append({"question": name, **_row("", "failed", f"{type(error).__name__}: {first}", "")})
             print(f"warning: question {name} failed: {first}")
-        finally:
-            use_backend("eager")
     if rows:
         report.write("questions", "Which defaults are fastest", rows, output_dir)
 
@@ -158,7 +156,10 @@ def ask_backend(args: Namespace) -> Asked:
 
     def steps(backend: str, algorithm: Algorithm, batch: tuple[Tensor, Tensor]) -> None:
         use_backend(backend)
-        _steps(algorithm, batch)
+        try:
+            _steps(algorithm, batch)
+        finally:
+            use_backend("eager")
 
     for backbone, rank, dropout in product(args.backbones, (8, 64), (0.0, 0.1)):
         algorithm = _algorithm(args, backbone, rank=rank, adapter_dropout=dropout)
@@ -273,8 +274,9 @@ def ask_tf32(args: Namespace) -> Asked:
 def ask_tiles(args: Namespace) -> Asked:
     """Which sizes of tiles are fastest for Triton's kernels."""
     N, width, rank = 197 * args.batch_size, 768, 8
-    x, g = (torch.randn(N, width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    A, B = torch.randn(1, rank, width, device="cuda"), torch.randn(1, width, rank, device="cuda")
+    device = torch.device(report.device())
+    x, g = (torch.randn(N, width, device=device, dtype=torch.bfloat16) for _ in range(2))
+    A, B = torch.randn(1, rank, width, device=device), torch.randn(1, width, rank, device=device)
     xA = kernels.project(x, A)
     calls = {
         "project": lambda: kernels.project(x, A),
@@ -284,7 +286,7 @@ def ask_tiles(args: Namespace) -> Asked:
     }
     for name, call in calls.items():
         variants = {
-            f"{rows} rows, {warps} warps, {stages} stages": partial(_tiled, call, rows, warps, stages)
+            f"{rows} rows, {warps} warps, {stages} stages": partial(_tiled, call, device, rows, warps, stages)
             for rows, warps, stages in ((64, 4, 2), (128, 4, 2), (64, 8, 2), (128, 8, 2), (64, 4, 3), (128, 8, 3))
         }
         yield from _compared(f"{name}, {N} × {width}, rank {rank}", variants, args.rounds)
@@ -300,11 +302,11 @@ def _tiles(rows: int, warps: int, stages: int) -> Iterator[None]:
         kernels.BLOCK_N, kernels.BLOCK_N_ONCE, kernels.WARPS, kernels.STAGES = before
 
 
-def _tiled(call: Callable[[], object], rows: int, warps: int, stages: int) -> None:
+def _tiled(call: Callable[[], object], device: torch.device, rows: int, warps: int, stages: int) -> None:
     with _tiles(rows, warps, stages):
         for _ in range(STEPS):
             call()
-    torch.cuda.synchronize()
+    wait(device)
 
 
 QUESTIONS: dict[str, Callable[[Namespace], Asked]] = {

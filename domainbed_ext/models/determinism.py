@@ -4,8 +4,11 @@ import os
 
 import torch
 
+from domainbed_ext.errors import warn_once
+
 VARIABLE = "DOMAINBED_EXT_DETERMINISTIC"
 """Environment variable that allows other algorithms, by the value off."""
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def is_wanted() -> bool:
@@ -24,9 +27,16 @@ def compute_reproducibly(device: torch.device) -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if device.type != "cuda":
         return
+    # cuBLAS needs it for this, and reads it at its first matmul.
+    is_late = torch.cuda.is_initialized() and _WORKSPACE not in os.environ
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
+    if is_late and is_wanted():
+        warn_once(
+            "this process used the GPU before, so runs of the same seed can differ by rounding: set "
+            f"{_WORKSPACE}=:4096:8 before it starts"
+        )
     # Convolutions alone would compute float32 as TF32, with 10 bits, and differ from matmuls and from a CPU.
     torch.backends.cudnn.allow_tf32 = False
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it for this, and reads it when it starts
-    torch.use_deterministic_algorithms(is_wanted())
+    torch.use_deterministic_algorithms(is_wanted() and not is_late)
     # Nothing reads memory before it is written, so filling it would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

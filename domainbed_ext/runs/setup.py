@@ -24,7 +24,7 @@ from domainbed_ext.datasets.image_files import unreadable
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
-from domainbed_ext.models.determinism import compute_reproducibly, is_wanted
+from domainbed_ext.models.determinism import compute_reproducibly
 from domainbed_ext.models.device import find_device, using_device
 from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.objectives.base import Objective
@@ -224,7 +224,7 @@ def _about_device(device: torch.device) -> dict[str, Any]:
     """What a record's "machine" says of the device of the run."""
     if device.type == "cpu":
         return {"gpu": None}
-    return {} if is_wanted() else {"deterministic": False}
+    return {} if torch.are_deterministic_algorithms_enabled() else {"deterministic": False}
 
 
 def set_up_process(args: CompleteArguments) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +13,9 @@ from domainbed_ext.bench.card import Command, Findings, Part
 from domainbed_ext.bench.invented_data import CLASSES, invent_data
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.sweep.arguments import parse as parse_sweep
+from vitlorafa.bench import grid
+from vitlorafa.bench.methods import find_method
 
 
 def part(name, code, seconds=60, read=lambda folder, text: Findings()):
@@ -24,9 +27,8 @@ def parts(monkeypatch):
     """Lets the command have these parts alone."""
 
     def use(*parts):
-        monkeypatch.setattr(card, "make_parts", lambda args, folder: list(parts))
-        monkeypatch.setattr(card, "PARTS", tuple(each.name for each in parts))
-        return [each.name for each in parts]
+        monkeypatch.setattr(card, "PARTS", {each.name: lambda plan, each=each: each for each in parts})
+        return list(card.PARTS)
 
     return use
 
@@ -46,7 +48,7 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_next(parts, tmp_path, monk
     monkeypatch.setattr(card, "_TICK", 0.1)
     names = parts(
         part("broken", "print('so far'); raise SystemExit(3)"),
-        part("hanging", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)", seconds=0.5),
+        part("hanging", "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(60)", seconds=0.5),
         part("unreadable", "pass", read=lambda folder, text: Findings({"rows": [{"n": text["no"]}]})),
         part("good", "print('needs a card: speed')", read=lambda folder, text: Findings({"rows": [{"n": 1}]})),
     )
@@ -92,24 +94,23 @@ def test_without_a_gpu_it_offers_the_rehearsal(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("rehearse", [False, True])
 def test_parts_fit_into_nine_minutes_and_eight_files(tmp_path, rehearse):
-    made = card.make_parts(Namespace(rehearse=rehearse, data_dir="data"), tmp_path)
-    assert tuple(each.name for each in made) == card.PARTS and len(made) + 2 <= 8
+    made = [make(card.Plan(rehearse, "data", tmp_path)) for make in card.PARTS.values()]
+    assert [each.name for each in made] == list(card.PARTS) and len(made) + 2 <= 8
     assert sum(each.seconds for each in made) <= 60 * 8.9
     for each in (command for part in made for command in part.commands):
-        parser = {"domainbed_ext.bench": bench.make_parser, "vitlorafa.bench": _adapters}.get(each.words[1])
-        if parser is not None:  # what a GPU is needed for must not fail by a wrong option
-            parser().parse_args(each.words[2:])
+        # What a GPU is needed for must not fail by a wrong option.
+        if each.words[1] == "domainbed_ext.bench":
+            bench.make_parser().parse_args(each.words[2:])
+        elif each.words[1] == "vitlorafa.bench":
+            args = grid.make_parser().parse_args(each.words[2:])
+            assert len([find_method(name) for name in args.methods]) >= 3 and args.what
+        elif each.words[1] == "domainbed_ext.sweep":
+            assert parse_sweep(each.words[2:]).steps == (2 if rehearse else 120)
     tests = [word for word in made[0].commands[0].words if word.endswith(".py")]
     assert {"tests/domainbed_ext/test_on_device.py", "tests/vitlorafa/test_on_device.py"} <= {*tests}
     assert ("tests/vitlorafa/test_triton.py" in tests) is not rehearse and all(
         (card.ROOT / name).is_file() for name in tests
     )
-
-
-def _adapters():
-    from vitlorafa.bench.grid import make_parser
-
-    return make_parser()
 
 
 def test_tests_are_counted_and_those_that_failed_are_named(tmp_path):
@@ -175,3 +176,41 @@ def test_questions_are_asked_one_by_one(tmp_path, monkeypatch, capsys):
     assert "| determinism | vit_pico_patch8_32 | deterministic |" in page
     assert "needs a card: question backend" in printed and "backend" not in page
     assert set(questions.NEED_A_CARD) < set(questions.QUESTIONS) and sys.modules[questions.__name__] is questions
+
+
+def test_a_part_that_cannot_be_made_does_not_stop_the_next(monkeypatch, tmp_path):
+    monkeypatch.setattr(card, "ROOT", tmp_path)
+    monkeypatch.setattr(card, "PARTS", {"tests": card.plan_tests, "good": lambda plan: part("good", "pass")})
+    with pytest.raises(BenchmarkError, match=r"1 of 2 parts did not finish: tests \(failed\)"):
+        run(tmp_path, ["tests", "good"])
+    assert statuses(tmp_path)["good"] == "finished" and "no tests of a GPU in" in (tmp_path / "card.md").read_text()
+
+
+class Graph:
+    def __init__(self, compute):
+        self.replay = compute
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+@pytest.mark.parametrize("name", [*questions.NEED_A_CARD, "transfers", "evaluation"])
+def test_questions_for_a_gpu_have_no_other_fault_on_a_cpu(monkeypatch, name):
+    monkeypatch.setattr(questions, "STEPS", 1)
+    monkeypatch.setattr(questions, "_captured", lambda algorithm, compute: Graph(compute))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    for function, value in (("empty_cache", None), ("reset_peak_memory_stats", None)):
+        monkeypatch.setattr(torch.cuda, function, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2 * 2**30)
+    asked = {kernel: [] for kernel in ("project", "add_update", "backward_g", "grad_A")}
+    tiles = SimpleNamespace(
+        **{kernel: lambda *args, kernel=kernel: asked[kernel].append(questions.kernels.BLOCK_N) for kernel in asked},
+        **{"BLOCK_N": 64, "BLOCK_N_ONCE": 128, "WARPS": 4, "STAGES": 2},
+    )
+    monkeypatch.setattr(questions, "kernels", tiles)
+    args = SimpleNamespace(backbones=["vit_pico_patch8_32"], image_size=32, batch_size=2, rounds=1)
+    rows = list(questions.QUESTIONS[name](args))
+    assert rows and all(float(row["value"]) >= 0 and row["unit"] in ("ms", "GiB") for row in rows)
+    if name == "memory":
+        assert [row["× first variant"] for row in rows] == [None, "1.500"]
+    if name == "tiles":
+        assert len(rows) == 24 and {*asked["grad_A"]} == {64, 128} and tiles.BLOCK_N == 64
