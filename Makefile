@@ -30,9 +30,12 @@ bench: $(VENV)/installed
 
 # A machine with a GPU may have no network: nothing is installed where its own Python runs this checkout as it is.
 gpu:
-	@python=$(BIN)/python; \
-	if $(PYTHON) -c 'import domainbed_ext.bench.__main__, pytest, torch; exit(not torch.cuda.is_available())' 2>/dev/null; \
-	then python=$(PYTHON); else $(MAKE) --no-print-directory $(VENV)/installed-dev; fi && \
+	@python=$(PYTHON); \
+	see='import domainbed_ext.bench.__main__, pytest, torch; exit(None if torch.cuda.is_available() else "it sees no GPU")'; \
+	why=$$($(PYTHON) -c "$$see" 2>&1) || { \
+		echo "$(PYTHON) is not used, but $(VENV): $$(echo "$$why" | tail -n 1)"; \
+		python=$(BIN)/python; $(MAKE) --no-print-directory $(VENV)/installed-dev; \
+	} && \
 	$$python -m domainbed_ext.bench card --output_dir $(OUT) $(if $(DATA),--data_dir $(DATA)) $(if $(REHEARSE),--rehearse) $(GPU)
 
 test: $(VENV)/installed-dev

@@ -84,7 +84,7 @@ class Part:
     Attributes:
         name: Name, of its log too.
         answers: What it answers, in a line.
-        seconds: Limit of its time.
+        seconds: Limit of its time, beside what earlier parts left.
         commands: Commands, the most important first.
         read: Function of the folder that its commands write into, and of their output.
     """
@@ -132,6 +132,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
     outcomes: list[Outcome] = []
+    unused = 0.0  # seconds that earlier parts left to later ones
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         plan = Plan(args.rehearse, args.data_dir, folder)
@@ -143,10 +144,10 @@ def measure(args: Namespace, output_dir: Path) -> None:
                 outcomes.append(Outcome(name, "", Status.FAILED, 0.0, Findings(failures=[str(error)])))
                 print(f"{number} of {len(chosen)}  {name}: {_describe(outcomes[-1])}", flush=True)
                 continue
-            left = end - time.monotonic()
-            limit = min(part.seconds, max(left, 0.0))
-            print(f"{number} of {len(chosen)}  {part.name}: {part.answers} (at most {limit:.0f} s)", flush=True)
-            outcomes.append(_run(part, folder / part.name, output_dir, left, args.rehearse))
+            limit = max(0.0, min(part.seconds + unused, end - time.monotonic()))
+            print(f"{number} of {len(chosen)}  {name}: {part.answers} (at most {limit:.0f} s)", flush=True)
+            outcomes.append(_run(part, folder / name, output_dir, limit, args.rehearse))
+            unused = max(0.0, unused + part.seconds - outcomes[-1].seconds)
             print(f"        {_describe(outcomes[-1])}", flush=True)
             _write(outcomes, args, output_dir)
     print(f"written: {output_dir / 'card.md'}, {output_dir / 'card.json'}")
@@ -215,15 +216,15 @@ def plan_steps(plan: Plan) -> Part:
     both = ("--models", "vit_small_patch16_224", "vit_base_patch16_224")
     ours, peft = ("lower_bound", "lora_fa", "lora"), ("peft_lora", "peft_lora_fa")
     with_dropout = (*both, "--dropout", "0.1", "--methods", "lower_bound", "lora_fa_separate", "lora_separate")
-    every = (*ours, "lora_fb", "full", "lora_fa_plain", *peft, "peft_dora", "peft_vera")
+    every = (*ours, "full", "lora_fa_plain", *peft, "peft_dora", "peft_vera")
     commands = [
         plan.bench("steps", "questions", "--ask", "rate"),
         steps("rank 8", "step", *both, "--methods", *every),
         steps("rank 8, Triton", "step", *both, "--methods", *ours, backend="triton"),
         steps("dropout", "step", *with_dropout, "lora_fa_plain", *peft),
         steps("dropout, Triton", "step", *with_dropout, backend="triton"),
+        steps("ranks", "step", "--ranks", "4", "16", "64", "128", "--methods", *ours, "peft_lora"),
         steps("memory", "memory", "--models", "vit_base_patch16_224", "--plot_ranks", "8", "--methods", *every),
-        steps("ranks", "step", "--ranks", "4", "16", "32", "64", "128", "--methods", *ours, "peft_lora"),
     ]
     if plan.small:
         commands = [steps("rank 8", "step", "--methods", *ours)]
@@ -285,11 +286,11 @@ _SWEEP = ("--launcher_options", '{"jobs_per_gpu": 4}')
 _SMALL_SWEEP = ("--algorithms", "BOnly", "--n_trials", "1", "--steps", "2", "--checkpoint_freq", "0")
 
 
-def _run(part: Part, folder: Path, output_dir: Path, left: float, rehearse: bool) -> Outcome:
+def _run(part: Part, folder: Path, output_dir: Path, limit: float, rehearse: bool) -> Outcome:
     """Runs the commands of a part one after the other, as long as there is time."""
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    end = start + min(part.seconds, left)
+    end = start + limit
     log = output_dir / f"card_{part.name}.log"
     failures, is_late, count = [], False, 0
     with log.open("wb") as output:
@@ -505,7 +506,8 @@ def _write(outcomes: Sequence[Outcome], args: Namespace, output_dir: Path) -> No
     overview = table([_overview(each) for each in outcomes])
     text = [f"# {title}", f"{where['date']}; {where['machine']['cpu']}; {used}.{images}", overview]
     for each in outcomes:
-        text += [f"## {each.name}", f"{each.answers[:1].upper()}{each.answers[1:]}. {_describe(each)}."]
+        sentences = filter(None, (each.answers, _describe(each)))
+        text += [f"## {each.name}", " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)]
         for name, rows in each.findings.tables.items():
             text += [f"**{name}**", table(rows)] if rows else []
     write_atomically(output_dir / "card.md", "\n\n".join(text) + "\n")
