@@ -72,7 +72,7 @@ class Classifier:
             Logits [n, classes], float32, on the CPU.
         """
         algorithm = self.algorithm.eval()
-        return algorithm.predict(self.inputs.ready(images.to(algorithm.device))).cpu()
+        return algorithm.predict(self.inputs.ready(images.to(algorithm.device, non_blocking=True))).cpu()
 
 
 def load_classifier(

@@ -116,11 +116,17 @@ def compute(
     rows = []
     batches = _InOrder(Augmented(images, AUGMENTATIONS["none"], inputs.size), len(images), batch_size)
     with bar("computing features", len(images), "images") as shown:
-        for pixels in stream(batches, range(len(batches)), workers, lambda pixels: pixels.to(algorithm.device)):
+        device = algorithm.device
+        pinned = device.type == "cuda"
+
+        def ready(pixels: Tensor) -> Tensor:
+            return pixels.to(device, non_blocking=True)
+
+        for pixels in stream(batches, range(len(batches)), workers, ready, pinned):
             stop()
-            rows.append(algorithm.embed(inputs.ready(pixels)).cpu())
+            rows.append(algorithm.embed(inputs.ready(pixels)))  # stays there: a copy would wait for the batch
             shown.advance(len(pixels))
-    return torch.cat(rows)
+    return torch.cat(rows).cpu()
 
 
 class _InOrder(Dataset[Tensor]):
