@@ -33,7 +33,13 @@ from tests.domainbed_ext.launched_processes import execute, launch, train_comman
 from tests.domainbed_ext.objectives.small_algorithms import batches, make
 
 SMALL = '{"batch_size": 4}'
-METHODS = [*ALGORITHMS, *(f"BOnly+{name}" for name in OBJECTIVES), "BOnly@clip_grad=1.0", "BOnly@adapter_dropout=0.1"]
+METHODS = [
+    *ALGORITHMS,
+    *(f"BOnly+{name}" for name in OBJECTIVES),
+    "BOnly@clip_grad=1.0",
+    "BOnly@adapter_dropout=0.1",
+    "BOnly@gradient_correction=true",
+]
 WAITS = {"LoRAPro"}  # its eigenvalues are checked on the CPU
 # Numbers that an update reads from tensors that are on the CPU with a GPU too: Mixup's and MixStyle's random draws, the
 # steps of annealed objectives, and seeds of dropout. DomainBed's Adam reads its steps too, which it does not on a GPU.
