@@ -7,6 +7,7 @@ the next one. The report is written after each part, so that nothing is lost wit
 import contextlib
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,8 @@ _TICK = 20.0  # seconds between lines of progress
 _GRACE = 5.0  # seconds from the request to stop to the kill
 _LARGEST_LOG = 4 * 2**20  # bytes
 _ON_DEVICE = "test_on_device.py"  # tests whose device is a parameter
+_ENDED = re.compile(r"%\] (PASSED|FAILED|ERROR|SKIPPED) (tests/\S+)")  # lines of pytest's log, with and without xdist
+_ENDED_ALONE = re.compile(r"^(tests/\S+) (PASSED|FAILED|ERROR|SKIPPED)\b")
 _SKIPPED = "needs a CUDA device"  # why tests/conftest.py skips a test
 
 
@@ -194,7 +197,7 @@ def plan_tests(plan: Plan) -> Part:
     if plan.small:  # those of a GPU, which are skipped, and a few of the same on the CPU: `make test` runs the others
         words += ["-m", "not slow", "-k", "cuda or gpu or pinned or (wait and eager)"]
     else:
-        words += ["-m", "gpu", *_in_parallel()]
+        words += ["-m", "gpu", "-vv", *_in_parallel()]  # the log names each test, should time run out
     command = Command((*words, "--junitxml", report))
     return Part("tests", "whether results on the GPU are right", 90, (command,), _read_tests)
 
@@ -396,6 +399,8 @@ def _read_tables(folder: Path, text: str) -> Findings:
 
 def _read_tests(folder: Path, text: str) -> Findings:
     """How many tests passed, and those that did not with the first line of their error."""
+    if not (folder / "tests.xml").is_file():
+        return _read_log_of_tests(text)
     cases = list(ElementTree.parse(folder / "tests.xml").getroot().iter("testcase"))
     failed = [(case, bad) for case in cases for bad in (*case.findall("failure"), *case.findall("error"))]
     skips = [skip.get("message", "") for case in cases for skip in case.findall("skipped")]
@@ -410,6 +415,18 @@ def _read_tests(folder: Path, text: str) -> Findings:
         findings.tables["failed tests"] = first_lines
     if on_cards:
         findings.needs_card.append(f"{on_cards} tests")
+    return findings
+
+
+def _read_log_of_tests(text: str) -> Findings:
+    """The same of tests that were stopped before they wrote their report."""
+    ended = [(word, name) for line in text.splitlines() for word, name in _ENDED.findall(line)]
+    ended += [(word, name) for line in text.splitlines() for name, word in _ENDED_ALONE.findall(line)]
+    words = [word for word, _ in ended]
+    counts = {"passed": words.count("PASSED"), "failed": words.count("FAILED"), "skipped": words.count("SKIPPED")}
+    findings = Findings({"tests that ended": [counts]}, failures=["the tests were stopped before their end"])
+    if failed := [{"test": name} for word, name in ended if word in ("FAILED", "ERROR")]:
+        findings.tables["failed tests"] = failed
     return findings
 
 

@@ -130,6 +130,16 @@ def test_tests_are_counted_and_those_that_failed_are_named(tmp_path):
     assert found.needs_card == ["1 tests"]
 
 
+def test_tests_that_were_stopped_are_read_from_their_log(tmp_path):
+    found = card._read_tests(
+        tmp_path,
+        "[gw1] [  3%] PASSED tests/a.py::one[cuda]\n[gw0] [  6%] FAILED tests/a.py::two\n"
+        "tests/a.py::three SKIPPED (needs a CUDA device) [ 9%]\ntests/a.py::four PASSED [ 12%]\n! Interrupted !\n",
+    )
+    assert found.tables["tests that ended"] == [{"passed": 2, "failed": 1, "skipped": 1}]
+    assert found.tables["failed tests"] == [{"test": "tests/a.py::two"}] and found.failures
+
+
 def test_the_quickstart_is_compared_with_the_committed_one(tmp_path):
     there = card._committed().read_text()
     (tmp_path / "tables").mkdir()
