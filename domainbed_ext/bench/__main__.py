@@ -317,7 +317,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="folder that contains PACS (default: invented images, whose accuracies mean nothing)",
     )
     every.add_argument(
-        "--minutes", type=float, default=8.8, metavar="N", help="limit of all parts together (default: %(default)s)"
+        "--minutes",
+        type=option_values.number(0),
+        default=8.8,
+        metavar="N",
+        help="limit of all parts together (default: %(default)s)",
     )
     return parser
 

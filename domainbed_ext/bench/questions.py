@@ -5,7 +5,6 @@ Each question is asked on its own: one that fails leaves a row that says why, an
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,10 +22,9 @@ from domainbed_ext.hparams_registry import resolve
 from domainbed_ext.models.determinism import compute_reproducibly
 from domainbed_ext.models.precision import DTYPES
 from domainbed_ext.runs.profile import wait
+from vitlorafa.bench.kernels import TILES, Tiles, kernel_calls, using_backend, using_tiles
 from vitlorafa.bench.machine import matmul_rate
 from vitlorafa.bench.tables import Row
-from vitlorafa.ops import triton as kernels
-from vitlorafa.ops import use_backend
 
 STEPS = 10  # of a timed call: values are read after the last one
 Asked = Iterator[Row]
@@ -155,11 +153,8 @@ def ask_backend(args: Namespace) -> Asked:
     """Whether Triton's kernels are faster than plain PyTorch."""
 
     def steps(backend: str, algorithm: Algorithm, batch: tuple[Tensor, Tensor]) -> None:
-        use_backend(backend)
-        try:
+        with using_backend(backend):
             _steps(algorithm, batch)
-        finally:
-            use_backend("eager")
 
     for backbone, rank, dropout in product(args.backbones, (8, 64), (0.0, 0.1)):
         algorithm = _algorithm(args, backbone, rank=rank, adapter_dropout=dropout)
@@ -275,35 +270,13 @@ def ask_tiles(args: Namespace) -> Asked:
     """Which sizes of tiles are fastest for Triton's kernels."""
     N, width, rank = 197 * args.batch_size, 768, 8
     device = torch.device(report.device())
-    x, g = (torch.randn(N, width, device=device, dtype=torch.bfloat16) for _ in range(2))
-    A, B = torch.randn(1, rank, width, device=device), torch.randn(1, width, rank, device=device)
-    xA = kernels.project(x, A)
-    calls = {
-        "project": lambda: kernels.project(x, A),
-        "add_update": lambda: kernels.add_update(g, xA, B, 1e-3, (0,)),
-        "backward_g": lambda: kernels.backward_g(g, xA, B, 1.0, (0,)),
-        "grad_A": lambda: kernels.grad_A(xA, x),
-    }
-    for name, call in calls.items():
-        variants = {
-            f"{rows} rows, {warps} warps, {stages} stages": partial(_tiled, call, device, rows, warps, stages)
-            for rows, warps, stages in ((64, 4, 2), (128, 4, 2), (64, 8, 2), (128, 8, 2), (64, 4, 3), (128, 8, 3))
-        }
+    for name, call in kernel_calls(N, width, rank, device).items():
+        variants = {str(tiles): partial(_tiled, call, device, tiles) for tiles in TILES}
         yield from _compared(f"{name}, {N} × {width}, rank {rank}", variants, args.rounds)
 
 
-@contextmanager
-def _tiles(rows: int, warps: int, stages: int) -> Iterator[None]:
-    before = kernels.BLOCK_N, kernels.BLOCK_N_ONCE, kernels.WARPS, kernels.STAGES
-    kernels.BLOCK_N, kernels.BLOCK_N_ONCE, kernels.WARPS, kernels.STAGES = rows, max(rows, 128), warps, stages
-    try:
-        yield
-    finally:
-        kernels.BLOCK_N, kernels.BLOCK_N_ONCE, kernels.WARPS, kernels.STAGES = before
-
-
-def _tiled(call: Callable[[], object], device: torch.device, rows: int, warps: int, stages: int) -> None:
-    with _tiles(rows, warps, stages):
+def _tiled(call: Callable[[], object], device: torch.device, tiles: Tiles) -> None:
+    with using_tiles(tiles):
         for _ in range(STEPS):
             call()
     wait(device)

@@ -15,7 +15,7 @@ from domainbed_ext.bench.invented_data import CLASSES, invent_data
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.sweep.arguments import parse as parse_sweep
-from vitlorafa.bench import grid
+from vitlorafa.bench import grid, kernels
 from vitlorafa.bench.methods import find_method
 
 
@@ -218,10 +218,10 @@ def test_questions_for_a_gpu_have_no_other_fault_on_a_cpu(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2 * 2**30)
     asked = {kernel: [] for kernel in ("project", "add_update", "backward_g", "grad_A")}
     tiles = SimpleNamespace(
-        **{kernel: lambda *args, kernel=kernel: asked[kernel].append(questions.kernels.BLOCK_N) for kernel in asked},
+        **{kernel: lambda *args, kernel=kernel: asked[kernel].append(kernels.kernels.BLOCK_N) for kernel in asked},
         **{"BLOCK_N": 64, "BLOCK_N_ONCE": 128, "WARPS": 4, "STAGES": 2},
     )
-    monkeypatch.setattr(questions, "kernels", tiles)
+    monkeypatch.setattr(kernels, "kernels", tiles)
     args = SimpleNamespace(backbones=["vit_pico_patch8_32"], image_size=32, batch_size=2, rounds=1)
     rows = list(questions.QUESTIONS[name](args))
     assert rows and all(float(row["value"]) >= 0 and row["unit"] in ("ms", "GiB") for row in rows)
