@@ -1,5 +1,6 @@
 """The plot of paired differences: how far each method is from a reference, with an interval over trials."""
 
+import math
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def difference_plot(results: Results, reference: str) -> Figure | None:
         figure,
         axes,
         f"out-of-domain accuracy minus that of {label_of(reference)}\n(percentage points)",
-        note="paired by trial; bars: 95 % intervals; filled where 0 is outside",
+        note="paired by trial; bars: 95 % intervals, filled where 0 is outside; no bar: of one result, not known",
     )
     return figure
 
@@ -73,7 +74,7 @@ def _compare(comparison: Comparison, reference: str) -> _Compared:
 
 
 def _draw(axes: Axes, row: float, difference: PairedDifference, style: Style) -> None:
-    low, high = difference.interval or (difference.mean, difference.mean)
+    low, high = difference.interval or (-math.inf, math.inf)  # of one result it is not known
     axes.errorbar(
         difference.mean,
         row,

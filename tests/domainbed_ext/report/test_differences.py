@@ -125,6 +125,13 @@ def test_the_plot_has_a_bar_for_each_method_but_the_reference():
     assert "differences" not in draw_plots(results)
 
 
+def test_the_plot_claims_nothing_of_a_difference_without_an_interval():
+    (axes,) = draw_plots(Results([*runs(()), *soup_of([0, 1, 2], 0.74)]), "BOnly")["differences"].axes
+    (point,) = [line for line in axes.lines if line.get_marker() == "s"]
+    assert float(point.get_xdata()[0]) == pytest.approx(22) and point.get_markerfacecolor() == "white"
+    assert not axes.collections
+
+
 def test_there_is_no_plot_of_nothing():
     assert difference_plot(Results(left_out_run("BOnly", 0, 0, 0.5)), "BOnly") is None
 
