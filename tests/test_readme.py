@@ -33,6 +33,7 @@ def blocks(page, name):
         (RESULTS, "quickstart", 14),
         (RESULTS, "pacs_loo_vit_tiny", 20),
         (RESULTS, "pacs_methods", 77),
+        (RESULTS, "pacs_weight_space", 41),
         (RESULTS, "pacs_cartoon_vit_tiny", 9),
     ],
 )
@@ -41,6 +42,12 @@ def test_tables_are_the_measured_ones(page, name, rows):
     measured = (ROOT / "results" / name / "results.md").read_text(encoding="utf-8").splitlines()
     assert len(shown) == rows
     assert [row for row in shown if row not in measured] == []
+
+
+def test_differences_along_one_weight_space_are_the_measured_ones():
+    measured = (ROOT / "results" / "pacs_weight_space" / "differences.md").read_text(encoding="utf-8").splitlines()
+    shown = blocks(RESULTS, "pacs_weight_space_differences")
+    assert len(shown) == 10 and all(row in measured for row in shown)
 
 
 def paired_differences(name, metric, selection="training-domain"):
