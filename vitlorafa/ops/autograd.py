@@ -16,6 +16,7 @@ cast of W.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -54,18 +55,18 @@ def lora_linear(
         dropout: Probability of dropping an element of the adapter's input.
         seed: Seed of the dropout mask, of shape [], on the CPU; None without dropout.
         fold: Whether to compute one matmul with W + s B A; not with dropout.
-        gelu: Whether to return GELU(y); only with `fold` and without gradients.
+        gelu: Whether to apply exact GELU to the output; within the matmul with `fold` where no gradient is needed.
         backend: Name in `BACKENDS`.
 
     Returns:
         y, [N, d_out].
     """
-    differentiable = (x, bias, A, B) if isinstance(weight, QuantisedWeight) else (x, weight, bias, A, B)
-    if needs_gradient(*differentiable):
-        y: Tensor = _LoRALinear.apply(x, weight, bias, A, B, scale, starts, dropout, seed, fold, backend)
-        return y
+    inputs = x, weight, bias, A, B, scale, starts, dropout, seed, fold, backend
+    if needs_gradient(x, None if isinstance(weight, QuantisedWeight) else weight, bias, A, B):
+        y = _LoRALinear.apply(*inputs)
+        return F.gelu(y) if gelu else y
     # Without gradients, autograd's own work would take up to a fifth of a layer's time at few tokens.
-    y, _, _ = _forward(x, weight, bias, A, B, scale, starts, dropout, seed, fold, gelu, False, backend)
+    y, _, _ = _forward(*inputs, keep_xA=False, gelu=gelu)
     return y
 
 
@@ -80,9 +81,10 @@ def _forward(
     dropout: float,
     seed: Tensor | None,
     fold: bool,
-    gelu: bool,
-    keep_xA: bool,
     backend: str,
+    *,
+    keep_xA: bool,
+    gelu: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """y [N, d_out], and what was computed on the way: x̃ Aᵀ [N, k·r] and W + s B A; None if it was not."""
     steps = BACKENDS[backend]
@@ -92,27 +94,16 @@ def _forward(
         return linear(x, folded, bias, gelu=gelu), xA, folded
     y = linear(x, dense(weight, x.dtype), bias)
     steps.add_update(y, xA, B, scale, starts)
-    return y, xA, None
+    return F.gelu(y) if gelu else y, xA, None
 
 
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | QuantisedWeight,
-        bias: Tensor | None,
-        A: Tensor,
-        B: Tensor,
-        scale: float,
-        starts: tuple[int, ...],
-        dropout: float,
-        seed: Tensor | None,
-        fold: bool,
-        backend: str,
-    ) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """y; the inputs are the first of `_forward`."""
+        x, weight, bias, A, B, scale, starts, dropout, seed, _, backend = inputs
         need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
-        y, xA, folded = _forward(x, weight, bias, A, B, scale, starts, dropout, seed, fold, False, need_B, backend)
+        y, xA, folded = _forward(*inputs, keep_xA=need_B, gelu=False)
         ctx.scale, ctx.starts, ctx.dropout, ctx.backend = scale, starts, dropout, backend
         ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
         stored: tuple[Tensor, ...] = ()

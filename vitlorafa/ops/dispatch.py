@@ -11,7 +11,6 @@ from torch import Tensor
 from vitlorafa.errors import AdapterError, unknown
 from vitlorafa.ops import autograd, reference
 from vitlorafa.ops.dropout import rounded
-from vitlorafa.ops.linear import needs_gradient
 from vitlorafa.ops.private import inside_torch_func
 from vitlorafa.ops.processor import autocast_dtype
 from vitlorafa.ops.quantised import QuantisedWeight, dense
@@ -90,13 +89,10 @@ def lora_linear(
         y = reference.lora_linear(x, W, bias, A, B, scale, starts=starts, dropout=dropout, seed=mask_seed)
         return F.gelu(y) if gelu else y
     rows, fold = x.reshape(-1, x.shape[-1]), fold and not dropout
-    frozen = weight if isinstance(weight, Tensor) else None
-    fuse_gelu = gelu and fold and not needs_gradient(x, frozen, bias, A, B)
     y = autograd.lora_linear(
-        rows, weight, bias, A, B, scale, starts, dropout, mask_seed, fold, fuse_gelu, _choose_backend(x)
+        rows, weight, bias, A, B, scale, starts, dropout, mask_seed, fold, gelu, _choose_backend(x)
     )
-    y = y.view(*x.shape[:-1], weight.shape[0])
-    return F.gelu(y) if gelu and not fuse_gelu else y
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def use_backend(name: str) -> None:
