@@ -7,30 +7,27 @@ same batches, an environment's images in their order, so that they do not depend
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from domainbed_ext.algorithms.probe import LP
-from domainbed_ext.cache.entries import Entries, NoRoom
+from domainbed_ext.cache.entries import Entries
 from domainbed_ext.cache.pixels import Stored
+from domainbed_ext.cache.tensors import Kept, find_or_compute
 from domainbed_ext.data.augmentation import AUGMENTATIONS
 from domainbed_ext.data.loader import stream
-from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.models import backbones
 from domainbed_ext.models.inputs import Inputs
-from domainbed_ext.models.tensor_files import save_tensors
 from domainbed_ext.runs.images import Augmented, Images
 from domainbed_ext.runs.provenance import machine, rounding, versions
 from domainbed_ext.system import strict_json
 from domainbed_ext.system.progress import bar
 from vitlorafa import tuning
 
-_FILE, _WAYS = "features.safetensors", "ways"
+_WAYS = "ways"
 
 
 class Features:
@@ -70,24 +67,18 @@ def features(
         Features [images, width] on the CPU; None if the cache has no room for them.
     """
 
-    def build(folder: Path) -> None:
+    def kept() -> Kept:
         computed = {"features": compute(algorithm, images, inputs, batch_size, stop)}
-        save_tensors(computed, folder / _FILE, {_WAYS: strict_json.dumps(tuning.answers())})
+        return Kept(computed, {_WAYS: strict_json.dumps(tuning.answers())})
 
-    digest = _digest(algorithm, images, inputs, batch_size)
-    key = f"{images.folder.parent.name}/features-{digest}"
+    def read(kept: Kept) -> Tensor:
+        tuning.note(json.loads(kept.texts[_WAYS]))
+        return kept.tensors["features"]
+
+    key = f"{images.folder.parent.name}/features-{_digest(algorithm, images, inputs, batch_size)}"
     width = algorithm.backbone.get_classifier().in_features  # type: ignore[operator]
-    try:
-        path = cache.get(key, 4 * len(images) * int(width), build, f"features, {images.folder.name}", stop)
-        with safe_open(path / _FILE, framework="pt") as file:
-            tuning.note(json.loads(file.metadata()[_WAYS]))
-            return file.get_tensor("features")
-    except NoRoom:
-        return None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise BenchmarkError(
-            f"the features {key} cannot be read ({error}): remove them with python -m domainbed_ext.cache remove"
-        ) from error
+    size = 4 * len(images) * int(width)
+    return find_or_compute(cache, key, size, kept, read, f"features, {images.folder.name}", stop)
 
 
 @torch.inference_mode()

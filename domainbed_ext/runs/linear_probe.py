@@ -15,27 +15,23 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from domainbed_ext.cache.entries import Entries, NoRoom
+from domainbed_ext.cache.entries import Entries
+from domainbed_ext.cache.tensors import Kept, find_or_compute
 from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.errors import BenchmarkError
-from domainbed_ext.models.tensor_files import save_tensors
 from domainbed_ext.runs.provenance import machine, rounding, versions
 from domainbed_ext.system import strict_json
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The values of L2 among which validation chooses."""
 _TOLERANCE, _ITERATIONS = 1e-6, 10_000  # of the largest entry of the gradient
-
-
-_FILE, _CHOICE = "probe.safetensors", "choice"
+_CHOICE = "choice"  # of the penalty, in the cache
 
 
 @dataclass(frozen=True)
@@ -90,26 +86,20 @@ def find_or_fit(
         BenchmarkError: There is none, see `fit`; or the cached one cannot be read.
     """
 
-    def build(folder: Path) -> None:
+    def kept() -> Kept:
         probe = fit(data, threads)
         choice = {_CHOICE: strict_json.dumps({"l2": probe.l2, "accuracy": probe.accuracy})}
-        save_tensors({"weight": probe.weight, "bias": probe.bias}, folder / _FILE, choice)
+        return Kept({"weight": probe.weight, "bias": probe.bias}, choice)
 
-    if cache is None:
-        return fit(data, threads)
-    key = f"{name}/probe-{_digest(data, threads)}"
-    size = 4 * data.num_classes * (data.training[0][0].shape[1] + 1)
-    try:
-        path = cache.get(key, size, build, f"linear probe, {name}", stop)
-        with safe_open(path / _FILE, framework="pt") as file:
-            choice = json.loads(file.metadata()[_CHOICE])
-            return LinearProbe(file.get_tensor("weight"), file.get_tensor("bias"), choice["l2"], choice["accuracy"])
-    except NoRoom:
-        return fit(data, threads)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BenchmarkError(
-            f"the linear probe {key} cannot be read ({error}): remove it with python -m domainbed_ext.cache remove"
-        ) from error
+    def read(kept: Kept) -> LinearProbe:
+        choice = json.loads(kept.texts[_CHOICE])
+        return LinearProbe(kept.tensors["weight"], kept.tensors["bias"], choice["l2"], choice["accuracy"])
+
+    probe = None
+    if cache is not None:
+        key, size = f"{name}/probe-{_digest(data, threads)}", 4 * data.num_classes * (data.training[0][0].shape[1] + 1)
+        probe = find_or_compute(cache, key, size, kept, read, f"linear probe, {name}", stop)
+    return probe or fit(data, threads)
 
 
 def _digest(data: ProbeData, threads: int) -> str:
