@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,36 +14,36 @@ Number = float | Tensor
 """A number, or a tensor of shape [] that will be one."""
 
 
+Value = TypeVar("Value")
+
+
 @dataclass
-class StepValues:
+class StepValues(Generic[Value]):
     """What a step computed.
 
     Attributes:
         step: Index of the step.
         update: What the algorithm's update returned.
         losses: Loss of each environment.
-        seconds: Time of the step, with the wait for its values.
+        seconds: Time of the step, once they are read with the wait for them.
     """
 
     step: int
-    update: dict[str, float]
-    losses: dict[str, float]
+    update: Mapping[str, Value]
+    losses: Mapping[str, Value]
     seconds: float
 
-
-@dataclass
-class _Unread:
-    step: int
-    update: Mapping[str, Number]
-    losses: Mapping[str, Number]
-    seconds: float
+    @property
+    def all(self) -> list[Value]:
+        """All values, those of the update first."""
+        return [*self.update.values(), *self.losses.values()]
 
 
 @dataclass
 class UnreadValues:
     """The values of the last steps that were not read yet."""
 
-    _steps: list[_Unread] = field(default_factory=list)
+    _steps: list[StepValues[Number]] = field(default_factory=list)
     _on_device: bool = False
 
     def add(self, step: int, update: Mapping[str, Number], losses: Mapping[str, Number], seconds: float) -> None:
@@ -54,27 +55,19 @@ class UnreadValues:
             losses: Loss of each environment.
             seconds: Time of the step so far.
         """
-        self._steps.append(_Unread(step, update, losses, seconds))
-        self._on_device = self._on_device or any(
-            isinstance(each, Tensor) for each in (*update.values(), *losses.values())
-        )
+        self._steps.append(StepValues(step, update, losses, seconds))
+        self._on_device = self._on_device or any(isinstance(each, Tensor) for each in self._steps[-1].all)
 
     @property
     def are_due(self) -> bool:
         """Whether they are to be read now: at once unless that means to wait for a device."""
         return not self._on_device or len(self._steps) >= MOST
 
-    def read(self) -> Iterator[StepValues]:
+    def read(self) -> Iterator[StepValues[float]]:
         """Reads and forgets the values, step by step; the wait for them is part of the last step's time."""
         start = time.perf_counter()
         steps, self._steps, on_device, self._on_device = self._steps, [], self._on_device, False
-        tensors = [
-            each
-            for step in steps
-            for each in (*step.update.values(), *step.losses.values())
-            if isinstance(each, Tensor)
-        ]
-        numbers = iter(_read_at_once(tensors))
+        numbers = iter(_read_at_once([each for step in steps for each in step.all if isinstance(each, Tensor)]))
         waited = time.perf_counter() - start if on_device else 0.0
         for position, step in enumerate(steps, 1):
             update, losses = (_numbers(values, numbers) for values in (step.update, step.losses))
