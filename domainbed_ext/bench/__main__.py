@@ -186,11 +186,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="images per class and domain; 0: all (default: %(default)s)",
     )
 
-    cuda = commands.add_parser("gpu", parents=[place], help="ViT-Ti, ViT-S and ViT-B on a GPU, and a whole run")
-    cuda.add_argument("--on_cpu", action="store_true", help="measure on the CPU where there is no GPU")
-    cuda.add_argument(
+    models = CommandLine(add_help=False)
+    models.add_argument(
         "--backbones", nargs="+", default=gpu.BACKBONES, metavar="NAME", help="timm models (default: ViT-Ti, -S and -B)"
     )
+
+    cuda = commands.add_parser("gpu", parents=[place, models], help="ViT-Ti, ViT-S and ViT-B on a GPU, and a whole run")
+    cuda.add_argument("--on_cpu", action="store_true", help="measure on the CPU where there is no GPU")
     cuda.add_argument(
         "--methods", nargs="+", default=gpu.METHODS, metavar="NAME", help=f"default: {' '.join(gpu.METHODS)}"
     )
@@ -281,7 +283,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="runs at the same time (default: one per core)",
     )
 
-    asked = commands.add_parser("questions", parents=[place], help="which defaults are fastest on this GPU")
+    asked = commands.add_parser("questions", parents=[place, models], help="which defaults are fastest on this GPU")
     asked.add_argument(
         "--ask",
         nargs="+",
@@ -289,9 +291,6 @@ def make_parser() -> argparse.ArgumentParser:
         default=list(questions.QUESTIONS),
         metavar="NAME",
         help=f"{', '.join(questions.QUESTIONS)} (default: all)",
-    )
-    asked.add_argument(
-        "--backbones", nargs="+", default=gpu.BACKBONES, metavar="NAME", help="timm models (default: ViT-Ti, -S and -B)"
     )
     asked.add_argument(
         "--batch_size",

@@ -5,6 +5,7 @@ Each question is asked on its own: one that fails leaves a row that says why, an
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,6 +29,8 @@ from vitlorafa.bench.tables import Row
 
 STEPS = 10  # of a timed call: values are read after the last one
 Asked = Iterator[Row]
+Setting = Callable[[], AbstractContextManager[None]]
+"""Function that makes the context of a setting."""
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
@@ -132,35 +135,49 @@ def ask_transfers(args: Namespace) -> Asked:
 
 def ask_determinism(args: Namespace) -> Asked:
     """The cost of deterministic algorithms, which attention's gradients have."""
+    change = partial(_changed, torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms)
     for backbone in args.backbones:
-        algorithm = _algorithm(args, backbone)
-        batch = _batch(args, algorithm.device)
-
-        def steps(deterministic: bool, algorithm: Algorithm = algorithm, batch: Any = batch) -> None:
-            before = torch.are_deterministic_algorithms_enabled()
-            torch.use_deterministic_algorithms(deterministic)
-            try:
-                _steps(algorithm, batch)
-            finally:
-                torch.use_deterministic_algorithms(before)
-
-        yield from _compared(
-            backbone, {"any": partial(steps, False), "deterministic": partial(steps, True)}, args.rounds
-        )
+        yield from _settings(args, backbone, {"any": partial(change, False), "deterministic": partial(change, True)})
 
 
 def ask_backend(args: Namespace) -> Asked:
     """Whether Triton's kernels are faster than plain PyTorch."""
+    backends = {name: partial(using_backend, name) for name in ("eager", "triton")}
+    for backbone, rank, dropout in product(args.backbones, (8, 64), (0.0, 0.1)):
+        case = f"{backbone}, rank {rank}, dropout {dropout:g}"
+        yield from _settings(args, backbone, backends, case, rank=rank, adapter_dropout=dropout)
 
-    def steps(backend: str, algorithm: Algorithm, batch: tuple[Tensor, Tensor]) -> None:
-        with using_backend(backend):
+
+def ask_tf32(args: Namespace) -> Asked:
+    """What TF32 would save a run in float32."""
+    change = partial(_changed, torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
+    for backbone in args.backbones:
+        settings = {"float32": partial(change, "highest"), "TF32": partial(change, "high")}
+        yield from _settings(args, backbone, settings, precision="float32")
+
+
+def _settings(args: Namespace, backbone: str, settings: Mapping[str, Setting], case: str = "", **hparams: Any) -> Asked:
+    """The milliseconds of a training step under each setting."""
+    algorithm = _algorithm(args, backbone, **hparams)
+    batch = _batch(args, algorithm.device)
+
+    def steps(setting: Setting) -> None:
+        with setting():
             _steps(algorithm, batch)
 
-    for backbone, rank, dropout in product(args.backbones, (8, 64), (0.0, 0.1)):
-        algorithm = _algorithm(args, backbone, rank=rank, adapter_dropout=dropout)
-        batch = _batch(args, algorithm.device)
-        variants = {name: partial(steps, name, algorithm, batch) for name in ("eager", "triton")}
-        yield from _compared(f"{backbone}, rank {rank}, dropout {dropout:g}", variants, args.rounds)
+    variants = {name: partial(steps, setting) for name, setting in settings.items()}
+    yield from _compared(case or backbone, variants, args.rounds)
+
+
+@contextmanager
+def _changed(get: Callable[[], Any], change: Callable[[Any], object], value: Any) -> Iterator[None]:
+    """A setting of torch's with another value, and with its own again at the end."""
+    before = get()
+    change(value)
+    try:
+        yield
+    finally:
+        change(before)
 
 
 def ask_compile(args: Namespace) -> Asked:
@@ -245,25 +262,6 @@ def ask_evaluation(args: Namespace) -> Asked:
 
         variants = {f"{size} images": partial(evaluate, size) for size in sizes}
         yield from _compared(f"{sizes[-1]} images, {backbone}", variants, args.rounds, calls=1)
-
-
-def ask_tf32(args: Namespace) -> Asked:
-    """What TF32 would save a run in float32."""
-    for backbone in args.backbones:
-        algorithm = _algorithm(args, backbone, precision="float32")
-        batch = _batch(args, algorithm.device)
-
-        def steps(precision: str, algorithm: Algorithm = algorithm, batch: Any = batch) -> None:
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision(precision)
-            try:
-                _steps(algorithm, batch)
-            finally:
-                torch.set_float32_matmul_precision(before)
-
-        yield from _compared(
-            backbone, {"float32": partial(steps, "highest"), "TF32": partial(steps, "high")}, args.rounds
-        )
 
 
 def ask_tiles(args: Namespace) -> Asked:
