@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from domainbed_ext.bench import accuracy, card, gpu, questions, runs, side_by_side, stages, steps, sweeps
+from domainbed_ext.bench import accuracy, card, card_parts, gpu, questions, runs, side_by_side, stages, steps, sweeps
 from domainbed_ext.launchers import LAUNCHERS
 from domainbed_ext.system import option_values
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
@@ -307,7 +307,12 @@ def make_parser() -> argparse.ArgumentParser:
     every = commands.add_parser("card", parents=[place], help="tests and all measurements of a GPU, part by part")
     every.add_argument("--rehearse", action="store_true", help="try all parts on the CPU, at tiny sizes")
     every.add_argument(
-        "--parts", nargs="+", choices=card.PARTS, default=list(card.PARTS), metavar="NAME", help="default: all of them"
+        "--parts",
+        nargs="+",
+        choices=card_parts.PARTS,
+        default=list(card_parts.PARTS),
+        metavar="NAME",
+        help="default: all of them",
     )
     every.add_argument(
         "--data_dir",

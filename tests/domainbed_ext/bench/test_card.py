@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from domainbed_ext.bench import __main__ as bench
-from domainbed_ext.bench import card, questions, report
-from domainbed_ext.bench.card import Command, Findings, Part
+from domainbed_ext.bench import card, card_findings, card_parts, questions, report
+from domainbed_ext.bench.card_findings import Findings
+from domainbed_ext.bench.card_parts import Command, Part
 from domainbed_ext.bench.invented_data import CLASSES, invent_data
 from domainbed_ext.datasets.folders import PACS
 from domainbed_ext.errors import BenchmarkError
@@ -88,7 +89,7 @@ def test_parts_have_the_checkout_and_in_a_rehearsal_no_gpu(parts, tmp_path):
     code = "import os, domainbed_ext; print('gpus', repr(os.environ['CUDA_VISIBLE_DEVICES']), domainbed_ext.__file__)"
     run(tmp_path, parts(part("where", code)))
     log = (tmp_path / "card_where.log").read_text()
-    assert f"gpus '' {card.ROOT / 'domainbed_ext' / '__init__.py'}" in log and log.startswith("$ python -c")
+    assert f"gpus '' {card_parts.ROOT / 'domainbed_ext' / '__init__.py'}" in log and log.startswith("$ python -c")
 
 
 def test_without_a_gpu_it_offers_the_rehearsal(monkeypatch, tmp_path):
@@ -99,7 +100,7 @@ def test_without_a_gpu_it_offers_the_rehearsal(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("rehearse", [False, True])
 def test_parts_fit_into_nine_minutes_and_eight_files(tmp_path, rehearse):
-    made = [make(card.Plan(rehearse, "data", tmp_path)) for make in card.PARTS.values()]
+    made = [make(card_parts.Plan(rehearse, "data", tmp_path)) for make in card.PARTS.values()]
     assert [each.name for each in made] == list(card.PARTS) and len(made) + 2 <= 8
     assert sum(each.seconds for each in made) <= 60 * 8.9
     for each in (command for part in made for command in part.commands):
@@ -114,7 +115,7 @@ def test_parts_fit_into_nine_minutes_and_eight_files(tmp_path, rehearse):
     tests = [word for word in made[0].commands[0].words if word.endswith(".py")]
     assert {"tests/domainbed_ext/test_on_device.py", "tests/vitlorafa/test_on_device.py"} <= {*tests}
     assert ("tests/vitlorafa/test_triton.py" in tests) is not rehearse and all(
-        (card.ROOT / name).is_file() for name in tests
+        (card_parts.ROOT / name).is_file() for name in tests
     )
 
 
@@ -124,14 +125,14 @@ def test_tests_are_counted_and_those_that_failed_are_named(tmp_path):
         '<failure message="AssertionError: 1&#10;more"/></testcase><testcase classname="a" name="three">'
         '<skipped message="needs a CUDA device"/></testcase></testsuite></testsuites>'
     )
-    found = card._read_tests(tmp_path, "")
+    found = card_findings.read_tests(tmp_path, "")
     assert found.tables["tests"] == [{"passed": 1, "failed": 1, "skipped": 1}]
     assert found.tables["failed tests"] == [{"test": "a::two", "error": "AssertionError: 1"}]
     assert found.needs_card == ["1 tests"]
 
 
 def test_tests_that_were_stopped_are_read_from_their_log(tmp_path):
-    found = card._read_tests(
+    found = card_findings.read_tests(
         tmp_path,
         "[gw1] [  3%] PASSED tests/a.py::one[cuda]\n[gw0] [  6%] FAILED tests/a.py::two\n"
         "tests/a.py::three SKIPPED (needs a CUDA device) [ 9%]\ntests/a.py::four PASSED [ 12%]\n! Interrupted !\n",
@@ -141,14 +142,14 @@ def test_tests_that_were_stopped_are_read_from_their_log(tmp_path):
 
 
 def test_the_quickstart_is_compared_with_the_committed_one(tmp_path):
-    there = card._committed().read_text()
+    there = card_findings._committed().read_text()
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "results.csv").write_text(there)
-    same = card._read_quickstart(tmp_path, "")
+    same = card_findings.read_quickstart(tmp_path, "")
     (rows,) = same.tables.values()
     assert not same.failures and len(rows) == 10 and {row["within"] for row in rows} == {"yes"}
     (tmp_path / "tables" / "results.csv").write_text(there.replace("out_of_domain,Avg,58.9", "out_of_domain,Avg,48.9"))
-    assert card._read_quickstart(tmp_path, "").failures == [
+    assert card_findings.read_quickstart(tmp_path, "").failures == [
         "1 accuracies of the quickstart differ from the CPU's by more than noise"
     ]
 
@@ -157,13 +158,13 @@ def test_steps_have_their_share_of_the_matmul_rate(tmp_path):
     (tmp_path / "questions_x.csv").write_text("question,variant,value\nrate,bf16,500\n")
     names = "model,rank,dropout,method,step_ms,ratio_to_lower_bound,images_per_s,gflop_per_s"
     (tmp_path / "step_x.csv").write_text(f"{names}\nvit,8,0,LoRA-FA,10,1.1,100,250000\nvit,8,0,VeRA,10,1.1,100,\n")
-    rows = card._read_steps(tmp_path, "").tables["step_x"]
+    rows = card_findings.read_steps(tmp_path, "").tables["step_x"]
     assert [row["of the matmul rate"] for row in rows] == ["0.50", None]
 
 
 def test_the_whole_run_has_bars(tmp_path):
     (tmp_path / "run_cuda_x.csv").write_text('"seconds, start to end","data wait, %"\n100,7\n')
-    bars = card._read_runs(tmp_path, "").tables["bars of the whole run"]
+    bars = card_findings.read_runs(tmp_path, "").tables["bars of the whole run"]
     assert [row["met"] for row in bars] == ["yes", "no"]
 
 
@@ -194,8 +195,8 @@ def test_questions_are_asked_one_by_one(tmp_path, monkeypatch, capsys):
 
 
 def test_a_part_that_cannot_be_made_does_not_stop_the_next(monkeypatch, tmp_path):
-    monkeypatch.setattr(card, "ROOT", tmp_path)
-    monkeypatch.setattr(card, "PARTS", {"tests": card.plan_tests, "good": lambda plan: part("good", "pass")})
+    monkeypatch.setattr(card_parts, "ROOT", tmp_path)
+    monkeypatch.setattr(card, "PARTS", {"tests": card_parts.plan_tests, "good": lambda plan: part("good", "pass")})
     with pytest.raises(BenchmarkError, match=r"1 of 2 parts did not finish: tests \(failed\)"):
         run(tmp_path, ["tests", "good"])
     assert statuses(tmp_path)["good"] == "finished" and "no tests of a GPU in" in (tmp_path / "card.md").read_text()
