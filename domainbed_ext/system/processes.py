@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -91,10 +90,14 @@ def several(processes: int, at_once: int = 1) -> Iterator[Map]:
         return
     ours, theirs = HELPERS.Pipe()
     with ours, theirs, ProcessPoolExecutor(processes, HELPERS, initializer=_leave_with, initargs=(theirs,)) as pool:
+
+        def begin(function: Callable[..., Any], items: Iterable[Any]) -> Iterable[Any]:
+            # Each task that is submitted may start a process, which the pool does not know of before it has started.
+            with _held_back():
+                return pool.map(function, items, chunksize=at_once)
+
         try:
-            with _held_back():  # an interruption between two starts would leave the first process behind
-                pool.submit(be_deaf)  # the first task starts all processes, and the thread that waits for their end
-            yield partial(pool.map, chunksize=at_once)
+            yield begin
         except BrokenProcessPool as error:
             raise BenchmarkError(
                 "a helper process was killed, most likely because memory ran out: use fewer of them"
