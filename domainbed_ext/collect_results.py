@@ -78,6 +78,7 @@ def collect(
     unreadable: list[str] | None = None,
     reference: str | None = None,
     images: Use = "auto",
+    pictures: bool = True,
 ) -> list[Path]:
     """Prints the tables of a folder of runs, writes them to files, and prints the files' paths.
 
@@ -94,6 +95,7 @@ def collect(
         unreadable: List that takes a sentence for each run that is left out.
         reference: Name of the method that a table of paired differences compares all others with; None for no table.
         images: Whether intervals of differences are over images too, for which runs keep predictions.
+        pictures: Whether the page shows images that methods get wrong, and not only their names.
 
     Returns:
         Paths of the files written.
@@ -135,7 +137,7 @@ def collect(
         figures["reliability"] = reliability
     figures |= {each.analysis.name: figure for each in analyses if (figure := each.figure()) is not None}
     titles = page.PICTURES | {each.analysis.name: each.analysis.title for each in analyses}
-    galleries = make_galleries(gathered, Thumbnails().make)
+    galleries = make_galleries(gathered, Thumbnails().make if pictures else None)
     context = page.Context(read_launches(input_dir), partial(run_commands, input_dir))
     contents = {
         "results.txt": encode(text.getvalue()),
@@ -196,6 +198,11 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compare single-source runs with the tables and claims of Zhu et al. 2024",
     )
+    parser.add_argument(
+        "--no_pictures",
+        action="store_true",
+        help="keep images of the data set out of the page, which then only names those that methods get wrong",
+    )
     parser.add_argument("--latex", action="store_true", help="print the tables as a LaTeX document")
     return parser
 
@@ -224,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left_out,
         args.reference,
         args.images,
+        not args.no_pictures,
     )
     if args.latex:
         print(next(path for path in paths if path.suffix == ".tex").read_text(encoding="utf-8"), end="")

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitlorafa.adapted import adapter_layers
+from vitlorafa.convolutions import FastConv2d, PatchConv2d
 from vitlorafa.layers import FastLinear
-from vitlorafa.ops import autocast_dtype
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
@@ -38,17 +38,4 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Mod
     return model
 
 
-class FastConv2d(nn.Conv2d):
-    """torch's convolution, whose weight and bias may have another number format than its input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, in_channels, height, width] -> [batch, out_channels, ...], in autocast's format or the input's."""
-        return self._conv_forward(x, _cast_like(self.weight, x), _cast_like(self.bias, x))
-
-
-def _cast_like(parameter: Any, x: Tensor) -> Any:
-    """A parameter (or None) in the format of x, or unchanged where autocast will cast both."""
-    return parameter if parameter is None or autocast_dtype(x) else parameter.to(x.dtype)
-
-
-_CLASSES: dict[type, type] = {nn.Linear: FastLinear, nn.Conv2d: FastConv2d}
+_CLASSES: dict[type, type] = {nn.Linear: FastLinear, nn.Conv2d: FastConv2d, PatchConv2d: PatchConv2d}

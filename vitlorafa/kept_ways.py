@@ -18,7 +18,7 @@ from filelock import FileLock
 from vitlorafa.machine import cpu_name
 
 _LIMITS = ("ATEN_", "DNNL_", "MKL_", "ONEDNN_", "OMP_DYNAMIC", "OMP_THREAD_LIMIT")
-_VERSION = 1  # of the ways: a higher one where a way has become faster, so that all are timed again
+_VERSION = 2  # of the ways: a higher one where a way has become faster, so that all are timed again
 _PATIENCE = 60.0  # seconds to wait for another process, which times a question in less than one
 
 

@@ -12,7 +12,7 @@ from vitlorafa.errors import AdapterError
 from vitlorafa.init import RESIDUAL, blank_factors, initialise
 from vitlorafa.ops import autocast_dtype, linear, lora_linear
 from vitlorafa.ops.eager import fold
-from vitlorafa.ops.private import belongs_to_torch_func
+from vitlorafa.ops.private import belongs_to_torch_func, inside_torch_func
 from vitlorafa.ops.quantised import QuantisedWeight, Unpack, dense
 from vitlorafa.quantised_linear import QuantisedLinear, float_linear
 from vitlorafa.quantised_weight import frozen_weight
@@ -108,6 +108,7 @@ class LoRALinear(nn.Module):
         self._unmerged: Tensor | None = None  # the pretrained weight, while merged
         self._merged: Tensor | None = None  # the weight with the update, while merged into a quantised layer
         self._cast: tuple[Any, ...] | None = None  # see `_cast_base`
+        self._folded: tuple[Any, ...] | None = None  # see `_folded_weight`
         self.register_load_state_dict_post_hook(_merge_again)
 
     def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
@@ -123,6 +124,10 @@ class LoRALinear(nn.Module):
         adapter, dropout = self._chosen_adapter(), self.dropout if self.training else 0.0
         fold = self.fold and not dropout and not isinstance(adapter, Tensor)
         weight, bias = self._cast_base(None if fold else autocast_dtype(x))
+        folded = self._folded_weight(weight, autocast_dtype(x) or x.dtype) if fold and adapter is None else None
+        if folded is not None and x.shape[-1:] == folded.shape[1:]:
+            y = linear(x.reshape(-1, x.shape[-1]), folded, bias, gelu=gelu)
+            return y.view(*x.shape[:-1], len(folded))
         factors = self.lora_A, self.lora_B, self.scale
         how: Any = {"starts": self.starts, "dropout": dropout, "fold": fold, "gelu": gelu, "adapter": adapter}
         return lora_linear(x, weight, bias, *factors, **how)
@@ -164,6 +169,29 @@ class LoRALinear(nn.Module):
                 self._cast = (state, *cast, *(p.detach() for p in sources))
         return self._cast[1:3]
 
+    def _folded_weight(self, weight: Tensor | QuantisedWeight, dtype: torch.dtype) -> Tensor | None:
+        """W + s·B·A in the matmul's number format, formed once until one of them changes; None if it is not to be kept.
+
+        It is kept on a CPU where no gradient is needed, so that evaluation forms it once and not in each batch.
+        """
+        A, B = self.lora_A, self.lora_B
+        if torch.compiler.is_compiling() or inside_torch_func() or isinstance(weight, QuantisedWeight):
+            return None
+        is_plain = weight.is_cpu and type(A) is type(B) is nn.Parameter and _can_cache_cast(weight)
+        if torch.is_grad_enabled() or not is_plain:
+            self._folded = None  # training has no use for it
+            return None
+        state = (dtype, self.scale, weight.data_ptr(), weight._version)
+        if self._folded is not None and self._folded[0] == state:
+            # Optimizers may change factors without giving them a new version. They are small enough to be compared.
+            _, folded, old_A, old_B, _ = self._folded
+            if torch.equal(old_A, A) and torch.equal(old_B, B):
+                return folded
+        with torch.inference_mode(False), torch.no_grad():
+            folded = fold(weight, A, B, self.scale, self.starts, dtype)
+            self._folded = (state, folded, A.clone(), B.clone(), weight.detach())  # keeps the weight's address taken
+        return folded
+
     def _residual(self) -> Tensor:
         """W − s·B₀·A₀ in float32 or better, [d_out, d_in]; W itself if the update starts at zero."""
         start = self._start()
@@ -177,10 +205,10 @@ class LoRALinear(nn.Module):
         return weight._replace(tensors=(*weight.tensors, self.start_A, self.start_B), unpack=unpack)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cast": None}  # neither copied nor saved
+        return {**self.__dict__, "_cast": None, "_folded": None}  # neither copied nor saved
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LoRALinear":
-        self._cast = None  # moved or converted: frees the old cast immediately
+        self._cast = self._folded = None  # moved or converted: frees the old ones immediately
         self._unmerged = None if self._unmerged is None else fn(self._unmerged)
         self._merged = None if self._merged is None else fn(self._merged)
         return super()._apply(fn, recurse)
@@ -202,7 +230,8 @@ class LoRALinear(nn.Module):
         # Everything is loaded unmerged; `_merge_again` runs once the base is loaded too.
         self.reloaded |= any(f"{prefix}base.{name}" in state_dict for name in ("weight", "codes"))
         self._merge_again = self.merged
-        self._cast = None  # under `fully_shard`, a new weight may have the address and the version of the old one
+        # Under `fully_shard`, a new weight may have the address and the version of the old one.
+        self._cast = self._folded = None
         self.unmerge()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
@@ -259,7 +288,7 @@ class LoRALinear(nn.Module):
     def take_off(self) -> None:
         """Lets go of the base, after the layer was taken out of its model."""
         self.base = nn.Identity()  # type: ignore[assignment]
-        self._cast = None
+        self._cast = self._folded = None
 
     def put_on(self, base: nn.Linear | QuantisedLinear) -> "LoRALinear":
         """Continues on a base, which may have another device or format than before.

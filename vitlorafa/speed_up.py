@@ -4,11 +4,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Mlp
+from timm.layers import Mlp, PatchEmbed
 from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
+from vitlorafa.convolutions import PatchConv2d, cuts_patches
 from vitlorafa.layers import FastLinear, LoRALinear
 from vitlorafa.ops import linear
 from vitlorafa.ops.attention import attention
@@ -31,6 +32,7 @@ def speed_up(model: nn.Module, *, recompute: bool = False) -> nn.Module:
       keep the tensor, with bit-identical results.
     - MLP: each timm `Mlp`, in any model, computes exact GELU together with its first layer's matmul where no gradient
       is needed, on some CPUs. If a hook needs the tensor between the two, timm's own code runs.
+    - Patch embedding: the convolution of each timm `PatchEmbed`, in any model, is computed as a matmul on some CPUs.
 
     Subclasses of these classes, and other classes, are not changed. Dropout after the last attention (`proj_drop`)
     draws a mask of another shape.
@@ -57,6 +59,8 @@ def speed_up(model: nn.Module, *, recompute: bool = False) -> nn.Module:
         if isinstance(module, FastAttention):
             module.recompute = recompute
     for module in list(model.modules()):
+        if type(module) is PatchEmbed and cuts_patches(module.proj):
+            module.proj.__class__ = PatchConv2d
         if type(module) is Block and isinstance(module.attn, FastAttention) and module._modules.keys() <= _IN_BLOCK:
             module.__class__ = FastBlock
     for module in list(model.modules()):

@@ -39,6 +39,7 @@ Trials = Mapping[str, Callable[[], object]]
 KINDS = {
     "attention": "attention, softmax(s q kᵀ) v",
     "linear": "a linear layer, with GELU or without",
+    "patches": "the patch embedding, a convolution whose patches do not overlap",
     "evaluation_batch": "the number of images in a batch that is evaluated",
     "precision": 'the number format of matmuls that "auto" stands for',
 }

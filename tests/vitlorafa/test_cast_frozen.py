@@ -4,7 +4,7 @@ from small_models import build, images, perturb
 from torch import nn
 
 from vitlorafa import AdapterConfig, adapter_layers, cast_frozen, inject
-from vitlorafa.cast_frozen import FastConv2d
+from vitlorafa.convolutions import FastConv2d
 from vitlorafa.layers import FastLinear
 
 pytestmark = pytest.mark.numbers

@@ -143,6 +143,44 @@ def test_cast_follows_the_weight():
     assert set(adapted.state_dict()) == {"lora_A", "lora_B", "base.weight", "base.bias"}
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_evaluation_forms_the_weight_once_until_something_changes(bf16):
+    adapted, x = layer(), torch.randn(2, 3, 24)
+
+    def output():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return adapted(x)
+
+    def kept():
+        """The weight that evaluation keeps; its results are those of training, which forms it in each step."""
+        expected = output().detach()
+        assert adapted._folded is None  # training keeps no second weight
+        with torch.no_grad():
+            assert torch.equal(output(), expected)
+            first = adapted._folded[1]
+            assert torch.equal(output(), expected) and adapted._folded[1] is first
+        with torch.inference_mode():
+            assert torch.equal(output(), expected)
+        return first
+
+    @torch.no_grad()
+    def is_formed_again(change):
+        before, old = output(), adapted._folded[1]
+        change()
+        after = output()
+        return adapted._folded[1] is not old and not torch.equal(after, before)
+
+    kept()
+    assert is_formed_again(lambda: adapted.lora_B.data.add_(1))  # optimizers that do so give B no new version
+    assert is_formed_again(lambda: adapted.lora_A.data.add_(1))
+    assert is_formed_again(lambda: setattr(adapted, "strength", 0.5))
+    assert is_formed_again(lambda: adapted.base.weight.mul_(2))
+    assert is_formed_again(lambda: setattr(adapted.base.weight, "data", adapted.base.weight.data.clone().neg()))
+    assert is_formed_again(lambda: adapted.load_state_dict({k: v + 1 for k, v in adapted.state_dict().items()}))
+    kept()
+    assert copy.deepcopy(adapted)._folded is None and adapted.double()._folded is None
+
+
 def test_dropout_only_in_training():
     adapted = layer(dropout=0.5)
     x = torch.randn(3, 24)

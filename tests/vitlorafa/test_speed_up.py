@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlorafa import TRAIN, AdapterConfig, inject, merge, merge_and_unload, remove, use_ways
+from vitlorafa.convolutions import PatchConv2d
 from vitlorafa.layers import FastLinear
 from vitlorafa.speed_up import ClassTokenTransformer, FastAttention, FastBlock, FastMlp, speed_up
 
@@ -126,9 +127,10 @@ def test_gated_attention(products):
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
-def test_other_models_stay_as_they_are_but_for_their_mlps(architecture):
+def test_other_models_stay_as_they_are_but_for_their_mlps_and_patches(architecture):
     model = double(architecture)
-    before = [FastMlp if type(m) is Mlp else type(m) for m in model.modules()]
+    faster = {Mlp: FastMlp, nn.Conv2d: PatchConv2d}
+    before = [faster.get(type(m), type(m)) for m in model.modules()]
     x = images(model).double()
     expected = step(model, x)
     assert [type(m) for m in speed_up(model).modules()] == before

@@ -61,12 +61,12 @@ class Gallery:
     folds: list[Fold]
 
 
-def make_galleries(gathered: Sequence[Predicted], thumbnail: Thumbnail) -> list[Gallery]:
+def make_galleries(gathered: Sequence[Predicted], thumbnail: Thumbnail | None) -> list[Gallery]:
     """Chooses the images that the page shows.
 
     Args:
         gathered: What the runs predict.
-        thumbnail: Function that makes a picture of an image.
+        thumbnail: Function that makes a picture of an image; None to show names alone.
 
     Returns:
         A gallery for each comparison that has such images.
@@ -76,7 +76,7 @@ def make_galleries(gathered: Sequence[Predicted], thumbnail: Thumbnail) -> list[
     for predicted in gathered:
         folds = []
         for group in group_mistakes(predicted):
-            fold = _make_fold(predicted, group, thumbnail if room > 0 else lambda *words: None)
+            fold = _make_fold(predicted, group, thumbnail if room > 0 else None)
             room -= sum(picture.uri is not None for picture in fold.pictures)
             folds.append(fold)
         if folds:
@@ -84,11 +84,12 @@ def make_galleries(gathered: Sequence[Predicted], thumbnail: Thumbnail) -> list[
     return galleries
 
 
-def _make_fold(predicted: Predicted, group: MistakeGroup, thumbnail: Thumbnail) -> Fold:
+def _make_fold(predicted: Predicted, group: MistakeGroup, thumbnail: Thumbnail | None) -> Fold:
     """A group with the images that are shown."""
     record = next(iter(predicted.by_algorithm.values()))[0].record
     labels = predicted.comparison.environments
     count = min(SHOWN, len(group.images))
     chosen = [group.images[number * len(group.images) // count] for number in range(count)]
-    pictures = [Picture(thumbnail(record, each.env, each.name), labels[each.env], each) for each in chosen]
+    uris = [thumbnail and thumbnail(record, each.env, each.name) for each in chosen]
+    pictures = [Picture(uri, labels[each.env], each) for uri, each in zip(uris, chosen, strict=True)]
     return Fold(group.title, len(group.images), pictures)

@@ -41,9 +41,12 @@ def without_in_domain(comparison: "Comparison", algorithms: Collection[str] | No
         algorithms: Ids of the methods that it shows; None for all.
     """
     shown = [each for each in comparison.algorithms if algorithms is None or each in algorithms]
-    reasons = {algorithm: comparison.unmeasured(algorithm) for algorithm in shown}
-    rows = [f"{algorithm} has {reason}" for algorithm, reason in reasons.items() if reason]
-    return f" -: not measured; {'; '.join(rows)}." if rows else ""
+    rows: dict[str, list[str]] = {}  # by reason
+    for algorithm in shown:
+        if reason := comparison.unmeasured(algorithm):
+            rows.setdefault(reason, []).append(algorithm)
+    said = [f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} {reason}" for reason, names in rows.items()]
+    return f" -: not measured; {'; '.join(said)}." if said else ""
 
 
 def train_share(records: Iterable[Record]) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from domainbed_ext.collect_results import collect
+from domainbed_ext.collect_results import collect, main
 from domainbed_ext.datasets.digest import digest
 from domainbed_ext.datasets.registry import DATASETS
 from domainbed_ext.runs.predictions import Part, Predictions, save_predictions
@@ -79,6 +79,9 @@ def test_tables_files_plot_and_pictures(sweep, pacs_like, capsys):
     assert "All methods get them wrong: 4<" in page and "linear probe alone gets them wrong: 4<" in page
     assert page.count('<img src="data:image/jpeg;base64,') == 8  # one of each test domain in each group
     assert 'alt="dog/pic_000.png"' in page and "dog → house, A" in page
+    assert main(["--input_dir", str(folder), "--no_pictures"]) == 0
+    named_alone = (tables / "index.html").read_text()
+    assert "data:image" not in named_alone and named_alone.count("<code>dog/pic_000.png</code>") == 4
     pacs_like.rename(pacs_like.with_name("moved"))
     collect(folder)
     page = (tables / "index.html").read_text()
