@@ -10,6 +10,7 @@ from typing import Any
 from vitlorafa import tuning
 
 _BEFORE = {"evaluation_batch": "64"}  # what runs used that record no ways
+_LATER = {"patches": "torch"}  # what runs used that record ways, but were made before there was this question
 
 
 def pin(facts: Mapping[str, Any] | None) -> None:
@@ -18,7 +19,9 @@ def pin(facts: Mapping[str, Any] | None) -> None:
     Args:
         facts: Record or checkpoint of the run; None for a run that starts, which uses the fastest ways.
     """
-    tuning.pin({} if facts is None else facts.get("ways", _BEFORE))
+    ways = {} if facts is None else facts.get("ways", _BEFORE)
+    asked = {name.partition(":")[0] for name in ways}
+    tuning.pin(ways if facts is None else {kind: way for kind, way in _LATER.items() if kind not in asked} | ways)
 
 
 def used() -> dict[str, dict[str, str]]:

@@ -12,7 +12,7 @@ from domainbed_ext.runs.folder import RunFolder
 from domainbed_ext.system.interrupts import Interrupted
 from vitlorafa import AdapterWarning, tuning, use_ways
 
-attention = importlib.import_module("vitlorafa.ops.attention")
+attention, patches = (importlib.import_module(f"vitlorafa.ops.{name}") for name in ("attention", "patches"))
 OTHER = {"attention": "matmuls 2 MiB", "evaluation_batch": "16"}
 
 
@@ -56,8 +56,8 @@ def kinds(ways):
     return dict(answers)
 
 
-THEN = {**OTHER, "linear": "torch"}
-NOW = {"attention": "torch", "linear": "torch"}
+THEN = {**OTHER, "linear": "torch", "patches": "torch"}
+NOW = {"attention": "torch", "linear": "torch", "patches": "torch"}
 
 
 def test_a_run_that_resumes_keeps_its_ways(interrupted, matmuls, capsys):
@@ -110,6 +110,20 @@ def test_records_that_name_no_ways_are_evaluated_in_batches_of_64(make_args):
     _, reproduced = evaluate.evaluate(folder)
     assert kinds(tuning.answers()) == NOW and all(each.same for each in reproduced)
     assert train.run(args) == 0  # done already
+
+
+def test_records_from_before_a_question_are_evaluated_in_torchs_way(make_args, monkeypatch):
+    multiplied = []
+    multiply = patches._multiply
+    monkeypatch.setattr(patches, "_multiply", lambda *inputs: multiplied.append(1) or multiply(*inputs))
+    args = make_args(steps=1, algorithm="LP")
+    train.run(args)
+    folder = RunFolder(args.output_dir)
+    change(folder, {"attention": "torch"})
+    use_ways({"patches": "matmul"})
+    assert all(each.same for each in evaluate.evaluate(folder)[1]) and not multiplied
+    train.run(make_args(steps=1, algorithm="LP", output_dir=f"{args.output_dir}_again"))
+    assert multiplied  # a new run asks
 
 
 def test_ways_that_are_not_here_are_torchs_with_a_warning(make_args):
