@@ -50,21 +50,36 @@ def test_differences_along_one_weight_space_are_the_measured_ones():
     assert len(shown) == 10 and all(row in measured for row in shown)
 
 
-def paired_differences(name, metric, selection="training-domain"):
-    """Mean and 95 % interval over trials of the difference of two methods, each a mean over the domains of PACS."""
+def test_gains_of_averages_are_the_measured_ones():
+    folder = "pacs_weight_space"
+    out_of_domain, in_domain = (paired_differences(folder, metric) for metric in ("out_of_domain", "in_domain"))
+    over_domains = paired_differences(folder, "out_of_domain", over="environment")
+    rows = blocks(RESULTS, "pacs_weight_space_gains")[2:]
+    assert len(rows) == 5
+    for row in rows:
+        name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        method = name.split(" ")[0]
+        averaged = f"{method}{',' if '@' in method else '@'}average=ma"
+        gains = [difference(averaged, method) for difference in (out_of_domain, in_domain)]
+        assert cells == [*gains, over_domains(f"{method} soup(trials)", method)], method
+
+
+def paired_differences(name, metric, selection="training-domain", over="trial_seed"):
+    """Mean and 95 % interval of the difference of two methods, over trials or environments, each a mean over the rest."""
     with (ROOT / "results" / name / "selected.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["selection"] == selection]
-    for row in rows:  # of one source: the gap over all four domains
-        row["gap"] = (float(row["gap_source"]) + 3 * float(row["gap_target"])) / 4
+
+    def value(row):
+        if metric == "gap":  # of one source: over all four domains
+            return (float(row["gap_source"]) + 3 * float(row["gap_target"])) / 4
+        return float(row[metric])
 
     def difference(one, other):
-        trials = sorted({row["trial_seed"] for row in rows})
+        groups = sorted({row[over] for row in rows})
         means = [
             [
-                statistics.fmean(
-                    float(row[metric]) for row in rows if row["trial_seed"] == trial and row["algorithm"] == method
-                )
-                for trial in trials
+                statistics.fmean(value(row) for row in rows if row[over] == group and row["algorithm"] == method)
+                for group in groups
             ]
             for method in (one, other)
         ]

@@ -79,12 +79,12 @@ def test_the_default_stays_unless_another_is_clearly_faster(ask, seconds, way):
     assert ask(seconds=seconds) == way
 
 
-def test_a_slow_sample_is_called_three_times_and_a_fast_one_a_few_times_more(ask):
+def test_a_slow_sample_is_called_three_times_and_a_fast_one_more_often(ask):
     ask(seconds=dict.fromkeys(SECONDS, 0.05))
     assert len(ask.calls) == 3 * tuning._FEWEST_CALLS
     ask.calls.clear()
     ask(Question("attention", "another", QUESTION.ways), dict.fromkeys(SECONDS, 0))
-    assert len(ask.calls) == 3 * tuning._MOST_CALLS
+    assert 3 * tuning._FEWEST_CALLS < len(ask.calls) <= 3 * tuning._MOST_CALLS
 
 
 def test_a_sample_that_computes_more_may_take_longer(clock):

@@ -42,7 +42,7 @@ def fastest_precision() -> str:
 
 
 # Also timed where the answer cannot be kept: there is no processor on which both take about the same time.
-_PRECISION = Question("precision", "matmuls", ("float32", "bf16"), margin=1.2, seconds=0.02, needs_file=False)
+_PRECISION = Question("precision", "matmuls", ("float32", "bf16"), margin=1.2, seconds=0.05, needs_file=False)
 
 
 def _multiply() -> Trials:
