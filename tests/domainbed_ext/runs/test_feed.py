@@ -269,7 +269,8 @@ def test_a_profile_counts_images_and_changes_no_number(made, make_args, pacs_lik
     assert set(stages) == {"data wait", "augment", "forward", "backward", "optimizer", "evaluate", "write"}
     assert all(stages[name]["ratio"] > 0 and stages[name]["floor"] > 0 for name in ("forward", "backward", "evaluate"))
     each = profile["gflop_per_image"]
-    assert each["backward"] == pytest.approx(each["forward"], rel=0.3) and each["evaluate"] == each["forward"]
+    assert each["backward"] == pytest.approx(each["forward"], rel=0.3)
+    assert 0.95 * each["forward"] < each["evaluate"] < each["forward"]  # which forms W + s·B·A in each step
     assert "stage " in capsys.readouterr().out
 
 
