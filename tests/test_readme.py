@@ -65,7 +65,7 @@ def test_gains_of_averages_are_the_measured_ones():
 
 
 def paired_differences(name, metric, selection="training-domain", over="trial_seed"):
-    """Mean and 95 % interval of the difference of two methods over trials or environments, each a mean over the other."""
+    """Mean and 95 % interval of the difference of two methods over trials (or environments), averaged over the rest."""
     with (ROOT / "results" / name / "selected.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["selection"] == selection]
 
