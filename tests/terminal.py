@@ -38,6 +38,7 @@ def sit_down(tty, module, words, out, variables):
 
 def _take_terminal():
     """Makes its standard input the terminal of this process, and of those that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells have commands in the background ignore it
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
