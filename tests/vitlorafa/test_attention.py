@@ -259,8 +259,8 @@ def test_times_every_way_of_a_large_problem_once(clock, monkeypatch, recompute, 
     taken = ways(monkeypatch)
     tensors = [t.detach().requires_grad_() for t in heads(8, 3, 65, 65, 64, dtype)]
     attention(*tensors, recompute=recompute)
-    calls = tuning._MOST_CALLS
-    assert taken.count("attention_by_matmuls") == 2 * calls and taken.count("scaled_dot_product_attention") == calls + 1
+    calls = taken.count("attention_by_matmuls") // 2
+    assert calls >= tuning._FEWEST_CALLS and taken.count("scaled_dot_product_attention") == calls + 1
     (question,) = tuning.answers()
     asked = f"forward and backward{', recomputed' * recompute}, 8 images, 3 heads of 64, 65 x 65 tokens, 1 thread"
     assert question == f"attention: {str(dtype).removeprefix('torch.')}, {asked}"
