@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitlorafa.ops.processor import autocast_dtype
-from vitlorafa.tuning import Question, Trials, choose
+from vitlorafa.tuning import Question, Trials, choose, describe, sampler
 
 DEFAULT = 64
 SIZES = (DEFAULT, 32, 128, 16)
@@ -31,8 +31,7 @@ def fastest_evaluation_batch(model: nn.Module) -> int:
     vit: Any = model
     N, d = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.embed_dim
     dtype = autocast_dtype(torch.empty(0, dtype=parameter.dtype)) or parameter.dtype
-    threads = torch.get_num_threads()
-    details = f"{str(dtype).removeprefix('torch.')}, {N} tokens of {d}, {threads} thread{'s' * (threads > 1)}"
+    details = describe(dtype, f"{N} tokens of {d}", torch.get_num_threads())
     ways = tuple(map(str, SIZES))
     question = Question("evaluation_batch", details, ways, seconds=0.03, matters=N * d * d >= 2**20)
     return int(choose(question, partial(_trials, vit.blocks[0], N, d, dtype)))
@@ -40,8 +39,7 @@ def fastest_evaluation_batch(model: nn.Module) -> int:
 
 def _trials(block: nn.Module, N: int, d: int, dtype: torch.dtype) -> Trials:
     block = copy.deepcopy(block).eval()  # whose hooks and counters the user does not see
-    generator = torch.Generator("cpu").manual_seed(0)
-    x = torch.randn(max(SIZES), N, d, generator=generator, dtype=torch.float32, device="cpu")
+    x = sampler(torch.float32)(max(SIZES), N, d)
 
     def compute(size: int) -> float:
         """Returns how much was computed, relative to the smallest batch."""

@@ -124,7 +124,7 @@ class LoRALinear(nn.Module):
         adapter, dropout = self._chosen_adapter(), self.dropout if self.training else 0.0
         fold = self.fold and not dropout and not isinstance(adapter, Tensor)
         weight, bias = self._cast_base(None if fold else autocast_dtype(x))
-        folded = self._folded_weight(weight, autocast_dtype(x) or x.dtype) if fold and adapter is None else None
+        folded = self._folded_weight(weight, x) if fold and adapter is None else None
         if folded is not None and x.shape[-1:] == folded.shape[1:]:
             y = linear(x.reshape(-1, x.shape[-1]), folded, bias, gelu=gelu)
             return y.view(*x.shape[:-1], len(folded))
@@ -169,8 +169,8 @@ class LoRALinear(nn.Module):
                 self._cast = (state, *cast, *(p.detach() for p in sources))
         return self._cast[1:3]
 
-    def _folded_weight(self, weight: Tensor | QuantisedWeight, dtype: torch.dtype) -> Tensor | None:
-        """W + s·B·A in the matmul's number format, formed once until one of them changes; None if it is not to be kept.
+    def _folded_weight(self, weight: Tensor | QuantisedWeight, x: Tensor) -> Tensor | None:
+        """W + s·B·A in the number format of x's matmul, formed once until one changes; None if it is not to be kept.
 
         It is kept on a CPU where no gradient is needed, so that evaluation forms it once and not in each batch.
         """
@@ -181,6 +181,7 @@ class LoRALinear(nn.Module):
         if torch.is_grad_enabled() or not is_plain:
             self._folded = None  # training has no use for it
             return None
+        dtype = autocast_dtype(x) or x.dtype
         state = (dtype, self.scale, weight.data_ptr(), weight._version)
         if self._folded is not None and self._folded[0] == state:
             # Optimizers may change factors without giving them a new version. They are small enough to be compared.

@@ -72,6 +72,34 @@ class Question:
         return f"{self.kind}: {self.details}"
 
 
+def describe(dtype: torch.dtype, shape: str, threads: int) -> str:
+    """The details of a question.
+
+    Args:
+        dtype: Number format.
+        shape: Shape, in words.
+        threads: Number of threads.
+    """
+    return f"{str(dtype).removeprefix('torch.')}, {shape}, {threads} thread{'s' * (threads > 1)}"
+
+
+def sampler(dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+    """A function that draws random numbers for a sample, the same in every process, from a generator of its own.
+
+    Args:
+        dtype: Number format.
+
+    Returns:
+        A function of a shape that returns such a tensor on the CPU.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
+
+    return draw
+
+
 def choose(question: Question, trials: Callable[[], Trials]) -> str:
     """The way to compute, see above. The first call for a question may take some tenths of a second.
 

@@ -38,7 +38,7 @@ from vitlorafa.errors import AdapterError
 from vitlorafa.ops.linear import needs_gradient
 from vitlorafa.ops.private import softmax_backward
 from vitlorafa.ops.processor import plain_cpu_dtype
-from vitlorafa.tuning import Question, Trials, choose, size_class
+from vitlorafa.tuning import Question, Trials, choose, describe, sampler, size_class
 
 # Ways with the bytes of scores that they compute at a time, which should fit a core's L2 cache: 1 MiB on most
 # processors, 2 MiB on some. 100 MiB take 1.2 times as long.
@@ -100,12 +100,11 @@ class _Problem(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _question(problem: _Problem) -> Question:
-    images, threads = _images(problem), problem.threads
-    details = (
-        f"{str(problem.dtype).removeprefix('torch.')}, forward{' and backward' * problem.differentiated}"
-        f"{', recomputed' * problem.recompute}, {images} images, {problem.H} heads of {problem.D}, "
-        f"{problem.M} x {problem.N} tokens, {threads} thread{'s' * (threads > 1)}"
+    shape = (
+        f"forward{' and backward' * problem.differentiated}{', recomputed' * problem.recompute}, "
+        f"{_images(problem)} images, {problem.H} heads of {problem.D}, {problem.M} x {problem.N} tokens"
     )
+    details = describe(problem.dtype, shape, problem.threads)
     return Question("attention", details, WAYS, matters=problem.B * problem.elements_per_image >= _FEWEST)
 
 
@@ -116,10 +115,7 @@ def _images(problem: _Problem) -> int:
 def _trials(problem: _Problem) -> Trials:
     """From the output of `qkv` to the input of `proj`, and back."""
     dtype, _, H, M, D, N, differentiated, recompute, _ = problem
-    generator = torch.Generator("cpu").manual_seed(0)
-    shape = (_images(problem), max(M, N), 3, H, D)
-    qkv = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
-    qkv.requires_grad_(differentiated)
+    qkv = sampler(dtype)(_images(problem), max(M, N), 3, H, D).requires_grad_(differentiated)
 
     def compute(way: str) -> None:
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -30,7 +30,7 @@ from torch import Tensor, get_num_threads
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from vitlorafa.ops.processor import autocast_dtype, plain_cpu_dtype
-from vitlorafa.tuning import Question, Trials, apart, choose, size_class
+from vitlorafa.tuning import Question, Trials, apart, choose, describe, sampler, size_class
 
 _OPERATION: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # None if torch was built without oneDNN
 WAYS = ("torch", "fused", "fused bias")  # torch's own; bias and GELU within the matmul; GELU in place after it
@@ -130,11 +130,11 @@ def _choose(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> str:
 
 @lru_cache(maxsize=256)
 def _question(problem: _Problem) -> Question:
-    details = (
-        f"{str(problem.dtype).removeprefix('torch.')}, {_rows(problem)} x {problem.inputs} to {problem.outputs}"
-        f"{'' if problem.bias else ', no bias'}{', GELU' * problem.gelu}, "
-        f"{problem.threads} thread{'s' * (problem.threads > 1)}"
+    shape = (
+        f"{_rows(problem)} x {problem.inputs} to {problem.outputs}"
+        f"{'' if problem.bias else ', no bias'}{', GELU' * problem.gelu}"
     )
+    details = describe(problem.dtype, shape, problem.threads)
     margin = 1.05 if problem.dtype == torch.float32 or problem.gelu else 1.02  # where no rounding depends on it
     matters = problem.rows * problem.inputs * problem.outputs >= _FEWEST
     ways = WAYS if can_fuse(problem.dtype) else WAYS[:1]
@@ -147,11 +147,7 @@ def _rows(problem: _Problem) -> int:
 
 def _trials(problem: _Problem) -> Trials:
     dtype, _, inputs, outputs, has_bias, gelu, _ = problem
-    generator = torch.Generator("cpu").manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
-
+    draw = sampler(dtype)
     # As in a network, inputs are not in the cache, and outputs are written to memory.
     inputs_in_turn = cycle(draw(_rows(problem), inputs).repeat(_COLD, 1, 1).unbind(0))
     recent: deque[Tensor] = deque(maxlen=_COLD)

@@ -22,7 +22,7 @@ from torch import Tensor, get_num_threads
 
 from vitlorafa.ops.linear import linear, needs_gradient
 from vitlorafa.ops.processor import plain_cpu_dtype
-from vitlorafa.tuning import Question, Trials, choose, size_class
+from vitlorafa.tuning import Question, Trials, choose, describe, sampler, size_class
 
 _FEWEST, _MOST = 2**24, 2**29  # multiplications in a problem that is timed, and in its sample
 
@@ -44,7 +44,7 @@ def convolve_patches(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     problem = _describe(x, weight, bias)
     if problem is None or choose(_question(problem), partial(_trials, problem)) == "torch":
         return F.conv2d(x, weight, bias, stride=weight.shape[2:])
-    return _multiply(x.to(problem.dtype), weight.to(problem.dtype), bias)
+    return _multiply(x.to(problem.dtype), weight, bias)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -89,11 +89,11 @@ def _describe(x: Tensor, weight: Tensor, bias: Tensor | None) -> _Problem | None
 
 @lru_cache(maxsize=64)
 def _question(problem: _Problem) -> Question:
-    details = (
-        f"{str(problem.dtype).removeprefix('torch.')}, forward{' and backward' * problem.differentiated}, "
-        f"{_images(problem)} images, {problem.h} x {problem.w} patches of {problem.C} x {problem.p} x {problem.q} to "
-        f"{problem.d}, {problem.threads} thread{'s' * (problem.threads > 1)}"
+    shape = (
+        f"forward{' and backward' * problem.differentiated}, {_images(problem)} images, {problem.h} x {problem.w} "
+        f"patches of {problem.C} x {problem.p} x {problem.q} to {problem.d}"
     )
+    details = describe(problem.dtype, shape, problem.threads)
     matters = problem.B * problem.per_image >= _FEWEST
     return Question("patches", details, ("torch", "matmul"), matters=matters)
 
@@ -105,11 +105,7 @@ def _images(problem: _Problem) -> int:
 def _trials(problem: _Problem) -> Trials:
     """From images to a sequence of tokens, and back to the weight."""
     dtype, _, h, w, C, p, q, d, differentiated, _ = problem
-    generator = torch.Generator("cpu").manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
-
+    draw = sampler(dtype)
     x, weight, bias = draw(_images(problem), C, h * p, w * q), draw(d, C, p, q), draw(d)
     weight.requires_grad_(differentiated)
 

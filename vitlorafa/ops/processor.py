@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlorafa.ops.private import inside_torch_func
-from vitlorafa.tuning import Question, Trials, choose
+from vitlorafa.tuning import Question, Trials, choose, sampler
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -46,8 +46,8 @@ _PRECISION = Question("precision", "matmuls", ("float32", "bf16"), margin=1.2, s
 
 
 def _multiply() -> Trials:
-    generator = torch.Generator("cpu").manual_seed(0)
-    x, weight = (torch.randn(n, 512, generator=generator, dtype=torch.float32, device="cpu") for n in (256, 512))
+    draw = sampler(torch.float32)
+    x, weight = draw(256, 512), draw(512, 512)
 
     def sample(dtype: torch.dtype) -> Callable[[], Tensor]:
         a, b = x.to(dtype), weight.to(dtype)
