@@ -64,7 +64,7 @@ class Question:
     details: str
     ways: tuple[str, ...]
     margin: float = 1.05
-    seconds: float = 0.04
+    seconds: float = 0.06
     matters: bool = True
     needs_file: bool = True
 
@@ -366,9 +366,9 @@ def _read_environment() -> dict[str, str]:
     return ways
 
 
-# Of each way; the first warms up. Short samples are called often, so that a slow moment of a virtual machine, in which
+# Of each way; the first warms up. Short samples are called more often, so that a slow moment of a virtual machine, in which
 # bfloat16 once took ten times as long, does not decide.
-_FEWEST_CALLS, _MOST_CALLS = 3, 64
+_FEWEST_CALLS, _MOST_CALLS = 3, 16
 _in_thread = local()
 _state = _State()
 use_ways(_read_environment())
