@@ -366,8 +366,8 @@ def _read_environment() -> dict[str, str]:
     return ways
 
 
-# Of each way; the first warms up. Short samples are called more often, so that a slow moment of a virtual machine, in which
-# bfloat16 once took ten times as long, does not decide.
+# Of each way; the first warms up. Short samples are called more often, so that a slow moment of a virtual machine, in
+# which bfloat16 once took ten times as long, does not decide.
 _FEWEST_CALLS, _MOST_CALLS = 3, 16
 _in_thread = local()
 _state = _State()
