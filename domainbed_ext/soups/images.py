@@ -146,8 +146,8 @@ class SoupImages:
             return ""
         env = min(self.held_out, key=lambda env: self.held_out[env])
         return (
-            f"no in-domain accuracy: the ingredients were trained on all but {self.held_out[env]} images of "
-            f"{labels[env]}, and at least {HELD_OUT_LEAST} that none was trained on are needed"
+            f"no in-domain accuracy: {self.held_out[env] or 'no'} images of {labels[env]} are held out by all "
+            f"ingredients, and at least {HELD_OUT_LEAST} are needed"
         )
 
 
