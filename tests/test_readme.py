@@ -59,8 +59,12 @@ def test_gains_of_averages_are_the_measured_ones():
     for row in rows:
         name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
         method = name.split(" ")[0]
-        averaged = f"{method}{',' if '@' in method else '@'}average=ma"
-        gains = [difference(averaged, method) for difference in (out_of_domain, in_domain)]
+        separator = "," if "@" in method else "@"
+        gains = [
+            difference(f"{method}{separator}average={average}", method)
+            for average in ("ma", "swad")
+            for difference in (out_of_domain, in_domain)
+        ]
         assert cells == [*gains, over_domains(f"{method} soup(trials)", method)], method
 
 
