@@ -84,6 +84,11 @@ class ChosenRun:
         return int(self.record["args"]["trial_seed"])
 
     @property
+    def seed(self) -> int:
+        """Seed of the run: of its minibatches, head and, without `adapter_seed`, adapter."""
+        return int(self.record["args"]["seed"])
+
+    @property
     def place(self) -> tuple[object, ...]:
         """What runs of different methods share that were trained on the same images."""
         return self.group, self.sources, self.trial

@@ -124,17 +124,16 @@ def compute(sweep: Sweep, args: argparse.Namespace) -> list[Row]:
         args: Options; this analysis has none of its own.
 
     Raises:
-        BenchmarkError: There are no runs with adapters, or they are of one trial.
+        BenchmarkError: There are no runs with adapters, or no two of one method that can be compared.
     """
-    runs = sweep.adapted()
-    trials = {each.trial for each in runs}
-    if len(trials) < 2:
+    methods = group_by(sweep.adapted(), _key).values()
+    if not any(map(_comparable, methods)):
         raise BenchmarkError(
-            f"similarity compares runs of different trials, and all of {sweep.input_dir} are of trial {min(trials)}: "
-            "launch the sweep with --n_trials 2 or more"
+            f"similarity compares two runs of one method, and {sweep.input_dir} has one of each: launch the sweep with "
+            "--n_trials 2 or more"
         )
     # One method after the other, so that no more than the factors of one are in memory.
-    in_order = [each for members in group_by(runs, _key).values() for each in members]
+    in_order = [each for members in methods for each in members]
     rows = [
         row
         for (group, method), members in itertools.groupby(read_adapters(in_order), lambda each: _key(each.chosen))
@@ -228,6 +227,15 @@ def _pairing(one: _Learned, other: _Learned) -> str:
     return SAME_START if same_start else NEITHER
 
 
+def _comparable(runs: Sequence[ChosenRun]) -> list[tuple[int, int]]:
+    """The pairs of a method's runs, without those that share their minibatches and differ in `adapter_seed` alone."""
+    return [
+        (i, j)
+        for (i, one), (j, other) in itertools.combinations(enumerate(runs), 2)
+        if (one.sources, one.seed) != (other.sources, other.seed)
+    ]
+
+
 @dataclass(frozen=True)
 class _Part:
     """Layers whose mean is a row: a single one, those of a projection, or all."""
@@ -249,14 +257,8 @@ def _parts(layers: Sequence[_Layer]) -> list[_Part]:
 def _compare(group: str, method: str, runs: Sequence[_Learned]) -> list[Row]:
     """The rows of a method: of each factor, pairing and layer, and of their means."""
     layers = runs[0].layers
-    # Of one id, since what `adapter_seed` alone tells apart may share its minibatches.
     pairs = group_by(
-        [
-            (i, j)
-            for i, j in itertools.combinations(range(len(runs)), 2)
-            if runs[i].chosen.algorithm == runs[j].chosen.algorithm
-        ],
-        lambda pair: _pairing(*(runs[number] for number in pair)),
+        _comparable([each.chosen for each in runs]), lambda pair: _pairing(*(runs[number] for number in pair))
     )
     return [
         row

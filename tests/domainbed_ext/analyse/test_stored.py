@@ -130,7 +130,7 @@ def test_a_dry_run_computes_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "runs", "sentence"),
     [
-        (["similarity"], {}, "similarity compares runs of different trials, and all of .* are of trial 0: launch"),
+        (["similarity"], {}, "similarity compares two runs of one method, and .* has one of each: launch"),
         (["lemmas"], {}, "change of a weight from a run of FullFT in .*, and there is none: launch"),
         (["energy"], {"algorithms": ("FullFT",)}, "has no run of a method with factors A and B: launch"),
         (
