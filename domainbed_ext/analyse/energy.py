@@ -45,7 +45,7 @@ class Row:
 
     Attributes:
         group: Data set, and protocol if it is not leave-one-out.
-        algorithm: Id of the method.
+        algorithm: Id of the method, without `adapter_seed`.
         layer: Name of the projection's layer.
         projection: Name of the projection.
         depth: Place of the layer among those of the projection, from 0.
@@ -170,7 +170,7 @@ def _row(chosen: ChosenRun, layer: Factors, depth: int, values: Matrix, shape: S
     widest = min(shape)
     counts = [*(count for count in COUNTS if count < widest), widest]
     shares = energy_shares(values, counts)
-    return Row(chosen.group, chosen.algorithm, layer.name, layer.projection, depth, counts, shares, chosen.origin)
+    return Row(chosen.group, chosen.method, layer.name, layer.projection, depth, counts, shares, chosen.origin)
 
 
 def _row_of_adapter(chosen: ChosenRun, layer: Factors, depth: int, full: Matrix | None) -> Row:

@@ -16,7 +16,7 @@ class Row:
     Attributes:
         group: Data set, and protocol if it is not leave-one-out.
         kind: "random" for the best factor beside a random one, "trained" for an update that was trained.
-        algorithm: Id of the method that was trained; empty if none.
+        algorithm: Id of the method that was trained, without `adapter_seed`; empty if none.
         layer: Name of the projection's layer.
         projection: Name of the projection.
         depth: Place of the layer among those of the projection, from 0.

@@ -222,7 +222,7 @@ def _trained_row(layer: _Layer, adapter: Adapter, factors: Factors) -> Row:
             values[f"other_start{ending}"] = mean_of([residual(A) for A in other])
     return layer.make_row(
         kind=TRAINED,
-        algorithm=adapter.chosen.algorithm,
+        algorithm=adapter.chosen.method,
         rank=factors.rank,
         runs=[adapter.chosen.origin, layer.tuned],
         best=losses_of_best_product(layer.values, [factors.rank])[0],

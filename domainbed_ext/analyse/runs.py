@@ -68,6 +68,11 @@ class ChosenRun:
         return str(self.record["args"]["algorithm"])
 
     @property
+    def method(self) -> str:
+        """Id of the method without `adapter_seed`, which chooses a start and is not another method."""
+        return without_setting(self.algorithm, "adapter_seed")
+
+    @property
     def group(self) -> str:
         """What tables are apart by: the data set, and the protocol if it is not leave-one-out."""
         suffix = ", single source" if protocol_of(self.record) == SINGLE_SOURCE else ""

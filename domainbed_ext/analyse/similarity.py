@@ -18,7 +18,7 @@ from domainbed_ext.analyse.analysis import Analysis
 from domainbed_ext.analyse.averages import mean_of, pair_intervals
 from domainbed_ext.analyse.matrices import Matrix, cca_similarity, column_basis, row_basis
 from domainbed_ext.analyse.plots import add_legend, depth_axis, grid_of, hide_others
-from domainbed_ext.analyse.runs import Adapter, ChosenRun, Sweep, group_by, read_adapters, without_setting
+from domainbed_ext.analyse.runs import Adapter, ChosenRun, Sweep, group_by, read_adapters
 from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks
 from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.report.methods import label_of, row_label_of
@@ -217,7 +217,7 @@ ANALYSIS = Analysis(
 
 
 def _key(chosen: ChosenRun) -> tuple[str, str]:
-    return chosen.group, without_setting(chosen.algorithm, "adapter_seed")
+    return chosen.group, chosen.method
 
 
 def _pairing(one: _Learned, other: _Learned) -> str:

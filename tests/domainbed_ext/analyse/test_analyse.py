@@ -176,7 +176,7 @@ def test_lemmas_are_of_all_layers_ranks_and_methods(sweep, analysed):
         assert 0 <= row.best <= min(row.best_A, row.best_B) and max(row.best_A, row.best_B) <= 1
     assert np.mean([row.best_A for row in random]) == pytest.approx(np.mean([row.chance for row in random]), abs=0.02)
     methods = {row.algorithm for row in trained}
-    assert methods == {method for method in METHODS if method != "FullFT"}
+    assert methods == {method for method in METHODS if method not in ("FullFT", "BA@adapter_seed=0")}
     for row in trained:
         assert row.scaled <= row.reached + 1e-9 and row.scaled >= row.best - 1e-9
         assert math.isnan(row.best_B) is (not row.algorithm.startswith("BOnly"))
