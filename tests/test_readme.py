@@ -35,6 +35,7 @@ def blocks(page, name):
         (RESULTS, "pacs_methods", 77),
         (RESULTS, "pacs_weight_space", 41),
         (RESULTS, "pacs_cartoon_vit_tiny", 9),
+        (RESULTS, "pacs_factors", 31),
     ],
 )
 def test_tables_are_the_measured_ones(page, name, rows):
