@@ -35,6 +35,7 @@ def blocks(page, name):
         (RESULTS, "pacs_methods", 77),
         (RESULTS, "pacs_weight_space", 41),
         (RESULTS, "pacs_cartoon_vit_tiny", 9),
+        (RESULTS, "pacs_cartoon_power", 23),
         (RESULTS, "pacs_factors", 31),
     ],
 )
@@ -45,10 +46,11 @@ def test_tables_are_the_measured_ones(page, name, rows):
     assert [row for row in shown if row not in measured] == []
 
 
-def test_differences_along_one_weight_space_are_the_measured_ones():
-    measured = (ROOT / "results" / "pacs_weight_space" / "differences.md").read_text(encoding="utf-8").splitlines()
-    shown = blocks(RESULTS, "pacs_weight_space_differences")
-    assert len(shown) == 10 and all(row in measured for row in shown)
+@pytest.mark.parametrize(("name", "rows"), [("pacs_weight_space", 10), ("pacs_cartoon_power", 20)])
+def test_differences_of_all_pairs_are_the_measured_ones(name, rows):
+    measured = (ROOT / "results" / name / "differences.md").read_text(encoding="utf-8").splitlines()
+    shown = blocks(RESULTS, f"{name}_differences")
+    assert len(shown) == rows and all(row in measured for row in shown)
 
 
 def test_gains_of_averages_are_the_measured_ones():
