@@ -232,7 +232,7 @@ def _comparable(runs: Sequence[ChosenRun]) -> list[tuple[int, int]]:
     return [
         (i, j)
         for (i, one), (j, other) in itertools.combinations(enumerate(runs), 2)
-        if (one.sources, one.seed) != (other.sources, other.seed)
+        if (one.place, one.seed) != (other.place, other.seed)
     ]
 
 
