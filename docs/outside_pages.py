@@ -8,7 +8,14 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "results/README.md", "results/*/*.png", "results/*/index.html")
+OUTSIDE = (
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "results/README.md",
+    "results/*/findings.md",
+    "results/*/*.png",
+    "results/*/index.html",
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -31,6 +31,7 @@ from vitlorafa.bench import growth, methods_table, tune
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")),
+    *sorted((ROOT / "results").glob("*/findings.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 BENCHMARK = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+FINDINGS = {path.parent.name: path.read_text(encoding="utf-8") for path in (ROOT / "results").glob("*/findings.md")}
 SPEED = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
 
 
@@ -32,11 +33,11 @@ def blocks(page, name):
         (README, "pacs_loo_vit_tiny", 10),
         (RESULTS, "quickstart", 14),
         (RESULTS, "pacs_loo_vit_tiny", 20),
-        (RESULTS, "pacs_methods", 77),
-        (RESULTS, "pacs_weight_space", 41),
+        (FINDINGS["pacs_methods"], "pacs_methods", 77),
+        (FINDINGS["pacs_weight_space"], "pacs_weight_space", 41),
         (RESULTS, "pacs_cartoon_vit_tiny", 9),
-        (RESULTS, "pacs_cartoon_power", 23),
-        (RESULTS, "pacs_factors", 31),
+        (FINDINGS["pacs_cartoon_power"], "pacs_cartoon_power", 23),
+        (FINDINGS["pacs_factors"], "pacs_factors", 31),
     ],
 )
 def test_tables_are_the_measured_ones(page, name, rows):
@@ -49,7 +50,7 @@ def test_tables_are_the_measured_ones(page, name, rows):
 @pytest.mark.parametrize(("name", "rows"), [("pacs_weight_space", 10), ("pacs_cartoon_power", 20)])
 def test_differences_of_all_pairs_are_the_measured_ones(name, rows):
     measured = (ROOT / "results" / name / "differences.md").read_text(encoding="utf-8").splitlines()
-    shown = blocks(RESULTS, f"{name}_differences")
+    shown = blocks(FINDINGS[name], f"{name}_differences")
     assert len(shown) == rows and all(row in measured for row in shown)
 
 
@@ -57,7 +58,7 @@ def test_gains_of_averages_are_the_measured_ones():
     folder = "pacs_weight_space"
     out_of_domain, in_domain = (paired_differences(folder, metric) for metric in ("out_of_domain", "in_domain"))
     over_domains = paired_differences(folder, "out_of_domain", over="environment")
-    rows = blocks(RESULTS, "pacs_weight_space_gains")[2:]
+    rows = blocks(FINDINGS[folder], "pacs_weight_space_gains")[2:]
     assert len(rows) == 5
     for row in rows:
         name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
@@ -114,7 +115,7 @@ def test_the_cost_of_quantised_weights_is_the_measured_one():
     out_of_domain, in_domain = (
         paired_differences("pacs_methods", metric)("BA@quantise=nf4", "BA") for metric in ("out_of_domain", "in_domain")
     )
-    assert f"is {out_of_domain} out of domain and {in_domain} in domain" in " ".join(RESULTS.split())
+    assert f"is {out_of_domain} out of domain and {in_domain} in domain" in " ".join(FINDINGS["pacs_methods"].split())
 
 
 def test_claims_are_the_measured_ones():
