@@ -118,6 +118,18 @@ def test_the_cost_of_quantised_weights_is_the_measured_one():
     assert f"is {out_of_domain} out of domain and {in_domain} in domain" in " ".join(FINDINGS["pacs_methods"].split())
 
 
+def test_answers_to_claims_are_those_of_the_findings():
+    interval = r"[+-]?\d+\.\d+ \([+-]?\d+\.\d+ to [+-]?\d+\.\d+\)"
+    rows = blocks(RESULTS, "all_claims")[2:]
+    for row in rows:
+        (folder,) = re.findall(r"\((\w+)/findings\.md\)", row)
+        # The table of claims has an interval in a cell of its own.
+        findings = re.sub(r"([+-]\d+\.\d) \| ([+-][\d.]+ to [+-][\d.]+) \|", r"\1 (\2)", FINDINGS[folder])
+        intervals = re.findall(interval, row.replace("−", "-"))
+        assert [each for each in intervals if each not in findings] == [], row
+    assert sum(len(re.findall(interval, row.replace("−", "-"))) for row in rows) >= 11
+
+
 def test_claims_are_the_measured_ones():
     accuracy, gap = (
         paired_differences("pacs_cartoon_vit_tiny", metric, "source-holdout") for metric in ("out_of_domain", "gap")
