@@ -38,6 +38,7 @@ def blocks(page, name):
         (RESULTS, "pacs_cartoon_vit_tiny", 9),
         (FINDINGS["pacs_cartoon_power"], "pacs_cartoon_power", 23),
         (FINDINGS["pacs_factors"], "pacs_factors", 31),
+        (FINDINGS["pacs_inits"], "pacs_inits", 17),
     ],
 )
 def test_tables_are_the_measured_ones(page, name, rows):
@@ -47,7 +48,7 @@ def test_tables_are_the_measured_ones(page, name, rows):
     assert [row for row in shown if row not in measured] == []
 
 
-@pytest.mark.parametrize(("name", "rows"), [("pacs_weight_space", 10), ("pacs_cartoon_power", 20)])
+@pytest.mark.parametrize(("name", "rows"), [("pacs_weight_space", 10), ("pacs_cartoon_power", 20), ("pacs_inits", 28)])
 def test_differences_of_all_pairs_are_the_measured_ones(name, rows):
     measured = (ROOT / "results" / name / "differences.md").read_text(encoding="utf-8").splitlines()
     shown = blocks(FINDINGS[name], f"{name}_differences")
