@@ -40,6 +40,7 @@ def blocks(page, name):
         (FINDINGS["pacs_factors"], "pacs_factors", 31),
         (FINDINGS["pacs_inits"], "pacs_inits", 17),
         (FINDINGS["pacs_inits"], "pacs_inits_entries", 32),
+        (FINDINGS["pacs_power_rates"], "pacs_power_rates", 22),
     ],
 )
 def test_tables_are_the_measured_ones(page, name, rows):

@@ -63,16 +63,18 @@ def group_starts(algorithms: Sequence[str]) -> set[int]:
 
 
 def algorithm_order(algorithm: str) -> tuple[object, ...]:
-    """Sort key of algorithms: by what trains, then by objective; variants in order (rank=8 before rank=16).
+    """Sort key of algorithms: by what trains, then by objective; variants by the numbers in their names.
 
-    What is derived from a method's runs follows the method.
+    So rank=8 is before rank=16, and lr=0.003 before lr=0.01. What is derived from a method's runs follows the method.
     """
     name, derived = split_derived(algorithm)
     family, _, variant = name.partition("@")
     method, _, objective = family.partition("+")
-    natural = [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", variant)]
+    # split returns what is around the numbers at even places, the numbers at odd ones
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", variant)
+    natural = [float(part) if place % 2 else part for place, part in enumerate(parts)]
     adaptation = describe(without_objective(algorithm))
-    return adaptation.order, method, adaptation.label, _objective_order(objective or DEFAULT), natural, derived
+    return adaptation.order, method, adaptation.label, _objective_order(objective or DEFAULT), natural, name, derived
 
 
 def _objective_order(name: str) -> tuple[object, ...]:

@@ -148,6 +148,16 @@ def test_variants_are_rows_in_order():
     assert [row[0] for row in rows] == list(map(row_label_of, sorted(names, key=algorithm_order)))
 
 
+def test_variants_are_in_order_of_their_numbers():
+    names = [
+        f"BOnly@rank={rank},lr={lr}" for rank in (8, 16) for lr in ("1e-05", "0.0003", "0.001", "0.01", "0.1", "1")
+    ]
+    mixed = names[::-1]
+    assert sorted(mixed, key=algorithm_order) == names
+    assert sorted(["LP@lr=0.01", "LP@lr=0.010"], key=algorithm_order) == ["LP@lr=0.01", "LP@lr=0.010"]  # never a tie
+    assert sorted(["LP@lr=0.010", "LP@lr=0.01"], key=algorithm_order) == ["LP@lr=0.01", "LP@lr=0.010"]
+
+
 def test_labels():
     assert [
         label_of(name) for name in ("BOnly", "BA@rank=16", 'AOnly@rank=4,targets="q,v"', "LP@adapter_dropout=0.1")
