@@ -32,8 +32,8 @@ example:
 
 Prints a table for each data set (and source): differences in in-domain and out-of-domain accuracy and in the gaps,
 paired by trial and test domain, with 95 % intervals, sign tests, and the number of trials that would show each. Writes
-it to OUTPUT_DIR as differences.csv, differences.md, differences.json, differences.tex (a document) and
-differences_tables.tex (for \\input). The page of collect_results has the differences of all pairs.
+it to OUTPUT_DIR as pairs.csv, pairs.md, pairs.json, pairs.tex (a document) and pairs_tables.tex (for \\input); without
+--pairs, as differences.csv and so on. The page of collect_results has the differences of all pairs.
 """
 
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     compared = compare(results, args.pairs, images)
     folder = Path(args.input_dir) / "tables" if args.output_dir is None else Path(args.output_dir)
-    paths = write_files(folder, difference_files(compared))
+    paths = write_files(folder, difference_files(compared, "pairs" if args.pairs else "differences"))
     console = output()
     print_tables(console, map(pairs_table, compared), results.headline, results.duplicates())
     console.print("\nwritten:", *paths, sep="\n  ", highlight=False, markup=False, soft_wrap=True)

@@ -53,7 +53,7 @@ def test_tables_are_the_measured_ones(page, name, rows):
 
 @pytest.mark.parametrize(("name", "rows"), [("pacs_weight_space", 10), ("pacs_cartoon_power", 20), ("pacs_inits", 28)])
 def test_differences_of_all_pairs_are_the_measured_ones(name, rows):
-    measured = (ROOT / "results" / name / "differences.md").read_text(encoding="utf-8").splitlines()
+    measured = (ROOT / "results" / name / "pairs.md").read_text(encoding="utf-8").splitlines()
     shown = blocks(FINDINGS[name], f"{name}_differences")
     assert len(shown) == rows and all(row in measured for row in shown)
 

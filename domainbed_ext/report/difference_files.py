@@ -1,4 +1,4 @@
-"""The files of paired differences: `differences.csv`, `.md`, `.tex`, `_tables.tex` and `.json`."""
+"""The files of paired differences: `differences.csv`, `.md`, `.tex`, `_tables.tex`, `.json`, or `pairs.csv` etc."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,12 @@ from domainbed_ext.report.tables.table import render_markdown
 from domainbed_ext.system import strict_json
 
 
-def difference_files(compared: Sequence[ComparedPairs]) -> dict[str, bytes]:
+def difference_files(compared: Sequence[ComparedPairs], name: str = "differences") -> dict[str, bytes]:
     """Renders the files.
 
     Args:
         compared: Pairs of methods of each comparison.
+        name: What the files' names begin with: `differences` to one method, or `pairs` that were asked for.
 
     Returns:
         Contents by name; none if nothing was compared.
@@ -33,9 +34,9 @@ def difference_files(compared: Sequence[ComparedPairs]) -> dict[str, bytes]:
         "differences": [row for each in compared for row in as_json(each)],
     }
     return {
-        "differences.csv": encode(frame.to_csv(index=False)),
-        "differences.md": encode(render_markdown(tables, heading="Paired differences")),
-        "differences.tex": encode(render_document(tables)),
-        "differences_tables.tex": encode(render_fragment(tables)),
-        "differences.json": encode(strict_json.dumps(document, indent=2) + "\n"),
+        f"{name}.csv": encode(frame.to_csv(index=False)),
+        f"{name}.md": encode(render_markdown(tables, heading="Paired differences")),
+        f"{name}.tex": encode(render_document(tables)),
+        f"{name}_tables.tex": encode(render_fragment(tables)),
+        f"{name}.json": encode(strict_json.dumps(document, indent=2) + "\n"),
     }

@@ -40,8 +40,8 @@ def run(folder, *words):
     return compare.main(["--input_dir", str(folder), *words])
 
 
-def rows_of(folder, **chosen):
-    frame = pd.read_csv(folder / "tables" / "differences.csv")
+def rows_of(folder, name="differences", **chosen):
+    frame = pd.read_csv(folder / "tables" / f"{name}.csv")
     frame = frame.astype(object).where(frame.notna(), "")
     for name, value in chosen.items():
         frame = frame[frame[name] == value]
@@ -68,7 +68,7 @@ def test_pairs_of_single_source_runs(tmp_path, capsys):
     out = tmp_path / "out"
     assert run(tmp_path / "runs", "--pairs", "LP:FullFT", "lora@r=8:LP", "--output_dir", str(out)) == 0
     assert "PACS, from C alone, paired differences" in capsys.readouterr().out
-    document = json.loads((out / "differences.json").read_text(encoding="utf-8"))
+    document = json.loads((out / "pairs.json").read_text(encoding="utf-8"))
     of_json = document["differences"]
     assert document["seed"] == 0 and len(of_json) == 8
     assert [(row["algorithm"], row["reference"]) for row in of_json[:2]] == [("LP", "FullFT"), ("BA@rank=8", "LP")]
@@ -89,7 +89,7 @@ def test_intervals_are_over_images_where_runs_keep_predictions(sweep, capsys):
     intervals = {}
     for words in ("--images required", "", "--seed 1", "--images none", "--resamples 100"):
         assert run(sweep, "--pairs", "BOnly:BA", *words.split()) == 0
-        (row,) = rows_of(sweep, metric="out_of_domain")
+        (row,) = rows_of(sweep, "pairs", metric="out_of_domain")
         assert row["over_images"] == ("none" not in words)
         intervals[words] = (row["low"], row["high"])
     assert intervals[""] == intervals["--images required"]
@@ -103,9 +103,9 @@ def test_intervals_are_over_images_where_runs_keep_predictions(sweep, capsys):
 
 def test_tables_and_page_have_the_same_intervals(sweep):
     run(sweep, "--pairs", "BA:BOnly")
-    alone = rows_of(sweep)
+    alone = rows_of(sweep, "pairs")
     collect_results.main(["--input_dir", str(sweep), "--reference", "LoRA-FA"])
-    assert rows_of(sweep) == alone
+    assert rows_of(sweep) == rows_of(sweep, "pairs") == alone  # collecting leaves the table of pairs alone
     low, high = (f"{alone[0][end]:+.1f}".replace("-", "−") for end in ("low", "high"))
     page = (sweep / "tables" / "index.html").read_text(encoding="utf-8")
     assert page.count(f"({low} to {high})") == 2  # in the table to the reference, and in that of all pairs
