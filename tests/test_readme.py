@@ -38,6 +38,7 @@ def blocks(page, name):
         (RESULTS, "pacs_cartoon_vit_tiny", 9),
         (FINDINGS["pacs_cartoon_power"], "pacs_cartoon_power", 23),
         (FINDINGS["pacs_factors"], "pacs_factors", 31),
+        (FINDINGS["emoji_factors"], "emoji_factors", 31),
         (FINDINGS["pacs_inits"], "pacs_inits", 17),
         (FINDINGS["pacs_inits"], "pacs_inits_entries", 32),
         (FINDINGS["pacs_power_rates"], "pacs_power_rates", 22),
