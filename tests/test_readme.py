@@ -30,9 +30,10 @@ def blocks(page, name):
     ("page", "name", "rows"),
     [
         (README, "quickstart", 7),
-        (README, "pacs_loo_vit_tiny", 10),
+        (README, "pacs_vit_tiny", 7),
         (RESULTS, "quickstart", 14),
         (RESULTS, "pacs_loo_vit_tiny", 20),
+        (RESULTS, "pacs_vit_tiny", 14),
         (FINDINGS["pacs_methods"], "pacs_methods", 77),
         (FINDINGS["pacs_weight_space"], "pacs_weight_space", 41),
         (RESULTS, "pacs_cartoon_vit_tiny", 9),
