@@ -42,6 +42,7 @@ def blocks(page, name):
         (FINDINGS["emoji_factors"], "emoji_factors", 31),
         (FINDINGS["pacs_inits"], "pacs_inits", 17),
         (FINDINGS["pacs_inits"], "pacs_inits_entries", 32),
+        (FINDINGS["pacs_power"], "pacs_power", 20),
         (FINDINGS["pacs_power_rates"], "pacs_power_rates", 22),
     ],
 )
@@ -53,7 +54,9 @@ def test_tables_are_the_measured_ones(page, name, rows):
     assert [row for row in shown if row not in measured] == []
 
 
-@pytest.mark.parametrize(("name", "rows"), [("pacs_weight_space", 10), ("pacs_cartoon_power", 20), ("pacs_inits", 28)])
+@pytest.mark.parametrize(
+    ("name", "rows"), [("pacs_weight_space", 10), ("pacs_cartoon_power", 20), ("pacs_inits", 28), ("pacs_power", 29)]
+)
 def test_differences_of_all_pairs_are_the_measured_ones(name, rows):
     measured = (ROOT / "results" / name / "pairs.md").read_text(encoding="utf-8").splitlines()
     shown = blocks(FINDINGS[name], f"{name}_differences")
