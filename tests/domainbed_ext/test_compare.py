@@ -43,8 +43,8 @@ def run(folder, *words):
 def rows_of(folder, name="differences", **chosen):
     frame = pd.read_csv(folder / "tables" / f"{name}.csv")
     frame = frame.astype(object).where(frame.notna(), "")
-    for name, value in chosen.items():
-        frame = frame[frame[name] == value]
+    for column, value in chosen.items():
+        frame = frame[frame[column] == value]
     return frame.to_dict("records")
 
 
