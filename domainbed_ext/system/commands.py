@@ -31,6 +31,7 @@ COMMANDS = {
     "compare": CommandEntry("compare", "compare methods pair by pair, with intervals, tests and power"),
     "evaluate": CommandEntry("evaluate", "recompute a run's recorded accuracies from what it saved"),
     "predict": CommandEntry("predict", "classify image files with the trained model of a run"),
+    "archive": CommandEntry("archive", "pack finished runs into small files to publish, and unpack them"),
     "push": CommandEntry("push", "upload the trained adapter of a run to the Hugging Face hub"),
     "soup": CommandEntry("soup", "average the weights of finished runs, and evaluate the means"),
     "frontier": CommandEntry("frontier", "evaluate a sweep's selected runs along the strength of their update"),

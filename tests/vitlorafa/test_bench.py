@@ -326,6 +326,15 @@ def test_redrawing_from_the_files_gives_the_same_files(tmp_path, capsys, no_chil
     assert {name for name in after if after[name] != before[name]} <= {n for n in after if n.endswith((".svg", ".png"))}
 
 
+def test_a_table_made_from_the_csv_is_the_same_even_where_rounding_twice_gives_another_digit(tmp_path):
+    rows = [{"step_ms": 1.4349996}]  # 1.435 in six digits, and then 1.44; 1.43 if rounded once
+    headers = {"step_ms": ("step, ms", "{:.2f}")}
+    (tmp_path / "step.csv").write_text(tables.csv_text(rows))
+    read = tables.read_csv(tmp_path / "step.csv")
+    assert "{:.2f}".format(read[0]["step_ms"]) != "{:.2f}".format(rows[0]["step_ms"])
+    assert tables.table(rows, headers) == tables.table(read, headers)
+
+
 def test_without_peft_its_methods_are_left_out_with_a_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(methods, "find_spec", lambda name: None)
     assert run(tmp_path, "--dry_run", "--methods", "lower_bound", "peft_lora") == 0

@@ -277,7 +277,7 @@ def rank_markdown(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row], headers: dict[str, tuple[str, str]] | None = None) -> str:
-    """One Markdown table.
+    """One Markdown table, of the numbers as `csv_text` writes them: a table made from the CSV file is the same.
 
     Args:
         rows: Rows, all with the same keys.
@@ -286,7 +286,9 @@ def table(rows: Sequence[Row], headers: dict[str, tuple[str, str]] | None = None
     headers = headers or {key: (key, "{}") for key in rows[0]}
     lines = [[header for header, _ in headers.values()], ["---", *["---:"] * (len(headers) - 1)]]
     for row in rows:
-        lines.append(["-" if row[key] is None else form.format(row[key]) for key, (_, form) in headers.items()])
+        lines.append(
+            ["-" if row[key] is None else form.format(_rounded(row[key])) for key, (_, form) in headers.items()]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -296,8 +298,18 @@ def csv_text(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+        writer.writerow({key: _written(value) for key, value in row.items()})
     return buffer.getvalue()
+
+
+def _written(value: Any) -> Any:
+    """A cell of the CSV file."""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _rounded(value: Any) -> Any:
+    """A cell of the CSV file, read again."""
+    return float(_written(value)) if isinstance(value, float) else value
 
 
 def read_csv(path: Path) -> list[Row]:
