@@ -97,8 +97,8 @@ def pack(input_dir: Path | str, output_dir: Path | str) -> Packed:
             path = folder / _FILES.replace("*", str(trial))
             if path.exists() and (lost := sorted(_read(path).keys() - names)):
                 raise BenchmarkError(
-                    f"{path} has {len(lost)} runs that {root} has not ({lost[0]} first): unpack it into {root} first, or "
-                    "give another --output_dir"
+                    f"{path} has {len(lost)} runs that {root} has not ({lost[0]} first): unpack it into {root} first, "
+                    "or give another --output_dir"
                 )
             members: Members = {}
             for name in sorted(names):

@@ -1,8 +1,8 @@
 """Predictions as an archive of runs keeps them: of each image the predicted class and its probability in percent.
 
-A file is about a tenth of that of a run, whose logits it does not have. Accuracies, confusion and which images are right
-follow exactly; the probability is within half a percent, except that it is at most 99.75 %, and the others are taken to
-be equal, so that calibration is close and an ensemble over trials an approximation. A file is safetensors:
+A file is about a tenth of that of a run, whose logits it does not have. Accuracies, confusion and which images are
+right follow exactly. The probability is within about one percentage point, and those of the other classes are taken to
+be equal: calibration is close, and an ensemble over trials is an approximation. A file is safetensors:
 
 env0.predicted     int16 [images]
 env0.probability   uint8 [images]: percent; 255 where the logits had no highest
@@ -32,7 +32,7 @@ def encode(predictions: Predictions) -> bytes:
     Args:
         predictions: What a run predicted.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for env, part in enumerate(predictions.parts.values()):
         highest, predicted = part.logits.softmax(1).max(1)
         splits = torch.zeros(len(part), dtype=torch.uint8)

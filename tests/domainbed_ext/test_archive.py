@@ -1,4 +1,4 @@
-"""Archives: what a published file of a sweep's runs has, and that unpacked runs give the same tables and comparisons."""
+"""Archives: what a published file of a sweep's runs has; that unpacked runs give the same tables and comparisons."""
 
 import io
 import json
@@ -21,7 +21,7 @@ CLASSES = 7
 
 def make_predictions(n=500, seed=0, scale=3.0):
     generator = torch.Generator().manual_seed(seed)
-    names = tuple(f"dog/{number}.png" for number in range(n - 1)) + ("dog/ü\udcff.png",)
+    names = (*(f"dog/{number}.png" for number in range(n - 1)), "dog/ü\udcff.png")
 
     def part():
         return Part(
