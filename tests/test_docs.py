@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vitlorafa
-from domainbed_ext import archive, collect_results, compare, evaluate, frontier, launchers, predict, push, soup
+from domainbed_ext import collect_results, compare, evaluate, frontier, launchers, pack, predict, push, soup
 from domainbed_ext.algorithms import ALGORITHMS
 from domainbed_ext.algorithms.names import describe
 from domainbed_ext.analyse import command as analyse
@@ -286,7 +286,7 @@ def commands(module):
         ("domainbed_ext.frontier", frontier.make_parser),
         ("domainbed_ext.predict", predict.make_parser),
         ("domainbed_ext.push", push.make_parser),
-        ("domainbed_ext.archive", archive.make_parser),
+        ("domainbed_ext.pack", pack.make_parser),
         ("domainbed_ext.soup", soup.make_parser),
         ("domainbed_ext.analyse", analyse.make_parser),
     ],
@@ -306,6 +306,7 @@ def test_options_that_are_named_exist():
             sweep_options,
             evaluate,
             frontier,
+            pack,
             predict,
             push,
             soup,
@@ -320,7 +321,7 @@ def test_options_that_are_named_exist():
         for action in module.make_parser()._actions
         for option in action.option_strings
     }
-    for module in (analyse, archive, bench, cache):
+    for module in (analyse, bench, cache):
         (commands,) = (action for action in module.make_parser()._actions if action.choices)
         known |= {option for each in commands.choices.values() for option in each._option_string_actions}
     known.add("--logdir")  # TensorBoard's
