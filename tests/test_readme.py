@@ -66,7 +66,9 @@ def test_differences_of_all_pairs_are_the_measured_ones(name, rows):
 def test_differences_between_processors_are_the_measured_ones():
     with (ROOT / "results" / "pacs_power" / "processors.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    probes, others = ([row for row in rows if row["algorithm"].startswith("LP") is is_probe] for is_probe in (True, False))
+    probes, others = (
+        [row for row in rows if row["algorithm"].startswith("LP") is is_probe] for is_probe in (True, False)
+    )
 
     def differences(rows, metric):
         return [float(row[f"{metric}_avx512"]) - float(row[f"{metric}_amx"]) for row in rows]
@@ -82,7 +84,8 @@ def test_differences_between_processors_are_the_measured_ones():
     means = [f"{statistics.fmean(differences(others, metric)):+.1f}" for metric in ("in_domain", "out_of_domain")]
     assert "by {} points in domain and {} out of domain".format(*means).replace("-", "−") in shown
     most = max(abs(value) for metric in ("in_domain", "out_of_domain") for value in differences(probes, metric))
-    assert f"Of the eight linear probes, no accuracy differs by more than {most:.1f} points" in shown and len(probes) == 8
+    assert f"Of the eight linear probes, no accuracy differs by more than {most:.1f} points" in shown
+    assert len(probes) == 8
 
 
 def test_gains_of_averages_are_the_measured_ones():
