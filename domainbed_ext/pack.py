@@ -4,6 +4,7 @@ python -m domainbed_ext.pack --input_dir runs/pacs --output_dir packed/pacs
 """
 
 import argparse
+import contextlib
 import io
 import json
 import lzma
@@ -195,8 +196,9 @@ def _shorten_paths(value: Any) -> Any:
         return [_shorten_paths(each) for each in value]
     if not isinstance(value, str):
         return value
-    if value.startswith("{"):  # hyperparameters, as JSON
-        return json.dumps(_shorten_paths(json.loads(value)))
+    with contextlib.suppress(ValueError):  # hyperparameters are JSON within JSON
+        if isinstance(inner := json.loads(value), dict):
+            return strict_json.dumps(_shorten_paths(inner))
     prefix, path = ("local-dir:", value[10:]) if value.startswith("local-dir:") else ("", value)
     is_absolute = PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
     return prefix + PureWindowsPath(path).name if is_absolute else value  # Windows' knows both kinds of slashes

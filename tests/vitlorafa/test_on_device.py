@@ -72,32 +72,42 @@ def test_the_layer_is_the_definition_in_float64(device, backend, monkeypatch, fo
     N, d_in, m, k, r = shape
     starts = tuple(range(0, k * m, m))
     draw = torch.Generator().manual_seed(1)
+    seed = torch.tensor(2**40 + 5)
 
     def random(*size):
         return torch.randn(*size, generator=draw).to(device)
 
-    x, g = random(N, d_in).to(dtype), random(N, k * m).to(dtype)
-    weight, bias, A, B = random(k * m, d_in) / d_in**0.5, random(k * m), random(k, r, d_in) / d_in**0.5, random(k, m, r)
-    seed = torch.tensor(2**40 + 5)
+    def squared_errors():
+        x, g = random(N, d_in).to(dtype), random(N, k * m).to(dtype)
+        weight, bias = random(k * m, d_in) / d_in**0.5, random(k * m)
+        A, B = random(k, r, d_in) / d_in**0.5, random(k, m, r)
 
-    def run(function, to, **kwargs):
-        inputs = [
-            each.detach().to(to or each.dtype).requires_grad_(place != 1) for place, each in enumerate((x, weight))
-        ]
-        inputs[1].requires_grad_(False)
-        inputs.append(bias.to(to or bias.dtype))
-        factors = [each.detach().to(to or each.dtype).requires_grad_() for each in (A, B)]
-        y = function(*inputs, *factors, 0.7, starts=starts, dropout=dropout, **kwargs)
-        y.backward(g.to(y.dtype))
-        return [y.detach(), inputs[0].grad, *(each.grad for each in factors)]
+        def run(function, to, **kwargs):
+            inputs = [
+                each.detach().to(to or each.dtype).requires_grad_(place != 1) for place, each in enumerate((x, weight))
+            ]
+            inputs[1].requires_grad_(False)
+            inputs.append(bias.to(to or bias.dtype))
+            factors = [each.detach().to(to or each.dtype).requires_grad_() for each in (A, B)]
+            y = function(*inputs, *factors, 0.7, starts=starts, dropout=dropout, **kwargs)
+            y.backward(g.to(y.dtype))
+            return [y.detach(), inputs[0].grad, *(each.grad for each in factors)]
 
-    ours = run(lora_linear, None, seed=int(seed), fold=fold)
-    exact = run(reference.lora_linear, torch.float64, seed=seed)
-    plain = run(reference.lora_linear, dtype, seed=seed)
-    for one, truth, naive in zip(ours, exact, plain, strict=True):
-        assert one.device.type == device.type and one.isfinite().all()
+        ours = run(lora_linear, None, seed=int(seed), fold=fold)
+        exact = run(reference.lora_linear, torch.float64, seed=seed)
+        plain = run(reference.lora_linear, dtype, seed=seed)
+        assert all(one.device.type == device.type and one.isfinite().all() for one in ours)
         # A sum of one product has no error to compare with, but for the rounding of the result.
-        assert distance(one, truth) <= 2 * max(distance(naive, truth), distance(truth.to(dtype), truth))
+        return torch.tensor(
+            [
+                [distance(one, truth) ** 2, distance(naive, truth) ** 2, distance(truth.to(dtype), truth) ** 2]
+                for one, truth, naive in zip(ours, exact, plain, strict=True)
+            ]
+        )
+
+    # The few sums of a single row have small errors by luck, on one processor or another.
+    ours, naive, rounding = sum(squared_errors() for _ in range(16 if N == 1 else 1)).sqrt().T
+    assert (ours <= 2 * naive.maximum(rounding)).all()
 
 
 def test_no_rows_are_no_error(device, backend):
