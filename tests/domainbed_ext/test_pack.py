@@ -117,7 +117,7 @@ def test_unpacked_runs_are_finished_and_give_the_same_comparison(folder, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_launch_runs_what_the_archive_has_not(tmp_path):
+def test_a_launch_runs_what_was_not_packed(tmp_path):
     assert launch(tmp_path / "here") == 0
     packing.pack(tmp_path / "here", tmp_path / "packed")
     (tmp_path / "packed" / "DigitsShift_trial_1.tar.xz").unlink()
