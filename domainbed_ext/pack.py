@@ -32,9 +32,9 @@ examples:
   python -m domainbed_ext.pack --input_dir runs/pacs --output_dir packed/pacs
   python -m domainbed_ext.pack --unpack --input_dir packed/pacs --output_dir runs/pacs
 
-Packed are the records of finished runs, without the paths of your machine, and of each image the predicted class and
-its probability in percent; no weights and no logits. There is a file for each data set and trial. Unpacked runs are
-finished runs: collect_results and compare read them beside your own, and sweep launch runs what is missing.
+Packed runs have their records, without the paths of your machine, and of each image the predicted class and its
+probability in percent. They have no weights and no logits. There is a file for each data set and trial. Unpacked runs
+are finished runs: collect_results and compare read them beside your own, and sweep launch runs what is missing.
 """
 
 _RECORDS = "results.jsonl"
