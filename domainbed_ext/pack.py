@@ -19,7 +19,7 @@ from typing import Any
 
 from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.runs import strengths
-from domainbed_ext.runs.folder import DERIVED, RunFolder, State, load_records
+from domainbed_ext.runs.folder import DERIVED, DIVERGED, RECORDS, RunFolder, State, load_records
 from domainbed_ext.runs.predictions import FILES, load_predictions, save_predictions
 from domainbed_ext.system import option_values, strict_json
 from domainbed_ext.system.command_line import START_AGAIN, CommandLine, as_command
@@ -37,12 +37,12 @@ probability in percent. They have no weights and no logits. There is a file for 
 are finished runs: collect_results and compare read them beside your own, and sweep launch runs what is missing.
 """
 
-_RECORDS = "results.jsonl"
 _PREDICTIONS = {selection: names[0] for selection, names in FILES.items()}
-_COPIED = (_RECORDS, strengths.FILE, "diverged")  # as they are, but for paths
+_COPIED = (RECORDS, strengths.FILE, DIVERGED)  # as they are, but for paths
+_FILES = (*_COPIED, *_PREDICTIONS.values())
 _PACKED = "*_trial_*.tar.xz"
 _NAME = r"[^./\\:][^/\\:]*"  # of a folder, on any system
-_MEMBER = re.compile(rf"({_NAME})/({'|'.join(map(re.escape, (*_COPIED, *_PREDICTIONS.values())))})", re.DOTALL)
+_MEMBER = re.compile(rf"({_NAME})/({'|'.join(map(re.escape, _FILES))})", re.DOTALL)
 _LARGEST = 1 << 32  # bytes of a file before it is compressed: it is read into memory
 
 Members = dict[str, dict[str, bytes]]
@@ -167,23 +167,22 @@ def _check_nothing_is_lost(path: Path, root: Path, names: set[str]) -> None:
         )
 
 
-def _find_files(run: RunFolder) -> list[str]:
+def _find_files(run: RunFolder) -> set[str]:
     """The names of a run's files that are packed."""
-    return [name for name in (*_COPIED, *_PREDICTIONS.values()) if (run.path / name).exists()]
+    return {name for name in _FILES if (run.path / name).exists()}
 
 
 def _read_run(run: RunFolder) -> dict[str, bytes]:
     """The packed files of a run."""
-    files = {}
-    for name in _find_files(run):
-        if name in _COPIED:
-            lines = (run.path / name).read_text(encoding="utf-8").splitlines()
-            without_paths = [strict_json.dumps(_shorten_paths(json.loads(line)), sort_keys=True) for line in lines]
-            files[name] = "".join(f"{line}\n" for line in without_paths).encode("ascii")
-        else:
-            from domainbed_ext.runs.packed_predictions import encode
+    from domainbed_ext.runs.packed_predictions import encode
 
-            selection = next(each for each, file in _PREDICTIONS.items() if file == name)
+    files, present = {}, _find_files(run)
+    for name in present & set(_COPIED):
+        lines = (run.path / name).read_text(encoding="utf-8").splitlines()
+        without_paths = [strict_json.dumps(_shorten_paths(json.loads(line)), sort_keys=True) for line in lines]
+        files[name] = "".join(f"{line}\n" for line in without_paths).encode("ascii")
+    for selection, name in _PREDICTIONS.items():
+        if name in present:
             files[name] = encode(load_predictions(run, selection))
     return files
 
@@ -208,7 +207,7 @@ def _compress(members: Mapping[str, Mapping[str, bytes]], path: Path) -> bytes:
     """The content of a file; nothing in it tells the time or the user."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for file in (*_COPIED, *_PREDICTIONS.values()):  # like beside like, which compresses better
+        for file in _FILES:  # like beside like, which compresses better
             for name, files in members.items():
                 if file in files:
                     info = tarfile.TarInfo(f"{name}/{file}")
@@ -240,7 +239,7 @@ def _decompress(path: Path) -> Members:
                 assert member is not None  # as for all plain files
                 members[match[1]][match[2]] = member.read()
         for name, files in members.items():
-            if not files.get(_RECORDS):
+            if not files.get(RECORDS):
                 raise ValueError(f"{name} has no records")
     except (OSError, EOFError, ValueError, tarfile.TarError, lzma.LZMAError) as error:
         raise _damaged(path, error) from error

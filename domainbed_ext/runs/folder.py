@@ -36,6 +36,7 @@ from domainbed_ext.system import strict_json
 from domainbed_ext.system.attempts import Attempt, Claim, read_latest
 from domainbed_ext.system.files import remove, write_atomically
 
+RECORDS, DIVERGED = "results.jsonl", "diverged"
 HEAD_START = "start.safetensors"
 PREDICTIONS_SELECTED, PREDICTIONS_LAST = "predictions_selected.safetensors", "predictions_last.safetensors"
 TRACKED = "tracked"
@@ -116,7 +117,7 @@ class RunFolder:
             for leftover in (
                 "done",
                 "failed",
-                "diverged",
+                DIVERGED,
                 strengths.FILE,
                 *(path.name for path in self.path.glob(".*")),
             ):
@@ -125,7 +126,7 @@ class RunFolder:
                 self._write_lines(lines)
                 return
             _clear_checkpoints(self.path)
-            for file in ("results.jsonl", HEAD_START, PREDICTIONS_SELECTED, PREDICTIONS_LAST):
+            for file in (RECORDS, HEAD_START, PREDICTIONS_SELECTED, PREDICTIONS_LAST):
                 remove(self.path / file)
             for folder in (*map(self.path.joinpath, ("selected", "last", TRACKED)), *self.path.glob("step_*")):
                 remove(folder)
@@ -155,11 +156,11 @@ class RunFolder:
 
     def lines(self) -> list[str]:
         """The lines of `results.jsonl`."""
-        path = self.path / "results.jsonl"
+        path = self.path / RECORDS
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def _write_lines(self, lines: Sequence[str]) -> None:
-        path = self.path / "results.jsonl"
+        path = self.path / RECORDS
         if lines:
             write_atomically(path, "".join(f"{line}\n" for line in lines))
         else:
@@ -176,7 +177,7 @@ class RunFolder:
         """
         records = []
         shared: dict[str, Any] = {"run": self.name}  # values that all records of a run repeat are kept once
-        for number, line in enumerate((self.path / "results.jsonl").read_bytes().splitlines(), 1):
+        for number, line in enumerate((self.path / RECORDS).read_bytes().splitlines(), 1):
             record = self._record(line, number)
             for name, value in record.items():
                 if isinstance(value, (dict, list)) and shared.setdefault(name, value) == value:
@@ -195,7 +196,7 @@ class RunFolder:
             BenchmarkError: It cannot be read, or is not a record.
         """
         try:
-            with (self.path / "results.jsonl").open("rb") as file:
+            with (self.path / RECORDS).open("rb") as file:
                 return self._record(file.readline(), 1)
         except FileNotFoundError:
             return None
@@ -210,7 +211,7 @@ class RunFolder:
             record["step"], [record["args"][name] for name in NEEDED], dict(record.get("hparams") or {})
         except (ValueError, TypeError, KeyError) as error:
             raise BenchmarkError(
-                f"{self.path / 'results.jsonl'} line {number} is not a record: delete the run's folder and launch the "
+                f"{self.path / RECORDS} line {number} is not a record: delete the run's folder and launch the "
                 f"sweep again"
             ) from error
         return record
@@ -255,12 +256,12 @@ class RunFolder:
 
     def diverge(self, step: int) -> None:
         """Notes that the run diverged, for readers of many folders."""
-        write_atomically(self.path / "diverged", strict_json.dumps({"step": step}) + "\n")
+        write_atomically(self.path / DIVERGED, strict_json.dumps({"step": step}) + "\n")
 
     @property
     def diverged(self) -> bool:
         """Whether the run noted that it diverged."""
-        return (self.path / "diverged").exists()
+        return (self.path / DIVERGED).exists()
 
     def failure(self) -> str:
         """Returns why the run failed, in one sentence."""
@@ -301,9 +302,9 @@ def load_records(
     root = Path(input_dir)
     if not root.is_dir():
         raise BenchmarkError(f"no folder {root}: give --input_dir the --output_dir of a sweep")
-    runs = [RunFolder(path.parent) for path in sorted(root.glob("*/results.jsonl"))]
-    derived = [RunFolder(path.parent) for path in sorted(root.glob(f"{DERIVED}/*/results.jsonl"))]
-    if not runs and (root / "results.jsonl").exists():
+    runs = [RunFolder(path.parent) for path in sorted(root.glob(f"*/{RECORDS}"))]
+    derived = [RunFolder(path.parent) for path in sorted(root.glob(f"{DERIVED}/*/{RECORDS}"))]
+    if not runs and (root / RECORDS).exists():
         raise BenchmarkError(f"{root} is itself a run: give --input_dir the folder that holds it")
     if not runs:
         raise BenchmarkError(f"no run in {root}: launch the sweep first, or give --input_dir its --output_dir")
@@ -337,7 +338,7 @@ def load_finished(input_dir: Path | str) -> list[dict[str, Any]]:
     """
     left_out: list[str] = []
     records = load_records(input_dir, unreadable=left_out)
-    runs = [path.parent for path in Path(input_dir).glob("*/results.jsonl")]
+    runs = [path.parent for path in Path(input_dir).glob(f"*/{RECORDS}")]
     if count := sum(not (run / "done").exists() for run in runs):
         left_out.append(f"{count} of {len(runs)} runs are not finished: run the same command again when they are")
     for sentence in left_out:

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from domainbed_ext.model_selection import SPLITS
 from domainbed_ext.runs.predictions import FILES, Part, Predictions
 from domainbed_ext.system import strict_json
 
@@ -45,10 +44,7 @@ def encode(predictions: Predictions) -> bytes:
     for env, part in enumerate(predictions.parts.values()):
         highest, predicted = part.logits.softmax(1).max(1)
         percent = (100 * highest).round().where(part.logits.amax(1).isfinite(), _NOT_FINITE)
-        splits = torch.zeros(len(part), dtype=torch.uint8)
-        for number, split in enumerate(SPLITS):
-            splits[part.of_split(split)] = number
-        values = (predicted.int(), percent.byte(), part.labels.int(), splits, _pack_json(part.names))
+        values = (predicted.int(), percent.byte(), part.labels.int(), part.splits, _pack_json(part.names))
         tensors |= {f"env{env}.{name}": value for name, value in zip(_FIELDS, values, strict=True)}
     return save(tensors)
 
@@ -96,8 +92,7 @@ def _read_part(
     logits = ((1 - highest) / max(classes - 1, 1)).log()[:, None].repeat(1, classes)
     logits.scatter_(1, predicted[:, None], highest.log()[:, None])
     logits[probability == _NOT_FINITE] = torch.nan
-    is_uda = splits == SPLITS.index("uda")
-    return Part(images, logits, labels, splits == SPLITS.index("out"), is_uda if is_uda.any() else None)
+    return Part.of_splits(images, logits, labels, splits)
 
 
 def _pack_json(value: object) -> Tensor:

@@ -54,8 +54,31 @@ class Part:
     is_held_out: "Tensor"
     is_uda: "Tensor | None" = None
 
+    @classmethod
+    def of_splits(cls, names: tuple[str, ...], logits: "Tensor", labels: "Tensor", splits: "Tensor") -> "Part":
+        """The predictions of images whose splits are numbers.
+
+        Args:
+            names: Names of the images.
+            logits: Logits [n, classes], float32.
+            labels: Labels [n], int64.
+            splits: Place in `SPLITS` of the split of each image [n], uint8.
+        """
+        is_uda = splits == SPLITS.index("uda")
+        return cls(names, logits, labels, splits == SPLITS.index("out"), is_uda if is_uda.any() else None)
+
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def splits(self) -> "Tensor":
+        """The place in `SPLITS` of the split of each image [n], uint8."""
+        import torch
+
+        splits = torch.zeros(len(self), dtype=torch.uint8)
+        for number, split in enumerate(SPLITS):
+            splits[self.of_split(split)] = number
+        return splits
 
     @property
     def predicted(self) -> "Tensor":
@@ -298,26 +321,20 @@ def _write_part(part: Part) -> "dict[str, Tensor]":
     """The tensors of an environment in a file."""
     import torch
 
-    splits = torch.zeros(len(part), dtype=torch.uint8)
-    for number, split in enumerate(SPLITS):
-        splits[part.of_split(split)] = number
     names = zlib.compress(strict_json.dumps(part.names).encode("ascii"))
     return {
         "logits": rounded(part.logits),
         "labels": part.labels.int(),
-        "splits": splits,
+        "splits": part.splits,
         "names": torch.frombuffer(bytearray(names), dtype=torch.uint8),
     }
 
 
 def _read_part(tensors: Mapping[str, Any], env: int) -> Part:
     """The predictions of an environment."""
-    splits = tensors[f"env{env}.splits"]
-    is_uda = splits == SPLITS.index("uda")
-    return Part(
+    return Part.of_splits(
         tuple(json.loads(zlib.decompress(tensors[f"env{env}.names"].numpy().tobytes()))),
         tensors[f"env{env}.logits"].float(),
         tensors[f"env{env}.labels"].long(),
-        splits == SPLITS.index("out"),
-        is_uda if is_uda.any() else None,
+        tensors[f"env{env}.splits"],
     )
