@@ -63,11 +63,12 @@ def test_differences_of_all_pairs_are_the_measured_ones(name, rows):
     assert len(shown) == rows and all(row in measured for row in shown)
 
 
-def test_intervals_in_the_text_are_those_of_the_table():
+@pytest.mark.parametrize(("page", "least"), [(FINDINGS["pacs_power"], 40), (README, 2)])
+def test_intervals_in_the_text_are_those_of_the_table(page, least):
     interval = r"[+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\d\)"
     measured = (ROOT / "results" / "pacs_power" / "pairs.md").read_text(encoding="utf-8")
-    shown = re.findall(interval, " ".join(FINDINGS["pacs_power"].split()).replace("−", "-"))
-    assert len(shown) > 40 and [each for each in shown if each not in measured] == []
+    shown = re.findall(interval, " ".join(page.split()).replace("−", "-"))
+    assert len(shown) >= least and [each for each in shown if each not in measured] == []
 
 
 def test_differences_between_processors_are_the_measured_ones():
@@ -147,9 +148,6 @@ def test_differences_are_those_of_the_measured_runs():
         methods, *cells = (cell.strip() for cell in row.strip("|").split("|"))
         one, other = (name.split("(")[0].strip() for name in methods.split(" − "))
         assert cells == [difference(one, other) for difference in differences], methods
-    shown = " ".join(README.split())
-    assert f"is {differences[0]('BOnly@rank=8', 'BA@rank=8')} points at rank 8" in shown
-    assert f"and {differences[0]('BOnly@rank=16', 'BA@rank=16')} at rank 16" in shown
 
 
 def test_the_cost_of_quantised_weights_is_the_measured_one():
@@ -157,6 +155,12 @@ def test_the_cost_of_quantised_weights_is_the_measured_one():
         paired_differences("pacs_methods", metric)("BA@quantise=nf4", "BA") for metric in ("out_of_domain", "in_domain")
     )
     assert f"is {out_of_domain} out of domain and {in_domain} in domain" in " ".join(FINDINGS["pacs_methods"].split())
+
+
+def negated(interval):
+    """That of the second method minus the first, of an interval such as "+1.2 (-2.9 to +5.3)"."""
+    mean, low, high = (number.translate(str.maketrans("+-", "-+")) for number in re.findall(r"[+-][0-9.]+", interval))
+    return f"{mean} ({high} to {low})"
 
 
 def test_answers_to_claims_are_those_of_the_findings():
@@ -167,7 +171,7 @@ def test_answers_to_claims_are_those_of_the_findings():
         # The table of claims has an interval in a cell of its own.
         findings = re.sub(r"([+-]\d+\.\d) \| ([+-][\d.]+ to [+-][\d.]+) \|", r"\1 (\2)", FINDINGS[folder])
         intervals = re.findall(interval, row.replace("−", "-"))
-        assert [each for each in intervals if each not in findings] == [], row
+        assert [each for each in intervals if each not in findings and negated(each) not in findings] == [], row
         checked += len(intervals)
     assert checked >= 22
 

@@ -217,11 +217,9 @@ class Differences:
             )
             for cell, pairs in by_cell.items()
         }
-        by_trial = _means(cells, lambda cell: cell.trials)
+        by_trial = list(_means(cells, lambda cell: cell.trials).values())
         drawn = self._drawn(by_cell, metric) if len(by_trial) > 1 else None
-        difference = difference_over_trials(
-            list(by_trial.values()), None if drawn is None else 100 * standard_error(drawn)
-        )
+        difference = difference_over_trials(by_trial, None if drawn is None else 100 * standard_error(by_trial, drawn))
         return difference and PairedDifference(difference, cells, drawn is not None)
 
     def _value(self, score: "Score", metric: "Metric", env: int | None) -> float:

@@ -5,7 +5,8 @@ environment, is run again in trials that had no part in it, in a folder of its o
 """
 
 import json
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -103,10 +104,10 @@ def choose(records: Sequence[Record], args: SweepArguments) -> list[Choice]:
 
     Returns:
         Choices by training-domain validation, in the order of `args`. Hyperparameters that lack trials which others
-        have are left out.
+        have are left out, and so are those of which a run diverged.
 
     Raises:
-        BenchmarkError: There are no finished runs of a method on a data set.
+        BenchmarkError: There are no finished runs of a method on a data set, or all its hyperparameters diverged.
     """
     chosen = defaultdict(list)
     wanted = {*args.algorithms, *map(without_objective, args.algorithms)}
@@ -135,14 +136,22 @@ def _choices(records: Iterable[Record]) -> Iterator[Choice]:
             hparams = strict_json.dumps(_own(record), sort_keys=True)
             runs[row][hparams][recorded["trial_seed"]].append(record)
     for row in sorted(runs):
-        most = max(map(len, runs[row].values()))
-        complete = {hparams: trials for hparams, trials in sorted(runs[row].items()) if len(trials) == most}
+        sets_of_trials = Counter(frozenset(trials) for trials in runs[row].values())
+        # Hyperparameters are compared on the same splits only.
+        compared = max(sorted(sets_of_trials, key=sorted), key=lambda trials: (len(trials), sets_of_trials[trials]))
         scores = {
             hparams: mean([validation_accuracy(best_step(trial)) for trial in trials.values()])
-            for hparams, trials in complete.items()
+            for hparams, trials in sorted(runs[row].items())
+            if trials.keys() == compared
         }
-        best = max(scores, key=lambda hparams: scores[hparams])
-        yield Choice(*row, row.algorithm, json.loads(best), len(complete), most, scores[best])
+        converged = {hparams: score for hparams, score in scores.items() if not math.isnan(score)}
+        if not converged:
+            raise BenchmarkError(
+                f"of {row.algorithm} on {row.dataset}, all hyperparameters have a run that diverged: "
+                "launch the sweep with other hyperparameters"
+            )
+        best = max(converged, key=lambda hparams: converged[hparams])
+        yield Choice(*row, row.algorithm, json.loads(best), len(scores), len(compared), scores[best])
 
 
 def _own(record: Record) -> dict[str, Any]:

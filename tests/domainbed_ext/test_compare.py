@@ -97,7 +97,7 @@ def test_intervals_are_over_images_where_runs_keep_predictions(sweep, capsys):
     low, high = intervals["--images none"]
     assert intervals[""][0] < low < high < intervals[""][1]
     shown = capsys.readouterr().out
-    assert "hierarchical bootstrap over trials, then images (2,000 draws of images, seed 0)" in shown
+    assert "hierarchical bootstrap over trials and images (2,000 draws of images, seed 0)" in shown
     assert "(100 draws of images, seed 0)" in shown
 
 

@@ -1,22 +1,29 @@
-"""The hierarchical bootstrap of differences between methods: over trials, then over images.
+"""The hierarchical bootstrap of differences between methods: over trials, and over images.
 
-A mean over trials has two errors: other trials would have had other splits, starts and batches, and other images of the
-same domains would have been easier for the one method or the other. Images are drawn with replacement from those of an
-environment, by name: an image that several runs were evaluated on is drawn equally often for all of them, so that
+A mean over T trials has two errors: other trials would have had other splits, starts and batches, and other images of
+the same domains would have been easier for the one method or the other. Images are drawn with replacement from those of
+an environment, by name: an image that several runs were evaluated on is drawn equally often for all of them, so that
 differences stay paired, and what is common to all trials is not averaged away. Where an accuracy is of some of the
-images, such as those held out, it is of those that were drawn. Within each draw of images, trials are drawn: one fewer
-than there are, without which the bootstrap's error would be too small by a factor of √(1 − 1/T) (Hesterberg, Unbiasing
-the Bootstrap, 2004). Of the means of such draws the variance is s²/T, with s² the sample variance over trials. So
-trials need no random numbers, and the standard error is
+images, such as those held out, it is of those that were drawn. Trials are drawn one fewer than there are, without which
+the bootstrap's error would be too small by a factor of √(1 − 1/T) (Hesterberg, Unbiasing the Bootstrap, 2004). The
+variance of the means of such draws is s²/T, with s² the sample variance over trials, so trials need no random numbers.
 
-    √(mean over draws of s²/T + variance over draws of the mean).
+s²/T holds what differs between trials, which includes the noise of each trial's images. It lacks what trials share: an
+image that is easier for one of the methods in all trials. That is the covariance of two trials under draws of images,
+and the standard error is
 
-Without images the second term is 0, and this is the usual standard error over trials. A 95 % interval is the mean ± the
-97.5 % quantile of Student's t with T − 1 degrees of freedom times the standard error. (The percentiles of a bootstrap
-over three trials, which are its ends, hold the true mean in 75 % of cases.) Errors are rather too large than too small,
-as of all bootstraps of two crossed factors (Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics, 2007).
+    √(s²/T + max(0, mean covariance of two trials)).
+
+With V a trial's variance under draws of images and C the covariance, the expectation of s²/T is (σ² + V − C)/T, and the
+variance of the mean is (σ² + V)/T + (1 − 1/T) C, their sum. (The variance over draws of images and trials together
+would count V three times: Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics, 2007.)
+
+Without images, this is the usual standard error over trials. A 95 % interval is the mean ± the 97.5 % quantile of
+Student's t with T − 1 degrees of freedom times the standard error. (The percentiles of a bootstrap over three trials,
+which are its ends, hold the true mean in 75 % of cases.)
 """
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -75,16 +82,17 @@ def resample_accuracies(
     return accuracies
 
 
-def standard_error(by_trial: np.ndarray) -> float:
-    """The standard error of a mean over trials, see the module.
+def standard_error(by_trial: Sequence[float], drawn: np.ndarray) -> float:
+    """The standard error of a mean over trials and images, see the module.
 
     Args:
-        by_trial: Values [draws of images, trials], of at least two trials; one draw for trials alone.
+        by_trial: Observed value of each of at least two trials.
+        drawn: Values under draws of images [draws, trials].
     """
-    values = np.asarray(by_trial, dtype=np.float64)
-    over_trials = values.var(axis=1, ddof=1).mean() / values.shape[1]
-    over_images = values.mean(axis=1).var()
-    return float(np.sqrt(over_trials + over_images))
+    trials = len(by_trial)
+    covariances = np.cov(drawn, rowvar=False)
+    shared = (covariances.sum() - np.trace(covariances)) / (trials * (trials - 1))
+    return math.sqrt(float(np.var(by_trial, ddof=1)) / trials + max(0.0, float(shared)))
 
 
 def _places(images: Iterable[Images]) -> dict[str, int]:

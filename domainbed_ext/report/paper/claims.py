@@ -241,7 +241,9 @@ def _block(methods: Mapping[str, Mapping], claim: PaperClaim, one: str, other: s
         first, second = np.delete(first, source, axis=1), np.delete(second, source, axis=1)
     if claim.quantity == "gap":  # the smaller, the better
         first, second = -first, -second
-    return Block(first, second, seeds == other_seeds)
+    if common := [seed for seed in seeds if seed in other_seeds]:
+        first, second = first[[seeds.index(s) for s in common]], second[[other_seeds.index(s) for s in common]]
+    return Block(first, second, paired=bool(common))
 
 
 def _conclusion(verdicts: Mapping[str, Iterable[str]]) -> str:

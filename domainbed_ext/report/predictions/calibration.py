@@ -12,8 +12,7 @@ from domainbed_ext.report.tables.columns import make_table
 from domainbed_ext.report.tables.table import Table
 
 BINS = 15
-"""Bins of equal width from 0 to 1, as Guo et al. (2017) have them; of images whose probability is at a bound, the
-lower."""
+"""Number of bins of equal width from 0 to 1, as Guo et al. (2017) have them."""
 
 
 class Bins(NamedTuple):

@@ -166,7 +166,7 @@ def describe_intervals(differences: Sequence[PairedDifference], comparison: "Com
     parts = []
     if any(over_images):
         parts.append(
-            f"Intervals: hierarchical bootstrap over trials, then images ({resampling.resamples:,} draws of images, "
+            f"Intervals: hierarchical bootstrap over trials and images ({resampling.resamples:,} draws of images, "
             f"seed {resampling.seed})."
         )
     if alone:

@@ -127,17 +127,35 @@ def test_of_no_drawn_image_an_accuracy_is_as_observed():
     assert (drawn["one"] == 1).all() and drawn["all"].std() > 0
 
 
-def test_trials_alone_have_the_usual_standard_error():
-    values = np.array([1.0, 2.0, 4.0, 9.0])
-    assert standard_error(values[None]) == pytest.approx(values.std(ddof=1) / 2)
-    assert estimate(list(values / 100)) == estimate(list(values / 100), standard_error(values[None]))
+def test_the_error_is_that_over_trials_and_the_covariance_of_trials():
+    rng = np.random.default_rng(0)
+    by_trial = [0.1, 0.2, 0.4, 0.9]
+    drawn = rng.normal(size=(50, 4)) + rng.normal(size=(50, 1))
+    pairs = [np.cov(drawn[:, one], drawn[:, other])[0, 1] for one, other in itertools.combinations(range(4), 2)]
+    over_trials = np.std(by_trial, ddof=1) / 2
+    assert standard_error(by_trial, drawn) == pytest.approx(math.hypot(over_trials, math.sqrt(np.mean(pairs))))
+    opposite = np.stack([drawn[:, 0], -drawn[:, 0]], axis=1)  # trials share nothing: the usual error
+    assert standard_error([1.0, 4.0], opposite) == pytest.approx(1.5)
+    assert estimate(by_trial, 100 * over_trials) == estimate(by_trial)
 
 
-def test_the_error_is_that_of_drawing_images_then_trials():
-    by_trial = np.random.default_rng(0).normal(size=(5, 3)) + np.array([0, 1, 3])
-    # Every draw of one trial fewer than there are, under each draw of images.
-    means = [row[list(trials)].mean() for row in by_trial for trials in itertools.product(range(3), repeat=2)]
-    assert standard_error(by_trial) == pytest.approx(np.std(means))
+@pytest.mark.parametrize("shared", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("held_out", [20, 60])
+def test_the_error_is_the_deviation_of_means_over_new_trials_and_images(shared, held_out):
+    rng, trials, images = np.random.default_rng(1), 4, 60
+    names = [str(number) for number in range(images)]
+    means, errors = [], []
+    for _ in range(600):
+        values = shared * rng.normal(size=images) + rng.normal(size=(trials, images)) + rng.normal(size=(trials, 1)) / 8
+        kept = {
+            trial: Images([names[place] for place in places], values[trial, places])
+            for trial, places in enumerate(rng.permuted(np.tile(np.arange(images), (trials, 1)), axis=1)[:, :held_out])
+        }
+        drawn = resample_accuracies(kept, (0,), 200)
+        by_trial = [float(np.mean(each.is_right)) for each in kept.values()]
+        means.append(np.mean(by_trial))
+        errors.append(standard_error(by_trial, np.stack([drawn[trial] for trial in range(trials)], axis=1)))
+    assert math.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.12)
 
 
 def simulate(rng, trials, over_trials, over_images, images=150, runs=300):
@@ -155,11 +173,11 @@ def simulate(rng, trials, over_trials, over_images, images=150, runs=300):
             answers[trial, "a"] = Images(names, rng.random(images) < 0.5 + edge / 2)
             answers[trial, "b"] = Images(names, rng.random(images) < 0.5 - edge / 2)
         drawn = resample_accuracies(answers, (experiment,), 200)
-        by_trial = np.stack([drawn[trial, "a"] - drawn[trial, "b"] for trial in range(trials)], axis=1)
+        differences = np.stack([drawn[trial, "a"] - drawn[trial, "b"] for trial in range(trials)], axis=1)
         observed = [
             answers[trial, "a"].is_right.mean() - answers[trial, "b"].is_right.mean() for trial in range(trials)
         ]
-        low, high = estimate(observed, 100 * standard_error(by_trial)).interval
+        low, high = estimate(observed, 100 * standard_error(observed, differences)).interval
         held += low <= 0 <= high
     return held / runs
 

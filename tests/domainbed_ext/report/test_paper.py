@@ -102,6 +102,21 @@ def test_verdicts():
     assert "chance cannot" not in table.caption
 
 
+def test_methods_are_paired_by_the_trials_that_both_have():
+    records = paper_like(4)
+    complete = [record for record in records if record["args"]["trial_seed"] < 3]
+    one_is_missing = [
+        record
+        for record in records
+        if record["args"]["trial_seed"] < 3 or not record["args"]["algorithm"].startswith("BOnly")
+    ]
+    rows = [
+        row_of(claims_table(Results(each)), PAPER_CLAIMS[0].text, "BOnly@rank=8 against AOnly@rank=8")
+        for each in (complete, one_is_missing)
+    ]
+    assert rows[0][:6] == rows[1][:6]
+
+
 def test_one_trial_is_said():
     table = claims_table(Results(paper_like(1)))
     row = row_of(table, PAPER_CLAIMS[0].text)

@@ -76,6 +76,31 @@ def test_hyperparameters_that_lack_trials_are_not_compared(searched):
     assert [choice.val_acc for choice in choices] == pytest.approx([0.8] * 4)
 
 
+def test_hyperparameters_are_compared_on_the_same_trials(tmp_path):
+    for lr, val, first in ((0.001, 0.6, 0), (0.002, 0.7, 0), (0.01, 0.9, 1)):  # the last one of easier splits
+        jobs = make_jobs(tmp_path, "--hparams", json.dumps({"lr": lr}), "--n_trials", str(first + 2))
+        finish([job for job in jobs if job.train_args["trial_seed"] >= first], val, val)
+    args = parse(words(tmp_path, command="confirm"))
+    choices = choose(load_records(args.output_dir), args)
+    assert {(choice.hparams["lr"], choice.candidates, choice.trials) for choice in choices} == {(0.002, 2, 2)}
+
+
+@pytest.mark.parametrize("diverged", [0.0001, 0.1])
+def test_a_diverged_run_is_never_the_best(searched, diverged):
+    finish(make_jobs(searched, "--hparams", json.dumps({"lr": diverged}), "--n_trials", "2"), None, None)
+    args = parse(words(searched, command="confirm"))
+    choices = choose(load_records(args.output_dir), args)
+    assert {choice.hparams["lr"] for choice in choices} == {0.002}
+
+
+def test_diverged_runs_alone_are_refused(tmp_path):
+    finish(make_jobs(tmp_path, "--hparams", '{"lr": 0.1}', "--n_trials", "2"), None, None)
+    with pytest.raises(
+        BenchmarkError, match="of LP on DigitsShift, all hyperparameters have a run that diverged: launch"
+    ):
+        sweep.main(words(tmp_path, "--dry_run", command="confirm"))
+
+
 def test_a_sweep_without_runs_of_the_method_is_refused(searched):
     with pytest.raises(BenchmarkError, match="no finished runs of BA on DigitsShift: launch the sweep first"):
         sweep.main(words(searched, "--dry_run", command="confirm", algorithms=["LP", "BA"]))
