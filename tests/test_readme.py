@@ -171,7 +171,9 @@ def test_answers_to_claims_are_those_of_the_findings():
         # The table of claims has an interval in a cell of its own.
         findings = re.sub(r"([+-]\d+\.\d) \| ([+-][\d.]+ to [+-][\d.]+) \|", r"\1 (\2)", FINDINGS[folder])
         intervals = re.findall(interval, row.replace("−", "-"))
-        assert [each for each in intervals if each not in findings and negated(each) not in findings] == [], row
+        # That table counts a smaller gap as positive; here all differences are LoRA-FA minus the other method.
+        shown = map(negated, intervals) if "gap is smaller" in row else intervals
+        assert [each for each in shown if each not in findings] == [], row
         checked += len(intervals)
     assert checked >= 22
 

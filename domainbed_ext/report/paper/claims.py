@@ -242,7 +242,8 @@ def _block(methods: Mapping[str, Mapping], claim: PaperClaim, one: str, other: s
     if claim.quantity == "gap":  # the smaller, the better
         first, second = -first, -second
     if common := [seed for seed in seeds if seed in other_seeds]:
-        first, second = first[[seeds.index(s) for s in common]], second[[other_seeds.index(s) for s in common]]
+        first = first[[seeds.index(seed) for seed in common]]
+        second = second[[other_seeds.index(seed) for seed in common]]
     return Block(first, second, paired=bool(common))
 
 
