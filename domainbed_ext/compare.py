@@ -31,7 +31,7 @@ example:
   python -m domainbed_ext.compare --input_dir runs/pacs --pairs LoRA-FA:LoRA LoRA-FA:LoRA-FB
 
 Prints a table for each data set (and source): differences in in-domain and out-of-domain accuracy and in the gaps,
-paired by trial and test domain, with 95 % intervals, sign tests, and the number of trials that would show each. Writes
+paired by trial and test domain, with 95 % intervals, tests, and the number of trials that would show each. Writes
 it to OUTPUT_DIR as pairs.csv, pairs.md, pairs.json, pairs.tex (a document) and pairs_tables.tex (for \\input); without
 --pairs, as differences.csv and so on. The page of collect_results has the differences of all pairs.
 """
@@ -41,8 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = CommandLine(
         prog="python -m domainbed_ext.compare",
-        description="Compares methods pair by pair: differences with 95 % intervals, exact sign tests with Holm's "
-        "correction, and the number of trials that would show them.",
+        description="Compares methods pair by pair: differences with 95 % intervals, t-tests with Holm's "
+        "correction, sign tests, and the number of trials that would show them.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed_ext.report.differences import difference_over_trials
+from domainbed_ext.report.differences import Difference, difference_over_trials
 from tests import forked
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +137,17 @@ def paired_differences(name, metric, selection="training-domain", over="trial_se
         return str(difference_over_trials(values)).replace("-", "−")
 
     return difference
+
+
+@pytest.mark.parametrize("name", ["pacs_cartoon_power", "pacs_inits", "pacs_weight_space"])
+def test_intervals_over_trials_alone_are_those_of_the_selected_runs(name):
+    with (ROOT / "results" / name / "pairs.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if "soup" not in row["algorithm"]]
+    assert len(rows) >= 36
+    for row in rows:
+        measured = paired_differences(name, row["metric"], row["selection"])(row["algorithm"], row["reference"])
+        shown = Difference(float(row["mean"]), (float(row["low"]), float(row["high"])), int(row["trials"]))
+        assert str(shown).replace("-", "−") == measured and row["over_images"] == "False"
 
 
 def test_differences_are_those_of_the_measured_runs():

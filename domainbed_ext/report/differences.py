@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from domainbed_ext.model_selection import Record, mean
-from domainbed_ext.report.inference.bootstrap import RESAMPLES, Images, resample_accuracies, standard_error
+from domainbed_ext.report.inference.bootstrap import RESAMPLES, Images, resample_accuracies, shared_error
 from domainbed_ext.report.inference.power import trials_needed
 from domainbed_ext.report.inference.sign_test import Signs
+from domainbed_ext.report.inference.t_test import t_test
 from domainbed_ext.report.summary import Estimate, estimate
 from domainbed_ext.report.tables.table import NOT_RECORDED, signed
 
@@ -68,17 +69,17 @@ class Difference(Estimate):
         return f"{signed(self.mean)} ({' to '.join(map(signed, self.interval))})"
 
 
-def difference_over_trials(values: Sequence[float], error: float | None = None) -> Difference | None:
+def difference_over_trials(values: Sequence[float], shared: float = 0.0) -> Difference | None:
     """Mean and 95 % interval, in percentage points, of one difference per trial.
 
     Args:
         values: Differences in [-1, 1].
-        error: Standard error of their mean, in percentage points; None for that over trials alone.
+        shared: The part of the standard error of their mean that trials share, in percentage points.
 
     Returns:
         The difference; None of no values.
     """
-    over_trials = estimate(values, error)
+    over_trials = estimate(values, shared)
     return over_trials and Difference(*over_trials)
 
 
@@ -104,11 +105,14 @@ class PairedDifference:
         over_trials: Mean and interval in percentage points.
         cells: Difference in [-1, 1] by trial and environment.
         over_images: Whether the interval is over images too.
+        shared_error: The part of the mean's standard error that trials share, in percentage points: 0 if images are not
+            known.
     """
 
     over_trials: Difference
     cells: Mapping[Cell, float]
     over_images: bool
+    shared_error: float
 
     def __str__(self) -> str:
         """Mean and interval."""
@@ -142,16 +146,22 @@ class PairedDifference:
     @property
     def trials_needed(self) -> int | None:
         """The number of trials that would show the difference at 5 % with power 0.8; None if unknown or very large."""
-        return trials_needed(self.mean, self.deviation)
+        return trials_needed(self.mean, self.deviation, self.shared_error)
 
     @cached_property
     def signs(self) -> Signs:
-        """The signs of the differences, one for each pair of runs: test domains of one run are not independent."""
-        return Signs.of(_means(self.cells, lambda cell: (cell.trials, cell.test_envs)).values())
+        """The sign of the difference in each trial: runs of a trial share images, so they are one observation."""
+        return Signs.of(self.by_trial)
 
     @property
     def p_value(self) -> float:
-        """The p-value of the exact sign test over pairs of runs; NaN if a run diverged."""
+        """The p-value of the t-test that the interval is of; NaN of one trial, or if a run diverged."""
+        error = math.hypot(self.deviation / math.sqrt(self.trials), self.shared_error)
+        return t_test(self.mean, error, self.trials)
+
+    @property
+    def p_signs(self) -> float:
+        """The p-value of the exact sign test over trials; NaN if a run diverged."""
         return math.nan if math.isnan(self.mean) else self.signs.p_value
 
 
@@ -219,8 +229,9 @@ class Differences:
         }
         by_trial = list(_means(cells, lambda cell: cell.trials).values())
         drawn = self._drawn(by_cell, metric) if len(by_trial) > 1 else None
-        difference = difference_over_trials(by_trial, None if drawn is None else 100 * standard_error(by_trial, drawn))
-        return difference and PairedDifference(difference, cells, drawn is not None)
+        shared = 0.0 if drawn is None else 100 * shared_error(drawn)
+        difference = difference_over_trials(by_trial, shared)
+        return difference and PairedDifference(difference, cells, drawn is not None, shared)
 
     def _value(self, score: "Score", metric: "Metric", env: int | None) -> float:
         """A score's value, which many pairs ask for."""

@@ -31,7 +31,7 @@ class Row:
         reference: Id of the method that is subtracted.
         metric: Accuracy or gap.
         difference: Their difference.
-        p_holm: P-value of the sign test, adjusted for the pairs that are compared in this metric.
+        p_holm: P-value of the t-test, adjusted for the pairs that are compared in this metric.
     """
 
     algorithm: str

@@ -85,12 +85,12 @@ class Estimate(NamedTuple):
         return f"{self.mean:.1f} ({low:.1f} to {high:.1f})"
 
 
-def estimate(values: Sequence[float], error: float | None = None) -> Estimate | None:
+def estimate(values: Sequence[float], shared: float = 0.0) -> Estimate | None:
     """Mean and 95 % interval, in percent, of one value per trial.
 
     Args:
         values: Accuracies in [0, 1], or differences in [-1, 1].
-        error: Standard error of their mean, in percent; None for that over trials alone.
+        shared: The part of the standard error of their mean that values do not show, in percent.
 
     Returns:
         The estimate; None of no values.
@@ -101,8 +101,7 @@ def estimate(values: Sequence[float], error: float | None = None) -> Estimate | 
     mean, trials = float(points.mean()), len(points)
     if trials == 1:
         return Estimate(mean, None, 1)
-    if error is None:
-        error = float(points.std(ddof=1)) / math.sqrt(trials)
+    error = math.hypot(float(points.std(ddof=1)) / math.sqrt(trials), shared)
     return Estimate(mean, student_interval(mean, error, trials), trials)
 
 

@@ -82,17 +82,19 @@ def resample_accuracies(
     return accuracies
 
 
-def standard_error(by_trial: Sequence[float], drawn: np.ndarray) -> float:
-    """The standard error of a mean over trials and images, see the module.
+def shared_error(drawn: np.ndarray) -> float:
+    """The part of a mean's standard error that more trials do not lower, see the module.
 
     Args:
-        by_trial: Observed value of each of at least two trials.
-        drawn: Values under draws of images [draws, trials].
+        drawn: Values under draws of images [draws, trials], of at least two trials.
+
+    Returns:
+        √(max(0, mean covariance of two trials)).
     """
-    trials = len(by_trial)
+    trials = drawn.shape[1]
     covariances = np.cov(drawn, rowvar=False)
-    shared = (covariances.sum() - np.trace(covariances)) / (trials * (trials - 1))
-    return math.sqrt(float(np.var(by_trial, ddof=1)) / trials + max(0.0, float(shared)))
+    covariance = (covariances.sum() - np.trace(covariances)) / (trials * (trials - 1))
+    return math.sqrt(max(0.0, float(covariance)))
 
 
 def _places(images: Iterable[Images]) -> dict[str, int]:

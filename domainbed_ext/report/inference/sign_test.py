@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from scipy.special import bdtr
 
-_EQUAL = 1e-9  # differences of equal accuracies are this small: means round
+EQUAL = 1e-9  # differences of equal accuracies are this small: means round
 
 
 class Signs(NamedTuple):
@@ -23,9 +23,9 @@ class Signs(NamedTuple):
             differences: Differences; a NaN counts nowhere.
         """
         values = list(differences)
-        higher = sum(value > _EQUAL for value in values)
-        lower = sum(value < -_EQUAL for value in values)
-        return cls(higher, lower, sum(abs(value) <= _EQUAL for value in values))
+        higher = sum(value > EQUAL for value in values)
+        lower = sum(value < -EQUAL for value in values)
+        return cls(higher, lower, sum(abs(value) <= EQUAL for value in values))
 
     @property
     def total(self) -> int:

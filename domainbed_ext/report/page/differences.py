@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from domainbed_ext.report.conclusion import Conclusion
 from domainbed_ext.report.differences import METRICS
+from domainbed_ext.report.inference.sign_test import Signs
 from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.pairs import ComparedPairs, PairsOf, Row, against, all_pairs
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.differences import HEADS, caption, cells
+from domainbed_ext.report.tables.differences import HEADS, caption, cells, higher_in
 from domainbed_ext.system.commands import format_command
 
 PAIRS = 1_000  # of all comparisons: some 3 MB
@@ -97,5 +98,5 @@ def _part(compared: ComparedPairs, ranking: Sequence[str], note: str) -> PairsPa
 
 def _row(row: Row) -> PairRow:
     signs = row.difference.signs
-    lower = f"{signs.lower} of {signs.total}"
-    return PairRow(METRICS[row.metric], row.algorithm, row.reference, cells(row), lower)
+    turned = Signs(signs.lower, signs.higher, signs.equal)
+    return PairRow(METRICS[row.metric], row.algorithm, row.reference, cells(row), higher_in(turned))

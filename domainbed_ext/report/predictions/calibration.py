@@ -63,7 +63,7 @@ def calibration_table(predicted: Predicted) -> Table:
             Measured("Accuracy", predicted, lambda tested: float(tested.out_of_domain.is_right.mean()), best=1),
             Measured("Confidence", predicted, lambda tested: float(tested.out_of_domain.confidence.mean())),
             Measured("ECE", predicted, lambda tested: bin_by_confidence(tested.out_of_domain).error, best=-1),
-            Measured("ECE in-domain", predicted, lambda tested: bin_by_confidence(tested.in_domain).error, best=-1),
+            Measured("ECE in-domain", predicted, lambda tested: bin_by_confidence(tested.in_domain).error),
         ],
         "Accuracy, confidence (mean probability of the predicted class) and ECE on the test domains in %; in-domain: "
         "on the held-out images of the training domains. ECE: expected calibration error, the mean over images of "

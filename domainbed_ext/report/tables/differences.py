@@ -1,14 +1,15 @@
 """Tables of paired differences: of all methods to a reference in brief, and of pairs of methods with tests."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from domainbed_ext.report.differences import METRICS, PairedDifference
 from domainbed_ext.report.inference.power import MOST_TRIALS
+from domainbed_ext.report.inference.sign_test import Signs
 from domainbed_ext.report.methods import row_label_of
-from domainbed_ext.report.pairs import ComparedPairs, Row
+from domainbed_ext.report.pairs import ComparedPairs, Row, best_method
 from domainbed_ext.report.tables.captions import warning, without_in_domain
 from domainbed_ext.report.tables.columns import Column, make_table, origins
 from domainbed_ext.report.tables.table import MISSING, NOT_RECORDED, Origin, Table
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from domainbed_ext.report.figures import Comparison
     from domainbed_ext.report.scores import Metric
 
-HEADS = ("Difference", "Trials", "Higher in", "p", "p (Holm)", "Trials needed")
+HEADS = ("Difference", "Trials", "p", "p (Holm)", "Higher in", "p (signs)", "Trials needed")
+NAMED = 6  # pairs that a caption names at most
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,12 @@ def difference_table(comparison: "Comparison", reference: str, title: str) -> Ta
         reference: Id of the method that is subtracted.
         title: What the methods were run on.
     """
-    differences = [
-        difference
+    differences = {
+        algorithm: difference
         for algorithm in comparison.algorithms
         if algorithm != reference
         and (difference := comparison.differences.between(algorithm, reference, "out_of_domain")) is not None
-    ]
+    }
     return make_table(
         f"{title}, difference to {row_label_of(reference)}",
         comparison.algorithms,
@@ -142,40 +144,50 @@ def cells(row: Row) -> list[str]:
         row: Difference of a pair.
     """
     difference = row.difference
-    signs = difference.signs
     return [
         str(difference),
         str(difference.trials),
-        f"{signs.higher} of {signs.total}",
         _p_value(difference.p_value),
         _p_value(row.p_holm),
+        higher_in(difference.signs),
+        _p_value(difference.p_signs),
         _trials_needed(difference),
     ]
 
 
-def describe_intervals(differences: Sequence[PairedDifference], comparison: "Comparison") -> str:
+def higher_in(signs: Signs) -> str:
+    """In how many trials the first method is higher, as in "12 of 16" or "12 of 16, 1 equal".
+
+    Args:
+        signs: Signs of the differences, one for each trial.
+    """
+    return f"{signs.higher} of {signs.total}" + (f", {signs.equal} equal" if signs.equal else "")
+
+
+def describe_intervals(differences: Mapping[str, PairedDifference], comparison: "Comparison") -> str:
     """Says what intervals are over, how to have them over images too, and where there are none.
 
     Args:
-        differences: Differences of pairs.
+        differences: Differences of pairs, by what the sentence calls them.
         comparison: The methods.
     """
     resampling = comparison.resampling
-    over_images = [difference.over_images for difference in differences if difference.trials > 1]
-    alone = over_images.count(False)
+    over_images = {name: each.over_images for name, each in differences.items() if each.trials > 1}
+    alone = [name for name, over in over_images.items() if not over]
     parts = []
-    if any(over_images):
+    if len(alone) < len(over_images):
         parts.append(
             f"Intervals: hierarchical bootstrap over trials and images ({resampling.resamples:,} draws of images, "
             f"seed {resampling.seed})."
         )
     if alone:
-        which = f"Intervals of {alone} of {len(over_images)} pairs" if any(over_images) else "Intervals"
+        names = ", ".join(alone) if len(alone) <= NAMED else f"{len(alone)} of {len(over_images)} pairs"
+        which = f"Intervals of {names}" if len(alone) < len(over_images) else "Intervals"
         parts.append(
             f"{which}: over trials alone (Student's t), without predictions of the images, which "
             f"{format_command('evaluate')} --input_dir DIR --predictions adds."
         )
-    if single := sum(difference.trials == 1 for difference in differences):
+    if single := sum(each.trials == 1 for each in differences.values()):
         which = "One trial" if single == len(differences) else f"{single} of {len(differences)} pairs: one common trial"
         parts.append(f"{which}, so no interval.")
     return " ".join(parts)
@@ -204,6 +216,7 @@ def csv_rows(compared: ComparedPairs) -> Iterator[dict[str, Any]]:
             **difference.signs._asdict(),
             "p": difference.p_value,
             "p_holm": row.p_holm,
+            "p_signs": difference.p_signs,
             "trials_needed": difference.trials_needed,
             "source": comparison.source,
             **comparison.labels(row.algorithm),
@@ -236,17 +249,34 @@ def caption(compared: ComparedPairs) -> str:
     comparison = compared.comparison
     names = {name for pair in compared.pairs for name in pair}
     apart = ", ".join(" and ".join(pair) for pair in compared.apart)
-    out_of_domain = [row.difference for row in compared.rows if row.metric == "out_of_domain"]
+    out_of_domain = {
+        f"{row.algorithm} minus {row.reference}": row.difference
+        for row in compared.rows
+        if row.metric == "out_of_domain"
+    }
     return (
         "Mean over trials and 95 % interval in percentage points, paired by trial and test domain. "
         f"{describe_intervals(out_of_domain, comparison)} Gap source, gap target: train − in-domain and train − "
-        "out-of-domain accuracy. Higher in: pairs of runs with a difference above 0. p: two-sided exact sign test over "
-        f"pairs of runs; Holm: adjusted for the {len(out_of_domain)} pairs of this table in each metric. Trials "
-        "needed: trials with which a paired t-test would show this mean difference at 5 % with power 0.8 (noncentral "
-        f"t), if it is the true one. Selection: {comparison.selection.description}."
+        "out-of-domain accuracy. p: two-sided t-test, below 0.05 where the interval does not hold 0; Holm: adjusted "
+        f"for the {len(out_of_domain)} pairs of this table in each metric. Higher in: trials with a difference above "
+        "0; p (signs): two-sided exact sign test over these. Trials needed: trials with which the t-test would show "
+        "this mean difference at 5 % with power 0.8 (noncentral t), if it is the true one. Selection: "
+        f"{comparison.selection.description}."
+        + _reference_of(compared)
         + (f" No common trial: {apart}." if apart else "")
         + without_in_domain(comparison, names)
         + warning([comparison], names)
+    )
+
+
+def _reference_of(compared: ComparedPairs) -> str:
+    """Says what follows from having chosen the reference by the accuracies that it is compared in."""
+    references = {reference for _, reference in compared.pairs}
+    best = best_method(compared.comparison)
+    if len(compared.pairs) < 2 or references != {best}:
+        return ""
+    return (
+        f" {best} has the best in-domain accuracy of these runs: if chosen for that, its lead is a little overstated."
     )
 
 

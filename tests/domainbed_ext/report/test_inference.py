@@ -5,11 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
-from domainbed_ext.report.inference.bootstrap import Images, resample_accuracies, standard_error
+from domainbed_ext.report.inference.bootstrap import Images, resample_accuracies, shared_error
 from domainbed_ext.report.inference.holm import holm
 from domainbed_ext.report.inference.power import MOST_TRIALS, power, trials_needed
 from domainbed_ext.report.inference.sign_test import Signs, sign_test
+from domainbed_ext.report.inference.t_test import t_test
 from domainbed_ext.report.summary import estimate
 
 
@@ -60,21 +62,47 @@ def power_by_integration(effect, trials):
 
 @pytest.mark.parametrize(("effect", "trials"), [(1.0, 10), (0.5, 34), (0.3, 6), (2.5, 4)])
 def test_power_is_the_integral(effect, trials):
-    assert power(effect, trials) == pytest.approx(power_by_integration(effect, trials), abs=1e-4)
+    assert power(effect * math.sqrt(trials), trials) == pytest.approx(power_by_integration(effect, trials), abs=1e-4)
 
 
 def test_the_number_of_trials_is_the_one_of_power_tables():
     # Cohen's tables: a paired t-test at 5 % with power 0.8.
     assert [trials_needed(effect, 1.0) for effect in (0.2, 0.5, 0.8, 1.0)] == [199, 34, 15, 10]
     assert trials_needed(-1.5, 3.0) == trials_needed(0.5, 1.0)
-    assert power(0.5, 33) < 0.8 <= power(0.5, 34)
+    assert power(0.5 * math.sqrt(33), 33) < 0.8 <= power(0.5 * math.sqrt(34), 34)
+
+
+def test_what_trials_share_takes_more_of_them_or_cannot_be_shown():
+    # 2.8 standard errors are what a normal test takes, so a difference of less is never shown.
+    assert trials_needed(1.0, 1.0) == 10 < trials_needed(1.0, 1.0, shared=0.3) < 100
+    assert trials_needed(1.0, 1.0, shared=0.4) is None
+    needed = trials_needed(1.0, 1.0, shared=0.3)
+    errors = [math.hypot(1 / math.sqrt(trials), 0.3) for trials in (needed - 1, needed)]
+    assert power(1 / errors[0], needed - 1) < 0.8 <= power(1 / errors[1], needed)
+
+
+@pytest.mark.parametrize("trials", [2, 3, 20])
+def test_p_is_that_of_scipy_and_below_5_percent_where_the_interval_is_off_zero(trials):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        values = rng.normal(0.01, 0.02, trials)
+        interval = estimate(list(values), 0.0).interval
+        p = t_test(np.mean(values), np.std(values, ddof=1) / math.sqrt(trials), trials)
+        assert p == pytest.approx(ttest_1samp(values, 0).pvalue, rel=1e-9)
+        assert (p < 0.05) == (not interval[0] <= 0 <= interval[1])
+
+
+def test_p_without_an_error_or_a_mean():
+    assert t_test(0.0, 0.0, 3) == 1.0 == t_test(0.0, 1.0, 3)
+    assert t_test(2.0, 0.0, 3) == 0.0
+    assert math.isnan(t_test(2.0, 1.0, 1)) and math.isnan(t_test(math.nan, 1.0, 3))
 
 
 def test_numbers_of_trials_that_there_are_none_of():
     assert trials_needed(1.0, 0.0) == 2 == trials_needed(100.0, 1.0)
     for mean, deviation in ((0.0, 1.0), (0.0, 0.0), (math.nan, 1.0), (1.0, math.nan), (0.01, 1.0)):
         assert trials_needed(mean, deviation) is None
-    assert power(0.01, MOST_TRIALS) < 0.8
+    assert power(0.01 * math.sqrt(MOST_TRIALS), MOST_TRIALS) < 0.8
 
 
 def drawn_images(rng, count=12):
@@ -127,16 +155,15 @@ def test_of_no_drawn_image_an_accuracy_is_as_observed():
     assert (drawn["one"] == 1).all() and drawn["all"].std() > 0
 
 
-def test_the_error_is_that_over_trials_and_the_covariance_of_trials():
+def test_the_shared_error_is_the_covariance_of_trials():
     rng = np.random.default_rng(0)
-    by_trial = [0.1, 0.2, 0.4, 0.9]
     drawn = rng.normal(size=(50, 4)) + rng.normal(size=(50, 1))
     pairs = [np.cov(drawn[:, one], drawn[:, other])[0, 1] for one, other in itertools.combinations(range(4), 2)]
-    over_trials = np.std(by_trial, ddof=1) / 2
-    assert standard_error(by_trial, drawn) == pytest.approx(math.hypot(over_trials, math.sqrt(np.mean(pairs))))
-    opposite = np.stack([drawn[:, 0], -drawn[:, 0]], axis=1)  # trials share nothing: the usual error
-    assert standard_error([1.0, 4.0], opposite) == pytest.approx(1.5)
-    assert estimate(by_trial, 100 * over_trials) == estimate(by_trial)
+    assert shared_error(drawn) == pytest.approx(math.sqrt(np.mean(pairs)))
+    opposite = np.stack([drawn[:, 0], -drawn[:, 0]], axis=1)  # trials share nothing
+    assert shared_error(opposite) == 0
+    half = 3.182446 * math.hypot(100 * np.std([0.1, 0.2, 0.4, 0.9], ddof=1) / 2, 3)
+    assert estimate([0.1, 0.2, 0.4, 0.9], shared=3).interval == pytest.approx((40 - half, 40 + half), abs=1e-4)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 2.0])
@@ -154,7 +181,8 @@ def test_the_error_is_the_deviation_of_means_over_new_trials_and_images(shared, 
         drawn = resample_accuracies(kept, (0,), 200)
         by_trial = [float(np.mean(each.is_right)) for each in kept.values()]
         means.append(np.mean(by_trial))
-        errors.append(standard_error(by_trial, np.stack([drawn[trial] for trial in range(trials)], axis=1)))
+        shared_by_trials = shared_error(np.stack([drawn[trial] for trial in range(trials)], axis=1))
+        errors.append(math.hypot(np.std(by_trial, ddof=1) / math.sqrt(trials), shared_by_trials))
     assert math.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.12)
 
 
@@ -177,7 +205,7 @@ def simulate(rng, trials, over_trials, over_images, images=150, runs=300):
         observed = [
             answers[trial, "a"].is_right.mean() - answers[trial, "b"].is_right.mean() for trial in range(trials)
         ]
-        low, high = estimate(observed, 100 * standard_error(observed, differences)).interval
+        low, high = estimate(observed, 100 * shared_error(differences)).interval
         held += low <= 0 <= high
     return held / runs
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import t, ttest_1samp
 
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.report.differences import METRICS, Resampling
@@ -113,7 +114,9 @@ def test_means_and_intervals_are_those_of_plain_numpy(single_source, trials, tes
             assert difference.mean == pytest.approx(np.mean(observed), abs=1e-9)
             assert difference.interval == pytest.approx((np.mean(observed) - half, np.mean(observed) + half), abs=1e-3)
             assert difference.deviation == pytest.approx(np.std(observed, ddof=1), abs=1e-9)
-            assert difference.trials_needed == trials_needed(np.mean(observed), np.std(observed, ddof=1))
+            assert difference.p_value == pytest.approx(2 * t.sf(abs(np.mean(observed)) / error, trials - 1), abs=1e-3)
+            needed = trials_needed(np.mean(observed), np.std(observed, ddof=1), math.sqrt(max(0, shared)))
+            assert difference.trials_needed == needed
 
 
 def test_the_same_seed_gives_the_same_intervals_whatever_else_is_compared():
@@ -137,7 +140,7 @@ def test_without_all_images_intervals_are_over_trials_alone():
     assert without == alone.differences.between("BA", "LP", "in_domain")
     caption = pairs_table(compare_pairs(comparison, all_pairs(comparison))).caption
     assert "Intervals: hierarchical bootstrap over trials and images (60 draws of images, seed 3)." in caption
-    assert "Intervals of 2 of 3 pairs: over trials alone (Student's t)" in caption
+    assert "Intervals of BA minus LP, BOnly minus LP: over trials alone (Student's t)" in caption
     assert "evaluate --input_dir DIR --predictions adds." in caption
     assert "hierarchical" not in pairs_table(compare_pairs(alone, all_pairs(alone))).caption
 
@@ -155,16 +158,19 @@ def leads(differences, **more):
     ]
 
 
-def test_pairs_of_runs_have_signs():
-    (comparison,) = Results(leads([(0.01, 0.02, -0.01, 0), (0.03, 0.01, 0.01, 0.02)])).panels
+def test_trials_have_signs():
+    # Runs of a trial share images, so that they are one observation.
+    (comparison,) = Results(leads([(0.01, 0.02, -0.01, 0), (0.03, 0.01, 0.01, 0.02), (0.01, -0.01, 0, 0)])).panels
     difference = comparison.differences.between("BOnly", "BA", "out_of_domain")
-    assert difference.signs == (6, 1, 1) and difference.p_value == sign_test(6, 1)
-    assert difference.by_trial == pytest.approx([0.5, 1.75])
+    assert difference.by_trial == pytest.approx([0.5, 1.75, 0])
+    assert difference.signs == (2, 0, 1) and difference.p_signs == sign_test(2, 0)
+    assert difference.p_value == pytest.approx(ttest_1samp([0.5, 1.75, 0], 0).pvalue)
     backwards = comparison.differences.between("BA", "BOnly", "out_of_domain")
-    assert backwards.signs == (1, 6, 1) and backwards.mean == pytest.approx(-difference.mean)
+    assert backwards.signs == (0, 2, 1) and backwards.mean == pytest.approx(-difference.mean)
+    assert pairs_table(compare_pairs(comparison, [("BOnly", "BA")])).rows[0][6] == "2 of 3, 1 equal"
 
 
-def test_test_domains_of_one_run_are_one_pair_of_runs():
+def test_test_domains_of_one_run_have_one_sign():
     (comparison,) = Results(paper_like(3)).panels
     difference = comparison.differences.between("BA@rank=8", "AOnly@rank=8", "out_of_domain")
     assert len(difference.cells) == 9 and difference.signs == (3, 0, 0)
@@ -191,12 +197,13 @@ def test_a_table_of_one_reference_names_it_in_the_title():
         "BOnly (LoRA-FA)",
         "+2.0 (-0.5 to +4.5)",
         "3",
-        "12 of 12",
-        "<0.001",
-        "<0.001",
+        "0.074",
+        "0.074",
+        "3 of 3",
+        "0.250",
         str(trials_needed(2, 1)),
     ]
-    assert table.rows[1][2:] == ["+0.0 (+0.0 to +0.0)", "3", "0 of 12", "1.000", "1.000", ">10,000"]
+    assert table.rows[1][2:] == ["+0.0 (+0.0 to +0.0)", "3", "1.000", "1.000", "0 of 3, 3 equal", "1.000", ">10,000"]
     assert table.breaks == {1, 2, 3}
     both = pairs_table(compare_pairs(comparison, [("BOnly", "BA"), ("BA", "BOnly")]))
     assert both.title == "PACS, paired differences"
@@ -206,7 +213,7 @@ def test_a_table_of_one_reference_names_it_in_the_title():
 def test_one_trial_has_no_interval():
     (comparison,) = Results(leads([(0.01, 0.02, 0.03, 0.04)])).panels
     table = pairs_table(compare_pairs(comparison, [("BOnly", "BA")]))
-    assert table.rows[0][2:] == ["+2.5", "1", "4 of 4", "0.125", "0.125", "-"]
+    assert table.rows[0][2:] == ["+2.5", "1", "-", "-", "1 of 1", "1.000", "-"]
     assert "One trial, so no interval." in table.caption
 
 
@@ -217,7 +224,7 @@ def test_a_diverged_run_has_no_difference():
             record["env2_in_acc"] = None
     (comparison,) = Results(records).panels
     compared = compare_pairs(comparison, [("BOnly", "BA")])
-    assert pairs_table(compared).rows[0][2:] == ["-", "2", "7 of 7", "-", "-", "-"]
+    assert pairs_table(compared).rows[0][2:] == ["-", "2", "-", "-", "1 of 1", "-", "-"]
     assert math.isnan(compared.rows[0].p_holm) and not math.isnan(compared.rows[1].p_holm)
 
 
@@ -226,8 +233,9 @@ def test_files_have_every_number():
     compared = compare_pairs(comparison, [("BOnly", "BA")])
     (row, *_) = csv_rows(compared)
     assert (row["algorithm"], row["reference"], row["metric"]) == ("BOnly", "BA", "out_of_domain")
-    assert (row["higher"], row["lower"], row["equal"], row["trials"]) == (6, 1, 1, 2)
-    assert (row["mean"], row["p"], row["p_holm"]) == pytest.approx((1.125, sign_test(6, 1), sign_test(6, 1)))
+    assert (row["higher"], row["lower"], row["equal"], row["trials"]) == (2, 0, 0, 2)
+    p = ttest_1samp([0.5, 1.75], 0).pvalue
+    assert (row["mean"], row["p"], row["p_holm"], row["p_signs"]) == pytest.approx((1.125, p, p, 0.5))
     (of_json, *_) = as_json(compared)
     cells = of_json.pop("by_trial_and_environment")
     assert of_json == row
@@ -294,3 +302,18 @@ def test_pairs_without_a_common_trial_are_said():
     compared = compare_pairs(comparison, all_pairs(comparison))
     assert compared.apart == [("BA", "LP"), ("BOnly", "LP")] and compared.pairs == [("BA", "BOnly")]
     assert "No common trial: BA and LP, BOnly and LP." in pairs_table(compared).caption
+
+
+def test_a_reference_of_the_best_in_domain_accuracy_is_said_to_be():
+    records = [
+        record
+        for trial in range(2)
+        for env in range(4)
+        for name, in_domain in (("BA", 0.7), ("LP", 0.6), ("BOnly", 0.8))
+        for record in left_out_run(name, trial, env, 0.5 + 0.01 * trial, in_domain=in_domain)
+    ]
+    (comparison,) = Results(records).panels
+    sentence = "BOnly has the best in-domain accuracy of these runs"
+    assert sentence in pairs_table(compare_pairs(comparison, against()(comparison))).caption
+    for others in (against("LP")(comparison), all_pairs(comparison), [("BA", "BOnly")]):
+        assert "has the best in-domain" not in pairs_table(compare_pairs(comparison, others)).caption

@@ -6,7 +6,7 @@ for (const controls of document.querySelectorAll(".pairs")) {
   const turn = (row) => {
     const { first: one, second: other } = row.dataset;
     [row.dataset.first, row.dataset.second] = [other, one];
-    const [method, minus, , difference, , signs] = row.cells;
+    const [method, minus, , difference, , , , signs] = row.cells;
     [method.textContent, minus.textContent] = [minus.textContent, method.textContent];
     [method.title, minus.title] = [minus.title, method.title];
     const [number, interval] = [difference.firstChild, difference.querySelector(".error")];
