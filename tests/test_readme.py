@@ -44,6 +44,7 @@ def blocks(page, name):
         (FINDINGS["pacs_inits"], "pacs_inits_entries", 32),
         (FINDINGS["pacs_power"], "pacs_power", 20),
         (FINDINGS["pacs_power_rates"], "pacs_power_rates", 22),
+        (FINDINGS["emoji_power"], "emoji_power", 20),
     ],
 )
 def test_tables_are_the_measured_ones(page, name, rows):
@@ -55,7 +56,14 @@ def test_tables_are_the_measured_ones(page, name, rows):
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("pacs_weight_space", 10), ("pacs_cartoon_power", 20), ("pacs_inits", 28), ("pacs_power", 29)]
+    ("name", "rows"),
+    [
+        ("pacs_weight_space", 10),
+        ("pacs_cartoon_power", 20),
+        ("pacs_inits", 28),
+        ("pacs_power", 29),
+        ("emoji_power", 29),
+    ],
 )
 def test_differences_of_all_pairs_are_the_measured_ones(name, rows):
     measured = (ROOT / "results" / name / "pairs.md").read_text(encoding="utf-8").splitlines()
@@ -63,10 +71,13 @@ def test_differences_of_all_pairs_are_the_measured_ones(name, rows):
     assert len(shown) == rows and all(row in measured for row in shown)
 
 
-@pytest.mark.parametrize(("page", "least"), [(FINDINGS["pacs_power"], 40), (README, 2)])
-def test_intervals_in_the_text_are_those_of_the_table(page, least):
+@pytest.mark.parametrize(
+    ("page", "name", "least"),
+    [(FINDINGS["pacs_power"], "pacs_power", 40), (README, "pacs_power", 2), (FINDINGS["emoji_power"], "emoji_power", 40)],
+)
+def test_intervals_in_the_text_are_those_of_the_table(page, name, least):
     interval = r"[+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\d\)"
-    measured = (ROOT / "results" / "pacs_power" / "pairs.md").read_text(encoding="utf-8")
+    measured = (ROOT / "results" / name / "pairs.md").read_text(encoding="utf-8")
     shown = re.findall(interval, " ".join(page.split()).replace("−", "-"))
     assert len(shown) >= least and [each for each in shown if each not in measured] == []
 

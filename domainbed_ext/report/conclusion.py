@@ -146,7 +146,7 @@ def _unranked(comparison: "Comparison", summaries: dict[str, Summary]) -> str:
 
 
 def _note(comparison: "Comparison", others: Sequence[Opponent]) -> str:
-    differences = {other.algorithm: other.difference for other in others if other.difference is not None}
+    differences = {label_of(other.algorithm): other.difference for other in others if other.difference is not None}
     if not any(difference.interval for difference in differences.values()):
         return ""
     adjusted = "" if len(others) == 1 else f" They are not adjusted for choosing the best of {len(others) + 1} methods."

@@ -5,6 +5,8 @@ import math
 import numpy as np
 from scipy.special import nctdtr, stdtrit
 
+from domainbed_ext.report.inference.sign_test import EQUAL
+
 LEVEL = 0.05
 POWER = 0.8
 MOST_TRIALS = 10_000  # more than anyone runs
@@ -15,10 +17,10 @@ def trials_needed(mean: float, deviation: float, shared: float = 0.0) -> int | N
 
     This is the smallest number n ≥ 2 for which the two-sided test at level 0.05 rejects "no difference" with
     probability 0.8 or more, if trials differ from each other as they did: if their differences are normal with this
-    mean and this standard deviation. Then the test's statistic has a noncentral t distribution with n − 1 degrees of
-    freedom and noncentrality mean / √(deviation² / n + shared²), and the test's power is its probability outside of
-    ± the 97.5 % quantile of Student's t. The observed mean is taken as the true one, so the number is as uncertain as
-    the mean is.
+    mean and this standard deviation. The test's statistic is taken to have a noncentral t distribution with n − 1
+    degrees of freedom and noncentrality mean / √(deviation² / n + shared²), and the test's power is its probability
+    outside of ± the 97.5 % quantile of Student's t. The observed mean is taken as the true one, so the number is as
+    uncertain as the mean is.
 
     Args:
         mean: Mean difference over trials.
@@ -28,7 +30,7 @@ def trials_needed(mean: float, deviation: float, shared: float = 0.0) -> int | N
     Returns:
         Number of trials; None if it is above `MOST_TRIALS` or unknown, as of one trial.
     """
-    if not (math.isfinite(mean) and math.isfinite(deviation)) or mean == 0:
+    if not (math.isfinite(mean) and math.isfinite(deviation)) or abs(mean) <= EQUAL:
         return None
     if deviation == 0 == shared:
         return 2

@@ -160,7 +160,12 @@ def higher_in(signs: Signs) -> str:
 
     Args:
         signs: Signs of the differences, one for each trial.
+
+    Returns:
+        The numbers; "-" where nothing was measured.
     """
+    if not signs.total:
+        return NOT_RECORDED
     return f"{signs.higher} of {signs.total}" + (f", {signs.equal} equal" if signs.equal else "")
 
 
@@ -213,6 +218,7 @@ def csv_rows(compared: ComparedPairs) -> Iterator[dict[str, Any]]:
             "trials": difference.trials,
             "deviation": difference.deviation,
             "over_images": difference.over_images,
+            "shared_error": difference.shared_error,
             **difference.signs._asdict(),
             "p": difference.p_value,
             "p_holm": row.p_holm,
@@ -258,9 +264,10 @@ def caption(compared: ComparedPairs) -> str:
         "Mean over trials and 95 % interval in percentage points, paired by trial and test domain. "
         f"{describe_intervals(out_of_domain, comparison)} Gap source, gap target: train − in-domain and train − "
         "out-of-domain accuracy. p: two-sided t-test, below 0.05 where the interval does not hold 0; Holm: adjusted "
-        f"for the {len(out_of_domain)} pairs of this table in each metric. Higher in: trials with a difference above "
-        "0; p (signs): two-sided exact sign test over these. Trials needed: trials with which the t-test would show "
-        "this mean difference at 5 % with power 0.8 (noncentral t), if it is the true one. Selection: "
+        "for the pairs of this table that have a p, in each metric. Higher in: trials with a difference above 0; p "
+        "(signs): two-sided exact sign test over all trials but equal ones, for other seeds and splits of these images "
+        "alone. Trials needed: trials with which the t-test would show this mean difference at 5 % with power 0.8 "
+        "(noncentral t), if it is the true one; of an interval over images too, on the same images. Selection: "
         f"{comparison.selection.description}."
         + _reference_of(compared)
         + (f" No common trial: {apart}." if apart else "")
@@ -276,7 +283,8 @@ def _reference_of(compared: ComparedPairs) -> str:
     if len(compared.pairs) < 2 or references != {best}:
         return ""
     return (
-        f" {best} has the best in-domain accuracy of these runs: if chosen for that, its lead is a little overstated."
+        f" {best} has the best in-domain accuracy of the trained methods with all results: if chosen for that, its "
+        "lead is a little overstated."
     )
 
 

@@ -100,7 +100,7 @@ def test_p_without_an_error_or_a_mean():
 
 def test_numbers_of_trials_that_there_are_none_of():
     assert trials_needed(1.0, 0.0) == 2 == trials_needed(100.0, 1.0)
-    for mean, deviation in ((0.0, 1.0), (0.0, 0.0), (math.nan, 1.0), (1.0, math.nan), (0.01, 1.0)):
+    for mean, deviation in ((0.0, 1.0), (1e-17, 3e-17), (0.0, 0.0), (math.nan, 1.0), (1.0, math.nan), (0.01, 1.0)):
         assert trials_needed(mean, deviation) is None
     assert power(0.01 * math.sqrt(MOST_TRIALS), MOST_TRIALS) < 0.8
 

@@ -201,7 +201,7 @@ def test_a_choice_of_two_methods(opened, single):
     run = opened(single)
     rows = (
         "return [...document.querySelectorAll('#differences-1 tbody tr')].filter((row) => row.offsetParent)"
-        ".map((row) => [0, 1, 2, 3, 5].map((cell) => row.cells[cell].textContent.trim()).join(' | '))"
+        ".map((row) => [0, 1, 2, 3, 7].map((cell) => row.cells[cell].textContent.trim()).join(' | '))"
     )
     first = run(rows)  # the best out of domain and the next
     assert len(first) == 4 and len({row.split(" | ")[:2][0] for row in first}) == 1

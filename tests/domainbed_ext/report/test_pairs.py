@@ -10,10 +10,10 @@ from scipy.stats import t, ttest_1samp
 from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.report.differences import METRICS, Resampling
 from domainbed_ext.report.inference.power import trials_needed
-from domainbed_ext.report.inference.sign_test import sign_test
+from domainbed_ext.report.inference.sign_test import Signs, sign_test
 from domainbed_ext.report.pairs import against, all_pairs, best_method, compare_pairs, find_row, parse_pairs
 from domainbed_ext.report.results import Results
-from domainbed_ext.report.tables.differences import as_json, csv_rows, pairs_table
+from domainbed_ext.report.tables.differences import as_json, csv_rows, higher_in, pairs_table
 from tests.domainbed_ext.fabricated_records import left_out, left_out_run, paper_like
 from tests.domainbed_ext.images_of_runs import ENVIRONMENTS, IMAGES, runs_with_images
 
@@ -228,6 +228,29 @@ def test_a_diverged_run_has_no_difference():
     assert math.isnan(compared.rows[0].p_holm) and not math.isnan(compared.rows[1].p_holm)
 
 
+def test_a_pair_without_a_p_is_of_no_family():
+    records = [*leads([(0.01,) * 4, (0.02,) * 4, (0.04,) * 4]), *left_out_run("LP", 0, 0, 0.5)]
+    (comparison,) = Results(records).panels
+    rows = [row for row in compare_pairs(comparison, all_pairs(comparison)).rows if row.metric == "out_of_domain"]
+    assert [math.isnan(row.difference.p_value) for row in rows] == [False, True, True]
+    assert rows[0].p_holm == rows[0].difference.p_value
+
+
+def test_where_nothing_was_measured_no_trial_is_counted():
+    assert higher_in(Signs(0, 0, 0)) == "-"
+    assert higher_in(Signs(2, 1, 0)) == "2 of 3" and higher_in(Signs(2, 0, 1)) == "2 of 3, 1 equal"
+
+
+def test_of_many_pairs_over_trials_alone_their_number_is_said():
+    methods = [f"BOnly@rank={rank}" for rank in range(1, 6)]
+    records, images = runs_with_images(dict.fromkeys(methods, 0.6), 3)
+    missing = {key: value for key, value in images.items() if not key[0].startswith("BOnly@rank=1")}
+    missing = {key: value for key, value in missing.items() if not key[0].startswith("BOnly@rank=2")}
+    (comparison,) = results_of(records, missing).panels
+    caption = pairs_table(compare_pairs(comparison, all_pairs(comparison))).caption
+    assert "Intervals of 7 of 10 pairs: over trials alone" in caption
+
+
 def test_files_have_every_number():
     (comparison,) = Results(leads([(0.01, 0.02, -0.01, 0), (0.03, 0.01, 0.01, 0.02)])).panels
     compared = compare_pairs(comparison, [("BOnly", "BA")])
@@ -313,7 +336,7 @@ def test_a_reference_of_the_best_in_domain_accuracy_is_said_to_be():
         for record in left_out_run(name, trial, env, 0.5 + 0.01 * trial, in_domain=in_domain)
     ]
     (comparison,) = Results(records).panels
-    sentence = "BOnly has the best in-domain accuracy of these runs"
+    sentence = "BOnly has the best in-domain accuracy of the trained methods"
     assert sentence in pairs_table(compare_pairs(comparison, against()(comparison))).caption
     for others in (against("LP")(comparison), all_pairs(comparison), [("BA", "BOnly")]):
         assert "has the best in-domain" not in pairs_table(compare_pairs(comparison, others)).caption
