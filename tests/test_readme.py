@@ -73,7 +73,11 @@ def test_differences_of_all_pairs_are_the_measured_ones(name, rows):
 
 @pytest.mark.parametrize(
     ("page", "name", "least"),
-    [(FINDINGS["pacs_power"], "pacs_power", 40), (README, "pacs_power", 2), (FINDINGS["emoji_power"], "emoji_power", 40)],
+    [
+        (FINDINGS["pacs_power"], "pacs_power", 40),
+        (README, "pacs_power", 2),
+        (FINDINGS["emoji_power"], "emoji_power", 40),
+    ],
 )
 def test_intervals_in_the_text_are_those_of_the_table(page, name, least):
     interval = r"[+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\d\)"
