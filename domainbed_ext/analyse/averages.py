@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from domainbed_ext.report.summary import CONFIDENCE
+from domainbed_ext.report.inference.student import CONFIDENCE
 from domainbed_ext.seeds import seed_hash
 
 _DRAWS = 2000

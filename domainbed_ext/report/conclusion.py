@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from domainbed_ext.report.differences import PairedDifference
 from domainbed_ext.report.methods import label_of
 from domainbed_ext.report.summary import Summary
-from domainbed_ext.report.tables.differences import describe_intervals
+from domainbed_ext.report.tables.differences import NAMED, describe_intervals
 from domainbed_ext.report.tables.table import minus, signed
 
 if TYPE_CHECKING:
     from domainbed_ext.report.figures import Comparison
-
-LISTED = 6  # methods that a sentence names at most
 
 
 class Opponent(NamedTuple):
@@ -128,10 +126,10 @@ def _count(lower: Sequence[Opponent], total: int) -> str:
         return f"None of the {total} other methods is lower by more than chance."
     names = "; ".join(
         f"{label_of(other.algorithm)} by {other.difference.mean:.1f} ({_interval(other.difference)})"
-        for other in lower[:LISTED]
+        for other in lower[:NAMED]
         if other.difference is not None
     )
-    more = f"; and {len(lower) - LISTED} more" if len(lower) > LISTED else ""
+    more = f"; and {len(lower) - NAMED} more" if len(lower) > NAMED else ""
     verb = "is" if len(lower) == 1 else "are"
     return f"Of the {total} other methods, {len(lower)} {verb} lower by more than chance: {names}{more}."
 

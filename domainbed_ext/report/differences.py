@@ -19,7 +19,7 @@ from domainbed_ext.model_selection import Record, mean
 from domainbed_ext.report.inference.bootstrap import RESAMPLES, Images, resample_accuracies, shared_error
 from domainbed_ext.report.inference.power import trials_needed
 from domainbed_ext.report.inference.sign_test import Signs
-from domainbed_ext.report.inference.t_test import t_test
+from domainbed_ext.report.inference.student import standard_error, t_test
 from domainbed_ext.report.summary import Estimate, estimate
 from domainbed_ext.report.tables.table import NOT_RECORDED, signed
 
@@ -156,8 +156,7 @@ class PairedDifference:
     @property
     def p_value(self) -> float:
         """The p-value of the t-test that the interval is of; NaN of one trial, or if a run diverged."""
-        error = math.hypot(self.deviation / math.sqrt(self.trials), self.shared_error)
-        return t_test(self.mean, error, self.trials)
+        return t_test(self.mean, standard_error(self.deviation, self.trials, self.shared_error), self.trials)
 
     @property
     def p_signs(self) -> float:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
-CONFIDENCE = 0.95
+from domainbed_ext.report.inference.student import standard_error, student_interval
+
 DIVERGED = "diverged"  # for a mean of accuracies of which one is NaN
 
 
@@ -101,17 +101,5 @@ def estimate(values: Sequence[float], shared: float = 0.0) -> Estimate | None:
     mean, trials = float(points.mean()), len(points)
     if trials == 1:
         return Estimate(mean, None, 1)
-    error = math.hypot(float(points.std(ddof=1)) / math.sqrt(trials), shared)
+    error = standard_error(float(points.std(ddof=1)), trials, shared)
     return Estimate(mean, student_interval(mean, error, trials), trials)
-
-
-def student_interval(mean: float, error: float, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a mean over trials, by Student's t.
-
-    Args:
-        mean: The mean.
-        error: Its standard error.
-        trials: Number of trials, at least two.
-    """
-    half = float(stdtrit(trials - 1, (1 + CONFIDENCE) / 2) * error)
-    return mean - half, mean + half

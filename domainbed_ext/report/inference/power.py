@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import nctdtr, stdtrit
 
 from domainbed_ext.report.inference.sign_test import EQUAL
+from domainbed_ext.report.inference.student import standard_error
 
 LEVEL = 0.05
 POWER = 0.8
@@ -36,7 +37,7 @@ def trials_needed(mean: float, deviation: float, shared: float = 0.0) -> int | N
         return 2
 
     def enough_power(trials: int) -> bool:
-        return power(abs(mean) / math.hypot(deviation / math.sqrt(trials), shared), trials) >= POWER
+        return power(abs(mean) / standard_error(deviation, trials, shared), trials) >= POWER
 
     if not enough_power(MOST_TRIALS):
         return None

@@ -6,10 +6,10 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
+from domainbed_ext.report.inference.student import student_interval
 from domainbed_ext.report.paper.tables import CITATION, FACTORS, paper_names, printed
 from domainbed_ext.report.results import Results
 from domainbed_ext.report.single_source import Quantity, SingleSource
-from domainbed_ext.report.summary import student_interval
 from domainbed_ext.report.tables.table import NOT_RECORDED, Table, signed
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from domainbed_ext.report.scores import Metric
 
 HEADS = ("Difference", "Trials", "p", "p (Holm)", "Higher in", "p (signs)", "Trials needed")
-NAMED = 6  # pairs that a caption names at most
+NAMED = 6  # methods or pairs that a sentence names at most
 
 
 @dataclass(frozen=True)

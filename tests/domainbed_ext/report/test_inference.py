@@ -11,7 +11,7 @@ from domainbed_ext.report.inference.bootstrap import Images, resample_accuracies
 from domainbed_ext.report.inference.holm import holm
 from domainbed_ext.report.inference.power import MOST_TRIALS, power, trials_needed
 from domainbed_ext.report.inference.sign_test import Signs, sign_test
-from domainbed_ext.report.inference.t_test import t_test
+from domainbed_ext.report.inference.student import t_test
 from domainbed_ext.report.summary import estimate
 
 
