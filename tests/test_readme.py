@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest, ttest_1samp
 
 from domainbed_ext.report.differences import Difference, difference_over_trials
+from domainbed_ext.report.inference.holm import holm
+from domainbed_ext.report.inference.power import trials_needed
 from tests import forked
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +134,12 @@ def test_gains_of_averages_are_the_measured_ones():
 
 def paired_differences(name, metric, selection="training-domain", over="trial_seed"):
     """Mean and 95 % interval of the difference of two methods over trials (or environments), averaged over the rest."""
+    values = paired_values(name, metric, selection, over)
+    return lambda one, other: str(difference_over_trials(values(one, other))).replace("-", "−")
+
+
+def paired_values(name, metric, selection, over="trial_seed"):
+    """The differences of two methods in each trial (or environment), averaged over the rest."""
     with (ROOT / "results" / name / "selected.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["selection"] == selection]
 
@@ -148,8 +157,7 @@ def paired_differences(name, metric, selection="training-domain", over="trial_se
             ]
             for method in (one, other)
         ]
-        values = [first - second for first, second in zip(*means, strict=True)]
-        return str(difference_over_trials(values)).replace("-", "−")
+        return [first - second for first, second in zip(*means, strict=True)]
 
     return difference
 
@@ -163,6 +171,26 @@ def test_intervals_over_trials_alone_are_those_of_the_selected_runs(name):
         measured = paired_differences(name, row["metric"], row["selection"])(row["algorithm"], row["reference"])
         shown = Difference(float(row["mean"]), (float(row["low"]), float(row["high"])), int(row["trials"]))
         assert str(shown).replace("-", "−") == measured and row["over_images"] == "False"
+
+
+@pytest.mark.parametrize("name", ["pacs_cartoon_power", "pacs_inits", "pacs_weight_space"])
+def test_tests_over_trials_alone_are_those_of_the_selected_runs(name):
+    with (ROOT / "results" / name / "pairs.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if "soup" not in row["algorithm"]]
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        of_metric = [row for row in rows if row["metric"] == metric]
+        for row in of_metric:
+            values = paired_values(name, metric, row["selection"])(row["algorithm"], row["reference"])
+            higher, lower = (sum(sign * value > 1e-9 for value in values) for sign in (1, -1))
+            mean, deviation = 100 * statistics.fmean(values), 100 * statistics.stdev(values)
+            needed = trials_needed(mean, deviation)
+            signs = [higher, lower, len(values) - higher - lower]
+            assert [int(row[key]) for key in ("higher", "lower", "equal")] == signs
+            assert float(row["p"]) == pytest.approx(ttest_1samp(values, 0).pvalue)
+            assert float(row["p_signs"]) == pytest.approx(binomtest(higher, higher + lower).pvalue)
+            assert row["trials_needed"] == ("" if needed is None else str(needed))
+        adjusted = holm([float(row["p"]) for row in of_metric])
+        assert [float(row["p_holm"]) for row in of_metric] == pytest.approx(adjusted)
 
 
 def test_differences_are_those_of_the_measured_runs():
