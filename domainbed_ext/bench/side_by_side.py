@@ -3,13 +3,13 @@
 import sys
 import tempfile
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
 
 from domainbed_ext.bench import report, subprocesses, timing
+from domainbed_ext.system.threads import map_in_threads
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
@@ -32,8 +32,7 @@ def measure(args: Namespace, output_dir: Path) -> None:
                 [*words, "--trial_seed", str(trial), "--output_dir", str(Path(folder, str(next(names))))]
                 for trial in range(runs)
             ]
-            with ThreadPoolExecutor(runs) as pool:
-                list(pool.map(partial(subprocesses.run, f"of {runs} at once"), commands))
+            map_in_threads(partial(subprocesses.run, f"of {runs} at once"), commands, runs)
 
         functions = {str(runs): partial(together, runs) for runs in args.at_once}
         # A round to warm up puts the images into the cache.

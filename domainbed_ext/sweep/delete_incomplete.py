@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from domainbed_ext.errors import not_writable
 from domainbed_ext.runs.folder import State
@@ -12,6 +11,7 @@ from domainbed_ext.sweep.jobs import Job, make_jobs
 from domainbed_ext.sweep.states import format_runs, is_incomplete, print_states
 from domainbed_ext.system.attempts import Taken
 from domainbed_ext.system.console import confirm
+from domainbed_ext.system.threads import map_in_threads
 
 _TRASH = ".deleted."  # how names begin of folders that are being deleted
 _AT_ONCE = 64  # of which most wait for a sign of life of an owner on another machine
@@ -58,8 +58,7 @@ def delete(jobs: Sequence[Job]) -> int:
     for sweep_dir in {job.sweep_dir for job in jobs}:  # what was left when such a deletion was killed
         for trash in sweep_dir.glob(f"{_TRASH}*"):
             shutil.rmtree(trash, ignore_errors=True)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return sum(pool.map(_delete, jobs))
+    return sum(map_in_threads(_delete, jobs, _AT_ONCE))
 
 
 def _delete(job: Job) -> bool:

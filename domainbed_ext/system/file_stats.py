@@ -3,11 +3,12 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from domainbed_ext.system.threads import map_in_threads
 
 T = TypeVar("T")
 
@@ -44,10 +45,7 @@ def in_chunks(function: Callable[[Sequence[str]], T], paths: Sequence[str], thre
         Its results for the chunks, in order.
     """
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    if threads < 2:
-        return [function(chunk) for chunk in chunks]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, chunks))
+    return map_in_threads(function, chunks, threads)
 
 
 def _stats(paths: Sequence[str]) -> NDArray[np.int64]:
