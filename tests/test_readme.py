@@ -232,6 +232,41 @@ def test_answers_to_claims_are_those_of_the_findings():
     assert checked >= 22
 
 
+WANTED = {  # sign of the difference, LoRA-FA's minus the other's, that a claim names
+    "LoRA-FA is above LoRA-FB out of domain": 1,
+    "LoRA-FA is at least as good as LoRA out of domain": 1,
+    "LoRA-FA's gap is smaller than LoRA's": -1,
+    "LoRA-FA is as accurate as LoRA on the task itself": 1,
+    "a Gaussian frozen A is better than a uniform one": 1,
+}
+
+
+def verdict(wanted, low, high):
+    """The word for a claim by the interval of a difference, as results/README.md defines it."""
+    if low <= 0 <= high:
+        return "undecided"
+    return "supported" if (low > 0) == (wanted > 0) else "contradicted"
+
+
+def test_claims_hold_or_not_by_their_intervals():
+    claim, checked = "", set()
+    for row in blocks(RESULTS, "all_claims")[2:]:
+        first, _, measured, holds, _ = (cell.strip() for cell in row.strip("|").split(" |"))
+        claim = first or claim
+        if claim not in WANTED:
+            continue
+        number = r"[+-][\d.]+"
+        found = re.findall(
+            rf"(rank \d+|as many parameters)?:? ?{number} \(({number}) to ({number})\)", measured.replace("−", "-")
+        )
+        words = {place: verdict(WANTED[claim], float(low), float(high)) for place, low, high in found}
+        said = re.findall(r"(\w+)(?: (?:at|with) (rank \d+|as many parameters))?(?:; |$)", holds)
+        general = [word for word, place in said if not place]
+        assert words == {**dict.fromkeys(words, *general), **{place: word for word, place in said if place}}, row
+        checked.add(claim)
+    assert checked == set(WANTED)
+
+
 def test_claims_are_the_measured_ones():
     accuracy, gap = (
         paired_differences("pacs_cartoon_vit_tiny", metric, "source-holdout") for metric in ("out_of_domain", "gap")
