@@ -82,8 +82,8 @@ def predict(
     left_out = {} if unreadable is None else unreadable
     batches = FileBatches(files, batch_size or classifier.batch_size, classifier.inputs.size)
     with bar("predicting", len(files), "images") as shown:
-        pinned = classifier.algorithm.device.type == "cuda"
-        for batch in stream(batches, range(len(batches)), workers, lambda batch: batch, pinned):
+        device = classifier.algorithm.device
+        for batch in stream(batches, range(len(batches)), workers, lambda batch: batch, device):
             left_out |= batch.reasons
             if batch.files:
                 logits = classifier.logits(batch.images)

@@ -19,6 +19,8 @@ from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system.processes import be_deaf
 from domainbed_ext.system.stages import Stage, unmeasured
 
+_CPU = torch.device("cpu")
+
 Minibatch = tuple[Tensor, Tensor]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -180,7 +182,7 @@ def stream(
     order: Sequence[int],
     workers: int,
     ready: Callable[[T], R],
-    pinned: bool = False,
+    device: torch.device = _CPU,
     stage: Stage = unmeasured,
 ) -> Iterator[R]:
     """Batches in order.
@@ -191,7 +193,7 @@ def stream(
         workers: Number of processes that prepare batches, for all environments together; 0 prepares them in this
             process. The result is the same.
         ready: Function that is applied to each batch in this process, e.g. one that copies it to a device.
-        pinned: Whether batches are in pinned memory, from which a GPU copies by itself.
+        device: Device that batches are for. Those for a GPU are in pinned memory, from which it copies by itself.
         stage: Timer of the stages of a run.
 
     Returns:
@@ -201,6 +203,7 @@ def stream(
         BenchmarkError: If a worker raised one; the message is the same.
     """
     # The run handles Ctrl-C: workers that it ended would turn an interruption into a failure.
+    pinned = device.type == "cuda"
     loaded = DataLoader(
         batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pinned, worker_init_fn=be_deaf
     )

@@ -108,12 +108,11 @@ def compute(
     batches = _InOrder(Augmented(images, AUGMENTATIONS["none"], inputs.size), len(images), batch_size)
     with bar("computing features", len(images), "images") as shown:
         device = algorithm.device
-        pinned = device.type == "cuda"
 
         def ready(pixels: Tensor) -> Tensor:
             return pixels.to(device, non_blocking=True)
 
-        for pixels in stream(batches, range(len(batches)), workers, ready, pinned):
+        for pixels in stream(batches, range(len(batches)), workers, ready, device):
             stop()
             rows.append(algorithm.embed(inputs.ready(pixels)))  # stays there: a copy would wait for the batch
             shown.advance(len(pixels))

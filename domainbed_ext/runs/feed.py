@@ -61,7 +61,6 @@ class Feed:
         self.setup, self.algorithm, self.stop = setup, algorithm, stop
         self.images = RunImages(setup, lambda count: stop())
         self._features = cache(self._all_features)
-        self._pinned = algorithm.device.type == "cuda"
 
     def measure(self) -> None:
         """Profiles from now on, after counting the operations of a minibatch."""
@@ -105,7 +104,7 @@ class Feed:
             self._count("forwarded", "backwarded", *augmented, of=batches)
             return [self._ready(*batch) for batch in batches]
 
-        return stream(minibatches, steps, self.setup.args.workers, ready, self._pinned, self.stage)
+        return stream(minibatches, steps, self.setup.args.workers, ready, self.algorithm.device, self.stage)
 
     def accuracies(self, step: int, names: Iterable[str], logits: dict[str, Tensor] | None = None) -> dict[str, float]:
         """Computes the accuracies on some splits.
@@ -170,7 +169,11 @@ class Feed:
             parts.append(Evaluated(Split(split.environment, split.keys[:share]), self._pixels(env)))
         batches = EvaluationBatches(parts, self.evaluation_batch)
         return stream(
-            batches, range(len(batches)), setup.args.workers, lambda batch: self._ready(*batch[:2])[0], self._pinned
+            batches,
+            range(len(batches)),
+            setup.args.workers,
+            lambda batch: self._ready(*batch[:2])[0],
+            self.algorithm.device,
         )
 
     def split_features(self, name: str) -> Minibatch:
@@ -218,7 +221,7 @@ class Feed:
             self._count("evaluated", of=[batch[:2]])
             return *self._ready(*batch[:2]), batch[2]
 
-        rows = stream(batches, range(len(batches)), self.setup.args.workers, ready, self._pinned)
+        rows = stream(batches, range(len(batches)), self.setup.args.workers, ready, self.algorithm.device)
         algorithm = self.algorithm.eval()
         measured, numbers = [], []
         start, count = time.perf_counter(), sum(len(part.split) for part in parts.values())

@@ -20,7 +20,7 @@ from domainbed_ext.models import determinism
 from domainbed_ext.models.device import using_device
 from domainbed_ext.objectives.base import Batch
 from domainbed_ext.objectives.registry import OBJECTIVES
-from domainbed_ext.runs import checkpoint, device_errors, features, step_values
+from domainbed_ext.runs import checkpoint, device_errors, features, feed, step_values
 from domainbed_ext.runs import setup as run_setup
 from domainbed_ext.runs.feed import Feed
 from domainbed_ext.runs.folder import RunFolder
@@ -238,14 +238,15 @@ def test_a_run_on_the_cpu_does_not_start_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_are_copied_from_pinned_memory(device, make_args, workers):
+def test_images_are_copied_from_pinned_memory(device, make_args, workers, monkeypatch):
+    devices, read = [], feed.stream
+    monkeypatch.setattr(feed, "stream", lambda *args: devices.append(args[4].type) or read(*args))
     setup = run_setup.set_up(make_args(hparams=SMALL, device=device.type, workers=workers))
-    feed = Feed(setup, setup.make_algorithm())
-    assert feed._pinned == (device.type == "cuda")
-    (batch, *_) = feed.training(range(1))
-    assert all(images.device.type == device.type for images, _ in batch)
+    loaded = Feed(setup, setup.make_algorithm())
+    (batch, *_) = loaded.training(range(1))
+    assert devices == [device.type] and all(images.device.type == device.type for images, _ in batch)
     data = [(torch.zeros(2, 3), torch.zeros(2))] * 3
-    seen = list(stream(data, range(3), workers, lambda batch: batch[0].is_pinned(), feed._pinned))
+    seen = list(stream(data, range(3), workers, lambda batch: batch[0].is_pinned(), device))
     assert seen == [device.type == "cuda"] * 3
 
 
@@ -253,10 +254,14 @@ def test_features_are_copied_once(device, make_args, monkeypatch):
     setup = run_setup.set_up(make_args(algorithm="LP", hparams=SMALL, device=device.type))
     algorithm = setup.make_algorithm()
     images = Feed(setup, algorithm).images.evaluation[0]
-    pinned, read = [], features.stream
-    monkeypatch.setattr(features, "stream", lambda *args: pinned.append(args[4]) or read(*args))
+    devices, read = [], features.stream
+    monkeypatch.setattr(features, "stream", lambda *args: devices.append(args[4]) or read(*args))
     computed = features.compute(algorithm, images, setup.inputs, 100)
-    assert pinned == [device.type == "cuda"] and computed.device.type == "cpu" and len(computed) == len(images)
+    assert (
+        [each.type for each in devices] == [device.type]
+        and computed.device.type == "cpu"
+        and len(computed) == len(images)
+    )
     again = features.compute(algorithm, images, setup.inputs, 100, workers=2)
     assert torch.equal(computed, again) and computed.isfinite().all()
 
