@@ -1,6 +1,7 @@
 """What the README and results/README.md show was measured, and what they tell people to run is there."""
 
 import csv
+import html
 import re
 import statistics
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest, ttest_1samp
 
-from domainbed_ext.report.differences import Difference, difference_over_trials
+from domainbed_ext.report.differences import METRICS, Difference, difference_over_trials
 from domainbed_ext.report.inference.holm import holm
 from domainbed_ext.report.inference.power import trials_needed
+from domainbed_ext.report.tables.table import signed
 from tests import forked
 
 ROOT = Path(__file__).parents[1]
@@ -202,6 +204,53 @@ def test_differences_are_those_of_the_measured_runs():
         methods, *cells = (cell.strip() for cell in row.strip("|").split("|"))
         one, other = (name.split("(")[0].strip() for name in methods.split(" − "))
         assert cells == [difference(one, other) for difference in differences], methods
+
+
+PAGES = sorted(
+    path.parent.name
+    for path in (ROOT / "results").glob("*/index.html")
+    if any(path.with_name(f"{name}.csv").exists() for name in ("pairs", "differences"))
+)
+
+
+def differences_of_page(name):
+    """The text of each difference on the page, by source, methods and metric."""
+    page = (ROOT / "results" / name / "index.html").read_text(encoding="utf-8")
+    found = {}
+    for article in re.findall(r'<article id="differences-\d+">.*?</article>', page, flags=re.DOTALL):
+        source = re.findall(r"from (\w) alone", article)[:1]
+        heads = [re.sub("<.*?>", "", head) for head in re.findall("<button.*?</button>", article)][3:]
+        for row in re.findall(r"<tr [^>]*data-first=.*?</tr>", article, flags=re.DOTALL):
+            pair = [html.unescape(each) for each in re.findall(r'data-(?:first|second|metric)="(.*?)"', row)]
+            figures = [re.sub("<.*?>", "", cell) for cell in re.findall(r'<td class="figure">(.*?)</td>', row)]
+            found[(*source, *pair)] = dict(zip(heads, map(html.unescape, figures), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_differences_on_pages_are_those_of_the_tables(name):
+    shown, checked = differences_of_page(name), 0
+    for path in (ROOT / "results" / name).glob("*.csv"):
+        if path.stem not in ("pairs", "differences"):
+            continue
+        with path.open(encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["mean"]]
+        for row in rows:
+            source = [row["source"]] if row["source"] else []
+            one, other, metric = row["algorithm"], row["reference"], METRICS[row["metric"]]
+            mean, low, high = (float(row[end]) if row[end] else None for end in ("mean", "low", "high"))
+            if (*source, one, other, metric) not in shown:  # a page may have a pair in the other order alone
+                one, other, mean = other, one, -mean
+                low, high = (None, None) if low is None else (-high, -low)
+            figures = shown[(*source, one, other, metric)]
+            interval = "" if low is None else f" ({signed(low)} to {signed(high)})"
+            assert figures["Difference"].replace("−", "-") == f"{signed(mean)}{interval}", row
+            assert figures["Trials"] == row["trials"]
+            for head, column in (("p", "p"), ("p (signs)", "p_signs")):
+                p = row[column]
+                assert figures[head] == ("-" if not p else "<0.001" if float(p) < 0.001 else f"{float(p):.3f}"), row
+            checked += 1
+    assert checked > 3
 
 
 def test_the_cost_of_quantised_weights_is_the_measured_one():
