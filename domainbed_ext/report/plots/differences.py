@@ -1,6 +1,7 @@
 """The plot of paired differences: how far each method is from a reference, with an interval over trials."""
 
 import math
+import textwrap
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -12,6 +13,8 @@ from domainbed_ext.report.methods import group_starts, label_of
 from domainbed_ext.report.plots.palette import MARKER_SIZES, Style, styles_of
 from domainbed_ext.report.plots.style import GREY, PANEL_INCHES, bare, figure_of, name_axes
 from domainbed_ext.report.results import Results
+
+NAME_LETTERS = 36  # in a line of the name of the x axis, beside which long names of methods leave little room
 
 
 class _Compared(NamedTuple):
@@ -55,7 +58,7 @@ def difference_plot(results: Results, reference: str) -> Figure | None:
     name_axes(
         figure,
         axes,
-        f"out-of-domain accuracy minus that of {label_of(reference)}\n(percentage points)",
+        textwrap.fill(f"out-of-domain accuracy minus that of {label_of(reference)} (percentage points)", NAME_LETTERS),
         note="paired by trial; bars: 95 % intervals, filled where 0 is outside; no bar: of one result, not known",
     )
     return figure
