@@ -68,7 +68,7 @@ def device(request):
         return
     torch.use_deterministic_algorithms(True)
     try:
-        with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield device
     finally:
         torch.use_deterministic_algorithms(False)

@@ -15,6 +15,7 @@ from vitlorafa.bench.tables import Row
 
 _ENDED = re.compile(r"%\] (PASSED|FAILED|ERROR|SKIPPED) (tests/\S+)")  # lines of pytest's log, with and without xdist
 _ENDED_ALONE = re.compile(r"^(tests/\S+) (PASSED|FAILED|ERROR|SKIPPED)\b")
+_STEPS = 5000  # of the run that the bar is for
 _SKIPPED = "needs a CUDA device"  # why tests/conftest.py skips a test
 
 
@@ -106,9 +107,14 @@ def read_runs(folder: Path, text: str) -> Findings:
     findings = read_tables(folder, text)
     whole = [rows[0] for title, rows in findings.tables.items() if title.startswith("run_cuda")]
     if whole:
-        seconds, waits = float(whole[0]["seconds, start to end"]), float(whole[0]["data wait, %"])
+        seconds = float(whole[0]["seconds, start to end"]) * _STEPS / int(whole[0]["steps"])  # the start as often, too
+        waits = float(whole[0]["data wait, %"])
         findings.tables["bars of the whole run"] = [
-            {"bar": "under 180 s", "measured": seconds, "met": "yes" if seconds < 180 else "no"},
+            {
+                "bar": f"{_STEPS:,} steps in 180 s, at this pace",
+                "measured": round(seconds, 1),
+                "met": "yes" if seconds < 180 else "no",
+            },
             {"bar": "waits for data under 5 %", "measured": waits, "met": "yes" if waits < 5 else "no"},
         ]
     else:

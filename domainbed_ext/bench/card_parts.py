@@ -140,7 +140,7 @@ def plan_questions(plan: Plan) -> Part:
 
 def plan_runs(plan: Plan) -> Part:
     """Images per second, and a whole run."""
-    command = plan.bench("runs", "gpu", *plan.images, *(_SMALL_RATES if plan.small else ()))
+    command = plan.bench("runs", "gpu", *plan.images, *(_SMALL_RATES if plan.small else ("--steps", "1500")))
     return Part("runs", "images per second, and a whole run", 120, (command,), read_runs)
 
 
@@ -178,7 +178,7 @@ _SMALL_RATES = (
     *("--image_size", "32", "--rounds", "1", "--steps", "2", "--backbone", "vit_pico_patch8_32"),
     *("--hparams", '{"batch_size": 4}'),
 )
-_SIDE = ("--at_once", "1", "2", "4", "--steps", "600", "--hparams", '{"batch_size": 32}')
+_SIDE = ("--at_once", "1", "2", "4", "--steps", "300", "--hparams", '{"batch_size": 32}')
 _SMALL_SIDE = (
     *("--at_once", "2", "--steps", "2", "--backbone", "vit_pico_patch8_32"),
     *("--hparams", '{"batch_size": 4}'),

@@ -8,6 +8,7 @@ import tempfile
 import time
 from argparse import Namespace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,9 +43,12 @@ def measure(args: Namespace, output_dir: Path) -> None:
             return
         report.print_need("images per second")
     compute_reproducibly(find_device(None))  # as runs do
-    rows = [row for backbone in args.backbones for method in args.methods for row in rates(backbone, method, args)]
     where = "one GPU" if device() == "cuda" else "the CPU"
     title = f"Training steps and evaluation on {where}, in the precision of runs, random weights"
+    rows: list[dict[str, Any]] = []
+    for backbone, method in product(args.backbones, args.methods):
+        rows += rates(backbone, method, args)
+        report.write("gpu", title, rows, output_dir, show=False)
     report.write("gpu", title, rows, output_dir)
     if args.data_dir:
         whole_run(args, output_dir)
@@ -113,6 +117,7 @@ def whole_run(args: Namespace, output_dir: Path) -> None:
     stages = record["profile"]["stages"]
     inside = sum(stage["seconds"] for stage in stages.values())
     row = {
+        "steps": args.steps,
         "seconds, start to end": round(seconds, 1),
         "of them in stages": round(inside, 1),
         **{f"{name}, %": round(100 * stage["seconds"] / inside, 1) for name, stage in stages.items()},

@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -10,6 +11,7 @@ from statistics import median
 
 from domainbed_ext.bench import report, subprocesses, timing
 from domainbed_ext.system.threads import map_in_threads
+from vitlorafa.bench.tables import Row
 
 
 def measure(args: Namespace, output_dir: Path) -> None:
@@ -35,10 +37,20 @@ def measure(args: Namespace, output_dir: Path) -> None:
             map_in_threads(partial(subprocesses.run, f"of {runs} at once"), commands, runs)
 
         functions = {str(runs): partial(together, runs) for runs in args.at_once}
+        title = f"Parallel runs on {args.dataset}, {args.algorithm}, {args.backbone}, {args.steps} steps"
+        notes = (f"Hyperparameters {args.hparams}; one thread each; {args.rounds} interleaved round(s), start to end.",)
+
+        def save(seconds: dict[str, list[float]], show: bool = False) -> None:
+            report.write("side_by_side", title, _rows(seconds), output_dir, notes, show=show)
+
         # A round to warm up puts the images into the cache.
-        seconds = timing.interleaved(functions, args.rounds, warm_up=not args.no_warm_up)
-    first = str(args.at_once[0])
-    rows = [
+        save(timing.interleaved(functions, args.rounds, warm_up=not args.no_warm_up, after=save), show=True)
+
+
+def _rows(seconds: Mapping[str, list[float]]) -> list[Row]:
+    """A row for each number of runs that has been timed."""
+    first = next(iter(seconds))
+    return [
         {
             "runs at once": int(name),
             "seconds": round(median(times), 1),
@@ -47,7 +59,5 @@ def measure(args: Namespace, output_dir: Path) -> None:
             f"× {first} at once": round(int(name) / int(first) / timing.ratio(seconds, name, first), 2),
         }
         for name, times in seconds.items()
+        if times
     ]
-    title = f"Parallel runs on {args.dataset}, {args.algorithm}, {args.backbone}, {args.steps} steps"
-    notes = (f"Hyperparameters {args.hparams}; one thread each; {args.rounds} interleaved round(s), start to end.",)
-    report.write("side_by_side", title, rows, output_dir, notes)

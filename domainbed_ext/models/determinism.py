@@ -25,11 +25,12 @@ def compute_reproducibly(device: torch.device) -> None:
         device: Device of the run.
     """
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    # cuBLAS needs it for this, and reads it at its first matmul, which may be that of a later run.
+    if not torch.cuda.is_initialized():
+        os.environ.setdefault(_WORKSPACE, ":4096:8")
     if device.type != "cuda":
         return
-    # cuBLAS needs it for this, and reads it at its first matmul.
-    is_late = torch.cuda.is_initialized() and _WORKSPACE not in os.environ
-    os.environ.setdefault(_WORKSPACE, ":4096:8")
+    is_late = _WORKSPACE not in os.environ
     if is_late and is_wanted():
         warn_once(
             "this process used the GPU before, so runs of the same seed can differ by rounding: set "

@@ -1,6 +1,7 @@
 """The backbone's input: image size, and the statistics that images are normalised with."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,4 +47,11 @@ class Inputs:
         if images.dtype != torch.uint8:
             return images
         numbers = F.to_dtype(images, torch.float32, scale=True)
-        return F.normalize(numbers, list(self.mean), list(self.std), inplace=True)
+        return numbers.sub_(_by_channel(self.mean, images.device)).div_(_by_channel(self.std, images.device))
+
+
+@cache  # copying a number to a GPU waits for its queue, so it is done once and not in each batch
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A number for each channel, [channels, 1, 1]."""
+    with torch.inference_mode(False):  # training uses it too
+        return torch.tensor(values, device=device)[:, None, None]

@@ -13,5 +13,11 @@ class CORAL(FeatureMatching):
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean squared difference of the means, plus that of the covariances."""
         means = (x.mean(0) - y.mean(0)).pow(2).mean()
-        covariances = (x.T.cov() - y.T.cov()).pow(2).mean()
+        covariances = (_covariance(x) - _covariance(y)).pow(2).mean()
         return means + covariances
+
+
+def _covariance(x: Tensor) -> Tensor:
+    """The sample covariance [width, width] of features [images, width]; `Tensor.cov` has the host wait for a GPU."""
+    centred = x - x.mean(0)
+    return centred.T @ centred / (len(x) - 1)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from domainbed_ext.objectives.annealing import Annealed
 from domainbed_ext.objectives.base import Batch, Model, Values
+from domainbed_ext.objectives.scores import of_labels
 
 
 class IRM(Annealed):
@@ -32,7 +33,7 @@ def _penalty(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 def _gradient(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """The gradient of the mean cross-entropy of w·logits by w, at w = 1, with labels that are smoothed."""
     expected = (logits.softmax(1) * logits).sum(1)
-    wanted = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    wanted = of_labels(logits, labels)
     if smoothing:
         wanted = torch.lerp(wanted, logits.mean(1), smoothing)
     return (expected - wanted).mean()

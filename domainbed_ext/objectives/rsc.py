@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from domainbed_ext.objectives.base import Batch, Model, Objective, Values
+from domainbed_ext.objectives.scores import of_labels
 
 
 class RSC(Objective):
@@ -20,11 +21,11 @@ class RSC(Objective):
         features, labels = model.outputs(batch.images).features, batch.labels
         leaf = features.detach().requires_grad_()  # features do not train with every method
         logits = model.classify(leaf)
-        (gradients,) = torch.autograd.grad(_of_labels(logits, labels).sum(), leaf)
+        (gradients,) = torch.autograd.grad(of_labels(logits, labels).sum(), leaf)
         kept = are_lowest(gradients, 1 - self.hparams["rsc_f_drop_factor"])
         with torch.no_grad():
             muted = model.classify(features * kept)
-            falls = _of_labels(logits.softmax(1), labels) - _of_labels(muted.softmax(1), labels)
+            falls = of_labels(logits.softmax(1), labels) - of_labels(muted.softmax(1), labels)
             unchanged = are_lowest(falls, 1 - self.hparams["rsc_b_drop_factor"])
         challenged = model.classify(features * (kept | unchanged[:, None]))
         return {"loss": self.cross_entropy(challenged, labels)}
@@ -39,8 +40,3 @@ def are_lowest(values: Tensor, share: float) -> Tensor:
     """
     exact = values.double()
     return exact < exact.quantile(share, dim=-1, keepdim=True)
-
-
-def _of_labels(scores: Tensor, labels: Tensor) -> Tensor:
-    """The score of each image's label: [n, classes] and [n] → [n]."""
-    return scores.gather(1, labels[:, None]).squeeze(1)

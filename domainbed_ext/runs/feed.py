@@ -87,15 +87,16 @@ class Feed:
         Returns:
             An iterator over the steps' lists of (images [n, 3, height, width], labels [n]).
         """
-        setup = self.setup
+        setup, sources = self.setup, self._trained_on()
+        workers = self._workers(sources)
         minibatches = Minibatches(
             [setup.splits[f"env{i}_in"] for i in setup.train_envs],
-            self._trained_on(),
+            sources,
             setup.images_a_domain,
             setup.args.seed,
             setup.hparams["class_balanced"],
             setup.args.sampling,
-            self.stage,
+            unmeasured if workers else self.stage,  # a worker has neither the run's clock nor its GPU
         )
 
         augmented = [] if setup.augmentation == "none" else ["augmented"]
@@ -104,7 +105,7 @@ class Feed:
             self._count("forwarded", "backwarded", *augmented, of=batches)
             return [self._ready(*batch) for batch in batches]
 
-        return stream(minibatches, steps, self.setup.args.workers, ready, self.algorithm.device, self.stage)
+        return stream(minibatches, steps, workers, ready, self.algorithm.device, self.stage)
 
     def accuracies(self, step: int, names: Iterable[str], logits: dict[str, Tensor] | None = None) -> dict[str, float]:
         """Computes the accuracies on some splits.
@@ -221,7 +222,8 @@ class Feed:
             self._count("evaluated", of=[batch[:2]])
             return *self._ready(*batch[:2]), batch[2]
 
-        rows = stream(batches, range(len(batches)), self.setup.args.workers, ready, self.algorithm.device)
+        workers = self._workers([part.source for part in parts.values()])
+        rows = stream(batches, range(len(batches)), workers, ready, self.algorithm.device)
         algorithm = self.algorithm.eval()
         measured, numbers = [], []
         start, count = time.perf_counter(), sum(len(part.split) for part in parts.values())
@@ -262,6 +264,10 @@ class Feed:
         cache has room for.
         """
         return self._pixels(env) if self._probe is None else Features(self._features(env))
+
+    def _workers(self, sources: Iterable[Source]) -> int:
+        """The number of processes that prepare batches: none for features, which are only looked up."""
+        return 0 if all(isinstance(source, Features) for source in sources) else self.setup.args.workers
 
     def _pixels(self, env: int) -> Source:
         return Augmented(self.images.evaluation[env], AUGMENTATIONS["none"], self.setup.inputs.size)

@@ -309,7 +309,7 @@ class Training:
             "step": step,
             "epoch": step / self.setup.steps_per_epoch,
             "learning_rate": self.algorithm.learning_rate,
-            "mem_gb": cuda.max_memory_allocated() / 2**30 if cuda.is_available() else 0.0,
+            "mem_gb": cuda.max_memory_allocated() / 2**30 if self.algorithm.device.type == "cuda" else 0.0,
         }
         self.folder.append(record | ({"profile": self.feed.profile.summary()} if self.feed.profile else {}))
         self.tracking.log(record)

@@ -13,8 +13,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from domainbed_ext.algorithms.base import Algorithm
+from domainbed_ext.data.loader import Minibatch
 from domainbed_ext.launchers import get_launcher
 from domainbed_ext.runs.feed import Feed
+from domainbed_ext.runs.profile import wait
 from domainbed_ext.runs.setup import Setup, count_images_a_domain, set_up_process
 from domainbed_ext.sweep.arguments import SweepArguments
 from domainbed_ext.sweep.check import Checked, count_records, estimate_disk, find_free_space
@@ -54,7 +57,7 @@ def measure_rates(setup: Setup) -> Rates:
     feed = Feed(setup, algorithm)
     stream = feed.training(range(STEPS + 1))
     for _ in range(STEPS + 1):
-        steps.append(_timed(lambda: algorithm.update(next(stream)))[0])
+        steps.append(_timed(lambda: _step(algorithm, next(stream)))[0])
         if len(steps) > 1 and time.perf_counter() - began > ENOUGH:
             break
     name = setup.validation_splits[0]
@@ -62,6 +65,11 @@ def measure_rates(setup: Setup) -> Rates:
     feed = Feed(replace(setup, splits={name: batch}), algorithm)
     evaluation, _ = _timed(lambda: feed.accuracies(0, [name]))
     return Rates(start, median(steps[1:]), evaluation / len(batch))
+
+
+def _step(algorithm: Algorithm, minibatches: list[Minibatch]) -> None:
+    algorithm.update(minibatches)
+    wait(algorithm.device)
 
 
 def _timed(function: Callable[[], T]) -> tuple[float, T]:

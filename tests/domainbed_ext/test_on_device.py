@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms.v2 import functional as F
 
 from domainbed_ext import train
 from domainbed_ext.algorithms.base import Algorithm
@@ -18,6 +19,7 @@ from domainbed_ext.data.loader import stream
 from domainbed_ext.launchers.slots import list_visible_devices
 from domainbed_ext.models import determinism
 from domainbed_ext.models.device import using_device
+from domainbed_ext.models.inputs import Inputs
 from domainbed_ext.objectives.base import Batch
 from domainbed_ext.objectives.registry import OBJECTIVES
 from domainbed_ext.runs import checkpoint, device_errors, features, feed, step_values
@@ -62,7 +64,11 @@ def settings_of_torch():
 class Reads(TorchDispatchMode):
     """Counts what reads a number or a size from a tensor, for which a GPU's host waits."""
 
-    READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+    READS = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.equal.default,
+        torch.ops.aten.nonzero.default,
+    )
 
     def __init__(self):
         super().__init__()
@@ -110,6 +116,18 @@ def test_an_update_does_not_wait_for_the_device(device, name):
             values = algorithm.update(minibatches)
         assert reads.count <= READ_ON_CPU.get(name, 0)
     assert all(math.isfinite(float(value)) for value in values.values())
+
+
+def test_images_are_normalised_without_a_wait(device, monkeypatch):
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8, device=device)
+    inputs = Inputs(mean=(0.1, 0.2, 0.3))
+    expected = F.normalize(F.to_dtype(images, torch.float32, scale=True), inputs.mean, inputs.std)
+    inputs.ready(images)
+    for name in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, None)  # each copies from the CPU
+    with without_waits() if device.type == "cuda" else contextlib.nullcontext():
+        ready = inputs.ready(images)
+    assert torch.equal(ready, expected)
 
 
 def test_annealed_objectives_count_steps_on_the_cpu(device):
@@ -287,11 +305,11 @@ def test_set_up_asks_a_gpu_for_the_same_result_each_time(monkeypatch):
     monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    determinism.compute_reproducibly(torch.device("cpu"))
-    assert not asked
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    determinism.compute_reproducibly(torch.device("cpu"))
+    assert not asked and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # as when the run's record asked for its name
     determinism.compute_reproducibly(torch.device("cuda"))
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert asked == [True] and not torch.utils.deterministic.fill_uninitialized_memory
     assert not torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.deterministic
     monkeypatch.setenv(determinism.VARIABLE, "off")
@@ -304,7 +322,8 @@ def test_a_gpu_that_was_used_before_is_warned_of(monkeypatch, capsys):
     monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    determinism.compute_reproducibly(torch.device("cpu"))
     determinism.compute_reproducibly(torch.device("cuda"))
     assert asked == [False] and "set CUBLAS_WORKSPACE_CONFIG=:4096:8 before it starts" in capsys.readouterr().err
 

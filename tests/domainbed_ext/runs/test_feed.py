@@ -1,6 +1,7 @@
 """What a run feeds its algorithm: the same with and without the cache, as images or as features."""
 
 import json
+import os
 import pickle
 from dataclasses import replace
 
@@ -15,6 +16,9 @@ from domainbed_ext import train
 from domainbed_ext.algorithms.probe import LP
 from domainbed_ext.cache.entries import Entries
 from domainbed_ext.data import loader as data
+from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.runs import feed as feed_module
+from domainbed_ext.runs import profile
 from domainbed_ext.runs import setup as run_setup
 from domainbed_ext.runs.features import features
 from domainbed_ext.runs.feed import Feed
@@ -272,6 +276,35 @@ def test_a_profile_counts_images_and_changes_no_number(made, make_args, pacs_lik
     assert each["backward"] == pytest.approx(each["forward"], rel=0.3)
     assert 0.95 * each["forward"] < each["evaluate"] < each["forward"]  # which forms W + s·B·A in each step
     assert "stage " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_the_process_of_a_run_waits_for_its_gpu(make_args, pacs_like, monkeypatch, workers):
+    waits, here = [], os.getpid()
+
+    def wait(device):
+        if os.getpid() != here:
+            raise BenchmarkError("Cannot re-initialize CUDA in forked subprocess")
+        waits.append(device)
+
+    monkeypatch.setattr(profile, "wait", wait)
+    args = make_args(dataset="PACS", data_dir=str(pacs_like), algorithm="BOnly", workers=workers)
+    setup = run_setup.set_up(replace(args, hparams=json.dumps(TINY), cache_dir="none"))
+    feed = Feed(setup, setup.make_algorithm())
+    feed.measure()
+    assert len(list(feed.training(range(2)))) == 2 and len(waits) > 0
+
+
+@pytest.mark.parametrize(("algorithm", "expected"), [("LP", 0), ("BOnly", 2)])
+def test_features_are_looked_up_without_workers(make_args, pacs_like, monkeypatch, algorithm, expected):
+    workers, read = [], feed_module.stream
+    monkeypatch.setattr(feed_module, "stream", lambda *args: workers.append(args[2]) or read(*args))
+    args = make_args(dataset="PACS", data_dir=str(pacs_like), algorithm=algorithm, workers=2)
+    setup = run_setup.set_up(replace(args, hparams=json.dumps({**TINY, "data_augmentation": False}), cache_dir="none"))
+    feed = Feed(setup, setup.make_algorithm())
+    next(feed.training(range(1)))
+    feed.accuracies(0, ["env1_out"])
+    assert workers == [expected] * 2
 
 
 def test_a_profile_counts_no_decoding_of_features(make_args, pacs_like):
