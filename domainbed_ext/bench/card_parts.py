@@ -97,13 +97,13 @@ def plan_tests(plan: Plan) -> Part:
     else:
         words += ["-m", "gpu", "-vv", *_in_parallel()]  # the log names each test, should time run out
     command = Command((*words, "--junitxml", report))
-    return Part("tests", "whether results on the GPU are right", 90, (command,), read_tests)
+    return Part("tests", "whether results on the GPU are right", 110, (command,), read_tests)
 
 
 def _in_parallel() -> list[str]:
     """Options of pytest for several processes, since compiling takes most of the time."""
     has_xdist = subprocess.run([sys.executable, "-c", "import xdist"], capture_output=True, check=False).returncode == 0
-    return ["-n", str(min(8, max(1, count_available_cores() // 2)))] if has_xdist else []
+    return ["-n", str(max(1, min(14, count_available_cores() - 2))), "--dist", "worksteal"] if has_xdist else []
 
 
 def plan_steps(plan: Plan) -> Part:
@@ -141,7 +141,7 @@ def plan_questions(plan: Plan) -> Part:
 def plan_runs(plan: Plan) -> Part:
     """Images per second, and a whole run."""
     command = plan.bench("runs", "gpu", *plan.images, *(_SMALL_RATES if plan.small else ("--steps", "1500")))
-    return Part("runs", "images per second, and a whole run", 120, (command,), read_runs)
+    return Part("runs", "images per second, and a whole run", 100, (command,), read_runs)
 
 
 def plan_side_by_side(plan: Plan) -> Part:
