@@ -190,8 +190,8 @@ def stream(
     Args:
         batches: Data set whose items are batches.
         order: Indices of the batches, e.g. `range(0, 300)`.
-        workers: Number of processes that prepare batches, for all environments together, at most one a batch; 0 prepares
-            them in this process. The result is the same.
+        workers: Number of processes that prepare batches, for all environments together and at most one a batch; 0
+            prepares them in this process. The result is the same.
         ready: Function that is applied to each batch in this process, e.g. one that copies it to a device.
         device: Device that batches are for. Those for a GPU are in pinned memory, from which it copies by itself.
         stage: Timer of the stages of a run.
