@@ -202,10 +202,13 @@ def stream(
     Raises:
         BenchmarkError: If a worker raised one; the message is the same.
     """
-    # The run handles Ctrl-C: workers that it ended would turn an interruption into a failure.
-    pinned, workers = device.type == "cuda", min(workers, len(order))
     loaded = DataLoader(
-        batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pinned, worker_init_fn=be_deaf
+        batches,
+        batch_size=None,
+        sampler=order,
+        num_workers=min(workers, len(order)),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=be_deaf,  # the run handles Ctrl-C: workers that it ended would turn an interruption into a failure
     )
     loader = iter(loaded)
     for _ in order:

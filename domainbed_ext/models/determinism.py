@@ -25,7 +25,7 @@ def compute_reproducibly(device: torch.device) -> None:
         device: Device of the run.
     """
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    # cuBLAS needs it for this, and reads it at its first matmul, which may be that of a later run.
+    # Without it cuBLAS may add in any order. It is read at the first matmul on a GPU, which may be that of a later run.
     if not torch.cuda.is_initialized():
         os.environ.setdefault(_WORKSPACE, ":4096:8")
     if device.type != "cuda":

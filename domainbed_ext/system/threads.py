@@ -45,7 +45,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], th
 
     try:
         with handling([signal.SIGINT] if callable(before) else [], keep):
-            return _map(call, items, threads)
+            return _map(call, items, threads)  # a call, so that the pool is gone while exceptions are still kept
     finally:
         if raised:
             raise raised[0]
