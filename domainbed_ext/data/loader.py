@@ -208,7 +208,7 @@ def stream(
         sampler=order,
         num_workers=min(workers, len(order)),
         pin_memory=device.type == "cuda",
-        worker_init_fn=be_deaf,  # the run handles Ctrl-C: workers that it ended would turn an interruption into a failure
+        worker_init_fn=be_deaf,  # the run handles Ctrl-C: workers that it ended would make it fail
     )
     loader = iter(loaded)
     for _ in order:
