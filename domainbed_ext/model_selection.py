@@ -179,9 +179,13 @@ def group_records(records: Iterable[Record]) -> dict[Group, list[Record]]:
             key = args["trial_seed"], args["dataset"], args["algorithm"]
             _ = args["hparams_seed"], record["step"]
             for test_env in args["test_envs"]:
-                groups[Group(*key, test_env)].append(record)
+                group = Group(*key, test_env)
+                if not all(map(isinstance, group, (int, str, str, int))):
+                    raise TypeError
+                groups[group].append(record)
         except (KeyError, TypeError) as error:
-            raise BenchmarkError(f"a record of run {record.get('run')!r} has no usable {error}") from None
+            name = str(error) if isinstance(error, KeyError) else "args"
+            raise BenchmarkError(f"a record of run {record.get('run')!r} has no usable {name}") from None
     return {group: groups[group] for group in sorted(groups)}
 
 

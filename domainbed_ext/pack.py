@@ -106,6 +106,10 @@ def pack(input_dir: Path | str, output_dir: Path | str) -> Packed:
             continue
         if not re.fullmatch(_NAME, name, re.DOTALL):
             raise BenchmarkError(f"{root / name} has a name that not all systems allow: rename the folder")
+        if not re.fullmatch(_NAME, str(args["dataset"]), re.DOTALL):
+            raise BenchmarkError(
+                f"the records of {root / name} name a data set {args['dataset']!r}: it cannot name a file"
+            )
         runs[folder / f"{args['dataset']}_trial_{args['trial_seed']}.tar.xz"].add(name)
     for path, names in runs.items():  # all of them before any is replaced
         _check_nothing_is_lost(path, root, names)

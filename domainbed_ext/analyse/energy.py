@@ -32,7 +32,7 @@ from domainbed_ext.errors import warn_once
 from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
 from domainbed_ext.report.plots.palette import styles_of
 from domainbed_ext.report.plots.style import PANEL_INCHES, bare, figure_of, name_axes
-from domainbed_ext.report.tables.table import Table
+from domainbed_ext.report.tables.table import NOT_RECORDED, Table
 
 COUNTS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 _MOST_IN_TABLE = 100  # singular directions
@@ -285,5 +285,5 @@ def _span_cells(algorithm: str, span: str, rows: Sequence[Row], projections: Seq
         *(ratio(mean_of([inside(row) for row in rows if row.projection == name])) for name in projections),
         with_spread(*_over_runs(rows, inside)),
         ratio(chance),
-        f"{whole / chance:.2f}",
+        NOT_RECORDED if math.isnan(whole) else f"{whole / chance:.2f}",
     ]

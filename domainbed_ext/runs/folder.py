@@ -317,7 +317,10 @@ def load_records(
     records = []
     for run in wanted:
         try:
-            records += run.records()
+            try:
+                records += run.records()
+            except OSError as error:
+                raise BenchmarkError(f"{run.path / RECORDS} cannot be read ({error.strerror})") from error
         except BenchmarkError as error:
             if unreadable is None:
                 raise

@@ -83,7 +83,7 @@ def _read_part(
     """The predictions of an environment."""
     images = tuple(json.loads(names.numpy().tobytes()))
     predicted, labels = predicted.long(), labels.long()
-    if not {len(images)} == {len(each) for each in (predicted, probability, labels, splits)}:
+    if not {len(images)} == {len(each) for each in (predicted, probability)}:
         raise ValueError("as many names as predictions are needed")
     if any(((each < 0) | (each >= classes)).any() for each in (predicted, labels)):
         raise ValueError("a class that is none of the data set's")

@@ -63,7 +63,12 @@ class Part:
             logits: Logits [n, classes], float32.
             labels: Labels [n], int64.
             splits: Place in `SPLITS` of the split of each image [n], uint8.
+
+        Raises:
+            ValueError: The shapes do not fit one another.
         """
+        if logits.dim() != 2 or not (len(names),) == logits.shape[:1] == labels.shape == splits.shape:
+            raise ValueError("as many names as predictions are needed")
         is_uda = splits == SPLITS.index("uda")
         return cls(names, logits, labels, splits == SPLITS.index("out"), is_uda if is_uda.any() else None)
 

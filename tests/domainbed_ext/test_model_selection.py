@@ -87,6 +87,26 @@ def test_pairs_are_never_scored_themselves(selection_method):
     assert selection_method.select([record([0, 1], 0, [1] * 3, [1] * 3)], 0) is None
 
 
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        ({"trial_seed": "0"}, "args"),
+        ({"test_envs": None}, "args"),
+        ({"dataset": 3}, "args"),
+        ({"hparams_seed": None}, None),
+        (None, "'args'"),
+    ],
+)
+def test_a_record_with_unusable_arguments_is_named(args, why):
+    good, bad = record([0], 0, [0.1, 0], [0, 0.5]), record([0], 0, [0.2, 0], [0, 0.5])
+    bad = {"run": "b", "step": 0} if args is None else {**bad, "run": "b", "args": {**bad["args"], **args}}
+    if why is None:
+        assert len(group_records([good, bad])) == 1
+        return
+    with pytest.raises(BenchmarkError, match=f"a record of run 'b' has no usable {why}$"):
+        group_records([good, bad])
+
+
 def test_ties_go_to_the_earliest_step_and_the_last_hparams_seed():
     records = [
         record([0], step, [test_acc, 0], [0, 0.5], hparams_seed=seed)

@@ -138,6 +138,17 @@ def test_no_path_of_the_machine_is_packed(folder, tmp_path):
             assert {(info.mtime, info.uid, info.uname) for info in tar} == {(0, 0, "")}
 
 
+@pytest.mark.parametrize("dataset", ["../evil", "/evil", "C:evil", ".evil"])
+def test_a_data_set_that_cannot_name_a_file_is_refused(tmp_path, dataset):
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / "done").touch()
+    (run / "results.jsonl").write_bytes(RECORD.replace(b'"D"', json.dumps(dataset).encode()))
+    with pytest.raises(BenchmarkError, match="a data set .*evil': it cannot name a file"):
+        packing.pack(tmp_path / "runs", tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
 def test_the_same_runs_give_the_same_bytes(folder, tmp_path):
     first = [path.read_bytes() for path in pack(folder, tmp_path).paths]
     assert [path.read_bytes() for path in pack(folder, tmp_path).paths] == first

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from scipy.linalg import subspace_angles
 
 from domainbed_ext import train
-from domainbed_ext.analyse import inits, lemmas, similarity, stored
+from domainbed_ext.analyse import energy, inits, lemmas, similarity, stored
 from domainbed_ext.analyse.command import main
 from domainbed_ext.analyse.registry import ANALYSES
 from domainbed_ext.analyse.runs import ChosenRun, Factors, read_adapter
@@ -305,3 +305,10 @@ def test_without_full_fine_tuning_spectra_remain(sweep, tmp_path, capsys):
     rows = stored.read(stored.path_of(runs, "energy")).rows
     assert {row.algorithm for row in rows} == {"BOnly"} and all(math.isnan(x) for row in rows for x in row.inside)
     assert len(stored.read(stored.path_of(runs, "energy")).tables()) == 1
+
+
+def test_a_run_without_full_fine_tuning_beside_it_has_no_numbers_in_the_table_of_spans():
+    known = energy.Row("g", "BA", "b.q", "q", 0, [1, 2], [0.5, 1.0], ["r1", 1], ["A trained"], [0.3], [0.1])
+    other = energy.Row("g", "BOnly", "b.q", "q", 0, [1, 2], [0.5, 1.0], ["r2", 1], ["A frozen"], [math.nan], [0.1])
+    spans = energy.tables([known, other])[1]
+    assert [row[2:] for row in spans.rows] == [["0.300", "0.300", "0.100", "3.00"], ["-", "-", "0.100", "-"]]

@@ -91,6 +91,17 @@ def test_records_are_sorted_json_lines(tmp_path):
     assert folder.records() == [{**json.loads(line), "run": "run"}]
 
 
+def test_records_that_cannot_be_opened_are_named_and_the_others_read(tmp_path):
+    make_run(tmp_path / "a")
+    (make_run(tmp_path / "b").path / "results.jsonl").unlink()
+    (tmp_path / "b" / "results.jsonl").mkdir()
+    with pytest.raises(BenchmarkError, match=r"results.jsonl cannot be read \(.+\)"):
+        load_records(tmp_path)
+    unreadable = []
+    assert [record["run"] for record in load_records(tmp_path, unreadable=unreadable)] == ["a"]
+    assert len(unreadable) == 1
+
+
 def test_unfinished_runs_are_left_out_unless_asked_for(tmp_path):
     make_run(tmp_path / "b")
     make_run(tmp_path / "a", done=False)

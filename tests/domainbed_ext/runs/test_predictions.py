@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from domainbed_ext import train
 from domainbed_ext.algorithms.lora import BOnly
@@ -101,6 +103,18 @@ def test_a_run_without_predictions_names_the_command_that_adds_them(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_a_broken_file_is_named(tmp_path, content):
     (tmp_path / "predictions_selected.safetensors").write_bytes(content)
+    with pytest.raises(BenchmarkError, match=r"predictions_selected.safetensors cannot be read .* --predictions"):
+        load_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["logits", "labels", "splits", "names"])
+def test_a_file_of_which_a_part_is_shorter_is_named(tmp_path, name):
+    save_predictions(tmp_path, make_predictions())
+    path = find_predictions(RunFolder(tmp_path))
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    tensors[f"env0.{name}"] = tensors["env1.names" if name == "names" else f"env0.{name}"][:-1].clone()
+    save_file(tensors, path, metadata)
     with pytest.raises(BenchmarkError, match=r"predictions_selected.safetensors cannot be read .* --predictions"):
         load_predictions(tmp_path)
 
