@@ -22,7 +22,7 @@ class Row:
         depth: Place of the layer among those of the projection, from 0.
         rank: Rank.
         runs: The runs and their steps.
-        best: Loss of the best BA of the rank: no update of the rank has less.
+        best: Loss of the best BA of the rank, or of the highest rank that a trained update can have: none has less.
         best_B: Loss of the best B; for a random A the mean over draws, for a trained update with the run's frozen A.
         best_B_spread: Standard deviation of it over draws.
         best_A: Loss of the best A; for a random B the mean over draws, for a trained update with the run's frozen B.

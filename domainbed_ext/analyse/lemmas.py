@@ -225,7 +225,7 @@ def _trained_row(layer: _Layer, adapter: Adapter, factors: Factors) -> Row:
         algorithm=adapter.chosen.method,
         rank=factors.rank,
         runs=[adapter.chosen.origin, layer.tuned],
-        best=losses_of_best_product(layer.values, [factors.rank])[0],
+        best=losses_of_best_product(layer.values, [factors.update_rank])[0],
         chance=math.sqrt(1 - factors.rank / d_in),
         **values,
     )

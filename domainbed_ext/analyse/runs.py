@@ -159,6 +159,11 @@ class Factors:
         return len(self.A)
 
     @property
+    def update_rank(self) -> int:
+        """The highest rank that the update can have: r, or 2r if both factors train and the weight is a residual."""
+        return 2 * self.rank if self.is_residual and self.trained == "AB" else self.rank
+
+    @property
     def left(self) -> Matrix:
         """The left factor of the update: s·B; [s·B, −s·B₀] if the pretrained weight is a residual."""
         return self.scale * (np.hstack([self.B, -self.start_B]) if self.is_residual else self.B)

@@ -312,3 +312,14 @@ def test_a_run_without_full_fine_tuning_beside_it_has_no_numbers_in_the_table_of
     other = energy.Row("g", "BOnly", "b.q", "q", 0, [1, 2], [0.5, 1.0], ["r2", 1], ["A frozen"], [math.nan], [0.1])
     spans = energy.tables([known, other])[1]
     assert [row[2:] for row in spans.rows] == [["0.300", "0.300", "0.100", "3.00"], ["-", "-", "0.100", "-"]]
+
+
+@pytest.mark.parametrize("trained", ["AB", "A", "B"])
+@pytest.mark.parametrize("is_residual", [True, False])
+def test_no_update_has_a_rank_above_the_one_of_its_bound(trained, is_residual):
+    random = np.random.default_rng(0)
+    A, B = random.standard_normal((3, 12)), random.standard_normal((16, 3))
+    start_A = random.standard_normal(A.shape) if "A" in trained else A
+    start_B = random.standard_normal(B.shape) if "B" in trained else B
+    factors = Factors("m", "q", 0, 2.0, trained, A, B, start_A, start_B, is_residual)
+    assert factors.update_rank == np.linalg.matrix_rank(factors.update)
