@@ -19,6 +19,7 @@ from rich.table import Table
 from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.names import parse_name, without_objective
 from domainbed_ext.algorithms.registry import OBJECTIVE
+from domainbed_ext.divergence import is_diverged
 from domainbed_ext.errors import BenchmarkError, not_writable
 from domainbed_ext.model_selection import Record, best_step, mean, validation_accuracy
 from domainbed_ext.protocols import SINGLE_SOURCE
@@ -140,7 +141,7 @@ def _choices(records: Iterable[Record]) -> Iterator[Choice]:
         # Hyperparameters are compared on the same splits only.
         compared = max(sorted(sets_of_trials, key=sorted), key=lambda trials: (len(trials), sets_of_trials[trials]))
         scores = {
-            hparams: mean([validation_accuracy(best_step(trial)) for trial in trials.values()])
+            hparams: mean([_score(trial) for trial in trials.values()])
             for hparams, trials in sorted(runs[row].items())
             if trials.keys() == compared
         }
@@ -152,6 +153,11 @@ def _choices(records: Iterable[Record]) -> Iterator[Choice]:
             )
         best = max(converged, key=lambda hparams: converged[hparams])
         yield Choice(*row, row.algorithm, json.loads(best), len(scores), len(compared), scores[best])
+
+
+def _score(trial: Sequence[Record]) -> float:
+    """The validation accuracy of a run; NaN if it diverged, be it after its best step."""
+    return math.nan if any(map(is_diverged, trial)) else validation_accuracy(best_step(trial))
 
 
 def _own(record: Record) -> dict[str, Any]:

@@ -93,6 +93,22 @@ def test_a_diverged_run_is_never_the_best(searched, diverged):
     assert {choice.hparams["lr"] for choice in choices} == {0.002}
 
 
+def test_a_run_that_diverged_after_its_best_step_is_never_the_best(searched):
+    jobs = make_jobs(searched, "--hparams", '{"lr": 0.1}', "--n_trials", "2")
+    finish(jobs, 0.99, 0.99)
+    for job in jobs[:2]:
+        path = job.folder.path / "results.jsonl"
+        lost = json.loads(path.read_text()) | {"step": 2, "diverged": True, "first_nonfinite_step": 2}
+        path.write_text(path.read_text() + json.dumps(lost | {f"env{env}_out_acc": None for env in range(4)}) + "\n")
+    args = parse(words(searched, command="confirm"))
+    choices = list(choose(load_records(args.output_dir), args))
+    diverged = {tuple(job.train_args["test_envs"]) for job in jobs[:2]}
+    assert {choice.test_envs for choice in choices if choice.hparams["lr"] == 0.002} == diverged
+    assert {choice.test_envs for choice in choices if choice.hparams["lr"] == 0.1} == {
+        (env,) for env in range(4)
+    } - diverged
+
+
 def test_diverged_runs_alone_are_refused(tmp_path):
     finish(make_jobs(tmp_path, "--hparams", '{"lr": 0.1}', "--n_trials", "2"), None, None)
     with pytest.raises(
