@@ -41,7 +41,7 @@ _PREDICTIONS = {selection: names[0] for selection, names in FILES.items()}
 _COPIED = (RECORDS, strengths.FILE, DIVERGED)  # as they are, but for paths
 _FILES = (*_COPIED, *_PREDICTIONS.values())
 _PACKED = "*_trial_*.tar.xz"
-_NAME = r"[^./\\:][^/\\:]*"  # of a folder, on any system
+_NAME = r"(?!derived(?:/|$))[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,199}"  # of a run's folder, on any system
 _MEMBER = re.compile(rf"({_NAME})/({'|'.join(map(re.escape, _FILES))})", re.DOTALL)
 _LARGEST = 1 << 32  # bytes of a file before it is compressed: it is read into memory
 
@@ -256,9 +256,9 @@ def _write_run(target: Path, files: Mapping[str, bytes], path: Path) -> bool:
 
     from domainbed_ext.runs.packed_predictions import decode
 
-    if target.exists():
-        return False
     try:
+        if target.exists():
+            return False
         target.parent.mkdir(parents=True, exist_ok=True)
         # Two folders deep, where no command looks for runs.
         with tempfile.TemporaryDirectory(prefix=".unpacking.", dir=target.parent) as partial:

@@ -21,6 +21,7 @@ from domainbed_ext.analyse.matrices import Matrix
 from domainbed_ext.analyse.plots import add_legend, grid_of, hide_others
 from domainbed_ext.analyse.runs import ADAPTER, Adapter, ChosenRun, Sweep, group_by, read_adapters, without_setting
 from domainbed_ext.analyse.tables import origins_of, ratio, start_breaks
+from domainbed_ext.model_selection import mean
 from domainbed_ext.report.differences import Difference
 from domainbed_ext.report.figures import Comparison
 from domainbed_ext.report.methods import algorithm_order, label_of, row_label_of
@@ -174,7 +175,7 @@ def _rows(comparison: Comparison, algorithm: str, adapters: Sequence[Adapter]) -
     differences: list[Estimate | None] = []
     for metric in _METRICS:
         by_trial = group_by(comparison.scores(algorithm), lambda score: score.trial_seed)
-        values = [mean_of([score.value(metric) for score in scores]) for scores in by_trial.values()]
+        values = [mean([score.value(metric) for score in scores]) for scores in by_trial.values()]  # NaN if one is
         estimates.append(None if comparison.unmeasured(algorithm, metric) else estimate(values))
         paired = comparison.differences.between(algorithm, reference, metric) if reference else None
         differences.append(paired.over_trials if paired else None)

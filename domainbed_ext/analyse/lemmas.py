@@ -40,6 +40,8 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system import option_values
 
+_ROUNDING = 1e-9  # of a loss relative to that without an update
+
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -190,7 +192,9 @@ def _random_rows(layer: _Layer, ranks: list[int]) -> Iterator[Row]:
     of_both = losses_of_best_product(layer.values, ranks)
     for number, rank in enumerate(ranks):
         best_B, best_A = ([draw[number] for draw in each] for each in (of_B, of_A))
-        holds = [float(a >= b) for a, b in zip(best_A, best_B, strict=True)]
+        # Both are 0 but for rounding where the rank is the width, and NaN where the weight did not change.
+        pairs = [(a, b) for a, b in zip(best_A, best_B, strict=True) if not math.isnan(a + b)]
+        holds = [float(a >= b - _ROUNDING) for a, b in pairs]
         yield layer.make_row(
             kind=RANDOM,
             algorithm="",

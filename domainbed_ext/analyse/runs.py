@@ -14,6 +14,7 @@ import numpy as np
 
 from domainbed_ext.algorithms.names import find_among, fixed_hyperparameters
 from domainbed_ext.analyse.matrices import Matrix
+from domainbed_ext.divergence import is_diverged
 from domainbed_ext.errors import BenchmarkError, unknown, warn_once
 from domainbed_ext.model_selection import TRAINING_DOMAIN, Record, training_environments
 from domainbed_ext.models import conversions
@@ -232,7 +233,14 @@ class Sweep:
         records = [record for record in load_finished(input_dir) if "derived" not in record]
         self.input_dir, self.results = input_dir, Results(records, [TRAINING_DOMAIN])
         wanted = _check_algorithms(algorithms, self.results.algorithms)
-        names = dict.fromkeys(str(record["run"]) for record in self.results.chosen(wanted))
+        selected = dict.fromkeys(str(record["run"]) for record in self.results.chosen(wanted))
+        names = [name for name in selected if not any(map(is_diverged, self.results.runs[name]))]
+        if diverged := len(selected) - len(names):
+            warn_once(f"{diverged} of {len(selected)} selected runs diverged: they are not analysed")
+        if selected and not names:
+            raise BenchmarkError(
+                f"all selected runs in {input_dir} diverged: launch the sweep with other hyperparameters"
+            )
         if not names:
             raise BenchmarkError(
                 f"{input_dir} has no run that is tested on a single environment, as training-domain validation "

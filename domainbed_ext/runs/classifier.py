@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from domainbed_ext.algorithms.base import TRAINED, Algorithm
@@ -33,6 +33,7 @@ from domainbed_ext.runs.saved import (
     check_same,
     find_saved,
     load_weights,
+    read_records,
     recorded_arguments,
 )
 from domainbed_ext.runs.setup import make_algorithm, set_up_process
@@ -124,7 +125,7 @@ def load_classifier(
 
 def _find_soup(run: RunFolder) -> Saved | None:
     """The record and the weights of a derived run that saved some; None of any other run."""
-    if run.state is not State.DONE or "derived" not in (record := run.records()[-1]):
+    if run.state is not State.DONE or "derived" not in (record := read_records(run)[-1]):
         return None
     folder = run.path / "selected"
     return Saved(record, folder) if folder.is_dir() else None
@@ -151,9 +152,15 @@ def _find_classes(run: RunFolder, saved: Saved, data_dir: str | None) -> tuple[s
 def _read_class_names(folder: Path) -> Sequence[str] | None:
     """The names of the classes that saved weights say; None if they say none."""
     description: Mapping[str, Any] = {}
-    if (adapter := folder / "adapter.json").is_file():
-        description = json.loads(adapter.read_text(encoding="utf-8"))
-    elif (trained := folder / TRAINED).is_file():
-        with safe_open(trained, framework="pt") as file:
-            description = json.loads((file.metadata() or {}).get("model", "{}"))
+    path = next((path for name in ("adapter.json", TRAINED) if (path := folder / name).is_file()), None)
+    if path is None:
+        return None
+    try:
+        if path.suffix == ".json":
+            description = dict(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            with safe_open(path, framework="pt") as file:
+                description = dict(json.loads((file.metadata() or {}).get("model", "{}")))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise BenchmarkError(f"{path} cannot be read ({error}): run it again") from error
     return description.get("class_names")

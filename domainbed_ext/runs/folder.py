@@ -318,9 +318,14 @@ def load_records(
     for run in wanted:
         try:
             try:
-                records += run.records()
+                found = run.records()
             except OSError as error:
                 raise BenchmarkError(f"{run.path / RECORDS} cannot be read ({error.strerror})") from error
+            if not found and (run.path / "done").exists():
+                raise BenchmarkError(
+                    f"{run.path / RECORDS} is empty: delete the run's folder and launch the sweep again"
+                )
+            records += found
         except BenchmarkError as error:
             if unreadable is None:
                 raise

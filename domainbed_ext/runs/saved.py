@@ -101,13 +101,13 @@ def find_saved(run: RunFolder, step: str = BEST) -> Saved:
     """
     if run.state is not State.DONE:
         raise BenchmarkError(f"{run.path} holds no finished run ({run.state.value}): give the folder of one")
-    records = run.records()
+    records = read_records(run)
     if "derived" in records[-1]:
         raise BenchmarkError(
             f"{run.path} was not trained but derived from other runs ({records[-1]['args']['algorithm']}): evaluate "
             "these, which its record lists under derived"
         )
-    if "split_sizes" not in records[-1]:
+    if any(name not in records[-1] for name in ("split_sizes", "environments", "hparams")):
         raise BenchmarkError(f"{run.path} was not written by this version of domainbed_ext.train: run it again")
     recorded = {BEST: best_step(records), LAST: max(records, key=lambda record: record["step"])}
     recorded |= {str(record["step"]): record for record in records}
@@ -125,6 +125,24 @@ def find_saved(run: RunFolder, step: str = BEST) -> Saved:
         raise BenchmarkError(f"{run.path} saved no model: {remedy}")
     again = ", or run it again with --save_model_every_checkpoint" if step in recorded else ""
     raise BenchmarkError(f"--step {step}: {run.path} saved {', '.join(saved)}: give one of these{again}")
+
+
+def read_records(run: RunFolder) -> list[dict[str, Any]]:
+    """Reads the records of a finished run, of which there is at least one.
+
+    Args:
+        run: Folder of the run.
+
+    Raises:
+        BenchmarkError: They cannot be read, or there are none.
+    """
+    try:
+        records = run.records()
+    except OSError as error:
+        raise BenchmarkError(f"the records of {run.path} cannot be read ({error.strerror}): run it again") from error
+    if not records:
+        raise BenchmarkError(f"{run.path} has no records: run it again")
+    return records
 
 
 def _find_folder(records: Sequence[dict[str, Any]], record: dict[str, Any], run: RunFolder) -> Path | None:

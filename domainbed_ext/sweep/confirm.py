@@ -20,7 +20,7 @@ from domainbed_ext import hparams_registry
 from domainbed_ext.algorithms.names import parse_name, without_objective
 from domainbed_ext.algorithms.registry import OBJECTIVE
 from domainbed_ext.divergence import is_diverged
-from domainbed_ext.errors import BenchmarkError, not_writable
+from domainbed_ext.errors import BenchmarkError, not_writable, warn_once
 from domainbed_ext.model_selection import Record, best_step, mean, validation_accuracy
 from domainbed_ext.protocols import SINGLE_SOURCE
 from domainbed_ext.report.environments import environment_labels
@@ -117,18 +117,32 @@ def choose(records: Sequence[Record], args: SweepArguments) -> list[Choice]:
     choices = []
     for dataset, algorithm in product(args.datasets, args.algorithms):
         alone = without_objective(algorithm)
-        own = chosen[dataset, algorithm] or chosen[dataset, alone]
+        own = {choice.test_envs: choice for choice in (*chosen[dataset, alone], *chosen[dataset, algorithm])}
         if not own:
             raise BenchmarkError(
                 f"{args.output_dir} has no finished runs of {alone} on {dataset}: launch the sweep first"
             )
-        choices += [replace(choice, algorithm=algorithm) for choice in own]
+        if missing := sorted(_test_envs(args, dataset, algorithm) - own.keys()):
+            listed = ", ".join(" and ".join(map(str, test_envs)) for test_envs in missing)
+            warn_once(
+                f"{args.output_dir} has no finished runs of {alone} on {dataset} with --test_envs {listed}: there it "
+                "is not confirmed, and averages in tables lack it"
+            )
+        choices += [replace(own[test_envs], algorithm=algorithm) for test_envs in sorted(own)]
     return choices
+
+
+def _test_envs(args: SweepArguments, dataset: str, algorithm: str) -> set[tuple[int, ...]]:
+    """The test environments of the runs that a sweep has of a method, without pairs."""
+    jobs = make_jobs(replace(args, datasets=(dataset,), algorithms=(algorithm,), n_trials=1))
+    found = {tuple(job.train_args["test_envs"]) for job in jobs}
+    return found if args.protocol == SINGLE_SOURCE else {test_envs for test_envs in found if len(test_envs) == 1}
 
 
 def _choices(records: Iterable[Record]) -> Iterator[Choice]:
     """The choice of each method, data set and set of test environments that has records, in their order."""
     runs: dict[Row, dict[str, dict[int, list[Record]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    shared: dict[Row, set[str]] = defaultdict(set)
     for record in records:
         recorded = record["args"]
         row = Row(recorded["dataset"], recorded["algorithm"], tuple(recorded["test_envs"]))
@@ -136,7 +150,13 @@ def _choices(records: Iterable[Record]) -> Iterator[Choice]:
         if not is_pair:
             hparams = strict_json.dumps(_own(record), sort_keys=True)
             runs[row][hparams][recorded["trial_seed"]].append(record)
+            shared[row].add(strict_json.dumps(_others(record), sort_keys=True))
     for row in sorted(runs):
+        if len(shared[row]) > 1:
+            warn_once(
+                f"finished runs of {row.algorithm} on {row.dataset} differ in {_differing(shared[row])}, but compete "
+                "for the choice all the same: give each sweep its own --output_dir"
+            )
         sets_of_trials = Counter(frozenset(trials) for trials in runs[row].values())
         # Hyperparameters are compared on the same splits only.
         compared = max(sorted(sets_of_trials, key=sorted), key=lambda trials: (len(trials), sets_of_trials[trials]))
@@ -156,8 +176,30 @@ def _choices(records: Iterable[Record]) -> Iterator[Choice]:
 
 
 def _score(trial: Sequence[Record]) -> float:
-    """The validation accuracy of a run; NaN if it diverged, be it after its best step."""
-    return math.nan if any(map(is_diverged, trial)) else validation_accuracy(best_step(trial))
+    """The mean validation accuracy of the runs of a trial; NaN if one diverged, be it after its best step."""
+    runs = defaultdict(list)
+    for record in trial:
+        runs[record["run"]].append(record)
+    # Not the best of them: that many runs happen to have these hyperparameters is no merit.
+    return mean(
+        [validation_accuracy(best_step(run)) for run in runs.values()] + [math.nan] * any(map(is_diverged, trial))
+    )
+
+
+def _others(record: Record) -> dict[str, Any]:
+    """What runs have in common whose hyperparameters are compared."""
+    hparams, args = record["hparams"], record["args"]
+    return {
+        **{name: hparams.get(name) for name in ("backbone", "precision")},
+        **{name: args.get(name) for name in ("steps", "holdout_fraction")},
+    }
+
+
+def _differing(descriptions: Iterable[str]) -> str:
+    """The names of the values in which some descriptions differ."""
+    first, *rest = map(json.loads, sorted(descriptions))
+    names = {name for each in rest for name in {*first, *each} if first.get(name) != each.get(name)}
+    return ", ".join(sorted(names))
 
 
 def _own(record: Record) -> dict[str, Any]:

@@ -96,6 +96,34 @@ def test_other_pretrained_weights_are_refused(run, pacs_like, tmp_path):
         predict.main(["--run", str(folder.path), str(pacs_like)])
 
 
+def test_a_damaged_run_is_an_error_that_names_the_file(run, pacs_like):
+    folder = run(algorithm="BOnly").path
+    records = (folder / "results.jsonl").read_text()
+    without = json.dumps({name: value for name, value in json.loads(records).items() if name != "environments"})
+    for name, content, sentence in (
+        ("selected/adapter.json", "{", "adapter.json cannot be read .*: run it again"),
+        ("selected/adapter.json", "3", "adapter.json cannot be read .*: run it again"),
+        ("results.jsonl", "", "has no records: run it again"),
+        ("results.jsonl", without, "was not written by this version of domainbed_ext.train: run it again"),
+    ):
+        before = (folder / name).read_text()
+        (folder / name).write_text(content)
+        with pytest.raises(BenchmarkError, match=sentence):
+            predict.main(["--run", str(folder), str(pacs_like)])
+        (folder / name).write_text(before)
+    (folder / "results.jsonl").unlink()
+    with pytest.raises(BenchmarkError, match=r"the records of .* cannot be read \(No such file or directory\)"):
+        predict.main(["--run", str(folder), str(pacs_like)])
+
+
+def test_a_damaged_probe_is_an_error_that_names_the_file(run, pacs_like):
+    folder = run(algorithm="LP").path
+    path = folder / "selected" / "trained.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(BenchmarkError, match="trained.safetensors cannot be read .*: run it again"):
+        predict.main(["--run", str(folder), str(pacs_like)])
+
+
 def test_what_cannot_be_done_gets_a_sentence_before_torch_is_loaded(tmp_path):
     for words, sentence in (
         (["x.png"], "no image in x.png .x.png: no such file or folder.: give image files or folders"),

@@ -17,7 +17,7 @@ from domainbed_ext.analyse.registry import ANALYSES
 from domainbed_ext.analyse.runs import ChosenRun, Factors, read_adapter
 from domainbed_ext.analyse.weights import layers_of, read_full
 from domainbed_ext.data.splits import Split
-from domainbed_ext.errors import warn_once
+from domainbed_ext.errors import BenchmarkError, warn_once
 from domainbed_ext.models import backbones
 from domainbed_ext.runs.arguments import RunArguments
 from domainbed_ext.runs.folder import RunFolder
@@ -323,3 +323,35 @@ def test_no_update_has_a_rank_above_the_one_of_its_bound(trained, is_residual):
     start_B = random.standard_normal(B.shape) if "B" in trained else B
     factors = Factors("m", "q", 0, 2.0, trained, A, B, start_A, start_B, is_residual)
     assert factors.update_rank == np.linalg.matrix_rank(factors.update)
+
+
+def test_theorem_4_3_holds_up_to_rounding_where_both_losses_are_0():
+    random = np.random.default_rng(0)
+    A, B = random.standard_normal((8, 8)), random.standard_normal((8, 8))
+    factors = Factors("m", "q", 0, 1.0, "AB", A, B, A, B, False)
+    root = random.standard_normal((8, 8))
+    for change, holds in ((random.standard_normal((8, 8)), 1.0), (np.zeros((8, 8)), math.nan)):
+        layer = lemmas._Layer("g", factors, 0, change, root @ root.T, ["r", 1], draws=20)
+        assert [row.holds for row in lemmas._random_rows(layer, [8])] == pytest.approx([holds], nan_ok=True)
+
+
+@pytest.mark.parametrize("analysis", ["energy", "similarity", "lemmas", "inits"])
+def test_diverged_runs_are_left_out_with_a_warning(sweep, tmp_path, capsys, analysis):
+    runs = part_of(sweep, tmp_path, "BA", "BOnly", "FullFT")
+    lost = runs / name_of("BA", 0, LAST)
+    records = [json.loads(line) for line in (lost / "results.jsonl").read_text().splitlines()]
+    records[-1] |= {"diverged": True, "first_nonfinite_step": 1}
+    (lost / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for path in lost.rglob("*.safetensors"):
+        path.write_bytes(b"no weights that anything could read")
+    warn_once.cache_clear()
+    assert main([analysis, "--input_dir", str(runs), *(SMALL if analysis == "lemmas" else ())]) == 0
+    assert (
+        f"1 of {len(list(runs.glob('*/done')))} selected runs diverged: they are not analysed"
+        in capsys.readouterr().err
+    )
+    for path in runs.glob("*/done"):
+        if path.parent != lost:
+            shutil.rmtree(path.parent)
+    with pytest.raises(BenchmarkError, match="all selected runs in .* diverged: launch the sweep with other"):
+        main([analysis, "--input_dir", str(runs)])

@@ -93,8 +93,12 @@ def test_records_are_sorted_json_lines(tmp_path):
 
 def test_records_that_cannot_be_opened_are_named_and_the_others_read(tmp_path):
     make_run(tmp_path / "a")
-    (make_run(tmp_path / "b").path / "results.jsonl").unlink()
-    (tmp_path / "b" / "results.jsonl").mkdir()
+    path = make_run(tmp_path / "b").path / "results.jsonl"
+    path.write_text("")
+    with pytest.raises(BenchmarkError, match="results.jsonl is empty: delete the run's folder and launch"):
+        load_records(tmp_path)
+    path.unlink()
+    path.mkdir()
     with pytest.raises(BenchmarkError, match=r"results.jsonl cannot be read \(.+\)"):
         load_records(tmp_path)
     unreadable = []

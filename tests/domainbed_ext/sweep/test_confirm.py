@@ -2,11 +2,13 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 
 from domainbed_ext.algorithms.names import without_objective
-from domainbed_ext.errors import BenchmarkError
+from domainbed_ext.errors import BenchmarkError, warn_once
+from domainbed_ext.hparams_registry import OPTIONS, default_hparams
 from domainbed_ext.runs.folder import State, load_records
 from domainbed_ext.sweep import command as sweep
 from domainbed_ext.sweep.arguments import parse
@@ -32,6 +34,10 @@ def finish(jobs, val, test):
             record[f"env{env}_out_acc"] = test if [env] == args["test_envs"] else val
             record[f"env{env}_in_acc"] = test if [env] == args["test_envs"] else val
         (job.folder.path / "results.jsonl").write_text(json.dumps(record) + "\n")
+
+
+def args_of(tmp_path, **options):
+    return parse(words(tmp_path, command="confirm", **options))
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def test_fresh_trials_have_the_rate_with_the_best_validation_accuracy(searched, 
 
 
 def test_the_accuracy_on_the_test_environment_has_no_part_in_it(searched):
-    args = parse(words(searched, command="confirm"))
+    args = args_of(searched)
     choices = list(choose(load_records(args.output_dir), args))
     assert [choice.val_acc for choice in choices] == pytest.approx([0.8] * 4)
     assert {(choice.candidates, choice.trials) for choice in choices} == {(3, 2)}
@@ -71,7 +77,7 @@ def test_the_accuracy_on_the_test_environment_has_no_part_in_it(searched):
 
 def test_hyperparameters_that_lack_trials_are_not_compared(searched):
     finish(make_jobs(searched, "--hparams", '{"lr": 0.1}', "--n_trials", "1"), 0.99, 0.99)
-    args = parse(words(searched, command="confirm"))
+    args = args_of(searched)
     choices = choose(load_records(args.output_dir), args)
     assert [choice.val_acc for choice in choices] == pytest.approx([0.8] * 4)
 
@@ -80,7 +86,7 @@ def test_hyperparameters_are_compared_on_the_same_trials(tmp_path):
     for lr, val, first in ((0.001, 0.6, 0), (0.002, 0.7, 0), (0.01, 0.9, 1)):  # the last one of easier splits
         jobs = make_jobs(tmp_path, "--hparams", json.dumps({"lr": lr}), "--n_trials", str(first + 2))
         finish([job for job in jobs if job.train_args["trial_seed"] >= first], val, val)
-    args = parse(words(tmp_path, command="confirm"))
+    args = args_of(tmp_path)
     choices = choose(load_records(args.output_dir), args)
     assert {(choice.hparams["lr"], choice.candidates, choice.trials) for choice in choices} == {(0.002, 2, 2)}
 
@@ -88,7 +94,7 @@ def test_hyperparameters_are_compared_on_the_same_trials(tmp_path):
 @pytest.mark.parametrize("diverged", [0.0001, 0.1])
 def test_a_diverged_run_is_never_the_best(searched, diverged):
     finish(make_jobs(searched, "--hparams", json.dumps({"lr": diverged}), "--n_trials", "2"), None, None)
-    args = parse(words(searched, command="confirm"))
+    args = args_of(searched)
     choices = choose(load_records(args.output_dir), args)
     assert {choice.hparams["lr"] for choice in choices} == {0.002}
 
@@ -100,13 +106,52 @@ def test_a_run_that_diverged_after_its_best_step_is_never_the_best(searched):
         path = job.folder.path / "results.jsonl"
         lost = json.loads(path.read_text()) | {"step": 2, "diverged": True, "first_nonfinite_step": 2}
         path.write_text(path.read_text() + json.dumps(lost | {f"env{env}_out_acc": None for env in range(4)}) + "\n")
-    args = parse(words(searched, command="confirm"))
+    args = args_of(searched)
     choices = list(choose(load_records(args.output_dir), args))
     diverged = {tuple(job.train_args["test_envs"]) for job in jobs[:2]}
     assert {choice.test_envs for choice in choices if choice.hparams["lr"] == 0.002} == diverged
     assert {choice.test_envs for choice in choices if choice.hparams["lr"] == 0.1} == {
         (env,) for env in range(4)
     } - diverged
+
+
+def test_several_runs_with_the_same_hyperparameters_count_by_their_mean(tmp_path):
+    fixed = {name: value for name, value in default_hparams("LP", "DigitsShift").items() if name not in OPTIONS}
+    same = make_jobs(tmp_path, "--hparams", json.dumps(fixed | {"lr": 0.001}), "--n_trials", "1", "--n_hparams", "3")
+    for seed, val in enumerate((0.6, 0.7, 0.9)):
+        finish([job for job in same if job.train_args["hparams_seed"] == seed], val, val)
+    finish(make_jobs(tmp_path, "--hparams", json.dumps(fixed | {"lr": 0.002}), "--n_trials", "1"), 0.8, 0.8)
+    args = args_of(tmp_path)
+    choices = list(choose(load_records(args.output_dir), args))
+    assert {(choice.hparams["lr"], choice.candidates, round(choice.val_acc, 9)) for choice in choices} == {
+        (0.002, 2, 0.8)
+    }
+
+
+def test_runs_of_other_lengths_compete_with_a_warning(searched, capsys):
+    finish(make_jobs(searched, "--hparams", '{"lr": 0.1}', "--n_trials", "2", "--steps", "7"), 0.1, 0.1)
+    args = args_of(searched)
+    warn_once.cache_clear()
+    list(choose(load_records(args.output_dir), args))
+    assert "finished runs of LP on DigitsShift differ in steps, but compete" in capsys.readouterr().err
+
+
+def test_test_environments_without_runs_are_named_and_taken_from_the_method_alone(searched, capsys):
+    for folder in [run.parent for run in args_of(searched).output_dir.glob("*/results.jsonl")]:
+        if json.loads((folder / "results.jsonl").read_text())["args"]["test_envs"] == [3]:
+            shutil.rmtree(folder)
+    jobs = make_jobs(searched, "--hparams", '{"lr": 0.01}', "--n_trials", "2", algorithms=["LP+IRM"])
+    finish([job for job in jobs if job.train_args["test_envs"] == [0]], 0.7, 0.7)
+    args = args_of(searched, algorithms=["LP+IRM"])
+    choices = list(choose(load_records(args.output_dir), args))
+    assert [(choice.test_envs, choice.chosen_with) for choice in choices] == [
+        ((0,), "LP+IRM"),
+        ((1,), "LP"),
+        ((2,), "LP"),
+    ]
+    assert (
+        "no finished runs of LP on DigitsShift with --test_envs 3: there it is not confirmed" in capsys.readouterr().err
+    )
 
 
 def test_diverged_runs_alone_are_refused(tmp_path):
