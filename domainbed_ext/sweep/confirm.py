@@ -134,7 +134,7 @@ def choose(records: Sequence[Record], args: SweepArguments) -> list[Choice]:
 
 def _test_envs(args: SweepArguments, dataset: str, algorithm: str) -> set[tuple[int, ...]]:
     """The test environments of the runs that a sweep has of a method, without pairs."""
-    jobs = make_jobs(replace(args, datasets=(dataset,), algorithms=(algorithm,), n_trials=1))
+    jobs = make_jobs(replace(args, datasets=(dataset,), algorithms=(algorithm,), n_trials=1, n_hparams=1))
     found = {tuple(job.train_args["test_envs"]) for job in jobs}
     return found if args.protocol == SINGLE_SOURCE else {test_envs for test_envs in found if len(test_envs) == 1}
 
@@ -197,9 +197,8 @@ def _others(record: Record) -> dict[str, Any]:
 
 def _differing(descriptions: Iterable[str]) -> str:
     """The names of the values in which some descriptions differ."""
-    first, *rest = map(json.loads, sorted(descriptions))
-    names = {name for each in rest for name in {*first, *each} if first.get(name) != each.get(name)}
-    return ", ".join(sorted(names))
+    first, *rest = map(json.loads, descriptions)
+    return ", ".join(name for name in first if any(each[name] != first[name] for each in rest))
 
 
 def _own(record: Record) -> dict[str, Any]:
