@@ -40,9 +40,8 @@ from domainbed_ext.errors import BenchmarkError
 from domainbed_ext.seeds import seed_hash
 from domainbed_ext.system import option_values
 
-_ROUNDING = 1e-9  # of a loss relative to that without an update
-
 RANKS = (1, 2, 4, 8, 16, 32, 64)
+_ROUNDING = 1e-9  # of a loss relative to that without an update
 
 
 def compute(sweep: Sweep, args: argparse.Namespace) -> list[Row]:

@@ -234,18 +234,18 @@ class Sweep:
         self.input_dir, self.results = input_dir, Results(records, [TRAINING_DOMAIN])
         wanted = _check_algorithms(algorithms, self.results.algorithms)
         selected = dict.fromkeys(str(record["run"]) for record in self.results.chosen(wanted))
-        names = [name for name in selected if not any(map(is_diverged, self.results.runs[name]))]
-        if diverged := len(selected) - len(names):
-            warn_once(f"{diverged} of {len(selected)} selected runs diverged: they are not analysed")
-        if selected and not names:
-            raise BenchmarkError(
-                f"all selected runs in {input_dir} diverged: launch the sweep with other hyperparameters"
-            )
-        if not names:
+        if not selected:
             raise BenchmarkError(
                 f"{input_dir} has no run that is tested on a single environment, as training-domain validation "
                 "selects: launch the sweep with --single_test_envs"
             )
+        names = [name for name in selected if not any(map(is_diverged, self.results.runs[name]))]
+        if not names:
+            raise BenchmarkError(
+                f"all selected runs in {input_dir} diverged: launch the sweep with other hyperparameters"
+            )
+        if diverged := len(selected) - len(names):
+            warn_once(f"{diverged} of {len(selected)} selected runs diverged: they are not analysed")
         self.runs = [ChosenRun(RunFolder(input_dir / name), step, moved) for name in names]
 
     def adapted(self) -> list[ChosenRun]:

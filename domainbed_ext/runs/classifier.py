@@ -1,7 +1,7 @@
 """The trained model of a finished run, for any images: its data set need not be there."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -151,7 +151,6 @@ def _find_classes(run: RunFolder, saved: Saved, data_dir: str | None) -> tuple[s
 
 def _read_class_names(folder: Path) -> Sequence[str] | None:
     """The names of the classes that saved weights say; None if they say none."""
-    description: Mapping[str, Any] = {}
     path = next((path for name in ("adapter.json", TRAINED) if (path := folder / name).is_file()), None)
     if path is None:
         return None

@@ -173,11 +173,15 @@ class RunFolder:
         "strengths".
 
         Raises:
-            BenchmarkError: A line is not a JSON record.
+            BenchmarkError: They cannot be read, or a line is not a JSON record.
         """
+        try:
+            lines = (self.path / RECORDS).read_bytes().splitlines()
+        except OSError as error:
+            raise BenchmarkError(f"the records of {self.path / RECORDS} cannot be read ({error.strerror})") from error
         records = []
         shared: dict[str, Any] = {"run": self.name}  # values that all records of a run repeat are kept once
-        for number, line in enumerate((self.path / RECORDS).read_bytes().splitlines(), 1):
+        for number, line in enumerate(lines, 1):
             record = self._record(line, number)
             for name, value in record.items():
                 if isinstance(value, (dict, list)) and shared.setdefault(name, value) == value:
@@ -317,10 +321,7 @@ def load_records(
     records = []
     for run in wanted:
         try:
-            try:
-                found = run.records()
-            except OSError as error:
-                raise BenchmarkError(f"{run.path / RECORDS} cannot be read ({error.strerror})") from error
+            found = run.records()
             if not found and (run.path / "done").exists():
                 raise BenchmarkError(
                     f"{run.path / RECORDS} is empty: delete the run's folder and launch the sweep again"

@@ -136,10 +136,7 @@ def read_records(run: RunFolder) -> list[dict[str, Any]]:
     Raises:
         BenchmarkError: They cannot be read, or there are none.
     """
-    try:
-        records = run.records()
-    except OSError as error:
-        raise BenchmarkError(f"the records of {run.path} cannot be read ({error.strerror}): run it again") from error
+    records = run.records()
     if not records:
         raise BenchmarkError(f"{run.path} has no records: run it again")
     return records

@@ -35,6 +35,7 @@ from domainbed_ext.system.files import write_atomically
 
 FOLDER = "confirmed"
 CHOICES = "choices.json"
+_SHARED = ("backbone", "precision", "steps", "holdout_fraction")  # the same in all runs that are compared
 
 
 class Row(NamedTuple):
@@ -134,15 +135,14 @@ def choose(records: Sequence[Record], args: SweepArguments) -> list[Choice]:
 
 def _test_envs(args: SweepArguments, dataset: str, algorithm: str) -> set[tuple[int, ...]]:
     """The test environments of the runs that a sweep has of a method, without pairs."""
-    jobs = make_jobs(replace(args, datasets=(dataset,), algorithms=(algorithm,), n_trials=1, n_hparams=1))
-    found = {tuple(job.train_args["test_envs"]) for job in jobs}
-    return found if args.protocol == SINGLE_SOURCE else {test_envs for test_envs in found if len(test_envs) == 1}
+    one = replace(args, datasets=(dataset,), algorithms=(algorithm,), n_trials=1, n_hparams=1, single_test_envs=True)
+    return {tuple(job.train_args["test_envs"]) for job in make_jobs(one)}
 
 
 def _choices(records: Iterable[Record]) -> Iterator[Choice]:
     """The choice of each method, data set and set of test environments that has records, in their order."""
     runs: dict[Row, dict[str, dict[int, list[Record]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    shared: dict[Row, set[str]] = defaultdict(set)
+    shared: dict[Row, set[tuple[object, ...]]] = defaultdict(set)
     for record in records:
         recorded = record["args"]
         row = Row(recorded["dataset"], recorded["algorithm"], tuple(recorded["test_envs"]))
@@ -150,11 +150,11 @@ def _choices(records: Iterable[Record]) -> Iterator[Choice]:
         if not is_pair:
             hparams = strict_json.dumps(_own(record), sort_keys=True)
             runs[row][hparams][recorded["trial_seed"]].append(record)
-            shared[row].add(strict_json.dumps(_others(record), sort_keys=True))
+            shared[row].add(tuple((recorded | record["hparams"]).get(name) for name in _SHARED))
     for row in sorted(runs):
-        if len(shared[row]) > 1:
+        if differing := [name for name, *values in zip(_SHARED, *shared[row], strict=True) if len(set(values)) > 1]:
             warn_once(
-                f"finished runs of {row.algorithm} on {row.dataset} differ in {_differing(shared[row])}, but compete "
+                f"finished runs of {row.algorithm} on {row.dataset} differ in {', '.join(differing)}, but compete "
                 "for the choice all the same: give each sweep its own --output_dir"
             )
         sets_of_trials = Counter(frozenset(trials) for trials in runs[row].values())
@@ -177,28 +177,13 @@ def _choices(records: Iterable[Record]) -> Iterator[Choice]:
 
 def _score(trial: Sequence[Record]) -> float:
     """The mean validation accuracy of the runs of a trial; NaN if one diverged, be it after its best step."""
+    if any(map(is_diverged, trial)):
+        return math.nan
     runs = defaultdict(list)
     for record in trial:
         runs[record["run"]].append(record)
     # Not the best of them: that many runs happen to have these hyperparameters is no merit.
-    return mean(
-        [validation_accuracy(best_step(run)) for run in runs.values()] + [math.nan] * any(map(is_diverged, trial))
-    )
-
-
-def _others(record: Record) -> dict[str, Any]:
-    """What runs have in common whose hyperparameters are compared."""
-    hparams, args = record["hparams"], record["args"]
-    return {
-        **{name: hparams.get(name) for name in ("backbone", "precision")},
-        **{name: args.get(name) for name in ("steps", "holdout_fraction")},
-    }
-
-
-def _differing(descriptions: Iterable[str]) -> str:
-    """The names of the values in which some descriptions differ."""
-    first, *rest = map(json.loads, descriptions)
-    return ", ".join(name for name in first if any(each[name] != first[name] for each in rest))
+    return mean([validation_accuracy(best_step(run)) for run in runs.values()])
 
 
 def _own(record: Record) -> dict[str, Any]:
