@@ -176,7 +176,7 @@ def _choices(records: Iterable[Record]) -> Iterator[Choice]:
 
 
 def _score(trial: Sequence[Record]) -> float:
-    """The mean validation accuracy of the runs of a trial; NaN if one diverged, be it after its best step."""
+    """The mean validation accuracy of the runs of a trial; NaN if one diverged, even after its best step."""
     if any(map(is_diverged, trial)):
         return math.nan
     runs = defaultdict(list)
